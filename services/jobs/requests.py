@@ -1,0 +1,221 @@
+"""What may be asked of Graftwerk: one pydantic model a kind, used by both doors.
+
+The API parses a request with these, the queue carries it as JSON, and the worker parses it again.
+"""
+
+import re
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+
+from services.sampling import Sampling
+
+MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+"""A model is a folder of this name on the volume."""
+
+RESERVED_NAMES = ("incoming", "results")
+"""Folders of the volume that are no models."""
+
+SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as "5GB" (decimal, as transformers counts) or "512MiB"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in SIZE_UNITS:
+        raise ValueError(f'a size looks like "5GB", "500MB" or "2GiB", not {text!r}')
+    size_bytes = int(float(match[1]) * SIZE_UNITS[match[2].upper()])
+    if size_bytes < 1:
+        raise ValueError(f"a size must be at least one byte, not {text!r}")
+    return size_bytes
+
+
+def _not_reserved(name: str) -> str:
+    if name.lower() in RESERVED_NAMES:
+        raise ValueError(f"{name!r} is a folder of the volume itself and cannot name a model")
+    return name
+
+
+def _checked_size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN), AfterValidator(_not_reserved)]
+Size = Annotated[str, AfterValidator(_checked_size), Field(examples=["5GB"])]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+class Shape(BaseModel):
+    """The root of all request shapes: unknown fields are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+
+
+class JobRequest(Shape):
+    """What every kind of request may carry."""
+
+    after: list[UUID] = Field(default=[], max_length=64, description="Jobs that must have succeeded first.")
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        default={}, max_length=16, description="Up to 16 pairs of your own, given back with the job."
+    )
+
+
+class PathSource(Shape):
+    """A file or folder on the volume, under `incoming/`."""
+
+    path: str = Field(min_length=1, max_length=1024, examples=["incoming/llama"])
+
+
+class ZipSource(Shape):
+    """A zip archive on the volume, under `incoming/`."""
+
+    zip: str = Field(min_length=1, max_length=1024, examples=["incoming/chinese-llama-lora.zip"])
+
+
+class HubSource(Shape):
+    """A repository of a model hub (only where `HUB_ENABLED` is set)."""
+
+    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["org/name"])
+    revision: str | None = None
+
+
+class ImportRequest(JobRequest):
+    """Take files on the volume (a folder, a file or a zip archive) into the shelf as a model."""
+
+    kind: Literal["import"]
+    source: PathSource | ZipSource | HubSource
+    target: ModelName
+    sha256: dict[str, Sha256] = Field(default={}, description="Digests to check, by path inside the source.")
+
+
+class ConvertRequest(JobRequest):
+    """Turn a checkpoint of one layout into another, every tensor accounted for."""
+
+    kind: Literal["convert"]
+    source: ModelName
+    target: ModelName
+    output_format: Literal["huggingface", "meta", "gguf"] = "huggingface"
+    dtype: DType | None = Field(default=None, description="null keeps each tensor's own.")
+    max_shard_size: Size = "5GB"
+    ranks: int | None = Field(default=None, ge=1, le=64, description="Rank count of a `meta` output.")
+    instruct: bool = Field(default=False, description="Llama 3: an instruct model (eos ids, template).")
+
+    @model_validator(mode="after")
+    def _target_differs(self) -> "ConvertRequest":
+        if self.source.lower() == self.target.lower():
+            raise ValueError(f"target and source are both {self.source!r}: a model never overwrites its input")
+        return self
+
+
+class AdapterChoice(Shape):
+    """One adapter and how strongly it is applied."""
+
+    name: ModelName
+    scale: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False)
+
+
+class MergeRequest(JobRequest):
+    """Merge adapters into a base model, in the order given."""
+
+    kind: Literal["merge"]
+    base: ModelName
+    adapters: list[AdapterChoice] = Field(min_length=1, max_length=32)
+    target: ModelName
+    output_format: Literal["huggingface", "meta", "gguf"] = "huggingface"
+    dtype: DType | None = Field(default=None, description="null keeps each tensor's own.")
+    rounding: Literal["per_adapter", "once"] = Field(
+        default="per_adapter", description="per_adapter equals merging one after another with PEFT."
+    )
+    max_shard_size: Size = "5GB"
+    ranks: int | None = Field(default=None, ge=1, le=64, description="Rank count of a `meta` output.")
+    verify: bool = True
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _names_are_choices(cls, value: object) -> object:
+        if isinstance(value, list):
+            return [{"name": item} if isinstance(item, str) else item for item in value]
+        return value
+
+    @model_validator(mode="after")
+    def _target_is_new(self) -> "MergeRequest":
+        inputs = [self.base, *(adapter.name for adapter in self.adapters)]
+        if self.target.lower() in {name.lower() for name in inputs}:
+            raise ValueError(f"target {self.target!r} is one of the inputs: a merge never overwrites them")
+        return self
+
+
+class ChatMessage(Shape):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(max_length=1_000_000)
+
+
+class GenerateRequest(JobRequest):
+    """Generate text from one prompt, many prompts or a conversation."""
+
+    kind: Literal["generate"]
+    model: ModelName
+    adapters: list[AdapterChoice] = Field(default=[], max_length=8)
+    prompt: str | None = Field(default=None, max_length=1_000_000)
+    prompts: list[Annotated[str, Field(max_length=1_000_000)]] | None = Field(
+        default=None, min_length=1, max_length=10_000
+    )
+    prompts_file: str | None = Field(default=None, max_length=1024)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=1000)
+    template: str | None = Field(default=None, max_length=64, description="null: the model's own or none.")
+    system: str | None = Field(default=None, max_length=100_000)
+    input: str | None = Field(default=None, max_length=1_000_000)
+    sampling: Sampling = Sampling()
+    quantization: Literal["8bit", "4bit"] | None = None
+    rope_alpha: float | None = Field(default=None, gt=0, le=64)
+    return_token_ids: bool = False
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _names_are_choices(cls, value: object) -> object:
+        if isinstance(value, list):
+            return [{"name": item} if isinstance(item, str) else item for item in value]
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind_of_prompt(self) -> "GenerateRequest":
+        given = [n for n in ("prompt", "prompts", "prompts_file", "messages") if getattr(self, n) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"exactly one of prompt, prompts, prompts_file, messages is needed, found {found}")
+        return self
+
+
+AnyRequest = Annotated[
+    ImportRequest | ConvertRequest | MergeRequest | GenerateRequest, Field(discriminator="kind")
+]
+"""A request of any kind, told apart by its `kind`."""
+
+ANY_REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
+
+KINDS = ("import", "convert", "merge", "generate")
+
+
+def inputs_of(request: AnyRequest) -> list[str]:
+    """The names of the models that a request reads, in the order in which it names them."""
+    match request:
+        case ImportRequest():
+            return []
+        case ConvertRequest():
+            return [request.source]
+        case MergeRequest():
+            return [request.base, *(adapter.name for adapter in request.adapters)]
+        case GenerateRequest():
+            return [request.model, *(adapter.name for adapter in request.adapters)]
+
+
+def target_of(request: AnyRequest) -> str | None:
+    """The name of the model that a request makes, if it makes one."""
+    return None if isinstance(request, GenerateRequest) else request.target

@@ -1,0 +1,56 @@
+"""The settings of every process: one frozen class, read from `GRAFTWERK_*` in the entry points only."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+
+
+class Settings(BaseSettings):
+    """What can be set, each as `GRAFTWERK_<NAME>` in the environment; secrets also as `…_FILE`."""
+
+    model_config = SettingsConfigDict(env_prefix="GRAFTWERK_", frozen=True, extra="ignore")
+
+    redis_url: SecretStr | None = Field(None, description="Redis to use; `serve` starts its own where unset.")
+    redis_url_file: Path | None = Field(None, description="A file that holds the Redis URL.")
+    models_dir: Path = Field(Path("var/models"), description="The model volume.")
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 takes a free one.")
+    api_keys_file: Path | None = Field(None, description="Bearer keys: lines of `sha256 role name`.")
+    behind_gateway: bool = Field(
+        False, description="The port is published elsewhere, on loopback only (as in the compose file)."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    generate_slots: int = Field(8, ge=1, le=256, description="Sequences that one batch holds.")
+    resident_models_bytes: int = Field(
+        0, ge=0, description="Room for loaded models; 0 takes half of the device's memory."
+    )
+    generate_backend_url: str | None = Field(None, description="An OpenAI-compatible server for generation.")
+    job_timeout_seconds: int = Field(6 * 3600, ge=1, description="Longest time that one job may run.")
+    job_retention_seconds: int = Field(7 * 86400, ge=60, description="How long an ended job is remembered.")
+    queue_limit: int = Field(1000, ge=1, description="Jobs that may wait at once; more are refused.")
+    upload_limit_bytes: int = Field(200 * 2**30, ge=1, description="Largest file that is accepted.")
+    unpack_limit_bytes: int = Field(
+        400 * 2**30, ge=1, description="Most bytes that one archive may unpack to."
+    )
+    hub_enabled: bool = Field(False, description="Whether imports may read a model hub over the network.")
+    log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
+    torch_threads: int = Field(0, ge=0, description="Threads of a worker; 0 takes the cores it may use.")
+
+    @field_validator("models_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @cached_property
+    def redis_address(self) -> str:
+        """The Redis URL, from the setting or the file that it names."""
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        if self.redis_url_file is not None:
+            return self.redis_url_file.read_text(encoding="utf-8").strip()
+        return "redis://127.0.0.1:6379/0"
