@@ -1,0 +1,130 @@
+"""How the next token is chosen: one frozen value, the same for a job, the OpenAI door and the engine.
+
+The defaults are those of Chinese-LLaMA-Alpaca's inference script (`scripts/inference/inference_hf.py`), which
+people compare with; the names are those of transformers' `GenerationConfig` and of OpenAI's API.
+"""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+TokenBias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0)]
+StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class Sampling(BaseModel):
+    """The settings of one request. Whatever contradicts itself is refused, not bent into shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    temperature: float = Field(
+        default=0.2,
+        ge=0,
+        le=100,
+        description="Divides the scores: below 1 is bolder about likely tokens. 0 is greedy.",
+    )
+    top_k: int = Field(
+        default=40, ge=0, description="Only the k likeliest tokens are drawn from. 0 keeps all."
+    )
+    top_p: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="Only the likeliest tokens that together reach this probability. 1 keeps all.",
+    )
+    min_p: float | None = Field(
+        default=None, ge=0, le=1, description="Drops tokens less likely than this share of the likeliest one."
+    )
+    typical_p: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Locally typical sampling: the probability mass kept. 1 keeps all.",
+    )
+    repetition_penalty: float = Field(
+        default=1.1,
+        gt=0,
+        le=100,
+        description="Divides the positive scores of tokens seen in prompt or answer. 1 is none.",
+    )
+    presence_penalty: float = Field(
+        default=0,
+        ge=-2,
+        le=2,
+        description="Subtracted once from the score of every token that the answer already has.",
+    )
+    frequency_penalty: float = Field(
+        default=0,
+        ge=-2,
+        le=2,
+        description="Subtracted from a token's score for each time that the answer already has it.",
+    )
+    no_repeat_ngram_size: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="No run of this many tokens comes twice, the prompt included. 0 is off.",
+    )
+    logit_bias: dict[TokenId, TokenBias] = Field(
+        default_factory=dict,
+        description="Token id to a value added to its score, from -100 (never) to 100 (always).",
+    )
+    max_new_tokens: int = Field(
+        default=400,
+        ge=0,
+        le=1_000_000,
+        description="The answer ends after this many tokens. 0 only tokenizes the prompt.",
+    )
+    min_new_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="The end-of-text token is not drawn before this many tokens.",
+    )
+    num_beams: int = Field(default=1, ge=1, le=16, description="Beams of a beam search. 1 is none.")
+    do_sample: bool = Field(
+        default=True, description="Draw at random. False always takes the likeliest token (greedy)."
+    )
+    stop: tuple[StopText, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Texts that end the answer; neither they nor what follows is returned.",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=-(2**63),
+        le=2**63 - 1,
+        description="The same request with the same seed gives the same tokens.",
+    )
+    n: int = Field(default=1, ge=1, le=16, description="How many answers to give to each prompt.")
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="With each token its log-probability and those of this many likeliest ones.",
+    )
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, stop: Any) -> Any:
+        """OpenAI's API allows one text, a list or null."""
+        if stop is None:
+            return ()
+        return (stop,) if isinstance(stop, str) else stop
+
+    @model_validator(mode="after")
+    def _without_contradictions(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            least, most = self.min_new_tokens, self.max_new_tokens
+            raise ValueError(f"min_new_tokens ({least}) is larger than max_new_tokens ({most})")
+        if self.num_beams > 1 and self.n > self.num_beams:
+            raise ValueError(f"a search with {self.num_beams} beams cannot give n = {self.n} answers")
+        if self.num_beams > 1 and self.logprobs is not None:
+            raise ValueError("logprobs are not available from a beam search: set num_beams to 1")
+        return self
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken. Several greedy answers are allowed, and are equal."""
+        return not self.do_sample or self.temperature == 0
