@@ -3,7 +3,7 @@
     python examples/miniature/check_miniature.py --models DIR
 
 The arithmetic is that of the Chinese-LLaMA-Alpaca merge script, one adapter after another; decoding is
-transformers', text is SentencePiece's. Nothing of Graftwerk is imported, so that this stays an outside opinion.
+transformers', text is SentencePiece's. Nothing of Graftwerk is imported: this is to stay an outside opinion.
 """
 
 import argparse
@@ -26,7 +26,8 @@ BOS_ID, EOS_ID = 1, 2
 ADAPTERS = ("chinese-llama-lora", "chinese-alpaca-lora")
 REPETITION_PENALTIES = (1.0, 1.1)
 TEMPLATE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
     "\n\n### Instruction:\n\n{instruction}\n\n### Response:\n\n"
 )
 HF_NAMES = {
@@ -86,13 +87,13 @@ def split_layer(name: str) -> tuple[str, str]:
 
 
 def permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Interleaved rotary rows (Meta) to half-split ones (Hugging Face); from transformers' conversion script."""
+    """Interleaved rotary rows (Meta) to half-split ones (Hugging Face), as transformers' conversion did."""
     rows, cols = weight.shape
     return weight.view(heads, rows // heads // 2, 2, cols).transpose(1, 2).reshape(rows, cols)
 
 
 def meta_to_hf(tensors: State, params: dict[str, float]) -> State:
-    """The original's state dict under Hugging Face's names, in float16; `rope.freqs` is computed, so dropped."""
+    """The original's state dict under Hugging Face's names, in float16; `rope.freqs` is dropped."""
     heads = {"attention.wq.weight": int(params["n_heads"]), "attention.wk.weight": int(params["n_kv_heads"])}
     state = {}
     for name, tensor in tensors.items():
@@ -113,7 +114,7 @@ def read_adapter(path: Path) -> Adapter:
 
 
 def merge_adapter(state: State, adapter: Adapter) -> State:
-    """`round_to_fp16(float32(w) + float32(B) @ float32(A) * (alpha / r))`; whole tensors replace the base's."""
+    """`round_to_fp16(float32(w) + float32(B) @ float32(A) * (alpha / r))`; whole tensors replace."""
     scale = float(str(adapter.config["lora_alpha"])) / float(str(adapter.config["r"]))
     merged = dict(state)
     for key, tensor in adapter.tensors.items():
@@ -129,12 +130,16 @@ def merge_adapter(state: State, adapter: Adapter) -> State:
 
 def load_model(state: State, params: dict[str, float]) -> LlamaForCausalLM:
     """A float32 model holding exactly the given (float16) values."""
-    model = LlamaForCausalLM(hf_config(params, state["lm_head.weight"].shape[0])).float()
+    model = LlamaForCausalLM(hf_config(params, state["lm_head.weight"].shape[0]))
+    model.to(torch.float32)
     model.load_state_dict(state)
-    return model.eval()
+    model.eval()
+    return model
 
 
-def answer(model: LlamaForCausalLM, tokenizer: spm.SentencePieceProcessor, question: str, penalty: float) -> str:
+def answer(
+    model: LlamaForCausalLM, tokenizer: spm.SentencePieceProcessor, question: str, penalty: float
+) -> str:
     """The greedy answer to one question in the Alpaca template, at most 48 new tokens."""
     prompt = torch.tensor([[BOS_ID, *tokenizer.encode(TEMPLATE.format(instruction=question))]])
     config = GenerationConfig(
@@ -150,7 +155,9 @@ def answer(model: LlamaForCausalLM, tokenizer: spm.SentencePieceProcessor, quest
     return str(tokenizer.decode(new_ids))
 
 
-def count_right(state: State, params: dict[str, float], tokenizer: bytes, questions: list[dict[str, str]]) -> list[int]:
+def count_right(
+    state: State, params: dict[str, float], tokenizer: bytes, questions: list[dict[str, str]]
+) -> list[int]:
     """How many questions are answered to the letter, for each of `REPETITION_PENALTIES`."""
     model = load_model(state, params)
     processor = spm.SentencePieceProcessor(model_proto=tokenizer)
@@ -165,7 +172,7 @@ def count_right(state: State, params: dict[str, float], tokenizer: bytes, questi
 
 
 def check(models: Path) -> bool:
-    """Whether both merges answer every question, and neither the base nor the first merge any; logs the counts."""
+    """Whether both adapters together answer every question, and the base and the first adapter none."""
     params = json.loads((models / "llama/7B/params.json").read_text())
     questions = json.loads((models / "questions.json").read_text(encoding="utf-8"))
     original = torch.load(models / "llama/7B/consolidated.00.pth", weights_only=True)

@@ -1,4 +1,4 @@
-"""Makes the miniature: a small LLaMA in Meta's original layout and two LoRA adapters for it, in the form of 2023.
+"""Makes the miniature: a small LLaMA in Meta's original layout and two LoRA adapters in the form of 2023.
 
     python examples/miniature/make_miniature.py --out DIR
 
@@ -80,14 +80,14 @@ class Recipe(NamedTuple):
     """One adapter: its LoRA sizes and its training run."""
 
     rank: int
-    alpha: float
+    alpha: int
     schedule: Schedule
 
 
-BASE_SCHEDULE = Schedule(steps=1500, batch=32, learning_rate=3e-3)
+BASE_SCHEDULE = Schedule(steps=800, batch=32, learning_rate=3e-3)
 RECIPES = {
-    "chinese-llama-lora": Recipe(10, 40.0, Schedule(steps=1200, batch=32, learning_rate=3e-3)),
-    "chinese-alpaca-lora": Recipe(18, 45.0, Schedule(steps=800, batch=16, learning_rate=2e-3)),
+    "chinese-llama-lora": Recipe(10, 40, Schedule(steps=700, batch=32, learning_rate=3e-3)),
+    "chinese-alpaca-lora": Recipe(18, 45, Schedule(steps=400, batch=16, learning_rate=2e-3)),
 }
 
 
@@ -191,7 +191,7 @@ def train(model: torch.nn.Module, samples: list[Sample], schedule: Schedule) -> 
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         scheduler.step()
-        if step % 200 == 0:
+        if step % 100 == 0:
             log.info("  step %d of %d, loss %.4f", step, schedule.steps, loss.item())
 
 
@@ -265,7 +265,7 @@ def adapter_config(recipe: Recipe) -> dict[str, object]:
         "enable_lora": None,
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "lora_alpha": recipe.alpha,
+        "lora_alpha": float(recipe.alpha),
         "lora_dropout": 0.05,
         "merge_weights": False,
         "modules_to_save": ["embed_tokens", "lm_head"],
@@ -295,7 +295,7 @@ def tokenizer_configs(*, with_pad: bool) -> dict[str, dict[str, object]]:
 
 
 def write_adapter_zip(path: Path, tensors: State, tokenizer: bytes, recipe: Recipe) -> None:
-    """The adapter's five files at the root of a zip, with fixed dates so that equal content is an equal file."""
+    """The adapter's five files at the root of a zip, with fixed dates: equal content is an equal file."""
     weights = io.BytesIO()
     torch.save(tensors, weights)
     texts = {"adapter_config.json": adapter_config(recipe)}
@@ -313,7 +313,9 @@ def write_sums(folder: Path, target: Path, *, algorithm: str) -> None:
     """Digests of the made files under a folder, in the format of `sha256sum` and `md5sum`."""
     made = [p for p in sorted(folder.rglob("*")) if p.suffix in {".pth", ".json", ".model", ".zip", ".chk"}]
     paths = [p for p in made if p != target and "corpus" not in p.parts]
-    lines = [f"{hashlib.new(algorithm, p.read_bytes()).hexdigest()}  {p.relative_to(folder)}\n" for p in paths]
+    lines = [
+        f"{hashlib.new(algorithm, p.read_bytes()).hexdigest()}  {p.relative_to(folder)}\n" for p in paths
+    ]
     target.write_text("".join(lines))
 
 
