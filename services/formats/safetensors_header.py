@@ -51,7 +51,9 @@ def _header_json(path: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
             f"{path.name}: the safetensors header is damaged ({error})", "Fetch the file again."
         ) from error
     if not isinstance(header, dict):
-        raise UnreadableFile(f"{path.name}: the safetensors header is no JSON object", "Fetch the file again.")
+        raise UnreadableFile(
+            f"{path.name}: the safetensors header is no JSON object", "Fetch the file again."
+        )
     return header, 8 + length
 
 

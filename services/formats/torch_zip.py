@@ -48,7 +48,9 @@ class _PickledTensor:
     strides: tuple[int, ...]
 
 
-def _rebuild_tensor(storage: object, offset: int, shape: object, strides: object, *_: object) -> _PickledTensor:
+def _rebuild_tensor(
+    storage: object, offset: int, shape: object, strides: object, *_: object
+) -> _PickledTensor:
     if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise pickle.UnpicklingError("a tensor is described without storage, shape or strides")
     numbers = (offset, *shape, *strides)
@@ -141,7 +143,9 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, TensorHeade
 def _check_byte_order(path: Path, archive: zipfile.ZipFile, root: str) -> None:
     name = f"{root}byteorder"
     if name in archive.namelist() and archive.read(name).strip() != b"little":
-        raise UnsupportedFormat(f"{path.name} holds big-endian tensors", "Save it on a little-endian machine.")
+        raise UnsupportedFormat(
+            f"{path.name} holds big-endian tensors", "Save it on a little-endian machine."
+        )
 
 
 def _unpickle(path: Path, archive: zipfile.ZipFile, member: str) -> object:
@@ -153,7 +157,9 @@ def _unpickle(path: Path, archive: zipfile.ZipFile, member: str) -> object:
         except UnsafePickle as error:
             raise UnsafePickle(f"{path.name}: {error.message}", error.hint) from None
         except (pickle.UnpicklingError, TypeError, AttributeError, ValueError, IndexError, KeyError) as error:
-            raise UnreadableFile(f"{path.name}: its pickle is damaged ({error})", "Fetch it again.") from error
+            raise UnreadableFile(
+                f"{path.name}: its pickle is damaged ({error})", "Fetch it again."
+            ) from error
 
 
 def _named_tensors(path: Path, state: object) -> list[tuple[str, _PickledTensor]]:

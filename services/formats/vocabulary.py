@@ -1,0 +1,138 @@
+"""The pieces of a tokenizer's file, read without a tokenizer library.
+
+A SentencePiece `tokenizer.model` is a protocol buffer (google/sentencepiece `sentencepiece_model.proto`: ModelProto
+field 1 = repeated SentencePiece {1: piece, 2: score, 3: type}). Llama 3's file of the same name is tiktoken's: lines of
+base64 and rank. They are told apart by content.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from services.errors import UnreadableTokenizer
+
+SIZE_LIMIT_BYTES = 64 * 2**20
+
+TIKTOKEN_SPECIAL_TOKENS = 256
+"""How many special tokens follow the ranks of Llama 3's file (meta-llama/llama3 `tokenizer.py`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer's pieces in the order of their ids."""
+
+    kind: Literal["sentencepiece", "tiktoken"]
+    pieces: tuple[bytes, ...]
+    sha256: str
+    special_tokens: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many ids the tokenizer knows."""
+        return len(self.pieces) + self.special_tokens
+
+    def continues(self, earlier: "Vocabulary") -> bool:
+        """Whether the pieces begin with all those of an earlier vocabulary."""
+        return self.kind == earlier.kind and self.pieces[: len(earlier.pieces)] == earlier.pieces
+
+    def first_difference(self, other: "Vocabulary") -> int:
+        """The first id at which the two differ (the shorter one's size where none does)."""
+        pairs = enumerate(zip(self.pieces, other.pieces, strict=False))
+        return next((i for i, (a, b) in pairs if a != b), min(len(self.pieces), len(other.pieces)))
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The pieces of a `tokenizer.model`.
+
+    Raises:
+        UnreadableTokenizer: neither SentencePiece nor tiktoken, damaged or too large.
+    """
+    if path.stat().st_size > SIZE_LIMIT_BYTES:
+        raise UnreadableTokenizer(f"{path.name} has {path.stat().st_size} bytes, no tokenizer is that large")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    tiktoken = _tiktoken_pieces(data)
+    if tiktoken is not None:
+        return Vocabulary("tiktoken", tiktoken, digest, TIKTOKEN_SPECIAL_TOKENS)
+    try:
+        pieces = tuple(_sentencepiece_pieces(data))
+    except (IndexError, ValueError) as error:
+        raise UnreadableTokenizer(
+            f"{path.name} is neither a SentencePiece model nor a tiktoken file ({error})",
+            "Take tokenizer.model from the original download.",
+        ) from error
+    if not pieces:
+        raise UnreadableTokenizer(
+            f"{path.name} holds no pieces", "Take tokenizer.model from the original download."
+        )
+    return Vocabulary("sentencepiece", pieces, digest)
+
+
+def _tiktoken_pieces(data: bytes) -> tuple[bytes, ...] | None:
+    lines = data.split(b"\n")
+    first = lines[0].split(b" ")
+    if len(first) != 2 or not first[1].strip().isdigit():
+        return None
+    pieces: list[bytes] = []
+    for line in filter(None, lines):
+        try:
+            piece, rank = line.split()
+            pieces.append(base64.b64decode(piece, validate=True))
+        except (ValueError, binascii.Error):
+            return None
+        if int(rank) != len(pieces) - 1:
+            raise UnreadableTokenizer(
+                f"the tiktoken file's line {len(pieces)} has rank {int(rank)}, expected {len(pieces) - 1}",
+                "The file is damaged: fetch it again.",
+            )
+    return tuple(pieces)
+
+
+def _sentencepiece_pieces(data: bytes) -> Iterator[bytes]:
+    for number, wire_type, value in _fields(data):
+        if number == 1 and wire_type == 2:
+            fields = {n: v for n, w, v in _fields(value) if w == 2}
+            if 1 not in fields:
+                raise ValueError("a piece has no text")
+            yield fields[1]
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The fields of one protocol buffer message: number, wire type, raw bytes (empty for numbers)."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == 2:
+            length, at = _varint(data, at)
+            if at + length > len(data):
+                raise ValueError(f"field {number} is truncated")
+            yield number, wire_type, data[at : at + length]
+            at += length
+        elif wire_type == 0:
+            _, at = _varint(data, at)
+            yield number, wire_type, b""
+        elif wire_type in (1, 5):
+            at += 8 if wire_type == 1 else 4
+            if at > len(data):
+                raise ValueError(f"field {number} is truncated")
+            yield number, wire_type, b""
+        else:
+            raise ValueError(f"field {number} has wire type {wire_type}")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number is longer than 64 bits")
