@@ -1,0 +1,1 @@
+"""Tensors on disk: read by offset, joined and permuted, written with the header first."""

@@ -1,0 +1,100 @@
+"""A Hugging Face model folder, written: weights, configuration, tokenizer files."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from services.checkpoints.streaming import Produce, stream_tensors
+from services.checkpoints.writer import SafetensorsWriter, TensorPlan
+from services.formats.checkpoint import TOKENIZER_FILES
+from services.formats.config import ModelConfig, config_to_json
+from services.formats.tensors import DTYPE_NAMES
+from services.progress import CheckCanceled, Report, ignore_progress, never_canceled
+
+MAX_SHARD_BYTES = 5 * 10**9
+"""The default of transformers 4's save_pretrained ("5GB", decimal)."""
+
+LLAMA_TOKENIZER_CONFIG: Mapping[str, Any] = {
+    "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>",
+    "eos_token": "</s>", "unk_token": "<unk>", "clean_up_tokenization_spaces": False, "legacy": True,
+    "model_max_length": 1000000000000000019884624838656,
+}  # fmt: skip
+"""What the original tokenizer does, for transformers; legacy: text after a special token keeps its space."""
+
+SPECIAL_TOKENS_MAP: Mapping[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenModel:
+    """What was written: plans of all tensors and the SHA-256 of each one's bytes."""
+
+    folder: Path
+    plans: Sequence[TensorPlan]
+    digests: Mapping[str, str]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(plan.size_bytes for plan in self.plans)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How a caller follows and stops a piece of work."""
+
+    report: Report = ignore_progress
+    check_canceled: CheckCanceled = never_canceled
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the folder is to hold besides the tensors' values."""
+
+    config: ModelConfig
+    plans: Sequence[TensorPlan]
+    tokenizer_folder: Path
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+
+def write_huggingface(target: Path, layout: Layout, produce: Produce, watch: Watch) -> WrittenModel:
+    """Writes a model folder; `produce` gives each planned tensor by name.
+
+    Raises:
+        DiskFull, JobCanceled, InternalError, and whatever `produce` raises.
+    """
+    write_config(target, layout)
+    copy_tokenizer(layout.tokenizer_folder, target)
+    with SafetensorsWriter(target, layout.plans, layout.max_shard_bytes) as writer:
+        stream_tensors(
+            layout.plans, produce, writer, report=watch.report, check_canceled=watch.check_canceled
+        )  # fmt: skip
+    return WrittenModel(target, layout.plans, writer.digests)
+
+
+def write_config(target: Path, layout: Layout) -> None:
+    """Writes `config.json` and `generation_config.json`."""
+    largest = max(layout.plans, key=lambda plan: plan.size_bytes)
+    config = layout.config
+    write_json(target / "config.json", config_to_json(config, DTYPE_NAMES[largest.dtype]))
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    write_json(target / "generation_config.json", {"_from_model_config": True, **ids})
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer's files byte for byte; writes the two that transformers wants where they are missing."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if (target / "tokenizer.model").is_file() and not (target / "tokenizer_config.json").is_file():
+        write_json(target / "tokenizer_config.json", LLAMA_TOKENIZER_CONFIG)
+        if not (target / "special_tokens_map.json").is_file():
+            write_json(target / "special_tokens_map.json", SPECIAL_TOKENS_MAP)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes readable JSON; Chinese stays Chinese."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,56 @@
+"""The stream that converting and merging share: one tensor at a time, reading behind computing behind writing."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+
+import torch
+
+from services.checkpoints.writer import SafetensorsWriter, TensorPlan
+from services.progress import CheckCanceled, Progress, Report
+
+THREADS = 2
+"""One thread computes while the other waits for the disk; more only add memory."""
+
+POLL_SECONDS = 0.2
+
+Produce = Callable[[str], torch.Tensor]
+
+
+def stream_tensors(
+    plans: Iterable[TensorPlan],
+    produce: Produce,
+    writer: SafetensorsWriter,
+    *,
+    report: Report,
+    check_canceled: CheckCanceled,
+) -> None:
+    """Produces and writes every planned tensor; at most THREADS of them are in memory at once.
+
+    Raises:
+        JobCanceled: what `check_canceled` raises, at the latest POLL_SECONDS after it would.
+        Whatever `produce` or the writer raises; the rest is not started.
+    """
+
+    def work(plan: TensorPlan) -> int:
+        writer.write(plan.name, produce(plan.name))
+        return plan.size_bytes
+
+    total, done = writer.size_bytes, 0
+    report(Progress("writing tensors", 0, total))
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="tensors") as pool:
+        running: set[Future[int]] = set()
+        waiting = iter(plans)
+        try:
+            while True:
+                running |= {pool.submit(work, plan) for plan in islice(waiting, THREADS - len(running))}
+                if not running:
+                    return
+                check_canceled()
+                ended, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                for future in ended:
+                    done += future.result()
+                report(Progress("writing tensors", done, total))
+        finally:
+            for future in running:
+                future.cancel()

@@ -1,0 +1,200 @@
+"""Safetensors files written tensor by tensor, in any order: each header first, with the final names.
+
+All shapes and dtypes are known before the first byte, so every tensor has its place in its file from the start: several
+threads write at once and nothing is held back. Sharding follows huggingface_hub (a shard is closed when the next tensor would
+exceed the limit; a single tensor may be larger).
+"""
+
+import errno
+import hashlib
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from services.checkpoints.reading import CODES
+from services.errors import DiskFull, InternalError
+from services.formats.tensors import TensorHeader
+
+INDEX_NAME = "model.safetensors.index.json"
+WRITE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """A tensor to be written: safetensors' dtype code and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it takes."""
+        return TensorHeader(self.name, self.dtype, self.shape, Path(), 0).size_bytes
+
+
+def split_shards(plans: Sequence[TensorPlan], max_shard_bytes: int) -> list[list[TensorPlan]]:
+    """The tensors of each shard, in order."""
+    shards: list[list[TensorPlan]] = [[]]
+    filled = 0
+    for plan in plans:
+        if shards[-1] and filled + plan.size_bytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(plan)
+        filled += plan.size_bytes
+    return shards
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    descriptor: int
+    offset: int
+    plan: TensorPlan
+
+
+class SafetensorsWriter:
+    """Writes a model's tensors into `folder`; a context manager that ends complete or raises.
+
+    Raises:
+        DiskFull: when the files are laid out, before any tensor is computed, or later if the room is taken.
+        InternalError: on leaving, when a planned tensor was not written, or one was written twice or unplanned.
+    """
+
+    def __init__(self, folder: Path, plans: Sequence[TensorPlan], max_shard_bytes: int) -> None:
+        self._folder = folder
+        self._plans = list(plans)
+        self._shards = split_shards(plans, max_shard_bytes)
+        self._places: dict[str, _Place] = {}
+        self._descriptors: list[int] = []
+        self._digests: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all planned tensors."""
+        return sum(plan.size_bytes for plan in self._plans)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each written tensor's bytes, in the order of the plan."""
+        return {plan.name: self._digests[plan.name] for plan in self._plans if plan.name in self._digests}
+
+    def __enter__(self) -> Self:
+        count = len(self._shards)
+        for number, shard in enumerate(self._shards, start=1):
+            name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            self._open(self._folder / name, shard)
+        if count > 1:
+            self._write_index()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        missing = [plan.name for plan in self._plans if plan.name not in self._digests]
+        if kind is None and missing:
+            raise InternalError(
+                f"{len(missing)} planned tensors were not written, the first is {missing[0]!r}"
+            )
+
+    def _open(self, path: Path, shard: list[TensorPlan]) -> None:
+        header, data_bytes = _header(shard)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._descriptors.append(descriptor)
+        os.fchmod(descriptor, 0o644)  # whatever the umask: other containers read it
+        with _disk_errors(path, len(header) + data_bytes):
+            os.posix_fallocate(descriptor, 0, len(header) + data_bytes)
+        _write_at(descriptor, memoryview(header), 0)
+        offset = len(header)
+        for plan in shard:
+            self._places[plan.name] = _Place(descriptor, offset, plan)
+            offset += plan.size_bytes
+
+    def _write_index(self) -> None:
+        count = len(self._shards)
+        weight_map = {
+            plan.name: f"model-{number:05d}-of-{count:05d}.safetensors"
+            for number, shard in enumerate(self._shards, start=1)
+            for plan in shard
+        }
+        index = {"metadata": {"total_size": self.size_bytes}, "weight_map": weight_map}
+        (self._folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Writes one tensor to its place and records its digest; safe from several threads.
+
+        Raises:
+            InternalError: the tensor is not the planned one, or was written before.
+        """
+        place = self._places.get(name)
+        if (
+            place is None
+            or tuple(tensor.shape) != place.plan.shape
+            or CODES[tensor.dtype] != place.plan.dtype
+        ):
+            raise InternalError(
+                f"{name!r} {list(tensor.shape)} {tensor.dtype} is not what was planned: {place}"
+            )
+        data = tensor_bytes(tensor)
+        digest = hashlib.sha256(data).hexdigest()
+        with self._lock:
+            if name in self._digests:
+                raise InternalError(f"{name!r} was written twice")
+            self._digests[name] = digest
+        with _disk_errors(self._folder, place.plan.size_bytes):
+            _write_at(place.descriptor, data, place.offset)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, without a copy where it lies so already."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return memoryview(flat.numpy())
+
+
+def _header(shard: list[TensorPlan]) -> tuple[bytes, int]:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for plan in shard:
+        end = offset + plan.size_bytes
+        entries[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that tensors start aligned, as the format's own library does
+    return struct.pack("<Q", len(text)) + text, offset
+
+
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    for start in range(0, len(data), WRITE_BYTES):
+        chunk = data[start : start + WRITE_BYTES]
+        while chunk:
+            written = os.pwrite(descriptor, chunk, offset)
+            offset += written
+            chunk = chunk[written:]
+
+
+@contextmanager
+def _disk_errors(path: Path, needed_bytes: int) -> Iterator[None]:
+    """Turns "no space left" into DiskFull with the figures."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"the volume has no room for {needed_bytes} more bytes ({path.name})",
+            "Delete models that are not needed, or enlarge the volume; nothing was left behind.",
+        ) from error
