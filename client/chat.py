@@ -1,0 +1,96 @@
+"""`graftwerk chat`: a conversation, each answer a `generate` job over all that was said."""
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from client.answers import ClientError, Job, JsonObject
+from client.display import complain, open_console, print_text
+from client.http import Graftwerk
+from client.running import cancel_if_possible
+from client.texts import cleaned
+
+HELP = "/reset forgets what was said, /system TEXT sets the system text, /quit (or Ctrl-D) ends; Ctrl-C stops an answer"
+
+
+@dataclass
+class Conversation:
+    """What was said so far, and the request that each answer is asked for with."""
+
+    request: JsonObject
+    system: str | None = None
+    turns: list[dict[str, str]] = field(default_factory=list)
+
+    def asking(self, text: str) -> JsonObject:
+        """The request for an answer to `text`."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        question = {"role": "user", "content": text}
+        return self.request | {"kind": "generate", "messages": [*system, *self.turns, question]}
+
+    def answered(self, text: str, answer: str) -> None:
+        """Remembers a question and its answer."""
+        self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+
+def converse(graftwerk: Graftwerk, conversation: Conversation) -> None:
+    """Reads lines and answers them until the input ends."""
+    console, notes = open_console(), open_console(stderr=True)
+    notes.print(HELP, style="dim")
+    while (text := read_line(console, notes)) is not None:
+        command, _, rest = text.partition(" ")
+        if command == "/quit":
+            return
+        if command == "/reset":
+            conversation.turns.clear()
+        elif command == "/system":
+            conversation.system = rest.strip() or None
+        elif text:
+            answer_line(graftwerk, conversation, text)
+
+
+def read_line(console: Console, notes: Console) -> str | None:
+    """The next line as clean text, "" where there is nothing to answer, None at the end of the input."""
+    try:
+        typed = console.input("[bold green]you>[/] " if console.is_terminal else "")
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        notes.print(HELP, style="dim")
+        return ""
+    except UnicodeDecodeError as error:
+        notes.print(f"that line is not {error.encoding} text; please type it again", style="yellow")
+        return ""
+    text = cleaned(typed).strip()
+    if text != typed.strip():
+        notes.print(f"half a character was left out; read as: {text}", style="dim", markup=False)
+    return text
+
+
+def answer_line(graftwerk: Graftwerk, conversation: Conversation, text: str) -> None:
+    """Asks for an answer and prints it; an error is told, and the conversation goes on as if not asked."""
+    console, notes = open_console(), open_console(stderr=True)
+    try:
+        job = graftwerk.submit(conversation.asking(text))
+        job = await_answer(graftwerk, job, notes)
+    except ClientError as error:
+        complain(notes, error.detail, error.hint)
+        return
+    if job.status == "failed":
+        complain(
+            notes, job.error.message if job.error else "the job failed", job.error.hint if job.error else ""
+        )
+    elif job.status == "succeeded" and job.result is not None:
+        answer = job.result["outputs"][0]["text"]
+        print_text(console, answer)
+        conversation.answered(text, answer)
+
+
+def await_answer(graftwerk: Graftwerk, job: Job, notes: Console) -> Job:
+    """The ended job; Ctrl-C cancels it."""
+    try:
+        with notes.status("thinking"):
+            return graftwerk.wait(job.id)
+    except KeyboardInterrupt:
+        cancel_if_possible(graftwerk, job)
+        notes.print("stopped", style="yellow")
+        return graftwerk.job(job.id)

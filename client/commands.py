@@ -1,0 +1,204 @@
+"""The `graftwerk` command: one function a job kind; groups for jobs and models; `chat`, `serve`, `demo`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from client import job_commands, model_commands
+from client.answers import ApiError, ClientError, JsonObject
+from client.chat import Conversation, converse
+from client.display import complain, open_console
+from client.options import Asking, Connection, Output, SamplingOptions, Submission, expanded, given
+from client.running import EXIT_REFUSED, EXIT_UNREACHABLE, carry_out
+from client.texts import read_text
+
+
+class Commands(TyperGroup):
+    """The commands; what the service refuses leaves as two lines and an exit code, never as a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except ClientError as error:
+            complain(open_console(stderr=True), error.detail, error.hint)
+            raise typer.Exit(EXIT_REFUSED if isinstance(error, ApiError) else EXIT_UNREACHABLE) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="graftwerk",
+    help="Convert, merge and try LLaMA-family models: submits jobs to a Graftwerk service.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(job_commands.app, name="jobs")
+app.add_typer(model_commands.app, name="models")
+
+Target = Annotated[str, typer.Option("--target", "-t", help="Name of the model to make.", show_default=False)]
+Adapters = Annotated[
+    list[str],
+    typer.Option(
+        "--adapters",
+        "-a",
+        help='Names in order, separated by commas or repeated; "name@0.5" sets the scale.',
+        show_default=False,
+    ),
+]
+ModelName = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
+
+
+@app.command("import")
+@expanded
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="A file, folder or zip on the volume: incoming/…", show_default=False)
+    ],
+    *,
+    target: Target,
+    connection: Connection,
+    submission: Submission,
+    is_zip: Annotated[bool, typer.Option("--zip", help="It is a zip archive whatever its name.")] = False,
+    sha256: Annotated[
+        list[str],
+        typer.Option(help="A digest to check. May be repeated.", metavar="PATH=HEX", show_default=False),
+    ] = [],  # noqa: B006  (typer reads the default and copies it)
+) -> None:
+    """Take files of the volume onto the shelf as a model."""
+    name = "zip" if is_zip or source.lower().endswith(".zip") else "path"
+    request = given(kind="import", source={name: source}, target=target, sha256=parse_digests(sha256))
+    carry_out(connection, submission, request)
+
+
+@app.command()
+@expanded
+def convert(
+    source: Annotated[str, typer.Argument(help="Name of the model to convert.", show_default=False)],
+    target: Annotated[str, typer.Argument(help="Name of the model to make.", show_default=False)],
+    *,
+    connection: Connection,
+    submission: Submission,
+    output: Output,
+    instruct: Annotated[bool, typer.Option("--instruct", help="Llama 3: it is an instruct model.")] = False,
+) -> None:
+    """Turn a checkpoint of one layout into another."""
+    names = given(kind="convert", source=source, target=target, instruct=instruct or None)
+    carry_out(connection, submission, names | given(**vars(output)))
+
+
+@app.command()
+@expanded
+def merge(
+    base: Annotated[
+        str, typer.Argument(help="Name of the base model, of either layout.", show_default=False)
+    ],
+    *,
+    adapters: Adapters,
+    target: Target,
+    connection: Connection,
+    submission: Submission,
+    output: Output,
+    rounding: Annotated[
+        Literal["per_adapter", "once"] | None,
+        typer.Option(help="per_adapter unless given.", show_default=False),
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the check of the result.")] = False,
+) -> None:
+    """Merge adapters into a base model, in the order given."""
+    names = given(kind="merge", base=base, adapters=parse_adapters(adapters), target=target)
+    options = given(rounding=rounding, verify=False if no_verify else None, **vars(output))
+    carry_out(connection, submission, names | options)
+
+
+@app.command()
+@expanded
+def generate(
+    model: ModelName,
+    *,
+    connection: Connection,
+    submission: Submission,
+    asking: Asking,
+    sampling: SamplingOptions,
+    adapters: Adapters = [],  # noqa: B006
+) -> None:
+    """Generate text; without --prompt or --prompts-file the prompt is read from stdin."""
+    request = given(
+        kind="generate",
+        model=model,
+        adapters=parse_adapters(adapters),
+        template=asking.template,
+        system=asking.system,
+        input=asking.input,
+    )
+    prompts = prompts_of(asking.prompt, asking.prompts_file)
+    carry_out(connection, submission, request | sampling.as_request() | prompts)
+
+
+@app.command()
+@expanded
+def chat(
+    model: ModelName,
+    *,
+    connection: Connection,
+    sampling: SamplingOptions,
+    adapters: Adapters = [],  # noqa: B006
+    template: Annotated[
+        str | None,
+        typer.Option(help="Such as alpaca; the model's own or none unless given.", show_default=False),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System text.", show_default=False)] = None,
+) -> None:
+    """Talk with a model; what was said before is remembered."""
+    request = given(
+        model=model, adapters=parse_adapters(adapters), template=template, **sampling.as_request()
+    )
+    with connection.open() as graftwerk:
+        graftwerk.model(model)
+        converse(graftwerk, Conversation(request, system))
+
+
+def parse_adapters(texts: list[str]) -> list[str | JsonObject]:
+    """Adapters in order, from `["a, b@0.5", "c"]`."""
+    choices = [choice.strip() for text in texts for choice in text.split(",")]
+    return [_parse_adapter(choice) for choice in choices if choice]
+
+
+def _parse_adapter(choice: str) -> str | JsonObject:
+    name, at, scale = choice.partition("@")
+    if not at:
+        return name
+    try:
+        return {"name": name, "scale": float(scale)}
+    except ValueError as error:
+        raise typer.BadParameter(f"{choice!r}: after the @ stands a number, such as {name}@0.5") from error
+
+
+def parse_digests(texts: list[str]) -> dict[str, str]:
+    """Digests by path, from `["consolidated.00.pth=abc…"]`."""
+    digests = {}
+    for text in texts:
+        path, equals, digest = text.rpartition("=")
+        if not equals or not path:
+            raise typer.BadParameter(f"{text!r}: a digest is given as path=hex")
+        digests[path] = digest
+    return digests
+
+
+def prompts_of(prompts: list[str], prompts_file: str | None) -> JsonObject:
+    """The part of a request that says what is asked, from options or stdin."""
+    if prompts and prompts_file:
+        raise typer.BadParameter("give --prompt or --prompts-file, not both")
+    if prompts_file and prompts_file.startswith("incoming/") and not Path(prompts_file).exists():
+        return {"prompts_file": prompts_file}
+    if prompts_file:
+        prompts = [line for line in read_text(prompts_file).splitlines() if line.strip()]
+    elif not prompts and sys.stdin.isatty():
+        raise typer.BadParameter("no prompt: give --prompt or --prompts-file, or pipe one in")
+    elif not prompts:
+        prompts = [text] if (text := read_text("-").removesuffix("\n")) else []
+    if not prompts:
+        raise typer.BadParameter("there is no prompt in what was given")
+    return {"prompt": prompts[0]} if len(prompts) == 1 else {"prompts": prompts}
