@@ -121,7 +121,8 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
         return
     width, exponent = EXPONENTS[tensor.dtype]
     bits = tensor.contiguous().view(-1).view(width)
-    for chunk in bits.split(CHUNK_ELEMENTS):
+    for start in range(0, bits.numel(), CHUNK_ELEMENTS):
+        chunk = bits[start : start + CHUNK_ELEMENTS]
         if int(chunk.bitwise_and(exponent).max()) == exponent:
             count = int((~torch.isfinite(tensor)).sum())
             raise NonFiniteTensor(

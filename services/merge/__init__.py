@@ -104,10 +104,8 @@ def merged_tensor(
         NonFiniteTensor: the base, an adapter or the sum holds NaN or infinity.
     """
     tensor = reader.load(source)
-    if not changes:
-        merged = tensor
-    else:
-        merged = add_changes(reader, tensor, changes, once=options.rounding == "once")
+    once = options.rounding == "once"
+    merged = add_changes(reader, tensor, changes, once=once) if changes else tensor
     if options.dtype is not None:
         merged = merged.to(TORCH_DTYPES[options.dtype])
     if merged is not tensor:
