@@ -1,0 +1,118 @@
+"""Tokenizers of LLaMA 1 and 2: SentencePiece itself, and nothing that imitates it.
+
+A table of merges cannot say how SentencePiece breaks ties between pieces of equal score, so tokenizers
+rebuilt from its vocabulary differ on ordinary text (the extended Chinese ones have 17,953 such pieces).
+"""
+
+import codecs
+from collections.abc import Sequence
+
+import sentencepiece
+
+from services.errors import UnreadableTokenizer
+
+
+class SentencePieceCodec:
+    """Plain text through a SentencePiece model."""
+
+    def __init__(self, model: bytes, name: str) -> None:
+        """
+        Raises:
+            UnreadableTokenizer: the bytes are no SentencePiece model.
+        """
+        try:
+            if not model:
+                raise RuntimeError("it is empty")
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise UnreadableTokenizer(
+                f"{name} ({len(model)} bytes) is no SentencePiece model: {error}",
+                "It may be truncated, or a Git LFS pointer: fetch it again.",
+            ) from error
+
+    @property
+    def size(self) -> int:
+        return int(self._processor.get_piece_size())
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._processor.encode(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._processor.decode(list(ids)))
+
+    def piece(self, token_id: int) -> str:
+        return str(self._processor.id_to_piece(token_id))
+
+    def id_of(self, piece: str) -> int | None:
+        token_id = int(self._processor.piece_to_id(piece))
+        return token_id if self.piece(token_id) == piece else None
+
+    def stream(self) -> "SentencePieceStream":
+        return SentencePieceStream(self)
+
+    def control_ids(self) -> list[int]:
+        """Ids of the model's control pieces: `<s>`, `</s>` and their like."""
+        return [token_id for token_id in range(self.size) if self._processor.is_control(token_id)]
+
+    def role_ids(self) -> tuple[int | None, int | None, int | None]:
+        """Ids of beginning, end and padding, where the model has them."""
+        ids = self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id()
+        bos, eos, pad = (int(token_id) if token_id >= 0 else None for token_id in ids)
+        return bos, eos, pad
+
+    def byte(self, token_id: int) -> bytes:
+        """The byte that a piece like `<0xE4>` stands for, b"" for every other piece."""
+        if not self._processor.is_byte(token_id):
+            return b""
+        return bytes([int(self.piece(token_id)[3:-1], 16)])
+
+    def is_word(self, token_id: int) -> bool:
+        """Whether the piece stands for text of its own: no control, unknown, unused or byte piece."""
+        processor = self._processor
+        return not (
+            processor.is_byte(token_id)
+            or processor.is_control(token_id)
+            or processor.is_unknown(token_id)
+            or processor.is_unused(token_id)
+        )
+
+
+class SentencePieceStream:
+    """Decodes a window of ids again with each id: from the last word with text of its own on.
+
+    SentencePiece treats a piece by what came before only at the very start (it takes a space away) and within
+    a run of byte pieces, so a window that begins with such a word decodes as it does within the whole.
+    Bytes that may yet become a character are held back; SentencePiece writes U+FFFD for each that does not.
+    """
+
+    def __init__(self, codec: SentencePieceCodec) -> None:
+        self._codec = codec
+        self._window: list[int] = []
+        self._emitted = 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token_id: int) -> str:
+        self._window.append(token_id)
+        text = self._codec.decode(self._window)
+        delta = text[self._emitted : len(text) - self._held(token_id)]
+        self._emitted += len(delta)
+        if self._codec.is_word(token_id):
+            self._begin_at(token_id)
+        return delta
+
+    def flush(self) -> str:
+        return self._codec.decode(self._window)[self._emitted :]
+
+    def _held(self, token_id: int) -> int:
+        """How many bytes at the end, and so U+FFFD in the text, may still become a character."""
+        byte = self._codec.byte(token_id)
+        if not byte:
+            self._utf8.reset()
+            return 0
+        self._utf8.decode(byte)
+        return len(self._utf8.getstate()[0])
+
+    def _begin_at(self, token_id: int) -> None:
+        alone = self._codec.decode([token_id])
+        if alone:
+            self._window, self._emitted = [token_id], len(alone)

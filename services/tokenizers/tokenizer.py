@@ -1,0 +1,210 @@
+"""A tokenizer: a codec for plain text, and special tokens around it.
+
+The rule of the original LLaMA code: special tokens are split off first, and each text between them is
+encoded on its own. Here that happens only where the caller says so, by segments or `parse_special`; text as
+such never becomes a special token, whatever it looks like.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+from services.errors import InvalidRequest
+from services.templates import BOS, EOS, Segment, Special, Text, check_text
+
+
+class TextStream(Protocol):
+    """Plain token ids in, text out, in step: the sum of all texts is the codec's `decode` of all ids."""
+
+    def feed(self, token_id: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Codec(Protocol):
+    """Plain text to ids and back, special tokens unknown."""
+
+    @property
+    def size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def piece(self, token_id: int) -> str: ...
+
+    def id_of(self, piece: str) -> int | None: ...
+
+    def stream(self) -> TextStream: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """What stands beside the codec's own vocabulary.
+
+    `ids` maps the text of each special or added token to its id; `hidden` are the ids that `decode` leaves
+    out by default (an added token that is no special one shows). `eos_ids` all end an answer, `eos_id` is
+    the one that templates write.
+    """
+
+    ids: Mapping[str, int] = field(default_factory=dict)
+    hidden: frozenset[int] = frozenset()
+    bos_id: int | None = None
+    eos_id: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+    pad_id: int | None = None
+    add_bos: bool = False
+
+
+class Tokenizer:
+    """Text to token ids and back for one model."""
+
+    def __init__(self, codec: Codec, special: SpecialTokens) -> None:
+        self._codec = codec
+        self._special = special
+        self._contents = {token_id: content for content, token_id in special.ids.items()}
+        longest_first = sorted(special.ids, key=len, reverse=True)
+        self._splitter = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id: what an embedding needs as rows at least."""
+        return max(self._codec.size, *(token_id + 1 for token_id in self._contents), 0)
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._special.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._special.eos_id
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """All tokens that end an answer; models for conversations have several."""
+        return self._special.eos_ids
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._special.pad_id
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The text of every special or added token and its id."""
+        return self._special.ids
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the model expects its prompts to begin with the beginning-of-text token."""
+        return self._special.add_bos
+
+    def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            add_bos: begin with the beginning-of-text token (never twice); None is the model's own rule.
+            parse_special: let what looks like a special token become one. Never for text that users typed.
+
+        Raises:
+            InvalidText: the text has lone surrogates.
+        """
+        segments = self.split_special(text) if parse_special else [Text(text)]
+        return self.encode_segments(segments, add_bos=add_bos)
+
+    def split_special(self, text: str) -> list[Segment]:
+        """The text with its special tokens split off."""
+        parts = self._splitter.split(text) if self._splitter else [text]
+        # re.split alternates: every second part is what the group matched.
+        return [Special(part) if number % 2 else Text(part) for number, part in enumerate(parts) if part]
+
+    def encode_segments(self, segments: Iterable[Segment], *, add_bos: bool | None = None) -> list[int]:
+        """Token ids of texts and special tokens; neighbouring texts are encoded as one.
+
+        Raises:
+            InvalidRequest: a required special token is not in the vocabulary.
+            InvalidText: a text has lone surrogates.
+        """
+        ids: list[int] = []
+        resolved = [self._resolved(segment) for segment in segments]
+        for is_text, group in groupby(resolved, key=lambda part: isinstance(part, str)):
+            if is_text:
+                text = "".join(str(part) for part in group)
+                check_text(text)
+                ids += self._codec.encode(text)
+            else:
+                ids += [int(part) for part in group]
+        wanted = self.add_bos if add_bos is None else add_bos
+        if wanted and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        return ids
+
+    def _resolved(self, segment: Segment) -> str | int:
+        if isinstance(segment, Text):
+            return segment.text
+        roles = {BOS.piece: self.bos_id, EOS.piece: self.eos_id}
+        found = roles[segment.piece] if segment.piece in roles else self.special_tokens.get(segment.piece)
+        if found is not None:
+            return found
+        if segment.required:
+            raise InvalidRequest(
+                f"The prompt needs the special token {segment.piece} and this model's vocabulary has none.",
+                "Choose a template of the model's own family.",
+            )
+        return segment.piece
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of token ids: what the codec itself (SentencePiece, say) makes of them.
+
+        Special tokens are left out, or written and then the texts between them decoded on their own. Ids
+        beyond the vocabulary (an embedding padded to a round number) have no text. New tokens decoded
+        without their prompt lose the space before their first word with SentencePiece, as an answer should.
+        """
+        hidden = self._hidden(skip_special)
+        shown = [
+            token_id
+            for token_id in ids
+            if token_id not in hidden and (token_id in self._contents or 0 <= token_id < self._codec.size)
+        ]
+        return "".join(
+            "".join(map(self._contents.__getitem__, run)) if is_special else self._codec.decode(list(run))
+            for is_special, run in groupby(shown, key=self._contents.__contains__)
+        )
+
+    def stream_decoder(self, skip_special: bool = True) -> "StreamDecoder":
+        """A decoder whose texts together are `decode` of all ids that it was fed."""
+        return StreamDecoder(self._codec, self._contents, self._hidden(skip_special))
+
+    def _hidden(self, skip_special: bool) -> frozenset[int]:
+        return self._special.hidden if skip_special else frozenset()
+
+    def piece(self, token_id: int) -> str:
+        """The token as the vocabulary writes it (`▁Hello`, `<0x0A>`, `</s>`); "" beyond the vocabulary."""
+        if token_id in self._contents:
+            return self._contents[token_id]
+        return self._codec.piece(token_id) if 0 <= token_id < self._codec.size else ""
+
+
+class StreamDecoder:
+    """Token ids in, one at a time, and the text that is certain by then out: never half a character."""
+
+    def __init__(self, codec: Codec, contents: Mapping[int, str], hidden: frozenset[int]) -> None:
+        self._codec = codec
+        self._contents = contents
+        self._hidden = hidden
+        self._stream = codec.stream()
+
+    def feed(self, token_id: int) -> str:
+        """The text that this token makes certain, which may be none yet."""
+        if token_id in self._hidden:
+            return ""
+        if token_id in self._contents:
+            return self.flush() + self._contents[token_id]
+        return self._stream.feed(token_id) if 0 <= token_id < self._codec.size else ""
+
+    def flush(self) -> str:
+        """What was held back, as it stands: the end of the ids, or of a run between special tokens."""
+        rest = self._stream.flush()
+        self._stream = self._codec.stream()
+        return rest

@@ -1,0 +1,361 @@
+"""Our tokenizers against SentencePiece, tiktoken and transformers themselves, on the real vocabularies."""
+
+import base64
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import tiktoken
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as RustTokenizer
+from transformers import PreTrainedTokenizerFast
+
+from services.errors import InvalidRequest, InvalidText, UnreadableTokenizer
+from services.templates import BOS, EOS, Text, render
+from services.tokenizers import Tokenizer, load_tokenizer
+from services.tokenizers.tiktoken import split_long_runs
+from tests.corpus import mixed_lines
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tokenizers"
+SENTENCEPIECE = ("llama", "chinese-llama", "chinese-alpaca")
+LINES = mixed_lines()
+
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(),
+    reason="the published tokenizers are not beside the checkout (../shared/data/tokenizers)",
+)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], *, skip_special: bool = True) -> list[str]:
+    decoder = tokenizer.stream_decoder(skip_special)
+    return [*(decoder.feed(token_id) for token_id in ids), decoder.flush()]
+
+
+@pytest.fixture(scope="module", params=SENTENCEPIECE)
+def pair(request: pytest.FixtureRequest) -> tuple[Tokenizer, Any]:
+    file = DATA / f"{request.param}.model"
+    return load_tokenizer(file), sentencepiece.SentencePieceProcessor(model_file=str(file))
+
+
+@pytest.fixture(scope="module")
+def llama_3() -> tuple[Tokenizer, tiktoken.Encoding]:
+    """The reference is built from Meta's own list, written out as far as it is not a plain count."""
+    ranks = {}
+    for line in (DATA / "llama3.model").read_bytes().splitlines():
+        token, rank = line.split()
+        ranks[base64.b64decode(token)] = int(rank)
+    named = {"<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|start_header_id|>": 128006}
+    named |= {"<|end_header_id|>": 128007, "<|eot_id|>": 128009}
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    reference = tiktoken.Encoding("llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens=named)
+    return load_tokenizer(DATA / "llama3.model"), reference
+
+
+# ---- SentencePiece ------------------------------------------------------------------------------------
+
+
+@needs_data
+def test_every_mixed_line_is_encoded_as_sentencepiece_does(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, reference = pair
+    assert len(LINES) >= 1000
+    assert [line for line in LINES if tokenizer.encode(line) != [1, *reference.encode(line)]] == []
+
+
+@needs_data
+def test_every_mixed_line_is_decoded_as_sentencepiece_does(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, reference = pair
+    encoded = [reference.encode(line) for line in LINES]
+    assert [ids for ids in encoded if tokenizer.decode([1, *ids, 2]) != reference.decode(ids)] == []
+
+
+@needs_data
+def test_streaming_any_tokens_gives_what_sentencepiece_makes_of_all_of_them(
+    pair: tuple[Tokenizer, Any],
+) -> None:
+    tokenizer, reference = pair
+    random_ = random.Random(7)
+    # Random tokens are mostly no valid text; a third of them are single bytes.
+    wild = [
+        [
+            random_.choice((random_.randrange(reference.get_piece_size()), random_.randrange(3, 259), 29871))
+            for _ in range(20)
+        ]
+        for _ in range(600)
+    ]
+    for ids in [*wild, *(reference.encode(line) for line in LINES)]:
+        assert "".join(streamed(tokenizer, ids)) == reference.decode(ids)
+        assert tokenizer.decode(ids) == reference.decode(ids)
+
+
+@needs_data
+def test_a_character_of_several_byte_tokens_comes_out_whole(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, reference = pair
+    ids = reference.encode("A😀B")
+    pieces = streamed(tokenizer, ids)
+    assert "".join(pieces) == "A😀B"
+    assert [piece for piece in pieces if piece] == ["A", "😀", "B"]
+
+
+@needs_data
+def test_an_answer_has_no_invented_space_and_keeps_its_own(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, _ = pair
+    hello, world, space = 15043, 3186, 29871
+    assert streamed(tokenizer, [hello, world]) == ["Hello", " world", ""]
+    assert streamed(tokenizer, [space, hello]) == ["", " Hello", ""]
+    assert streamed(tokenizer, [1, 13, hello, 2]) == ["", "\n", " Hello", "", ""]
+
+
+@needs_data
+def test_text_that_looks_like_a_special_token_becomes_one_only_when_asked(
+    pair: tuple[Tokenizer, Any],
+) -> None:
+    tokenizer, reference = pair
+    text = "Hi</s>there"
+    assert tokenizer.encode(text) == [1, *reference.encode(text)]
+    parsed = [1, *reference.encode("Hi"), 2, *reference.encode("there")]
+    assert tokenizer.encode(text, parse_special=True) == parsed
+    assert tokenizer.encode_segments([Text("H"), Text("i"), EOS, Text("there")]) == parsed
+    assert tokenizer.decode(parsed) == reference.decode(parsed)
+    assert tokenizer.decode(parsed, skip_special=False) == "<s>Hi</s>there"
+    assert "".join(streamed(tokenizer, parsed, skip_special=False)) == "<s>Hi</s>there"
+
+
+@needs_data
+def test_the_beginning_of_text_comes_once_or_not_at_all(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, reference = pair
+    hi = reference.encode("Hi")
+    assert tokenizer.encode("Hi", add_bos=False) == hi
+    assert tokenizer.encode_segments([BOS, Text("Hi")]) == [1, *hi]
+    assert tokenizer.encode("") == [1]
+
+
+@needs_data
+def test_a_conversation_is_encoded_turn_by_turn_as_metas_code_does(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, reference = pair
+    first, later = "[INST] Hi [/INST] Hello", "[INST] 再见 [/INST]"
+    segments = [Text(first), EOS, BOS, Text(later)]
+    assert tokenizer.encode_segments(segments) == [
+        1,
+        *reference.encode(first),
+        2,
+        1,
+        *reference.encode(later),
+    ]
+
+
+@needs_data
+def test_roles_and_sizes_are_those_of_the_published_models(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, reference = pair
+    assert tokenizer.vocabulary_size == reference.get_piece_size()
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eos_ids, tokenizer.add_bos) == (1, 2, {2}, True)
+    assert (tokenizer.piece(15043), tokenizer.piece(2), tokenizer.piece(10**6)) == ("▁Hello", "</s>", "")
+
+
+@needs_data
+def test_tokens_beyond_the_vocabulary_have_no_text(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, _ = pair
+    assert tokenizer.decode([15043, 60000, 3186]) == "Hello world"
+    assert streamed(tokenizer, [15043, 60000, 3186]) == ["Hello", "", " world", ""]
+
+
+@needs_data
+def test_the_padding_token_of_a_chinese_alpaca_folder_is_hidden_and_never_typed(tmp_path: Path) -> None:
+    shutil.copy(DATA / "chinese-alpaca.model", tmp_path / "tokenizer.model")
+    (tmp_path / "special_tokens_map.json").write_text(
+        '{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "[PAD]"}'
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.pad_id == 49953
+    assert tokenizer.decode([15043, 49953]) == "Hello"
+    assert 49953 not in tokenizer.encode("[PAD]")
+    assert tokenizer.encode("[PAD]", parse_special=True) == [1, 49953]
+
+
+@needs_data
+def test_a_folders_config_names_added_tokens_ends_and_the_beginning_rule(tmp_path: Path) -> None:
+    shutil.copy(DATA / "llama.model", tmp_path / "tokenizer.model")
+    added = {
+        "32000": {"content": "<|im_end|>", "special": True},
+        "32001": {"content": "<|im_start|>", "special": True},
+        "32002": {"content": "<image>", "special": False},
+    }
+    config = {"added_tokens_decoder": added, "eos_token": {"content": "<|im_end|>"}, "add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 32000]}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.vocabulary_size, tokenizer.eos_id, tokenizer.eos_ids) == (32003, 32000, {2, 32000})
+    assert tokenizer.encode("Hello") == [15043]
+    assert tokenizer.decode([15043, 32002, 3186, 32000]) == "Hello<image>world"
+    prompt = tokenizer.encode_segments(render("chatml", instruction="Hello"))
+    assert [token_id for token_id in prompt if token_id >= 32000] == [32001, 32000, 32001]
+
+
+@needs_data
+def test_a_template_of_another_family_is_text_or_refused(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, reference = pair
+    chatml = tokenizer.encode_segments(render("chatml", instruction="Hi"))
+    assert chatml == [1, *reference.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")]
+    with pytest.raises(InvalidRequest, match=r"<\|start_header_id\|>"):
+        tokenizer.encode_segments(render("llama-3", instruction="Hi"))
+
+
+@needs_data
+def test_half_a_character_is_refused_before_sentencepiece_sees_it(pair: tuple[Tokenizer, Any]) -> None:
+    with pytest.raises(InvalidText, match="position 1"):
+        pair[0].encode("a\ud83d")
+
+
+# ---- tiktoken -----------------------------------------------------------------------------------------
+
+
+@needs_data
+def test_every_mixed_line_is_encoded_as_tiktoken_does(llama_3: tuple[Tokenizer, tiktoken.Encoding]) -> None:
+    tokenizer, reference = llama_3
+    assert [
+        line for line in LINES if tokenizer.encode(line) != [128000, *reference.encode_ordinary(line)]
+    ] == []
+
+
+@needs_data
+def test_special_tokens_of_llama_3_are_parsed_as_tiktoken_does(
+    llama_3: tuple[Tokenizer, tiktoken.Encoding],
+) -> None:
+    tokenizer, reference = llama_3
+    text = "<|start_header_id|>user<|end_header_id|>\n\n你好<|eot_id|>"
+    expected = reference.encode(text, allowed_special="all")
+    assert tokenizer.encode(text, parse_special=True, add_bos=False) == expected
+    assert (
+        tokenizer.encode_segments(render("llama-3", instruction="你好"), add_bos=False)[: len(expected)]
+        == expected
+    )
+
+
+@needs_data
+def test_streaming_any_tokens_gives_what_tiktoken_makes_of_all_of_them(
+    llama_3: tuple[Tokenizer, tiktoken.Encoding],
+) -> None:
+    tokenizer, reference = llama_3
+    random_ = random.Random(7)
+    wild = [
+        [random_.choice((random_.randrange(128000), random_.randrange(256))) for _ in range(20)]
+        for _ in range(600)
+    ]
+    for ids in [*wild, *(reference.encode_ordinary(line) for line in LINES)]:
+        assert "".join(streamed(tokenizer, ids)) == reference.decode(ids)
+        assert tokenizer.decode([128000, *ids, 128009]) == reference.decode(ids)
+
+
+@needs_data
+def test_the_special_tokens_of_3_and_3_1_differ_where_meta_changed_them(tmp_path: Path) -> None:
+    shutil.copy(DATA / "llama3.model", tmp_path / "tokenizer.model")
+    old = load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}')
+    new = load_tokenizer(tmp_path)
+    for tokenizer in (old, new):
+        assert tokenizer.vocabulary_size == 128256
+        assert len(tokenizer.special_tokens) == 256
+        assert tokenizer.special_tokens["<|begin_of_text|>"] == 128000
+        assert tokenizer.special_tokens["<|start_header_id|>"] == 128006
+        assert tokenizer.special_tokens["<|eot_id|>"] == 128009
+    assert [old.piece(token_id) for token_id in (128004, 128008, 128010, 128255)] == [
+        "<|reserved_special_token_2|>",
+        "<|reserved_special_token_4|>",
+        "<|reserved_special_token_5|>",
+        "<|reserved_special_token_250|>",
+    ]
+    assert [new.piece(token_id) for token_id in (128004, 128008, 128010, 128255)] == [
+        "<|finetune_right_pad_id|>",
+        "<|eom_id|>",
+        "<|python_tag|>",
+        "<|reserved_special_token_247|>",
+    ]
+    assert (old.eos_ids, new.eos_ids) == ({128001, 128009}, {128001, 128008, 128009})
+
+
+@needs_data
+def test_a_million_spaces_do_not_end_the_process(llama_3: tuple[Tokenizer, tiktoken.Encoding]) -> None:
+    tokenizer, _ = llama_3
+    assert tokenizer.decode(tokenizer.encode(" " * 1_000_000)) == " " * 1_000_000
+
+
+def test_long_runs_are_cut_where_metas_tokenizer_cuts_them() -> None:
+    text = "a" * 60_000 + " " * 25_000 + "b" * 25_001
+    assert [len(part) for part in split_long_runs(text)] == [25_000, 25_000, 10_000 + 25_000 + 25_000, 1]
+    assert [len(part) for part in split_long_runs("a b" * 200_000)] == [400_000, 200_000]
+    assert list(split_long_runs("")) == []
+
+
+# ---- folders with tokenizer.json alone ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def json_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer, trained here."""
+    tokenizer = RustTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(LINES, trainer)
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<|pad|>", special=True)])
+    folder = tmp_path_factory.mktemp("json")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+    fast.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_with_tokenizer_json_alone_is_read_through_transformers(json_folder: Path) -> None:
+    tokenizer, reference = load_tokenizer(json_folder), PreTrainedTokenizerFast.from_pretrained(json_folder)
+    plain = [line for line in LINES if "<|end|>" not in line]
+    assert [line for line in plain if tokenizer.encode(line) != reference.encode(line)] == []
+    assert (tokenizer.bos_id, tokenizer.add_bos) == (None, False)
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (reference.eos_token_id, reference.pad_token_id)
+    assert tokenizer.vocabulary_size == len(reference)
+
+
+def test_typed_special_tokens_stay_text_with_tokenizer_json_too(json_folder: Path) -> None:
+    tokenizer = load_tokenizer(json_folder)
+    assert tokenizer.eos_id not in tokenizer.encode("a<|end|>b")
+    assert tokenizer.decode(tokenizer.encode("a<|end|>b")) == "a<|end|>b"
+    assert tokenizer.encode("a<|end|>b", parse_special=True)[1] == tokenizer.eos_id
+
+
+def test_streaming_with_tokenizer_json_equals_decoding(json_folder: Path) -> None:
+    tokenizer, reference = load_tokenizer(json_folder), PreTrainedTokenizerFast.from_pretrained(json_folder)
+    random_ = random.Random(7)
+    wild = [[random_.randrange(tokenizer.vocabulary_size) for _ in range(20)] for _ in range(200)]
+    for ids in [*wild, *(tokenizer.encode(line) for line in LINES[:200])]:
+        expected = reference.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert "".join(streamed(tokenizer, ids)) == expected
+        assert tokenizer.decode(ids) == expected
+
+
+# ---- what is refused ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "neither tokenizer.model nor tokenizer.json"),
+        ({"tokenizer.model": b""}, r"tokenizer.model \(0 bytes\)"),
+        ({"tokenizer.model": b"version https://git-lfs.github.com/spec/v1\n"}, "no SentencePiece model"),
+        ({"tokenizer.model": b"IQ== 0\nIg== x\n"}, "Line 2"),
+        ({"tokenizer.model": b"IQ== 0\nIg== 2\n"}, "ranks do not run from 0 to 1"),
+        ({"tokenizer.model": b"IQ== 0\n", "tokenizer_config.json": b"{"}, "tokenizer_config.json"),
+        ({"tokenizer.model": b"IQ== 0\n", "config.json": b"[]"}, "config.json holds a list"),
+        ({"tokenizer.json": b"{}"}, "cannot load the tokenizer"),
+    ],
+)
+def test_a_missing_or_damaged_tokenizer_is_refused_by_name(
+    tmp_path: Path, files: dict[str, bytes], message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableTokenizer, match=message):
+        load_tokenizer(tmp_path)
