@@ -1,0 +1,127 @@
+"""What happens to jobs, as it happens: one Redis stream a job and one for all of them.
+
+The id of an event is the stream's own, so that a reader who lost the connection resumes after the last
+one it saw.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from redis import Redis
+from rq.utils import as_text
+
+from services.errors import InvalidRequest, JobNotFound
+from services.jobs.records import events_key, reaching_redis, read_job
+from services.jobs.status import ENDED, Job
+
+EVENTS_KEPT = 1000
+"""Length that one job's stream is cut to, and four times that of the one for all."""
+
+LARGE_RESULT_BYTES = 32 * 1024
+"""Above this a job's result is left out of the stream for all: it would be held thousands of times."""
+
+_ID = re.compile(r"\d{1,20}-\d{1,20}")
+
+
+class Event(NamedTuple):
+    """One event: `data` is JSON."""
+
+    id: str
+    name: str
+    data: str
+
+
+def publish(redis: Redis, job_id: str, name: str, data: dict[str, Any]) -> None:
+    """Append an event to the job's stream and to the one for all jobs."""
+    text = json.dumps(data)
+    shared = json.dumps({**data, "result": None}) if len(text) > LARGE_RESULT_BYTES else text
+    with redis.pipeline(transaction=False) as pipe:
+        pipe.xadd(events_key(job_id), {"name": name, "data": text}, maxlen=EVENTS_KEPT)
+        pipe.xadd(events_key(None), {"name": name, "data": shared}, maxlen=4 * EVENTS_KEPT)
+        pipe.execute()
+
+
+def publish_status(redis: Redis, job: Job) -> None:
+    """Tell everybody where this job now stands."""
+    publish(redis, job.id, "status", job.model_dump(mode="json"))
+
+
+@reaching_redis()
+def follow(
+    redis: Redis, job_id: str | None, *, last_id: str | None, keepalive_seconds: int = 10
+) -> Iterator[Event | None]:
+    """The events after `last_id`, for ever or until the job's end; None when nothing came for a while.
+
+    Without `last_id` a job's events begin with its present status, and everybody's with what comes next.
+    A job's end is told even where its event was lost. `keepalive_seconds` must be less than the
+    connection's socket timeout.
+
+    Raises:
+        JobNotFound: There is no such job.
+        InvalidRequest: `last_id` is no id of an event.
+        NotReady: Redis does not answer.
+    """
+    if last_id is not None and _ID.fullmatch(last_id) is None:
+        raise InvalidRequest(
+            f"Last-Event-ID {last_id!r} is no id of an event", 'It looks like "1700000000000-0".'
+        )
+    if job_id is None:
+        return _follow_all(redis, last_id or _newest_id(redis, None), keepalive_seconds)
+    position = last_id or _newest_id(redis, job_id)
+    return _follow_job(redis, read_job(redis, job_id), position, last_id is None, keepalive_seconds)
+
+
+def _follow_all(redis: Redis, position: str, keepalive_seconds: int) -> Iterator[Event | None]:
+    while True:
+        events = _read(redis, events_key(None), position, keepalive_seconds)
+        if not events:
+            yield None
+        for event in events:
+            yield event
+            position = event.id
+
+
+def _follow_job(
+    redis: Redis, job: Job, position: str, from_now: bool, keepalive_seconds: int
+) -> Iterator[Event | None]:
+    if from_now:
+        yield _status_event(position, job)
+        if job.status in ENDED:
+            return
+    while True:
+        # An ended job's stream is not waited on: what it holds is all there will be.
+        wait_seconds = None if job.status in ENDED else keepalive_seconds
+        events = _read(redis, events_key(job.id), position, wait_seconds)
+        for event in events:
+            yield event
+            position = event.id
+            if event.name == "status" and json.loads(event.data)["status"] in ENDED:
+                return
+        if not events and job.status in ENDED:
+            yield _status_event(position, job)
+            return
+        if not events:
+            yield None
+            try:
+                job = read_job(redis, job.id)
+            except JobNotFound:
+                return
+
+
+def _status_event(position: str, job: Job) -> Event:
+    return Event(position, "status", job.model_dump_json())
+
+
+def _newest_id(redis: Redis, job_id: str | None) -> str:
+    newest = redis.xrevrange(events_key(job_id), count=1)
+    return as_text(newest[0][0]) if newest and newest[0][0] else "0-0"
+
+
+@reaching_redis()
+def _read(redis: Redis, key: str, position: str, wait_seconds: int | None) -> list[Event]:
+    block = None if wait_seconds is None else wait_seconds * 1000
+    streams: Any = redis.xread({key: position}, count=500, block=block)
+    entries = dict(streams).get(key.encode(), []) if streams else []
+    return [Event(as_text(id), as_text(fields[b"name"]), as_text(fields[b"data"])) for id, fields in entries]

@@ -1,0 +1,361 @@
+"""The queue as the API sees it: submit, look, cancel, retry, forget.
+
+A submission is one Redis transaction: the job, its record, its claim on a name and its place behind other
+jobs come to be together or not at all.
+"""
+
+import base64
+import binascii
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from redis import Redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.client import Pipeline
+from redis.retry import Retry as RedisRetry
+from rq import Queue, Retry
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
+from rq.job import Job as RQJob
+from rq.utils import as_text, utcparse
+from rq.worker_registration import get_keys
+
+from services.errors import (
+    IdempotencyConflict,
+    InvalidRequest,
+    JobAlreadyEnded,
+    JobCanceled,
+    JobNotEnded,
+    JobNotFound,
+    ModelExists,
+    QueueFull,
+)
+from services.jobs.ending import end_waiting, upstream_error
+from services.jobs.events import publish_status
+from services.jobs.records import (
+    ACTIVE_KEY,
+    JOBS_KEY,
+    SERIALIZER,
+    active_ids,
+    fetch,
+    forget,
+    log_key,
+    reaching_redis,
+    read_job,
+    read_jobs,
+    read_record,
+    read_records,
+    record_key,
+    target_key,
+    transact,
+)
+from services.jobs.requests import ANY_REQUEST, AnyRequest, inputs_of, target_of
+from services.jobs.status import ENDED, Job, JobStatus, WorkerState
+from services.settings import Settings
+
+QUEUES = ("convert", "merge", "generate")
+"""One queue, one kind of worker: only a worker of a single queue never loses a job between two lists."""
+
+QUEUE_OF = {"import": "convert", "convert": "convert", "merge": "merge", "generate": "generate"}
+
+TASK_OF = {
+    "import": "worker.tasks.import_model",
+    "convert": "worker.tasks.convert",
+    "merge": "worker.tasks.merge",
+    "generate": "worker.tasks.generate",
+}
+"""The names on the wire."""
+
+RETRIES = 2
+"""How often a job is run again after its worker died."""
+
+KEY_LIFETIME_SECONDS = 86400
+"""How long an Idempotency-Key is remembered."""
+
+WORKER_LOST_SECONDS = 45
+"""A worker that has not been heard of for this long does not count as alive."""
+
+PAGE = 100
+
+
+def connect(settings: Settings) -> Redis:
+    """The connection of this process. Blocking reads must be shorter than the 15 s socket timeout."""
+    return Redis.from_url(
+        settings.redis_address,
+        protocol=2,  # the replies of streams differ between the two
+        socket_timeout=15,
+        socket_connect_timeout=3,
+        health_check_interval=30,
+        retry=RedisRetry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries=5),
+    )
+
+
+def rq_queue(redis: Redis, name: str) -> Queue:
+    """RQ's queue of this name."""
+    return Queue(name, connection=redis, serializer=SERIALIZER)
+
+
+class JobQueue:
+    """All jobs, for the API. Every method raises NotReady where Redis does not answer."""
+
+    def __init__(self, redis: Redis, settings: Settings, *, tasks: Mapping[str, str] = TASK_OF) -> None:
+        """`tasks` names the function that a worker calls for each kind."""
+        self.redis = redis
+        self.settings = settings
+        self.tasks = tasks
+
+    @reaching_redis()
+    def submit(self, request: AnyRequest, job_id: str | None = None) -> tuple[Job, bool]:
+        """Queue a job; with a known `job_id` give that job back. The flag says whether it is new.
+
+        Raises:
+            IdempotencyConflict: The id is taken by another request.
+            JobNotFound: `after` names a job that is not known.
+            UpstreamFailed: `after` names a job that failed or was canceled.
+            QueueFull: As many jobs wait as the settings allow.
+            ModelExists: An unfinished job makes a model of the same name.
+        """
+        job_id = job_id or str(uuid4())
+        target = target_of(request)
+        watched = [record_key(job_id), JOBS_KEY, *(RQJob.key_for(str(id)) for id in request.after)]
+        if target is not None:
+            watched.append(target_key(target))
+        created = transact(self.redis, partial(self._enqueue, request=request, job_id=job_id), *watched)
+        job = read_job(self.redis, job_id)
+        if created:
+            publish_status(self.redis, job)
+        return job, created
+
+    @reaching_redis()
+    def submit_with_key(self, request: AnyRequest, idempotency_key: str) -> tuple[Job, bool]:
+        """Like `submit`; the same key within a day is the same job. Raises what `submit` raises."""
+        key = f"graftwerk:key:{idempotency_key}"
+        self.redis.set(key, str(uuid4()), nx=True, ex=KEY_LIFETIME_SECONDS)
+        job_id = self.redis.get(key)
+        return self.submit(request, as_text(job_id) if job_id else None)
+
+    @reaching_redis()
+    def get(self, job_id: str) -> Job:
+        """One job. Raises JobNotFound."""
+        return read_job(self.redis, job_id)
+
+    @reaching_redis()
+    def list(
+        self,
+        *,
+        kind: str | None = None,
+        status: JobStatus | None = None,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> tuple[list[Job], str | None]:
+        """Jobs, newest first, and the cursor of the next page (None after the last).
+
+        Raises InvalidRequest where `after` is no cursor of ours.
+        """
+        newest = "+inf" if after is None else f"({_from_cursor(after)}"
+        found: list[tuple[Job, int]] = []
+        while len(found) <= limit:
+            page: Any = self.redis.zrevrangebyscore(
+                JOBS_KEY, newest, "-inf", start=0, num=PAGE, withscores=True
+            )
+            if not page:
+                break
+            ids = [as_text(id) for id, _ in page]
+            for job, (_, score) in zip(read_jobs(self.redis, ids), page, strict=True):
+                if job and kind in (None, job.kind) and status in (None, job.status):
+                    found.append((job, int(score)))
+            newest = f"({int(page[-1][1])}"
+        jobs = [job for job, _ in found[:limit]]
+        return jobs, _to_cursor(found[limit - 1][1]) if len(found) > limit else None
+
+    @reaching_redis()
+    def cancel(self, job_id: str) -> Job:
+        """End a waiting job at once; tell a running one to stop at its next step.
+
+        Raises JobNotFound, JobAlreadyEnded.
+        """
+        waiting = end_waiting(self.redis, job_id, JobCanceled("the job was canceled before it ran"))
+        job = read_job(self.redis, job_id)
+        if waiting:
+            return job
+        if job.status in ENDED:
+            raise JobAlreadyEnded(f"job {job_id} has ended as {job.status}")
+        self.redis.hset(record_key(job_id), "cancel", "1")
+        # Between the two steps a worker's death may have put it back in the queue.
+        end_waiting(self.redis, job_id, JobCanceled("the job was canceled"))
+        return read_job(self.redis, job_id)
+
+    @reaching_redis()
+    def retry(self, job_id: str) -> Job:
+        """A new job with the request of an ended one. Raises JobNotFound, JobNotEnded, as `submit`."""
+        job = self._ended(job_id, "be run again")
+        known = zip(job.after, read_records(self.redis, job.after), strict=True)
+        after = [id for id, record in known if record is not None]
+        return self.submit(ANY_REQUEST.validate_python({**job.request, "after": after}))[0]
+
+    @reaching_redis()
+    def delete(self, job_id: str) -> None:
+        """Forget an ended job. Raises JobNotFound, JobNotEnded."""
+        self._ended(job_id, "be deleted")
+        with self.redis.pipeline() as pipe:
+            for rq in fetch(self.redis, [job_id]):
+                if rq is not None:
+                    rq.delete(pipeline=pipe)
+            forget(pipe, job_id)
+            pipe.execute()
+
+    @reaching_redis()
+    def log(self, job_id: str) -> str:
+        """What the job's runs wrote, a line each. Raises JobNotFound."""
+        read_record(self.redis, job_id)
+        return "".join(f"{as_text(line)}\n" for line in self.redis.lrange(log_key(job_id), 0, -1))
+
+    @reaching_redis()
+    def promised(self, after: Sequence[str]) -> dict[str, AnyRequest]:
+        """The models that the unfinished jobs in `after`, and those before them, will make."""
+        promises: dict[str, AnyRequest] = {}
+        pending, seen = [str(id) for id in after], set[str]()
+        while pending:
+            seen.update(pending)
+            jobs = [job for job in read_jobs(self.redis, pending) if job and job.status not in ENDED]
+            for request in (ANY_REQUEST.validate_python(job.request) for job in jobs):
+                target = target_of(request)
+                if target is not None:
+                    promises[target] = request
+            pending = [id for id in {id for job in jobs for id in job.after} if id not in seen]
+        return promises
+
+    @reaching_redis()
+    def using(self, model_name: str) -> Sequence[str]:
+        """The ids of the unfinished jobs that read or make this model."""
+        users = []
+        for job in read_jobs(self.redis, active_ids(self.redis)):
+            if job is None or job.status in ENDED:
+                continue
+            request = ANY_REQUEST.validate_python(job.request)
+            names = [*inputs_of(request), target_of(request) or ""]
+            if model_name.lower() in {name.lower() for name in names}:
+                users.append(job.id)
+        return sorted(users)
+
+    @reaching_redis()
+    def ping(self) -> None:
+        """Raise NotReady where Redis does not answer."""
+        self.redis.ping()
+
+    @reaching_redis()
+    def workers(self) -> Sequence[WorkerState]:
+        """The workers that were heard of lately, by name."""
+        # Read directly: RQ's own listing raises the socket timeout of this connection to 415 s.
+        oldest = datetime.now(UTC) - timedelta(seconds=WORKER_LOST_SECONDS)
+        states = []
+        for key in sorted(get_keys(connection=self.redis)):
+            fields = {as_text(k): as_text(v) for k, v in self.redis.hgetall(key).items()}
+            if "death" in fields or utcparse(fields.get("last_heartbeat", "1970-01-01T00:00:00Z")) < oldest:
+                continue
+            name = key.removeprefix("rq:worker:")
+            executions = self.redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(name))
+            state = WorkerState(
+                name=name,
+                queue=fields["queues"],
+                state=fields.get("state", "starting"),
+                job_ids=sorted(as_text(entry).split(":")[0] for entry in executions),
+                last_heartbeat=utcparse(fields["last_heartbeat"]),
+            )
+            states.append(state)
+        return states
+
+    def _ended(self, job_id: str, action: str) -> Job:
+        job = read_job(self.redis, job_id)
+        if job.status not in ENDED:
+            raise JobNotEnded(f"job {job_id} is {job.status} and cannot {action}", "Cancel it first.")
+        return job
+
+    def _enqueue(self, pipe: Pipeline, *, request: AnyRequest, job_id: str) -> bool:
+        existing = read_records(self.redis, [job_id])[0]
+        if existing is not None:
+            if ANY_REQUEST.validate_python(existing.request) != request:
+                raise IdempotencyConflict(
+                    f"job {job_id} exists with another request", "Use a new id or key, or send the same body."
+                )
+            pipe.multi()
+            return False
+        self._refuse_bad_upstream([str(id) for id in request.after])
+        self._refuse_full_queue()
+        self._refuse_taken_target(request)
+        self._add(pipe, request, job_id)
+        return True
+
+    def _add(self, pipe: Pipeline, request: AnyRequest, job_id: str) -> None:
+        payload = request.model_dump(mode="json")
+        target = target_of(request)
+        queue = rq_queue(self.redis, QUEUE_OF[request.kind])
+        rq = queue.create_job(
+            self.tasks[request.kind],
+            args=(payload,),
+            job_id=job_id,
+            description=f"{request.kind} {target or inputs_of(request)[0]}",
+            depends_on=[str(id) for id in request.after] or None,
+            timeout=self.settings.job_timeout_seconds,
+            result_ttl=self.settings.job_retention_seconds,
+            failure_ttl=self.settings.job_retention_seconds,
+            retry=Retry(max=RETRIES),
+        )
+        queue.enqueue_job(rq, pipeline=pipe)
+        created_us = self._next_creation_us()
+        pipe.hset(record_key(job_id), "request", request.model_dump_json())
+        pipe.hset(record_key(job_id), "created_at", created_us)
+        pipe.zadd(JOBS_KEY, {job_id: created_us})
+        pipe.sadd(ACTIVE_KEY, job_id)
+        if target is not None:
+            pipe.set(target_key(target), job_id)
+
+    def _next_creation_us(self) -> int:
+        # No two alike, so that a cursor is exact; JOBS_KEY is watched.
+        newest = self.redis.zrevrange(JOBS_KEY, 0, 0, withscores=True)
+        return max(time.time_ns() // 1000, int(newest[0][1]) + 1 if newest else 0)
+
+    def _refuse_bad_upstream(self, after: Sequence[str]) -> None:
+        for job_id, job in zip(after, read_jobs(self.redis, after), strict=True):
+            if job is None:
+                raise JobNotFound(f"`after` names job {job_id}, which is not known")
+            if job.status in ("failed", "canceled"):
+                raise upstream_error(job)
+
+    def _refuse_full_queue(self) -> None:
+        with self.redis.pipeline(transaction=False) as pipe:
+            for queue in (rq_queue(self.redis, name) for name in QUEUES):
+                pipe.llen(queue.key)
+                pipe.zcard(queue.deferred_job_registry.key)
+            waiting = sum(pipe.execute())
+        if waiting >= self.settings.queue_limit:
+            raise QueueFull(
+                f"{waiting} jobs wait and the limit is {self.settings.queue_limit}",
+                "Try again later, or raise QUEUE_LIMIT.",
+            )
+
+    def _refuse_taken_target(self, request: AnyRequest) -> None:
+        target = target_of(request)
+        holder = self.redis.get(target_key(target)) if target is not None else None
+        job = read_jobs(self.redis, [as_text(holder)])[0] if holder else None
+        if job is not None and job.status not in ENDED:
+            raise ModelExists(
+                f"the {job.kind} job {job.id} is {job.status} and makes a model named {target!r}",
+                "Choose another target, or cancel that job.",
+            )
+
+
+def _to_cursor(created_us: int) -> str:
+    return base64.urlsafe_b64encode(str(created_us).encode()).decode().rstrip("=")
+
+
+def _from_cursor(cursor: str) -> int:
+    try:
+        return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(
+            f"{cursor!r} is no cursor", "Pass on `after` as a listing returned it."
+        ) from error
