@@ -39,7 +39,8 @@ def add_changes(
     """
     dtype = weight.dtype
     working = torch.promote_types(dtype, torch.float32) if once else dtype
-    for change in changes:
+    last = max((i for i, change in enumerate(changes) if change.replaced is not None), default=0)
+    for change in changes[last:]:  # what a later adapter replaces whole does not count
         if change.replaced is not None:
             weight = reader.view(change.replaced)
             check_finite(f"{change.adapter}: {change.replaced.name}", weight)

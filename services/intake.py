@@ -1,0 +1,341 @@
+"""Preflight: what a request would read and write, and every reason to refuse it, from headers alone.
+
+The API asks before it queues, the worker asks again before it works: between the two the volume may have changed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from services.errors import (
+    DiskFull,
+    InvalidRequest,
+    ModelExists,
+    UnsupportedOption,
+    VocabularyMismatch,
+    WrongAdapterOrder,
+    WrongModelKind,
+)
+from services.formats.adapter import Adapter, read_adapter
+from services.formats.checkpoint import Checkpoint, read_checkpoint
+from services.formats.stack import check_stack
+from services.formats.tensors import DTYPE_CODES, DTYPE_SIZES
+from services.jobs.requests import (
+    AnyRequest,
+    ConvertRequest,
+    GenerateRequest,
+    HubSource,
+    ImportRequest,
+    MergeRequest,
+    PathSource,
+    inputs_of,
+    target_of,
+)
+from services.models.inspect import kind_of_folder
+from services.models.known import check_known_order
+from services.models.manifest import read_manifest
+from services.models.store import ModelStore
+from services.models.uploads import Member, digest_file, list_archive, list_folder
+from services.settings import Settings
+from services.templates import check_text, find_template
+
+DISK_MARGIN_BYTES = 64 * 2**20
+"""Kept free beside a job's output: headers, manifest, the server's own log."""
+
+HASHED_BYTES = 64 * 2**20
+"""Weight files up to this size are digested at submission; larger ones when the job starts."""
+
+PROCESS_BYTES = 350 * 2**20
+"""What a worker process with torch takes before its first tensor."""
+
+
+class Plan(BaseModel):
+    """What a job would do; sizes in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    reads: list[dict[str, Any]] = []
+    writes: dict[str, Any] | None = None
+    output_bytes: int = 0
+    peak_memory_bytes: int = 0
+    disk_needed_bytes: int = 0
+    disk_free_bytes: int = 0
+    warnings: list[str] = []
+
+
+def preflight(
+    request: AnyRequest,
+    store: ModelStore,
+    promised: Mapping[str, AnyRequest],
+    *,
+    digest_limit_bytes: int = HASHED_BYTES,
+) -> Plan:
+    """What the request would do, or the reason why it cannot.
+
+    Args:
+        promised: models that are not there yet and that jobs before this one will make.
+        digest_limit_bytes: weight files up to this size are digested to know published ones.
+
+    Raises:
+        ModelNotFound, SourceNotFound, ModelExists, WrongModelKind, UnsupportedOption, DiskFull, InvalidText, and whatever the
+        headers of the inputs are refused for.
+    """
+    target = target_of(request)
+    if target is not None and store.exists(target):
+        raise ModelExists(
+            f"a model named {target!r} is there already (letter case does not count)",
+            "Choose another target, or delete that model first.",
+        )
+    waiting = [name for name in inputs_of(request) if name in promised]
+    for name in inputs_of(request):
+        if name not in promised:
+            store.path(name)
+    match request:
+        case ImportRequest():
+            plan = _plan_import(request, store)
+        case ConvertRequest():
+            _refuse_outputs(request)
+            plan = _later(request, waiting) if waiting else _plan_convert(request, store)
+        case MergeRequest():
+            _refuse_outputs(request)
+            plan = _later(request, waiting) if waiting else _plan_merge(request, store, digest_limit_bytes)
+        case GenerateRequest():
+            plan = _plan_generate(request, store, waiting)
+    return _with_disk(plan, store)
+
+
+def _later(request: AnyRequest, waiting: list[str]) -> Plan:
+    return Plan(
+        kind=request.kind,
+        writes={"name": target_of(request)},
+        warnings=[f"{name} is not there yet: it is checked when the job starts" for name in waiting],
+    )
+
+
+def _with_disk(plan: Plan, store: ModelStore) -> Plan:
+    needed = plan.output_bytes + DISK_MARGIN_BYTES if plan.output_bytes else 0
+    free = store.free_bytes()
+    if needed > free:
+        raise DiskFull(
+            f"the job needs {needed} bytes on the volume, {free} are free",
+            "Delete models that are not needed, or enlarge the volume.",
+        )
+    return plan.model_copy(update={"disk_needed_bytes": needed, "disk_free_bytes": free})
+
+
+def _refuse_outputs(request: ConvertRequest | MergeRequest) -> None:
+    if request.output_format != "huggingface":
+        raise UnsupportedOption(
+            f"output_format {request.output_format!r} is not offered by this version, 'huggingface' is",
+            "Leave output_format out.",
+        )
+    if request.ranks is not None:
+        raise UnsupportedOption("ranks applies to output_format 'meta' only", "Leave ranks out.")
+
+
+# ---- import -------------------------------------------------------------------------------------------
+
+
+def import_source(request: ImportRequest, store: ModelStore, *, limit_bytes: int) -> list[Member]:
+    """The files that an import would take.
+
+    Raises:
+        UnsupportedOption: a hub source.
+        SourceNotFound, InvalidName, UnsafeArchive, UnreadableFile, InvalidRequest.
+    """
+    source = request.source
+    if isinstance(source, HubSource):
+        raise UnsupportedOption(
+            "imports from a model hub are not offered by this version",
+            "Download the files yourself and put them into incoming/ on the model volume.",
+        )
+    path = store.incoming(source.path if isinstance(source, PathSource) else source.zip)
+    if isinstance(source, PathSource):
+        if path.suffix == ".zip":
+            raise InvalidRequest(
+                f"{source.path!r} is an archive and was given as a path", f'Use {{"zip": "{source.path}"}}.'
+            )
+        members = list_folder(path)
+    elif path.is_dir():
+        raise InvalidRequest(
+            f"{source.zip!r} is a folder and was given as an archive", f'Use {{"path": "{source.zip}"}}.'
+        )
+    else:
+        members = list_archive(path, limit_bytes=limit_bytes)
+    if not members:
+        raise InvalidRequest(f"{path.name} holds no files", "Put the model's files there first.")
+    return members
+
+
+def _plan_import(request: ImportRequest, store: ModelStore) -> Plan:
+    members = import_source(request, store, limit_bytes=Settings.model_fields["unpack_limit_bytes"].default)
+    total = sum(member.size_bytes for member in members)
+    return Plan(
+        kind="import",
+        reads=[{"path": str(member.path), "size_bytes": member.size_bytes} for member in members[:1000]],
+        writes={"name": request.target, "files": len(members)},
+        output_bytes=total,
+        peak_memory_bytes=PROCESS_BYTES,
+    )
+
+
+# ---- convert and merge --------------------------------------------------------------------------------
+
+
+def _base(store: ModelStore, name: str, *, instruct: bool = False) -> Checkpoint:
+    folder = store.path(name)
+    kind = kind_of_folder(folder)
+    if kind not in ("original", "huggingface"):
+        raise WrongModelKind(
+            f"{name!r} is of kind {kind!r}, needed is a base model (original or huggingface)",
+            "Adapters go into the list of adapters of a merge; a base model comes first."
+            if kind == "adapter"
+            else "",
+        )
+    return read_checkpoint(folder, instruct=instruct)
+
+
+def _adapter(store: ModelStore, name: str) -> Adapter:
+    folder = store.path(name)
+    kind = kind_of_folder(folder)
+    if kind != "adapter":
+        raise WrongModelKind(
+            f"{name!r} is of kind {kind!r}, needed is an adapter", "Name an adapter, or use it as base."
+        )
+    return read_adapter(folder, name)
+
+
+def _read(name: str, role: str, size_bytes: int) -> dict[str, Any]:
+    return {"name": name, "role": role, "size_bytes": size_bytes}
+
+
+def _output_bytes(shapes: Mapping[str, tuple[str, int]], dtype: str | None) -> int:
+    """Bytes of tensors given as dtype and element count, in the requested dtype where there is one."""
+    code = DTYPE_CODES[dtype] if dtype else None
+    return sum(DTYPE_SIZES[code or own] * elements for own, elements in shapes.values())
+
+
+def _plan_convert(request: ConvertRequest, store: ModelStore) -> Plan:
+    checkpoint = _base(store, request.source, instruct=request.instruct)
+    if checkpoint.vocabulary is not None and checkpoint.vocabulary.kind == "tiktoken":
+        raise UnsupportedOption(
+            f"{request.source!r} has a tiktoken tokenizer (Llama 3), this version converts Llama 1 and 2",
+            "Use the Hugging Face edition of that model.",
+        )
+    shapes = {n: (t.dtype, t.size_bytes // DTYPE_SIZES[t.dtype]) for n, t in checkpoint.tensors.items()}
+    largest = max(tensor.size_bytes for tensor in checkpoint.tensors.values())
+    return Plan(
+        kind="convert",
+        reads=[_read(request.source, "source", checkpoint.size_bytes)],
+        writes={"name": request.target, "output_format": request.output_format, "tensors": len(shapes)},
+        output_bytes=_output_bytes(shapes, request.dtype),
+        peak_memory_bytes=PROCESS_BYTES + 4 * largest,
+        warnings=_tokenizer_warnings(checkpoint),
+    )
+
+
+def _tokenizer_warnings(checkpoint: Checkpoint) -> list[str]:
+    if checkpoint.vocabulary is not None or (checkpoint.tokenizer_folder / "tokenizer.json").is_file():
+        return []
+    return ["no tokenizer.model beside the weights or one level up: the output will have no tokenizer"]
+
+
+def _plan_merge(request: MergeRequest, store: ModelStore, digest_limit_bytes: int) -> Plan:
+    base = _base(store, request.base)
+    adapters = [_adapter(store, choice.name) for choice in request.adapters]
+    stack = check_stack(base, adapters)
+    digests = [(a.name, weights_digest(a, digest_limit_bytes)) for a in adapters]
+    _check_lineage(request, store, digests)
+    shapes = {n: (t.dtype, t.size_bytes // DTYPE_SIZES[t.dtype]) for n, t in base.tensors.items()}
+    for adapter in adapters:
+        shapes |= {n: (base.tensors[n].dtype, t.elements) for n, t in adapter.replaced.items()}
+    widest = max((pair.shape[0] * pair.shape[1] for a in adapters for pair in a.pairs.values()), default=0)
+    return Plan(
+        kind="merge",
+        reads=[
+            _read(request.base, "base", base.size_bytes),
+            *(_read(adapter.name, "adapter", adapter.weights.stat().st_size) for adapter in adapters),
+        ],
+        writes={
+            "name": request.target, "output_format": request.output_format, "tensors": len(shapes),
+            "vocabulary_size": stack.vocabulary_rows, "tokenizer_of": stack.tokenizer_folder.name,
+        },
+        output_bytes=_output_bytes(shapes, request.dtype),
+        peak_memory_bytes=PROCESS_BYTES + 2 * (4 + 2 + 2) * widest,
+        warnings=[*stack.warnings, *_tokenizer_warnings(base), *_scale_warnings(request, adapters)],
+    )  # fmt: skip
+
+
+def _scale_warnings(request: MergeRequest, adapters: list[Adapter]) -> list[str]:
+    return [
+        f"scale {choice.scale} applies to the LoRA pairs of {choice.name}; {', '.join(sorted(adapter.replaced))} are "
+        "replaced whole"
+        for choice, adapter in zip(request.adapters, adapters, strict=True)
+        if choice.scale != 1 and adapter.replaced
+    ]
+
+
+def weights_digest(adapter: Adapter, limit_bytes: int) -> str | None:
+    """The SHA-256 of an adapter's weight file: from its manifest, or computed where it is small enough."""
+    manifest = read_manifest(adapter.folder)
+    recorded = manifest.files.get(adapter.weights.name) if manifest else None
+    if recorded is not None or adapter.weights.stat().st_size > limit_bytes:
+        return recorded
+    return digest_file(adapter.weights)
+
+
+def _check_lineage(request: MergeRequest, store: ModelStore, digests: list[tuple[str, str | None]]) -> None:
+    """Published adapters have their order; what the base has merged already is not merged again."""
+    manifest = read_manifest(store.path(request.base))
+    merged = [e.digest for e in (manifest.inputs if manifest else []) if e.role == "adapter" and e.digest]
+    for name, digest in digests:
+        if digest is not None and digest in merged:
+            raise WrongAdapterOrder(
+                f"adapter {name} is merged into {request.base} already",
+                "Leave it out, or start from the base without it.",
+            )
+    check_known_order(digests, merged)
+
+
+# ---- generate -----------------------------------------------------------------------------------------
+
+
+def _plan_generate(request: GenerateRequest, store: ModelStore, waiting: list[str]) -> Plan:
+    if request.template is not None:
+        find_template(request.template)
+    for text in _texts(request):
+        check_text(text)
+    for option in ("adapters", "prompts_file"):
+        if getattr(request, option):
+            raise UnsupportedOption(
+                f"{option} is not offered by generate in this version",
+                "Merge the adapters first; send prompts as a list.",
+            )
+    if waiting:
+        return _later(request, waiting)
+    folder = store.path(request.model)
+    kind = kind_of_folder(folder)
+    if kind != "huggingface":
+        raise WrongModelKind(
+            f"{request.model!r} is of kind {kind!r}, text is generated from a huggingface model",
+            "Convert it first." if kind == "original" else "Merge the adapter into a base first.",
+        )
+    checkpoint = read_checkpoint(folder)
+    if checkpoint.vocabulary is None and not (folder / "tokenizer.json").is_file():
+        raise VocabularyMismatch(
+            f"{request.model!r} has no tokenizer (tokenizer.model or tokenizer.json)",
+            "Add the model's tokenizer files.",
+        )
+    return Plan(
+        kind="generate",
+        reads=[_read(request.model, "model", checkpoint.size_bytes)],
+        peak_memory_bytes=PROCESS_BYTES + checkpoint.parameters * 4,
+    )
+
+
+def _texts(request: GenerateRequest) -> list[str]:
+    texts = [request.prompt, request.system, request.input, *(request.prompts or [])]
+    texts += [message.content for message in request.messages or []]
+    return [text for text in texts if text is not None]

@@ -1,0 +1,177 @@
+"""What a model folder is, found from its files; only headers are read."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from services.errors import GraftwerkError, UnsupportedFormat
+from services.formats.adapter import Adapter, is_adapter, read_adapter
+from services.formats.checkpoint import Checkpoint, original_folder, read_checkpoint
+from services.formats.tensors import DTYPE_NAMES
+from services.formats.vocabulary import Vocabulary, read_vocabulary
+from services.models.known import KNOWN_ADAPTERS, KNOWN_BASES, KNOWN_TOKENIZERS
+from services.models.manifest import Manifest, read_manifest
+
+Kind = Literal["original", "huggingface", "adapter", "tokenizer", "gguf", "unknown"]
+
+
+class FileSummary(BaseModel):
+    """A file of a model: its path inside the folder and its size in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    size_bytes: int
+
+
+class TokenizerSummary(BaseModel):
+    """A model's tokenizer file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    size: int
+    sha256: str
+    known_as: str | None = None
+
+
+class ModelSummary(BaseModel):
+    """What a model is: everything that its headers, its configuration and its manifest say."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: Kind
+    size_bytes: int
+    files: list[FileSummary]
+    parameters: int | None = None
+    dtypes: list[str] = []
+    vocabulary_size: int | None = None
+    architecture: dict[str, Any] | None = None
+    ranks: int | None = None
+    adapter: dict[str, Any] | None = None
+    tokenizer: TokenizerSummary | None = None
+    known_as: str | None = None
+    digest: str | None = None
+    created_at: str | None = None
+    lineage: dict[str, Any] | None = None
+    problems: list[str] = []
+    warnings: list[str] = []
+
+
+def kind_of_folder(folder: Path) -> Kind:
+    """What a folder holds, by its files; "unknown" where nothing is recognised.
+
+    Raises:
+        UnsupportedFormat: several checkpoints lie in it.
+    """
+    if is_adapter(folder):
+        return "adapter"
+    if original_folder(folder) is not None:
+        return "original"
+    if (folder / "config.json").is_file():
+        return "huggingface"
+    if any(folder.glob("*.gguf")):
+        return "gguf"
+    if (folder / "tokenizer.model").is_file() or any(folder.glob("*.model")):
+        return "tokenizer"
+    return "unknown"
+
+
+def describe_folder(folder: Path, name: str) -> ModelSummary:
+    """A folder's summary; what is wrong with it stands in `problems`, never in an exception."""
+    files = [
+        FileSummary(path=str(path.relative_to(folder)), size_bytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    found: dict[str, Any] = {"name": name, "kind": "unknown", "files": files}
+    found["size_bytes"] = sum(file.size_bytes for file in files)
+    try:
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            found |= _of_manifest(manifest)
+        found["kind"] = kind_of_folder(folder)
+        found |= _of_kind(folder, name, found["kind"])
+        found["known_as"] = _known_as(found["kind"], manifest)
+    except GraftwerkError as error:
+        found["problems"] = [f"{error.message} {error.hint}".strip()]
+    except OSError as error:
+        found["problems"] = [f"{error.filename or folder.name} cannot be read: {error.strerror}"]
+    return ModelSummary(**found)
+
+
+def _of_manifest(manifest: Manifest) -> dict[str, Any]:
+    lineage = manifest.model_dump(
+        mode="json", include={"operation", "options", "inputs", "job_id", "versions"}
+    )
+    return {
+        "created_at": manifest.created_at.isoformat(), "digest": manifest.digest, "lineage": lineage,
+        "warnings": manifest.warnings,
+    }  # fmt: skip
+
+
+def _of_kind(folder: Path, name: str, kind: Kind) -> dict[str, Any]:
+    match kind:
+        case "adapter":
+            return _of_adapter(read_adapter(folder, name))
+        case "original" | "huggingface":
+            return _of_checkpoint(read_checkpoint(folder))
+        case "tokenizer":
+            path = next(iter(sorted(folder.glob("*.model"))))
+            vocabulary = read_vocabulary(path)
+            return {"tokenizer": _tokenizer(vocabulary), "vocabulary_size": vocabulary.size}
+        case "unknown":
+            raise UnsupportedFormat(
+                "it is neither an original LLaMA checkpoint (consolidated.NN.pth), a Hugging Face model (config.json), "
+                "an adapter (adapter_config.json) nor a tokenizer (tokenizer.model).",
+                "Add the files that are missing.",
+            )
+    return {}
+
+
+def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.config
+    return {
+        "parameters": checkpoint.parameters, "dtypes": [DTYPE_NAMES[dtype] for dtype in checkpoint.dtypes],
+        "vocabulary_size": config.vocab_size, "tokenizer": _tokenizer(checkpoint.vocabulary),
+        "ranks": checkpoint.ranks if checkpoint.layout == "meta" else None,
+        "architecture": {
+            key: getattr(config, key)
+            for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                        "num_key_value_heads", "head_dim", "max_position_embeddings", "rope_theta", "rms_norm_eps",
+                        "tie_word_embeddings")
+        },
+    }  # fmt: skip
+
+
+def _of_adapter(adapter: Adapter) -> dict[str, Any]:
+    modules = sorted({pair.module.rsplit(".", 1)[-1] for pair in adapter.pairs.values()})
+    headers = [*adapter.replaced.values(), *(h for pair in adapter.pairs.values() for h in (pair.a, pair.b))]
+    return {
+        "parameters": sum(header.elements for header in headers),
+        "dtypes": sorted({DTYPE_NAMES[header.dtype] for header in headers}),
+        "vocabulary_size": adapter.vocabulary_rows, "tokenizer": _tokenizer(adapter.vocabulary),
+        "adapter": {
+            "r": adapter.config["r"], "lora_alpha": adapter.config["lora_alpha"], "target_modules": modules,
+            "replaces": sorted(adapter.replaced), "tensors": adapter.tensor_count,
+            "base_model_name_or_path": adapter.config.get("base_model_name_or_path"),
+        },
+    }  # fmt: skip
+
+
+def _tokenizer(vocabulary: Vocabulary | None) -> TokenizerSummary | None:
+    if vocabulary is None:
+        return None
+    known = KNOWN_TOKENIZERS.get(vocabulary.sha256)
+    return TokenizerSummary(
+        kind=vocabulary.kind, size=vocabulary.size, sha256=vocabulary.sha256, known_as=known
+    )
+
+
+def _known_as(kind: Kind, manifest: Manifest | None) -> str | None:
+    digests = list(manifest.files.values()) if manifest else []
+    if kind == "adapter":
+        return next((KNOWN_ADAPTERS[digest].name for digest in digests if digest in KNOWN_ADAPTERS), None)
+    return next((KNOWN_BASES[digest] for digest in digests if digest in KNOWN_BASES), None)
