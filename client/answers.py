@@ -1,7 +1,7 @@
 """What the API answers, as values; and the errors that a caller of the client may meet."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -62,7 +62,9 @@ class Job(BaseModel):
 
 
 class ClientError(Exception):
-    """What went wrong (`detail`) and what to do about it (`hint`)."""
+    """What went wrong (`detail`) and what to do about it (`hint`); the command ends with `exit_code`."""
+
+    exit_code: ClassVar[int] = 1
 
     def __init__(self, detail: str, hint: str = "") -> None:
         super().__init__(detail)
@@ -73,6 +75,8 @@ class ClientError(Exception):
 class ApiError(ClientError):
     """The service refused a request: the `code` and the sentences of its problem+json."""
 
+    exit_code = 3
+
     def __init__(self, code: str, detail: str, hint: str = "", *, status: int = 0) -> None:
         super().__init__(detail, hint)
         self.code = code
@@ -81,3 +85,5 @@ class ApiError(ClientError):
 
 class UnreachableError(ClientError):
     """No Graftwerk answers at the address."""
+
+    exit_code = 4

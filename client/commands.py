@@ -8,11 +8,13 @@ import typer
 from typer.core import TyperGroup
 
 from client import job_commands, model_commands
-from client.answers import ApiError, ClientError, JsonObject
+from client.answers import ClientError, JsonObject
 from client.chat import Conversation, converse
+from client.demo import demo
 from client.display import complain, open_console
 from client.options import Asking, Connection, Output, SamplingOptions, Submission, expanded, given
-from client.running import EXIT_REFUSED, EXIT_UNREACHABLE, carry_out
+from client.running import carry_out
+from client.serve import serve
 from client.texts import read_text
 
 
@@ -25,7 +27,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except ClientError as error:
             complain(open_console(stderr=True), error.detail, error.hint)
-            raise typer.Exit(EXIT_REFUSED if isinstance(error, ApiError) else EXIT_UNREACHABLE) from error
+            raise typer.Exit(error.exit_code) from error
 
 
 app = typer.Typer(
@@ -37,6 +39,8 @@ app = typer.Typer(
 )
 app.add_typer(job_commands.app, name="jobs")
 app.add_typer(model_commands.app, name="models")
+app.command()(serve)
+app.command()(demo)
 
 Target = Annotated[str, typer.Option("--target", "-t", help="Name of the model to make.", show_default=False)]
 Adapters = Annotated[

@@ -13,9 +13,6 @@ from client.http import Graftwerk
 from client.options import Connection, Submission, given
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_REFUSED = 3
-EXIT_UNREACHABLE = 4
 EXIT_CANCELED = 130
 
 
