@@ -7,7 +7,15 @@ import re
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
 
 from services.sampling import Sampling
 
@@ -52,8 +60,6 @@ class Shape(BaseModel):
     """The root of all request shapes: unknown fields are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 
 
 class JobRequest(Shape):
@@ -108,7 +114,9 @@ class ConvertRequest(JobRequest):
     @model_validator(mode="after")
     def _target_differs(self) -> "ConvertRequest":
         if self.source.lower() == self.target.lower():
-            raise ValueError(f"target and source are both {self.source!r}: a model never overwrites its input")
+            raise ValueError(
+                f"target and source are both {self.source!r}: a model never overwrites its input"
+            )
         return self
 
 
@@ -189,7 +197,9 @@ class GenerateRequest(JobRequest):
         given = [n for n in ("prompt", "prompts", "prompts_file", "messages") if getattr(self, n) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
-            raise ValueError(f"exactly one of prompt, prompts, prompts_file, messages is needed, found {found}")
+            raise ValueError(
+                f"exactly one of prompt, prompts, prompts_file, messages is needed, found {found}"
+            )
         return self
 
 
