@@ -1,0 +1,63 @@
+"""Door 1: HTTP in, JSON out. No tensor library is ever imported on this side."""
+
+from flask_openapi3.models.info import Info
+from flask_openapi3.openapi import OpenAPI
+from pydantic import BaseModel
+
+from api import answers, auth, bodies, document, errors, headers, health, jobs, metrics, models, pages
+from api.rooms import EXTENSION, Rooms
+from services.intake import Plan
+from services.jobs.queue import JobQueue, connect
+from services.models.store import ModelStore
+from services.settings import Settings
+
+API_VERSION = "1"
+
+
+def create_app(
+    settings: Settings, *, queue: JobQueue | None = None, store: ModelStore | None = None
+) -> OpenAPI:
+    """The application: who may ask, the routes, what errors look like.
+
+    Args:
+        settings: Of this process.
+        queue: The jobs; by default in the Redis of the settings.
+        store: The models; by default on the volume of the settings.
+
+    Raises:
+        InvalidSettings: the API would be open to other machines without a key, or its keys cannot be read.
+    """
+    app = OpenAPI(
+        __name__,
+        info=Info(title="Graftwerk", version=API_VERSION, description=document.DESCRIPTION),
+        security_schemes=document.SECURITY_SCHEMES,
+        doc_ui=False,
+        validation_error_model=errors.Problem,
+        validation_error_callback=errors.on_validation_error,
+    )
+    app.config["MAX_CONTENT_LENGTH"] = bodies.BODY_LIMIT_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions[EXTENSION] = Rooms(
+        settings=settings,
+        queue=queue or JobQueue(connect(settings), settings),
+        store=store or ModelStore(settings.models_dir),
+    )
+
+    app.before_request(auth.guard(settings))
+    headers.register(app)
+    errors.register(app)
+    for noun in (jobs, models, metrics, health):
+        app.register_api(noun.api)
+    app.register_blueprint(pages.pages)
+    app.register_blueprint(pages.swagger)
+
+    shapes: list[type[BaseModel]] = [
+        answers.JobAnswer,
+        answers.JobPage,
+        Plan,
+        answers.ModelList,
+        errors.Problem,
+    ]
+    shapes += [metrics.System, health.Health, health.Readiness]
+    document.complete(app, answers.JobBody, shapes)
+    return app

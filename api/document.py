@@ -1,0 +1,96 @@
+"""The OpenAPI document: what flask-openapi3 finds in the views, with the shapes exactly as pydantic tells them."""
+
+from typing import Any
+
+from flask_openapi3.openapi import OpenAPI
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+REF_TEMPLATE = "#/components/schemas/{model}"
+
+DESCRIPTION = (
+    "Turns original LLaMA-family weights and LoRA adapters into merged, verified models. Submit a job, follow it, "
+    "use the model that it makes. Errors are `application/problem+json` with a stable `code`."
+)
+
+SECURITY_SCHEMES: dict[str, Any] = {"bearer": {"type": "http", "scheme": "bearer"}}
+
+SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {}]
+"""A key, or none where the API has none."""
+
+EXAMPLES: dict[str, Any] = {
+    "import": {
+        "summary": "Take the files of a folder on the volume as a model",
+        "value": {"kind": "import", "source": {"path": "incoming/llama"}, "target": "llama-7b-original"},
+    },
+    "convert": {
+        "summary": "Convert an original checkpoint",
+        "value": {"kind": "convert", "source": "llama-7b-original", "target": "llama-7b"},
+    },
+    "merge": {
+        "summary": "Merge two adapters, in this order",
+        "value": {
+            "kind": "merge",
+            "base": "llama-7b",
+            "adapters": ["chinese-llama-lora", "chinese-alpaca-lora"],
+            "target": "chinese-alpaca-7b",
+        },
+    },
+    "generate": {
+        "summary": "Generate text",
+        "value": {
+            "kind": "generate",
+            "model": "chinese-alpaca-7b",
+            "prompt": "Tell me about alpacas.",
+            "template": "alpaca",
+            "sampling": {"temperature": 0, "max_new_tokens": 64},
+        },
+    },
+}
+"""One request of each kind (a test parses them)."""
+
+JOB_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/JobBody"}, "examples": EXAMPLES}
+        },
+    }
+}
+
+
+def _content(mimetype: str, description: str, **schema: str) -> dict[str, Any]:
+    return {"description": description, "content": {mimetype: {"schema": schema}}}
+
+
+JOB_STREAM = _content("text/event-stream", "Events `status` and `progress`, each with an id.", type="string")
+PLAIN_TEXT = _content("text/plain", "Lines of text.", type="string")
+METRICS = _content("text/plain", "Prometheus' text format.", type="string")
+FILE = _content("application/octet-stream", "The file's bytes.", type="string", format="binary")
+TAR = _content("application/x-tar", "A tar archive.", type="string", format="binary")
+
+
+def complete(app: OpenAPI, body: type[BaseModel], shapes: list[type[BaseModel]]) -> None:
+    """Puts the schemas of the request body and of the responses into the document of `app`.
+
+    flask-openapi3 passes schemas through a model of its own that loses keywords (`examples`, `propertyNames`).
+    """
+    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(body, "validation")]
+    modes += [(shape, "serialization") for shape in shapes]
+    _, schemas = models_json_schema(modes, ref_template=REF_TEMPLATE)
+    app.api_doc["components"]["schemas"] = schemas["$defs"]
+    for operations in app.api_doc["paths"].values():
+        for operation in operations.values():
+            _drop_invented_422(operation["responses"])
+            operation["description"] = _as_markdown(operation.get("description", ""))
+
+
+def _as_markdown(description: str) -> str:
+    # flask-openapi3 joins the lines of a docstring with tags
+    return description.replace("<br/>", "\n").strip()
+
+
+def _drop_invented_422(responses: dict[str, Any]) -> None:
+    # flask-openapi3 adds one, in its own shape, wherever a view names none: such views have nothing to validate
+    if "application/json" in responses.get("422", {}).get("content", {}):
+        del responses["422"]

@@ -1,0 +1,235 @@
+"""Jobs: ask for one, look at it, follow it, end it."""
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+from urllib.parse import urlencode
+from uuid import UUID, uuid5
+
+from flask import Response, url_for
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.answers import JobAnswer, JobPage, answer, answer_events, answer_job
+from api.bodies import parse_job_request
+from api.document import JOB_BODY, JOB_STREAM, PLAIN_TEXT, SECURITY
+from api.errors import problems
+from api.rooms import rooms
+from services.errors import InvalidRequest, JobNotFound
+from services.intake import Plan, preflight
+from services.jobs.events import Event, follow
+from services.jobs.requests import ANY_REQUEST, AnyRequest
+from services.jobs.status import ENDED, Job, JobStatus
+
+UUID_PATTERN = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+
+KEY_NAMESPACE = UUID("5f0f3e0c-6d0b-5b0e-9a53-5a0d6b1a7c11")
+"""An Idempotency-Key names a job: its id is the UUID (version 5) of the key in this namespace."""
+
+KEEPALIVE = ": keep-alive\n\n"
+"""A comment: without it nobody would notice that a client has gone."""
+
+api = APIBlueprint(
+    "jobs",
+    __name__,
+    url_prefix="/api",
+    abp_tags=[Tag(name="jobs")],
+    abp_security=SECURITY,
+    abp_responses=problems(401, 403, 500),
+)
+
+
+class JobPath(BaseModel):
+    """Which job."""
+
+    job_id: str = Field(json_schema_extra={"format": "uuid"})
+
+
+class Strict(BaseModel):
+    """Query parameters: a misspelt one is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SubmitQuery(Strict):
+    """How to take a submission."""
+
+    dry_run: bool = Field(default=False, description="Only tell the plan: nothing is queued.")
+
+
+class SubmitHeader(BaseModel):
+    """What makes a submission safe to repeat."""
+
+    idempotency_key: str | None = Field(
+        default=None,
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Any text of yours: the same key gives the same job, however often it is sent.",
+    )
+
+
+class ListQuery(Strict):
+    """Which jobs."""
+
+    kind: Literal["import", "convert", "merge", "generate"] | None = None
+    status: JobStatus | None = None
+    limit: int = Field(default=50, ge=1, le=1000)
+    after: str | None = Field(default=None, description="`next` of the page before.")
+
+
+class EventsHeader(BaseModel):
+    """Where a client left off."""
+
+    last_event_id: str | None = Field(default=None, alias="Last-Event-ID")
+
+
+class EventsQuery(Strict):
+    """Where a client left off, for clients that cannot set headers."""
+
+    last_event_id: str | None = None
+
+
+@api.post(
+    "/jobs",
+    openapi_extensions=JOB_BODY,
+    responses={200: Plan, 202: JobAnswer, **problems(400, 404, 409, 413, 415, 422, 429, 503, 507)},
+)
+def submit(query: SubmitQuery, header: SubmitHeader) -> Response:
+    """Submit a job.
+
+    The request is checked against the models on the volume before it is queued: what cannot work is refused at once.
+    With `dry_run=true` the answer is the plan (200): what would be read and written, memory, disk, warnings.
+    """
+    request = parse_job_request()
+    if query.dry_run:
+        return answer(_plan(request))
+    key = header.idempotency_key
+    job, _ = _submit(request, None if key is None else str(uuid5(KEY_NAMESPACE, key)))
+    return answer_job(job, 202)
+
+
+@api.put(
+    "/jobs/<job_id>",
+    openapi_extensions=JOB_BODY,
+    responses={200: JobAnswer, 202: JobAnswer, **problems(400, 404, 409, 413, 415, 422, 429, 503, 507)},
+)
+def submit_as(path: JobPath) -> Response:
+    """Submit a job under a UUID of your own, safe to repeat.
+
+    The first time answers 202; the same body again 200 with the job as it stands; another body 422.
+    """
+    if not re.fullmatch(UUID_PATTERN, path.job_id):
+        raise InvalidRequest(f"the job id {path.job_id!r} is no UUID", "Make one, with uuidgen for example.")
+    job, is_new = _submit(parse_job_request(), path.job_id.lower())
+    return answer_job(job, 202 if is_new else 200)
+
+
+@api.get("/jobs", responses={200: JobPage, **problems(422, 503)})
+def jobs(query: ListQuery) -> Response:
+    """List jobs, newest first.
+
+    A page's `next` (also as a `Link` header) leads to the page after it.
+    """
+    found, cursor = rooms().queue.list(
+        kind=query.kind, status=query.status, limit=query.limit, after=query.after
+    )
+    response = answer(JobPage(jobs=[JobAnswer.of(job) for job in found], next=cursor))
+    if cursor is not None:
+        parameters = {**query.model_dump(exclude_none=True), "after": cursor}
+        response.headers["Link"] = f'<{url_for("jobs.jobs")}?{urlencode(parameters)}>; rel="next"'
+    return response
+
+
+@api.get("/jobs/<job_id>", responses={200: JobAnswer, **problems(404, 503)})
+def job(path: JobPath) -> Response:
+    """Look at a job.
+
+    Until it has ended, the answer carries `Retry-After`: how many seconds to wait before the next look.
+    """
+    return answer_job(rooms().queue.get(_known_form(path)))
+
+
+@api.get("/jobs/<job_id>/events", responses={200: JOB_STREAM, **problems(404, 422, 503)})
+def job_events(path: JobPath, query: EventsQuery, header: EventsHeader) -> Response:
+    """Follow a job by server-sent events.
+
+    `status` events carry the whole job, `progress` events its progress. The stream ends with the job; a client that
+    lost it goes on with the header `Last-Event-ID`, or the parameter `last_event_id`.
+    """
+    last_id = header.last_event_id or query.last_event_id
+    return answer_events(_frames(follow(rooms().queue.redis, _known_form(path), last_id=last_id)))
+
+
+@api.get("/events", responses={200: JOB_STREAM, **problems(422, 503)})
+def all_events(query: EventsQuery, header: EventsHeader) -> Response:
+    """Follow all jobs in one stream of server-sent events, from now on."""
+    last_id = header.last_event_id or query.last_event_id
+    return answer_events(_frames(follow(rooms().queue.redis, None, last_id=last_id)))
+
+
+@api.get("/jobs/<job_id>/log", responses={200: PLAIN_TEXT, **problems(404, 503)})
+def log(path: JobPath) -> Response:
+    """Read what a job has written: a line of text each."""
+    response = Response(rooms().queue.log(_known_form(path)), mimetype="text/plain")
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+@api.post("/jobs/<job_id>/cancel", responses={202: JobAnswer, **problems(404, 409, 503)})
+def cancel(path: JobPath) -> Response:
+    """Cancel a job that waits (at once) or runs (at its next step)."""
+    return answer_job(rooms().queue.cancel(_known_form(path)), 202)
+
+
+@api.post("/jobs/<job_id>/retry", responses={202: JobAnswer, **problems(404, 409, 422, 429, 503, 507)})
+def retry(path: JobPath) -> Response:
+    """Run the request of an ended job again, as a new job."""
+    queue = rooms().queue
+    ended = queue.get(_known_form(path))
+    if ended.status in ENDED:
+        _plan(ANY_REQUEST.validate_python(ended.request))
+    return answer_job(queue.retry(ended.id), 202)
+
+
+@api.delete("/jobs/<job_id>", responses={204: None, **problems(404, 409, 503)})
+def delete(path: JobPath) -> Response:
+    """Forget an ended job. The models that it made stay."""
+    rooms().queue.delete(_known_form(path))
+    return Response(status=204)
+
+
+def _known_form(path: JobPath) -> str:
+    if not re.fullmatch(UUID_PATTERN, path.job_id):
+        raise JobNotFound(f"there is no job {path.job_id!r}", "A job's id is a UUID.")
+    return path.job_id.lower()
+
+
+def _plan(request: AnyRequest) -> Plan:
+    promised = rooms().queue.promised([str(job_id) for job_id in request.after])
+    return preflight(request, rooms().store, promised)
+
+
+def _submit(request: AnyRequest, job_id: str | None) -> tuple[Job, bool]:
+    # a repeated submission is answered by the job it made: by now its target may exist, which is no conflict
+    if job_id is None or not _is_known(job_id):
+        _plan(request)
+    return rooms().queue.submit(request, job_id)
+
+
+def _is_known(job_id: str) -> bool:
+    try:
+        rooms().queue.get(job_id)
+    except JobNotFound:
+        return False
+    return True
+
+
+def _frames(events: Iterator[Event | None]) -> Iterator[str]:
+    yield ": graftwerk\n\n"
+    for event in events:
+        if event is None:
+            yield KEEPALIVE
+        else:
+            yield f"id: {event.id}\nevent: {event.name}\ndata: {event.data}\n\n"

@@ -1,0 +1,117 @@
+"""How is it doing: workers, queues and the volume, for people and for Prometheus."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from flask import Response
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from pydantic import BaseModel
+
+from api.answers import answer
+from api.document import METRICS, SECURITY
+from api.errors import problems
+from api.rooms import Rooms, rooms
+from services.jobs.queue import QUEUE_OF, QUEUES, JobQueue
+from services.jobs.status import JobStatus, WorkerState
+
+PAGE = 1000
+
+api = APIBlueprint(
+    "metrics",
+    __name__,
+    abp_tags=[Tag(name="system")],
+    abp_security=SECURITY,
+    abp_responses=problems(401, 403, 500),
+)
+
+
+class QueueState(BaseModel):
+    """One queue: jobs that wait, jobs that run, workers that serve it."""
+
+    waiting: int
+    running: int
+    workers: int
+
+
+class VolumeState(BaseModel):
+    """The model volume."""
+
+    models: int
+    free_bytes: int
+
+
+class System(BaseModel):
+    """Workers, queues and the volume."""
+
+    workers: list[WorkerState]
+    queues: dict[str, QueueState]
+    volume: VolumeState
+
+
+class _Gauges(Collector):
+    """What Prometheus reads, from Redis and the volume at the time it asks: nothing is counted in this process."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self.state, self.jobs = _observe(rooms)
+
+    def collect(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("graftwerk_jobs", "Jobs that are remembered.", labels=["kind", "status"])
+        for (kind, status), count in sorted(self.jobs.items()):
+            jobs.add_metric([kind, status], count)
+        yield jobs
+        for field, text in (
+            ("waiting", "Jobs that wait."),
+            ("running", "Jobs that run."),
+            ("workers", "Workers."),
+        ):
+            gauge = GaugeMetricFamily(f"graftwerk_queue_{field}", text, labels=["queue"])
+            for name, queue in self.state.queues.items():
+                gauge.add_metric([name], getattr(queue, field))
+            yield gauge
+        yield GaugeMetricFamily("graftwerk_models", "Models on the volume.", self.state.volume.models)
+        free_bytes = self.state.volume.free_bytes
+        yield GaugeMetricFamily("graftwerk_volume_free_bytes", "Room on the volume.", free_bytes)
+
+
+@api.get("/api/system", responses={200: System, **problems(503)})
+def system() -> Response:
+    """Look at workers, queues and the volume."""
+    return answer(_observe(rooms())[0])
+
+
+@api.get("/metrics", responses={200: METRICS, **problems(503)})
+def metrics() -> Response:
+    """Measure queues, jobs, workers and the volume, for Prometheus."""
+    registry = CollectorRegistry()
+    registry.register(_Gauges(rooms()))
+    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def _observe(rooms: Rooms) -> tuple[System, Counter[tuple[str, JobStatus]]]:
+    jobs = _count_jobs(rooms.queue)
+    workers = list(rooms.queue.workers())
+    serving = Counter(worker.queue for worker in workers)
+    queues = {
+        name: QueueState(
+            waiting=sum(jobs[kind, "queued"] for kind, queue in QUEUE_OF.items() if queue == name),
+            running=sum(jobs[kind, "running"] for kind, queue in QUEUE_OF.items() if queue == name),
+            workers=serving[name],
+        )
+        for name in QUEUES
+    }
+    volume = VolumeState(models=len(rooms.store.names()), free_bytes=rooms.store.free_bytes())
+    return System(workers=workers, queues=queues, volume=volume), jobs
+
+
+def _count_jobs(queue: JobQueue) -> Counter[tuple[str, JobStatus]]:
+    counts: Counter[tuple[str, JobStatus]] = Counter()
+    jobs, cursor = queue.list(limit=PAGE)
+    counts.update((job.kind, job.status) for job in jobs)
+    while cursor is not None:
+        jobs, cursor = queue.list(limit=PAGE, after=cursor)
+        counts.update((job.kind, job.status) for job in jobs)
+    return counts

@@ -1,0 +1,147 @@
+"""Models: what is on the volume, and its files."""
+
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from flask import Response, send_file
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from pydantic import BaseModel, Field
+from werkzeug.exceptions import NotFound
+
+from api.answers import ModelList, answer
+from api.document import FILE, SECURITY, TAR
+from api.errors import problems
+from api.rooms import rooms
+from services.errors import ModelInUse, ModelNotFound
+from services.jobs.requests import MODEL_NAME_PATTERN, RESERVED_NAMES
+from services.models.inspect import ModelSummary
+
+CHUNK_BYTES = 1024 * 1024
+
+TEXT_TYPES = {".json": "application/json", ".txt": "text/plain", ".md": "text/plain"}
+"""All else is octets: a browser must never run what somebody put on the volume."""
+
+api = APIBlueprint(
+    "models",
+    __name__,
+    url_prefix="/api",
+    abp_tags=[Tag(name="models")],
+    abp_security=SECURITY,
+    abp_responses=problems(401, 403, 500),
+)
+
+
+class ModelPath(BaseModel):
+    """Which model."""
+
+    name: str = Field(json_schema_extra={"pattern": MODEL_NAME_PATTERN})
+
+
+class FilePath(ModelPath):
+    """Which file of which model."""
+
+    file: str = Field(description="Its path in the folder.")
+
+
+@api.get("/models", responses={200: ModelList, **problems(503)})
+def models() -> Response:
+    """List the models on the volume."""
+    return answer(ModelList(models=rooms().store.models()))
+
+
+@api.get("/models/<name>", responses={200: ModelSummary, **problems(404, 503)})
+def model(path: ModelPath) -> Response:
+    """Look at a model.
+
+    What it is, found from its files: layout, parameters, vocabulary, digests known by name, lineage, problems.
+    """
+    _folder(path)
+    return answer(rooms().store.describe(path.name))
+
+
+@api.delete("/models/<name>", responses={204: None, **problems(404, 409, 503)})
+def delete(path: ModelPath) -> Response:
+    """Delete a model and its files.
+
+    Refused with 409 while a queued or running job reads it or makes it.
+    """
+    _folder(path)
+    users = rooms().queue.using(path.name)
+    if users:
+        raise ModelInUse(
+            f"{path.name!r} is needed by {len(users)} unfinished job(s): {', '.join(users)}",
+            "Wait until they have ended, or cancel them.",
+        )
+    rooms().store.delete(path.name)
+    return Response(status=204)
+
+
+@api.get("/models/<name>/files/<path:file>", responses={200: FILE, 206: FILE, **problems(404, 416)})
+def download(path: FilePath) -> Response:
+    """Download one file.
+
+    Ranges and conditional requests (`ETag`, `Last-Modified`) are answered, so that a download can go on.
+    """
+    folder = _folder(path)
+    found = folder / path.file
+    if not _is_inside(found, folder):
+        raise NotFound(f"The model {path.name!r} has no file {path.file!r}.")
+    mimetype = TEXT_TYPES.get(found.suffix, "application/octet-stream")
+    return send_file(found, mimetype, as_attachment=True, download_name=found.name, conditional=True)
+
+
+@api.get("/models/<name>/archive", responses={200: TAR, **problems(404)})
+def archive(path: ModelPath) -> Response:
+    """Download all files of a model as one tar stream, in a folder of its name."""
+    folder = _folder(path)
+    files = sorted(found for found in folder.rglob("*") if _is_inside(found, folder))
+    headers = [_tar_header(found, f"{path.name}/{found.relative_to(folder).as_posix()}") for found in files]
+    response = Response(_tar(files, headers), mimetype="application/x-tar")
+    response.headers["Content-Disposition"] = f'attachment; filename="{path.name}.tar"'
+    return response
+
+
+def _folder(path: ModelPath) -> Path:
+    if not re.fullmatch(MODEL_NAME_PATTERN, path.name) or path.name.lower() in RESERVED_NAMES:
+        raise ModelNotFound(f"there is no model {path.name!r}", "GET /api/models lists them.")
+    return rooms().store.path(path.name)
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Whether this is a regular file that, all links followed, lies in the folder."""
+    try:
+        real = file.resolve(strict=True)
+    except (OSError, ValueError):  # not there, a loop of links, or a NUL in the name
+        return False
+    return real.is_file() and real.is_relative_to(folder.resolve())
+
+
+def _tar_header(file: Path, name: str) -> tarfile.TarInfo:
+    status = file.stat()
+    header = tarfile.TarInfo(name)
+    header.size, header.mtime, header.mode = status.st_size, int(status.st_mtime), 0o644
+    return header
+
+
+def _tar(files: list[Path], headers: list[tarfile.TarInfo]) -> Iterator[bytes]:
+    """A tar archive (POSIX.1-2001, pax) in pieces: headers and contents in blocks of 512 bytes, two empty blocks."""
+    for file, header in zip(files, headers, strict=True):
+        yield header.tobuf(tarfile.PAX_FORMAT)
+        yield from _exactly(file, header.size)
+        yield bytes(-header.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _exactly(file: Path, size_bytes: int) -> Iterator[bytes]:
+    left = size_bytes
+    with file.open("rb") as stream:
+        while left:
+            chunk = stream.read(min(left, CHUNK_BYTES))
+            if not chunk:
+                # the header is sent already: only a broken connection can still say that the archive is wrong
+                raise OSError(f"{file.name} became {left} bytes shorter while it was sent")
+            left -= len(chunk)
+            yield chunk
