@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from services.errors import InvalidRequest, InvalidText, UnreadableTokenizer
-from services.templates import BOS, EOS, Text, render
+from services.templates import BOS, EOS, Segment, Text, render
 from services.tokenizers import Tokenizer, load_tokenizer
 from services.tokenizers.tiktoken import split_long_runs
 from tests.corpus import mixed_lines
@@ -140,7 +140,7 @@ def test_the_beginning_of_text_comes_once_or_not_at_all(pair: tuple[Tokenizer, A
 def test_a_conversation_is_encoded_turn_by_turn_as_metas_code_does(pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, reference = pair
     first, later = "[INST] Hi [/INST] Hello", "[INST] 再见 [/INST]"
-    segments = [Text(first), EOS, BOS, Text(later)]
+    segments: list[Segment] = [Text(first), EOS, BOS, Text(later)]
     assert tokenizer.encode_segments(segments) == [
         1,
         *reference.encode(first),
@@ -154,7 +154,12 @@ def test_a_conversation_is_encoded_turn_by_turn_as_metas_code_does(pair: tuple[T
 def test_roles_and_sizes_are_those_of_the_published_models(pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, reference = pair
     assert tokenizer.vocabulary_size == reference.get_piece_size()
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eos_ids, tokenizer.add_bos) == (1, 2, {2}, True)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eos_ids, tokenizer.add_bos) == (
+        1,
+        2,
+        frozenset({2}),
+        True,
+    )
     assert (tokenizer.piece(15043), tokenizer.piece(2), tokenizer.piece(10**6)) == ("▁Hello", "</s>", "")
 
 
@@ -190,7 +195,11 @@ def test_a_folders_config_names_added_tokens_ends_and_the_beginning_rule(tmp_pat
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 32000]}')
     tokenizer = load_tokenizer(tmp_path)
-    assert (tokenizer.vocabulary_size, tokenizer.eos_id, tokenizer.eos_ids) == (32003, 32000, {2, 32000})
+    assert (tokenizer.vocabulary_size, tokenizer.eos_id, tokenizer.eos_ids) == (
+        32003,
+        32000,
+        frozenset({2, 32000}),
+    )
     assert tokenizer.encode("Hello") == [15043]
     assert tokenizer.decode([15043, 32002, 3186, 32000]) == "Hello<image>world"
     prompt = tokenizer.encode_segments(render("chatml", instruction="Hello"))
@@ -276,7 +285,7 @@ def test_the_special_tokens_of_3_and_3_1_differ_where_meta_changed_them(tmp_path
         "<|python_tag|>",
         "<|reserved_special_token_247|>",
     ]
-    assert (old.eos_ids, new.eos_ids) == ({128001, 128009}, {128001, 128008, 128009})
+    assert (sorted(old.eos_ids), sorted(new.eos_ids)) == ([128001, 128009], [128001, 128008, 128009])
 
 
 @needs_data
@@ -305,7 +314,8 @@ def json_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.train_from_iterator(LINES, trainer)
     tokenizer.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<|pad|>", special=True)])
     folder = tmp_path_factory.mktemp("json")
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+    made: Any = PreTrainedTokenizerFast
+    fast = made(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
     fast.save_pretrained(folder)
     return folder
 
