@@ -24,6 +24,7 @@ from rq.utils import as_text, utcparse
 from rq.worker_registration import get_keys
 
 from services.errors import (
+    GraftwerkError,
     IdempotencyConflict,
     InvalidRequest,
     JobAlreadyEnded,
@@ -124,6 +125,8 @@ class JobQueue:
         if target is not None:
             watched.append(target_key(target))
         created = transact(self.redis, partial(self._enqueue, request=request, job_id=job_id), *watched)
+        if isinstance(created, GraftwerkError):
+            raise created
         job = read_job(self.redis, job_id)
         if created:
             publish_status(self.redis, job)
@@ -274,20 +277,24 @@ class JobQueue:
             raise JobNotEnded(f"job {job_id} is {job.status} and cannot {action}", "Cancel it first.")
         return job
 
-    def _enqueue(self, pipe: Pipeline, *, request: AnyRequest, job_id: str) -> bool:
+    def _enqueue(self, pipe: Pipeline, *, request: AnyRequest, job_id: str) -> bool | GraftwerkError:
+        # A refusal is given back, not raised: the transaction then still finds out whether what it rests
+        # on has changed meanwhile, and if so everything is looked at again.
         existing = read_records(self.redis, [job_id])[0]
-        if existing is not None:
-            if ANY_REQUEST.validate_python(existing.request) != request:
-                raise IdempotencyConflict(
-                    f"job {job_id} exists with another request", "Use a new id or key, or send the same body."
-                )
-            pipe.multi()
+        if existing is None:
+            try:
+                self._refuse_bad_upstream([str(id) for id in request.after])
+                self._refuse_full_queue()
+                self._refuse_taken_target(request)
+            except GraftwerkError as error:
+                return error
+            self._add(pipe, request, job_id)
+            return True
+        if ANY_REQUEST.validate_python(existing.request) == request:
             return False
-        self._refuse_bad_upstream([str(id) for id in request.after])
-        self._refuse_full_queue()
-        self._refuse_taken_target(request)
-        self._add(pipe, request, job_id)
-        return True
+        return IdempotencyConflict(
+            f"job {job_id} exists with another request", "Use a new id or key, or send the same body."
+        )
 
     def _add(self, pipe: Pipeline, request: AnyRequest, job_id: str) -> None:
         payload = request.model_dump(mode="json")

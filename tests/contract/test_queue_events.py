@@ -1,0 +1,134 @@
+"""Events: what a watcher of one job and of all jobs sees, and how it goes on after a lost connection."""
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from services.errors import InvalidRequest, JobNotFound
+from services.jobs.events import Event, follow, publish
+from services.jobs.queue import JobQueue
+from services.jobs.requests import ConvertRequest
+from services.settings import Settings
+
+
+def convert(target: str) -> ConvertRequest:
+    return ConvertRequest(kind="convert", source="llama", target=target)
+
+
+@pytest.fixture
+def queue(redis: Redis, settings: Settings) -> JobQueue:
+    return JobQueue(redis, settings)
+
+
+def statuses(events: Iterator[Event | None]) -> list[str]:
+    return [json.loads(event.data)["status"] for event in events if event and event.name == "status"]
+
+
+def next_event(events: Iterator[Event | None]) -> Event:
+    event = next(events)
+    assert event is not None
+    return event
+
+
+def test_a_watcher_sees_the_present_status_then_what_happens_then_the_end(queue: JobQueue) -> None:
+    job, _ = queue.submit(convert("a"))
+    events = follow(queue.redis, job.id, last_id=None)
+    first = next_event(events)
+    assert (first.name, json.loads(first.data)["status"]) == ("status", "queued")
+    publish(queue.redis, job.id, "progress", {"id": job.id, "progress": None})
+    queue.cancel(job.id)
+    assert next_event(events).name == "progress"
+    assert statuses(events) == ["canceled"]
+
+
+def test_a_watcher_resumes_after_the_last_event_it_saw(queue: JobQueue) -> None:
+    job, _ = queue.submit(convert("a"))
+    for number in range(3):
+        publish(queue.redis, job.id, "progress", {"number": number})
+    events = follow(queue.redis, job.id, last_id="0-0")
+    seen = [next_event(events) for _ in range(3)]  # queued, 0, 1
+    resumed = follow(queue.redis, job.id, last_id=seen[-1].id)
+    assert json.loads(next_event(resumed).data) == {"number": 2}
+
+
+def test_an_ended_job_gives_its_status_once_and_the_stream_ends(queue: JobQueue) -> None:
+    job, _ = queue.submit(convert("a"))
+    queue.cancel(job.id)
+    assert statuses(follow(queue.redis, job.id, last_id=None)) == ["canceled"]
+
+
+def test_a_watcher_that_saw_everything_of_an_ended_job_is_not_kept_waiting(queue: JobQueue) -> None:
+    job, _ = queue.submit(convert("a"))
+    queue.cancel(job.id)
+    last = queue.redis.xrevrange(f"graftwerk:events:{job.id}", count=1)[0][0]
+    assert statuses(follow(queue.redis, job.id, last_id=last.decode())) == ["canceled"]
+
+
+def test_an_end_whose_event_was_lost_is_told_all_the_same(queue: JobQueue) -> None:
+    job, _ = queue.submit(convert("a"))
+    events = follow(queue.redis, job.id, last_id=None, keepalive_seconds=1)
+    next_event(events)
+    queue.cancel(job.id)
+    queue.redis.delete(f"graftwerk:events:{job.id}")
+    assert next(events) is None
+    assert statuses(events) == ["canceled"]
+
+
+def test_silence_is_a_keep_alive(queue: JobQueue) -> None:
+    job, _ = queue.submit(convert("a"))
+    events = follow(queue.redis, job.id, last_id=None, keepalive_seconds=1)
+    next_event(events)
+    assert next(events) is None
+
+
+def test_a_job_that_is_deleted_ends_its_stream(queue: JobQueue) -> None:
+    job, _ = queue.submit(convert("a"))
+    events = follow(queue.redis, job.id, last_id=None, keepalive_seconds=1)
+    next_event(events)
+    queue.redis.delete(f"graftwerk:job:{job.id}")
+    assert list(events) == [None]
+
+
+def test_everybodys_stream_has_the_events_of_every_job_from_now_on(queue: JobQueue) -> None:
+    queue.submit(convert("before"))
+    events = follow(queue.redis, None, last_id=None)
+    first, second = queue.submit(convert("a"))[0].id, queue.submit(convert("b"))[0].id
+    assert [json.loads(next_event(events).data)["id"] for _ in range(2)] == [first, second]
+
+
+def test_no_event_is_lost_between_two_reads_of_everybodys_stream(queue: JobQueue) -> None:
+    events = follow(queue.redis, None, last_id=None)
+    publisher = threading.Thread(
+        target=lambda: [publish(queue.redis, "j", "progress", {"number": number}) for number in range(200)]
+    )
+    publisher.start()
+    numbers = [json.loads(next_event(events).data)["number"] for _ in range(200)]
+    publisher.join()
+    assert numbers == list(range(200))
+
+
+def test_a_large_result_stays_out_of_everybodys_stream(queue: JobQueue) -> None:
+    publish(queue.redis, "j", "status", {"status": "succeeded", "result": {"text": "x" * 40_000}})
+    own = queue.redis.xrevrange("graftwerk:events:j", count=1)[0][1]
+    shared = queue.redis.xrevrange("graftwerk:events", count=1)[0][1]
+    assert len(json.loads(own[b"data"])["result"]["text"]) == 40_000
+    assert json.loads(shared[b"data"]) == {"status": "succeeded", "result": None}
+
+
+def test_streams_are_cut_to_a_length(queue: JobQueue) -> None:
+    with queue.redis.pipeline() as pipe:
+        for _ in range(1500):
+            pipe.xadd("graftwerk:events:j", {"name": "progress", "data": "{}"})
+        pipe.execute()
+    publish(queue.redis, "j", "progress", {})
+    assert queue.redis.xlen("graftwerk:events:j") < 1200
+
+
+def test_an_id_that_is_none_and_a_job_that_is_none_are_refused(queue: JobQueue) -> None:
+    with pytest.raises(InvalidRequest, match="Last-Event-ID"):
+        follow(queue.redis, None, last_id="yesterday")
+    with pytest.raises(JobNotFound):
+        follow(queue.redis, "nobody", last_id=None)
