@@ -1,0 +1,66 @@
+# Targets for people and for CI alike; `make` prints them. Needs Python >= 3.11; all else goes into .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo serve test unit e2e up down e2e-compose bench lint fmt clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## the main job on a miniature, with no Docker, Redis or GPU: import, convert, merge, ask
+	@$(BIN)/graftwerk demo
+
+serve: $(READY) ## the same service, staying up at http://127.0.0.1:8000
+	@$(BIN)/graftwerk serve
+
+test: $(READY) ## every test that needs no Docker and no GPU
+	@$(BIN)/pytest -q
+
+unit: $(READY) ## the tests that take seconds
+	@$(BIN)/pytest -q tests/unit
+
+e2e: $(READY) ## the whole product over HTTP, with real processes
+	@$(BIN)/pytest -q tests/e2e
+
+up: ## build and start the compose services
+	@docker compose up --build --wait
+
+down: ## stop the compose services; models and jobs stay in their volumes
+	@docker compose down
+
+e2e-compose: $(READY) ## the end-to-end tests against the compose services
+	@PYTHON=$(BIN)/python deploy/e2e-compose.sh
+
+bench: $(READY) ## measure what docs/performance.md tells
+	@$(BIN)/python -m bench
+
+lint: $(READY) ## style, types and the directions between rooms
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+fmt: $(READY) ## format the code
+	@$(BIN)/ruff check --fix --select I
+	@$(BIN)/ruff format
+
+clean: ## remove .venv and caches; models under var/ stay
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip's own progress is either nothing or hundreds of lines: one line a package shows that it goes on
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 …" >&2; exit 1; }
+	@echo "setting up .venv (once; some minutes, torch is large)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	    -e '.[api,worker,client,embedded,test,lint]' \
+	  | awk '/^(Collecting|Processing|Installing)/ {print "  " $$1, $$2; fflush()}'
+	@touch $@
