@@ -1,0 +1,357 @@
+"""Real worker processes against a real server: outcomes, cancellation, death, stops."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from rq.job import Job as RQJob
+
+from services.jobs.events import follow
+from services.jobs.queue import TASK_OF, JobQueue
+from services.jobs.requests import ConvertRequest
+from services.jobs.status import Job
+from services.settings import Settings
+from tests.redis_server import Server, until
+from worker.janitor import Janitor
+
+ROOT = Path(__file__).parents[2]
+TASKS = dict.fromkeys(TASK_OF, "tests.contract.wire_tasks.work")
+
+StartWorker = Callable[[], "subprocess.Popen[bytes]"]
+
+
+def wish(target: str, *, after: list[str] | None = None, **wishes: str) -> ConvertRequest:
+    """A job that does what these wishes say (see `wire_tasks.py`)."""
+    return ConvertRequest.model_validate(
+        {"kind": "convert", "source": "llama", "target": target, "after": after or [], "metadata": wishes}
+    )
+
+
+@pytest.fixture
+def queue(redis: Redis, settings: Settings) -> JobQueue:
+    return JobQueue(redis, settings, tasks=TASKS)
+
+
+@pytest.fixture
+def start_worker(redis: Redis, settings: Settings, tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers as processes; what is left of them at the end is killed."""
+    processes: list[subprocess.Popen[bytes]] = []
+    environment = {
+        **os.environ,
+        "GRAFTWERK_REDIS_URL": settings.redis_address,
+        "GRAFTWERK_MODELS_DIR": str(settings.models_dir),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def start() -> "subprocess.Popen[bytes]":
+        with (tmp_path / f"worker-{len(processes)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.contract.wire_worker"],
+                env=environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+        processes.append(process)
+        name = f"rq:worker:convert-test-{process.pid}"
+        until(lambda: redis.hget(name, "state") == b"idle")
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def janitor(redis: Redis, settings: Settings) -> Iterator[Janitor]:
+    """A janitor at work in a thread of the test."""
+    stop = threading.Event()
+    janitor = Janitor(redis, settings)
+    thread = threading.Thread(target=janitor.work, args=(stop,))
+    thread.start()
+    yield janitor
+    stop.set()
+    thread.join()
+
+
+def ended(queue: JobQueue, job_id: str, seconds: float = 20.0) -> Job:
+    """The job, once it has ended."""
+    until(lambda: queue.get(job_id).status in ("succeeded", "failed", "canceled"), seconds)
+    return queue.get(job_id)
+
+
+def running(queue: JobQueue, job_id: str) -> None:
+    """Wait until the job has made progress."""
+    until(lambda: queue.get(job_id).status == "running" and queue.get(job_id).progress is not None)
+
+
+def runs(redis: Redis) -> list[tuple[str, int, int]]:
+    """Job id, process and parent of every run so far."""
+    lines = [line.decode().split() for line in redis.lrange("test:runs", 0, -1)]
+    return [(job_id, int(pid), int(parent)) for job_id, pid, parent in lines]
+
+
+def error_code(job: Job) -> str | None:
+    return job.error.code if job.error else None
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+# ---- outcomes ----------------------------------------------------------------------------------------
+
+
+def test_a_job_succeeds_with_result_progress_and_times(queue: JobQueue, start_worker: StartWorker) -> None:
+    start_worker()
+    job = ended(queue, queue.submit(wish("a", steps="3"))[0].id)
+    assert job.status == "succeeded"
+    assert job.result == {"steps": 3, "target": "a"}
+    assert job.error is None
+    assert job.progress is not None
+    assert (job.progress.done, job.progress.total, job.progress.fraction) == (3, 3, 1.0)
+    assert job.started_at is not None
+    assert job.finished_at is not None
+    assert job.created_at <= job.started_at <= job.finished_at
+
+
+def test_a_watcher_sees_queued_running_progress_and_the_end(
+    queue: JobQueue, start_worker: StartWorker
+) -> None:
+    job, _ = queue.submit(wish("a", steps="4", step_seconds="0.3"))
+    events = follow(queue.redis, job.id, last_id="0-0")
+    start_worker()
+    seen = [event for event in events if event]
+    statuses = [re.findall(r'"status": "(\w+)"', event.data)[0] for event in seen if event.name == "status"]
+    assert statuses == ["queued", "running", "succeeded"]
+    assert sum(event.name == "progress" for event in seen) == 4
+
+
+def test_an_error_of_the_users_fails_at_once_and_is_told_in_full(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis
+) -> None:
+    start_worker()
+    job = ended(queue, queue.submit(wish("a", wrong="1"))[0].id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error.model_dump() == {
+        "code": "wrong_model_kind",
+        "message": "this is no base model",
+        "hint": "Name another.",
+    }
+    assert len(runs(redis)) == 1
+
+
+def test_a_fault_of_ours_fails_at_once_with_the_traceback_in_the_log_only(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis
+) -> None:
+    start_worker()
+    job = ended(queue, queue.submit(wish("a", broken="1"))[0].id)
+    assert (job.status, error_code(job)) == ("failed", "internal_error")
+    assert job.error is not None
+    assert "Traceback" not in job.error.message
+    assert "ZeroDivisionError: a fault of ours" in queue.log(job.id)
+    assert len(runs(redis)) == 1
+
+
+def test_a_passing_trouble_is_tried_again(queue: JobQueue, start_worker: StartWorker, redis: Redis) -> None:
+    start_worker()
+    job = ended(queue, queue.submit(wish("a", not_ready_runs="2"))[0].id)
+    assert (job.status, error_code(job)) == ("succeeded", None)
+    assert len(runs(redis)) == 3
+
+
+def test_a_trouble_that_stays_fails_after_three_tries(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis
+) -> None:
+    start_worker()
+    job = ended(queue, queue.submit(wish("a", not_ready_runs="9"))[0].id)
+    assert (job.status, error_code(job)) == ("failed", "not_ready")
+    assert len(runs(redis)) == 3
+
+
+def test_a_job_over_its_time_is_stopped_as_timeout(
+    redis: Redis, settings: Settings, start_worker: StartWorker
+) -> None:
+    hurried = JobQueue(redis, settings.model_copy(update={"job_timeout_seconds": 1}), tasks=TASKS)
+    start_worker()
+    job = ended(hurried, hurried.submit(wish("a", steps="100", step_seconds="0.1"))[0].id)
+    assert (job.status, error_code(job)) == ("failed", "timeout")
+    assert len(runs(redis)) == 1
+
+
+def test_jobs_run_in_the_order_of_their_line_and_after_an_upstream_succeeded(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis
+) -> None:
+    first = queue.submit(wish("a"))[0].id
+    third = queue.submit(wish("c", after=[first]))[0].id
+    second = queue.submit(wish("b"))[0].id
+    start_worker()
+    assert ended(queue, third).status == "succeeded"
+    assert [job_id for job_id, _, _ in runs(redis)] == [first, second, third]
+
+
+def test_what_waits_for_a_failed_job_fails_with_it_down_the_whole_line(
+    queue: JobQueue, start_worker: StartWorker
+) -> None:
+    first = queue.submit(wish("a", wrong="1"))[0].id
+    second = queue.submit(wish("b", after=[first]))[0].id
+    third = queue.submit(wish("c", after=[second]))[0].id
+    start_worker()
+    until(lambda: queue.get(third).status == "failed")
+    assert error_code(queue.get(second)) == "upstream_failed"
+    assert "wrong_model_kind" in (queue.get(second).error or pytest.fail()).message
+    assert error_code(queue.get(third)) == "upstream_failed"
+
+
+def test_the_worker_is_listed_with_what_it_does(queue: JobQueue, start_worker: StartWorker) -> None:
+    process = start_worker()
+    (idle,) = queue.workers()
+    assert (idle.name, idle.queue, idle.state, idle.job_ids) == (
+        f"convert-test-{process.pid}",
+        "convert",
+        "idle",
+        [],
+    )
+    job, _ = queue.submit(wish("a", steps="1000", step_seconds="0.05"))
+    running(queue, job.id)
+    (busy,) = queue.workers()
+    assert (busy.state, busy.job_ids) == ("busy", [job.id])
+
+
+# ---- cancellation ------------------------------------------------------------------------------------
+
+
+def test_a_running_job_is_canceled_within_a_second(queue: JobQueue, start_worker: StartWorker) -> None:
+    start_worker()
+    job, _ = queue.submit(wish("a", steps="1000", step_seconds="0.05"))
+    waiting = queue.submit(wish("b", after=[job.id]))[0].id
+    running(queue, job.id)
+    queue.cancel(job.id)
+    seconds = until(lambda: queue.get(job.id).status == "canceled")
+    assert seconds < 1.0
+    assert error_code(queue.get(job.id)) == "canceled"
+    assert ended(queue, waiting).status == "failed"
+    assert ended(queue, queue.submit(wish("a"))[0].id).status == "succeeded"
+
+
+def test_a_running_job_that_does_not_listen_is_killed(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis
+) -> None:
+    start_worker()
+    job, _ = queue.submit(wish("a", deaf="1", steps="1000", step_seconds="0.1"))
+    running(queue, job.id)
+    queue.cancel(job.id)
+    assert ended(queue, job.id).status == "canceled"
+    assert len(runs(redis)) == 1
+    assert redis.llen("test:published") == 0
+
+
+# ---- death -------------------------------------------------------------------------------------------
+
+
+def test_a_job_whose_process_was_killed_runs_again_and_is_published_once(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis
+) -> None:
+    start_worker()
+    job = ended(queue, queue.submit(wish("a", killed_runs="2"))[0].id)
+    assert job.status == "succeeded"
+    assert (len(runs(redis)), redis.llen("test:published")) == (3, 1)
+
+
+def test_a_job_that_kills_its_process_each_time_fails_as_worker_died(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis
+) -> None:
+    start_worker()
+    job = ended(queue, queue.submit(wish("a", killed_runs="9"))[0].id)
+    assert (job.status, error_code(job)) == ("failed", "worker_died")
+    assert "signal 9" in (job.error or pytest.fail()).message
+    assert len(runs(redis)) == 3
+
+
+def test_a_killed_worker_takes_its_job_process_along_and_another_finishes_the_job_once(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis, janitor: Janitor
+) -> None:
+    worker = start_worker()
+    job, _ = queue.submit(wish("a", steps="20", step_seconds="0.05"))
+    running(queue, job.id)
+    start_worker()
+    worker.kill()
+    ((_, orphan, parent),) = runs(redis)
+    assert parent == worker.pid
+    until(lambda: not alive(orphan), seconds=2)
+    seconds = until(lambda: len(runs(redis)) == 2, seconds=30)
+    assert seconds < 26
+    assert ended(queue, job.id).status == "succeeded"
+    assert redis.lrange("test:published", 0, -1) == [job.id.encode()]
+    assert redis.llen("rq:queue:convert:intermediate") == 0
+
+
+def test_a_job_of_a_killed_worker_that_was_canceled_ends_as_canceled(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis, janitor: Janitor
+) -> None:
+    worker = start_worker()
+    job, _ = queue.submit(wish("a", steps="1000", step_seconds="0.05"))
+    waiting = queue.submit(wish("b", after=[job.id]))[0].id
+    running(queue, job.id)
+    worker.kill()
+    queue.cancel(job.id)
+    assert ended(queue, job.id, seconds=30).status == "canceled"
+    assert error_code(ended(queue, waiting)) == "upstream_failed"
+    assert len(runs(redis)) == 1
+
+
+# ---- stops -------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_worker_puts_its_job_back_at_once_and_no_try_is_lost(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis
+) -> None:
+    worker = start_worker()
+    job, _ = queue.submit(wish("a", steps="40", step_seconds="0.05"))
+    later = queue.submit(wish("b"))[0].id
+    running(queue, job.id)
+    worker.terminate()
+    assert until(lambda: queue.get(job.id).status == "queued") < 1.0
+    assert worker.wait(timeout=5) == 0
+    back = queue.get(job.id)
+    assert (back.queue_position, back.started_at, back.error) == (1, None, None)
+    assert queue.get(later).queue_position == 2
+    assert RQJob.fetch(job.id, connection=redis, serializer="json").retries_left == 2
+    assert queue.workers() == []
+    start_worker()
+    assert ended(queue, job.id).status == "succeeded"
+    assert redis.lrange("test:published", 0, 0) == [job.id.encode()]
+
+
+def test_an_idle_worker_stops_at_once_and_well(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=5) == 0
+
+
+def test_jobs_survive_the_death_of_redis(
+    queue: JobQueue, start_worker: StartWorker, redis_server: Server
+) -> None:
+    start_worker()
+    job, _ = queue.submit(wish("a", steps="30", step_seconds="0.1"))
+    running(queue, job.id)
+    waiting = queue.submit(wish("b"))[0].id
+    redis_server.stop()
+    redis_server.start()
+    assert ended(queue, job.id, seconds=30).status == "succeeded"
+    assert ended(queue, waiting, seconds=30).status == "succeeded"

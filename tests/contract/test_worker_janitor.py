@@ -1,0 +1,194 @@
+"""What the janitor puts right, each from the state that a process leaves when it dies there."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+from rq.job import Job as RQJob
+
+from services.errors import JobNotFound
+from services.jobs.events import follow
+from services.jobs.queue import JobQueue
+from services.jobs.requests import ConvertRequest
+from services.jobs.workers import ForkWorker
+from services.settings import Settings
+from worker.janitor import LOCK_KEY, Janitor
+
+
+def convert(target: str, after: list[str] | None = None) -> ConvertRequest:
+    return ConvertRequest.model_validate(
+        {"kind": "convert", "source": "llama", "target": target, "after": after or []}
+    )
+
+
+@pytest.fixture
+def queue(redis: Redis, settings: Settings) -> JobQueue:
+    return JobQueue(redis, settings)
+
+
+@pytest.fixture
+def janitor(redis: Redis, settings: Settings) -> Janitor:
+    return Janitor(redis, settings)
+
+
+@pytest.fixture
+def worker(redis: Redis, settings: Settings) -> Iterator[ForkWorker]:
+    """A worker whose steps the tests take one by one, and leave off where a real one would die."""
+    yield ForkWorker("convert", name="w", redis=redis, settings=settings, prepare_process=lambda: None)
+
+
+def take(worker: ForkWorker) -> RQJob:
+    """Take the next job from the queue, no more."""
+    taken = worker.queue_class.dequeue_any(
+        worker.queues, None, connection=worker.connection, job_class=worker.job_class, serializer="json"
+    )
+    assert taken is not None
+    return taken[0]
+
+
+def start(worker: ForkWorker) -> RQJob:
+    """Take the next job and start it."""
+    job = take(worker)
+    execution = worker.prepare_execution(job)
+    worker.prepare_job_execution(job, True)
+    # As if the last heartbeat were long past.
+    worker.connection.zadd("rq:wip:convert", {execution.composite_key: time.time() - 1})
+    return job
+
+
+def test_a_job_taken_and_never_started_goes_back_to_the_front(
+    queue: JobQueue, janitor: Janitor, worker: ForkWorker, redis: Redis
+) -> None:
+    first = queue.submit(convert("a"))[0].id
+    queue.submit(convert("b"))
+    take(worker)
+    janitor.round()
+    assert queue.get(first).queue_position is None
+    redis.set(f"rq:queue:convert:intermediate:first_seen:{first}", time.time() - 11)
+    janitor.round()
+    assert queue.get(first).queue_position == 1
+    assert RQJob.fetch(first, connection=redis, serializer="json").retries_left == 2
+    assert redis.llen("rq:queue:convert:intermediate") == 0
+
+
+def test_a_lost_job_is_tried_again_twice_and_then_fails_with_what_waits_for_it(
+    queue: JobQueue, janitor: Janitor, worker: ForkWorker
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    waiting = queue.submit(convert("b", after=[job_id]))[0].id
+    for _ in range(2):
+        start(worker)
+        janitor.round()
+        assert queue.get(job_id).status == "queued"
+    start(worker)
+    janitor.round()
+    job, dependent = queue.get(job_id), queue.get(waiting)
+    assert job.error is not None
+    assert dependent.error is not None
+    assert (job.status, job.error.code) == ("failed", "worker_died")
+    assert (dependent.status, dependent.error.code) == ("failed", "upstream_failed")
+    assert job.finished_at is not None
+    assert queue.submit(convert("a"))[1], "the name is free again"
+
+
+def test_a_job_that_beats_its_heart_is_left_alone(
+    queue: JobQueue, janitor: Janitor, worker: ForkWorker
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    worker.prepare_execution(taken := take(worker))
+    worker.prepare_job_execution(taken, True)
+    janitor.round()
+    assert queue.get(job_id).status == "running"
+
+
+def test_a_job_that_ended_while_its_heart_stood_still_stays_ended(
+    queue: JobQueue, janitor: Janitor, worker: ForkWorker, redis: Redis
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    start(worker)
+    redis.hset(f"rq:job:{job_id}", "status", "finished")
+    janitor.round()
+    assert queue.get(job_id).status == "succeeded"
+    assert redis.llen("rq:queue:convert") == 0
+
+
+def test_an_end_that_nobody_told_is_told_and_cascaded(
+    queue: JobQueue, janitor: Janitor, redis: Redis
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    waiting = queue.submit(convert("b", after=[job_id]))[0].id
+    redis.hset(f"rq:job:{job_id}", "status", "failed")
+    janitor.round()
+    statuses = [json.loads(event.data)["status"] for event in follow(redis, job_id, last_id="0-0") if event]
+    assert statuses == ["queued", "failed"]
+    assert queue.get(waiting).status == "failed"
+    assert not redis.exists("graftwerk:target:a")
+    assert redis.scard("graftwerk:active") == 0
+
+
+def test_what_is_expired_is_forgotten_without_a_trace(
+    queue: JobQueue, janitor: Janitor, redis: Redis
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    queue.cancel(job_id)
+    assert redis.ttl(f"rq:job:{job_id}") == pytest.approx(queue.settings.job_retention_seconds, abs=5)
+    assert redis.ttl(f"graftwerk:job:{job_id}") > queue.settings.job_retention_seconds
+    redis.zadd("graftwerk:ended", {job_id: time.time() - 1})
+    redis.delete(f"rq:job:{job_id}")
+    with pytest.raises(JobNotFound):
+        queue.get(job_id)
+    janitor.round()
+    assert not [key for key in redis.scan_iter() if job_id.encode() in key]
+    assert queue.list() == ([], None)
+
+
+def test_staging_folders_of_dead_executions_are_swept_and_live_ones_kept(
+    queue: JobQueue, janitor: Janitor, worker: ForkWorker, settings: Settings
+) -> None:
+    queue.submit(convert("a"))
+    job = take(worker)
+    execution = worker.prepare_execution(job)
+    worker.prepare_job_execution(job, True)
+    for name in (execution.id, "0123456789abcdef"):
+        (settings.models_dir / ".staging" / name).mkdir(parents=True)
+    janitor.round()
+    assert [path.name for path in (settings.models_dir / ".staging").iterdir()] == [execution.id]
+
+
+def test_only_one_janitor_works_at_a_time(janitor: Janitor, redis: Redis) -> None:
+    with redis.lock(LOCK_KEY, timeout=60):
+        assert not janitor.round()
+    assert janitor.round()
+
+
+def test_a_superseded_execution_changes_nothing_when_it_ends(
+    queue: JobQueue, janitor: Janitor, worker: ForkWorker
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    old_job = take(worker)
+    old = worker.prepare_execution(old_job)
+    worker.prepare_job_execution(old_job, True)
+    worker.connection.zadd("rq:wip:convert", {old.composite_key: time.time() - 1})
+    janitor.round()
+    new_job = take(worker)
+    new = worker.prepare_execution(new_job)
+    worker.prepare_job_execution(new_job, True)
+    worker.handle_job_failure(old_job, worker.queues[0], exc_string="late", execution=old)
+    assert queue.get(job_id).status == "running"
+    new_job.ended_at = new_job.started_at
+    worker.handle_job_success(new_job, worker.queues[0], None, new)
+    worker.handle_job_failure(old_job, worker.queues[0], exc_string="later", execution=old)
+    assert queue.get(job_id).status == "succeeded"
+
+
+def test_a_finished_job_that_is_still_in_the_queue_is_not_run_again(
+    queue: JobQueue, worker: ForkWorker, redis: Redis
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    job = take(worker)
+    redis.hset(f"rq:job:{job_id}", "status", "finished")
+    worker.execute_job(job, worker.queues[0])
+    assert queue.get(job_id).status == "succeeded"
+    assert redis.llen("rq:queue:convert:intermediate") == 0

@@ -1,0 +1,45 @@
+"""Tasks for the tests of queue and workers: what they do stands in the request's metadata.
+
+Each run adds a line to the Redis list `test:runs`, so that a test can count them.
+"""
+
+import os
+import signal
+import threading
+from typing import Any
+
+from services.errors import NotReady, WrongModelKind
+from services.jobs.queue import connect
+from services.jobs.requests import ConvertRequest
+from services.progress import Progress
+from worker.lifecycle import Context, run
+
+PAUSE = threading.Event()
+
+
+def work(request: dict[str, Any]) -> dict[str, Any]:
+    """A job that does what its metadata says."""
+    return run(ConvertRequest, request, _work)
+
+
+def _work(request: ConvertRequest, context: Context) -> dict[str, Any]:
+    wishes = request.metadata
+    redis = connect(context.settings)
+    run_number = redis.rpush("test:runs", f"{context.job_id} {os.getpid()} {os.getppid()}")
+    if run_number <= int(wishes.get("killed_runs", 0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if run_number <= int(wishes.get("not_ready_runs", 0)):
+        raise NotReady("the volume is away")
+    if "wrong" in wishes:
+        raise WrongModelKind("this is no base model", "Name another.")
+    if "broken" in wishes:
+        raise ZeroDivisionError("a fault of ours")
+    steps = int(wishes.get("steps", 1))
+    for step in range(steps):
+        if "deaf" not in wishes:
+            context.check_canceled()
+        context.report(Progress("counting", step + 1, steps, "steps"))
+        PAUSE.wait(float(wishes.get("step_seconds", 0)))
+    context.confirm()
+    redis.rpush("test:published", context.job_id)
+    return {"steps": steps, "target": request.target}

@@ -1,0 +1,28 @@
+"""`python -m tests.contract.wire_worker`: a forking worker of the convert queue that imports nothing heavy."""
+
+import os
+import sys
+
+from services.jobs.queue import connect
+from services.jobs.workers import ForkWorker
+from services.settings import Settings
+from worker.__main__ import configure_logging
+
+
+def main() -> int:
+    """Work until told to stop."""
+    configure_logging("text")
+    settings = Settings()
+    worker = ForkWorker(
+        "convert",
+        name=f"convert-test-{os.getpid()}",
+        redis=connect(settings),
+        settings=settings,
+        prepare_process=lambda: None,
+    )
+    worker.work()
+    return 0 if worker.asked_to_stop else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

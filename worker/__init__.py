@@ -1,0 +1,1 @@
+"""The second door: jobs in, outcomes out."""

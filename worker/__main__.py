@@ -1,0 +1,119 @@
+"""`python -m worker convert|merge|generate|janitor`: one process of one kind, set by `GRAFTWERK_*`."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from redis import Redis
+
+from services.jobs.queue import connect
+from services.jobs.workers import Bookkeeping, ForkWorker
+from services.settings import Settings
+from worker.janitor import Janitor, wait_for_redis
+
+CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+"""cgroup v2: "quota period" in microseconds, or "max period"."""
+
+logger = logging.getLogger("graftwerk.worker")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record with its time in UTC, and its traceback if it has one."""
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def configure_logging(log_format: str) -> None:
+    """Everything to standard error, as text or as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if log_format == "json" else text)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def usable_cores(quota_file: Path = CPU_QUOTA_FILE) -> int:
+    """The cores that this process may use: by its affinity and by its container's quota, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if quota_file.is_file():
+        quota, period = quota_file.read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, int(quota) // int(period))
+    return max(1, cores)
+
+
+def set_threads(count: int) -> None:
+    """Cap torch's threads; more than there are cores makes it many times slower."""
+    import torch  # noqa: PLC0415  (the janitor needs none)
+
+    torch.set_num_threads(count)
+
+
+def preload() -> None:
+    """Import what jobs need, once, before any fork: 6 s a job otherwise. No tensor operation, no CUDA."""
+    import peft  # noqa: F401, PLC0415
+    import transformers  # noqa: F401, PLC0415
+
+    import worker.tasks  # noqa: F401, PLC0415
+
+
+def build(queue: str, redis: Redis, settings: Settings) -> Bookkeeping:
+    """The worker of this queue: resident for generation, forking for the rest."""
+    name = f"{queue}-{socket.gethostname()}-{os.getpid()}"
+    threads = settings.torch_threads or usable_cores()
+    if queue == "generate":
+        from worker.generating import GenerateWorker  # noqa: PLC0415  (imports torch)
+
+        set_threads(threads)
+        return GenerateWorker(name=name, redis=redis, settings=settings)
+    preload()
+    return ForkWorker(
+        queue, name=name, redis=redis, settings=settings, prepare_process=lambda: set_threads(threads)
+    )
+
+
+def clean_up(redis: Redis, settings: Settings) -> int:
+    """Be the janitor until SIGTERM or SIGINT."""
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    logger.info("the janitor has started")
+    Janitor(redis, settings).work(stop)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until told to stop; 1 if it ended by itself, so that whoever supervises starts another."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser.add_argument("role", choices=("convert", "merge", "generate", "janitor"))
+    role: str = parser.parse_args(arguments).role
+    settings = Settings()
+    configure_logging(settings.log_format)
+    redis = connect(settings)
+    wait_for_redis(redis)
+    if role == "janitor":
+        return clean_up(redis, settings)
+    worker = build(role, redis, settings)
+    worker.work(logging_level="INFO")
+    return 0 if worker.asked_to_stop else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

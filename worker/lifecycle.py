@@ -1,0 +1,78 @@
+"""What surrounds every task: parse the request again, open the store, report, record the failure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic_core import from_json, to_json
+
+from services.errors import InternalError
+from services.jobs.requests import JobRequest
+from services.jobs.running import Running, as_error, assigned, traceback_of
+from services.models.store import ModelStore
+from services.progress import CheckCanceled, Report
+from services.settings import Settings
+
+R = TypeVar("R", bound=JobRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a task is handed. `confirm` is called right before publishing and raises if it must not."""
+
+    store: ModelStore
+    settings: Settings
+    job_id: str
+    execution: str
+    report: Report
+    check_canceled: CheckCanceled
+    confirm: Callable[[], None]
+    log: Callable[[str], None]
+
+
+Work = Callable[[R, Context], Mapping[str, Any]]
+
+
+def run(request_class: type[R], payload: dict[str, Any], work: Work[R]) -> dict[str, Any]:
+    """The result of `work` as plain JSON. Whatever it raises is recorded first, then raised as one of ours."""
+    assignment = assigned()
+    running, settings = assignment.running, assignment.settings
+    try:
+        request = request_class.model_validate(payload)
+        running.check_canceled()
+        return plain(work(request, context_of(running, settings)))
+    except Exception as error:
+        fail(running, error)
+        raise as_error(error) from error
+    finally:
+        running.flush()
+
+
+def context_of(running: Running, settings: Settings) -> Context:
+    """The context of one execution."""
+    return Context(
+        store=ModelStore(settings.models_dir),
+        settings=settings,
+        job_id=running.job_id,
+        execution=running.execution_id,
+        report=running.report,
+        check_canceled=running.check_canceled,
+        confirm=running.confirm,
+        log=running.log,
+    )
+
+
+def fail(running: Running, error: Exception) -> None:
+    """Record why the job fails; the traceback of a fault of our own goes to the job's log."""
+    failure = as_error(error)
+    if isinstance(failure, InternalError):
+        running.log(traceback_of(error))
+    running.fail(failure)
+
+
+def plain(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result in JSON's own types: no str subclass, no Path, null for NaN and infinity."""
+    value = from_json(to_json(dict(result), inf_nan_mode="null"))
+    if not isinstance(value, dict):
+        raise InternalError(f"a task gave {type(result).__name__}, not a JSON object")
+    return value
