@@ -72,6 +72,12 @@ class ClientError(Exception):
         self.hint = hint
 
 
+class UsageError(ClientError):
+    """The command was not understood."""
+
+    exit_code = 2
+
+
 class ApiError(ClientError):
     """The service refused a request: the `code` and the sentences of its problem+json."""
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from client import job_commands, model_commands
-from client.answers import ClientError, JsonObject
+from client.answers import ClientError, JsonObject, UsageError
 from client.chat import Conversation, converse
 from client.demo import demo
 from client.display import complain, open_console
@@ -177,7 +177,7 @@ def _parse_adapter(choice: str) -> str | JsonObject:
     try:
         return {"name": name, "scale": float(scale)}
     except ValueError as error:
-        raise typer.BadParameter(f"{choice!r}: after the @ stands a number, such as {name}@0.5") from error
+        raise UsageError(f"{choice!r} has no scale that is a number", f"Write it as {name}@0.5.") from error
 
 
 def parse_digests(texts: list[str]) -> dict[str, str]:
@@ -186,7 +186,7 @@ def parse_digests(texts: list[str]) -> dict[str, str]:
     for text in texts:
         path, equals, digest = text.rpartition("=")
         if not equals or not path:
-            raise typer.BadParameter(f"{text!r}: a digest is given as path=hex")
+            raise UsageError(f"{text!r} is no digest", "Write it as path=hex.")
         digests[path] = digest
     return digests
 
@@ -194,15 +194,15 @@ def parse_digests(texts: list[str]) -> dict[str, str]:
 def prompts_of(prompts: list[str], prompts_file: str | None) -> JsonObject:
     """The part of a request that says what is asked, from options or stdin."""
     if prompts and prompts_file:
-        raise typer.BadParameter("give --prompt or --prompts-file, not both")
+        raise UsageError("both --prompt and --prompts-file were given", "Give one of them.")
     if prompts_file and prompts_file.startswith("incoming/") and not Path(prompts_file).exists():
         return {"prompts_file": prompts_file}
     if prompts_file:
         prompts = [line for line in read_text(prompts_file).splitlines() if line.strip()]
     elif not prompts and sys.stdin.isatty():
-        raise typer.BadParameter("no prompt: give --prompt or --prompts-file, or pipe one in")
+        raise UsageError("there is no prompt", "Give --prompt or --prompts-file, or pipe one in.")
     elif not prompts:
         prompts = [text] if (text := read_text("-").removesuffix("\n")) else []
     if not prompts:
-        raise typer.BadParameter("there is no prompt in what was given")
+        raise UsageError("there is no prompt in what was given", "Give at least one line of text.")
     return {"prompt": prompts[0]} if len(prompts) == 1 else {"prompts": prompts}

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from client.answers import UsageError
 from client.display import open_console
 from client.stack import LOOPBACK_HOSTS, Place, Stack, StackError, free_port
 
@@ -57,8 +58,9 @@ def serve(
 def refuse_open_door(host: str) -> None:
     """Refuses to listen for other machines while anybody may do anything."""
     if host not in LOOPBACK_HOSTS and "GRAFTWERK_API_KEYS_FILE" not in os.environ:
-        raise typer.BadParameter(
-            f"{host} is open to other machines: set GRAFTWERK_API_KEYS_FILE first", param_hint="--host"
+        raise UsageError(
+            f"{host} is open to other machines, and no keys are set",
+            "Set GRAFTWERK_API_KEYS_FILE, or leave --host at 127.0.0.1.",
         )
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-import typer
+from client.answers import UsageError
 
 
 def cleaned(text: str) -> str:
@@ -22,14 +22,12 @@ def read_text(name: str) -> str:
     """The text of a local file, or of stdin where the name is `-`.
 
     Raises:
-        typer.BadParameter: the file is not there or is not UTF-8.
+        UsageError: the file is not there or is not UTF-8.
     """
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise typer.BadParameter(f"cannot read {name}: {error.strerror}") from error
+        raise UsageError(f"cannot read {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise typer.BadParameter(
-            f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from error
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from error

@@ -1,0 +1,401 @@
+"""The commands: the request that each makes of its options, its output and its exit code."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from client.commands import app
+from client.texts import cleaned
+
+ID = "11111111-2222-3333-4444-555555555555"
+
+
+class Service:
+    """Stands in for the API: remembers requests, answers each job with one ending."""
+
+    def __init__(self) -> None:
+        self.status = "succeeded"
+        self.result: dict[str, Any] = {"name": "ab", "size_bytes": 1234567}
+        self.error: dict[str, str] | None = None
+        self.refusal: httpx.Response | None = None
+        self.seen: list[httpx.Request] = []
+
+    def job(self, status: str) -> dict[str, Any]:
+        ended = status in ("succeeded", "failed", "canceled")
+        request = self.body if self.seen and self.seen[0].content else {"target": "ab"}
+        outcome = {"result": self.result if status == "succeeded" else None, "error": self.error}
+        return {"id": ID, "kind": request.get("kind", "merge"), "status": status, "request": request} | (
+            outcome if ended else {}
+        )
+
+    @property
+    def body(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.seen[0].content)
+        return content
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.seen.append(request)
+        if self.refusal is not None:
+            return self.refusal
+        if request.url.path.startswith("/api/models"):
+            return self.of_models(request)
+        return self.of_jobs(request)
+
+    def of_models(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        one = {"name": "ab", "kind": "adapter", "size_bytes": 5000, "lineage": {"base": "a"}}
+        return httpx.Response(200, json={"models": [one]} if request.url.path == "/api/models" else one)
+
+    def of_jobs(self, request: httpx.Request) -> httpx.Response:
+        if request.url.params.get("dry_run"):
+            return httpx.Response(
+                200, json={"output_bytes": 2000000, "warnings": ["the disk is nearly full"]}
+            )
+        match request.url.path.rpartition("/")[2], request.method:
+            case "events", _:
+                ended = json.dumps(self.job(self.status))
+                return httpx.Response(200, text=f"event: status\ndata: {ended}\n\n")
+            case "log", _:
+                return httpx.Response(200, text="reading\nwriting\n")
+            case "jobs", "GET":
+                return httpx.Response(200, json={"jobs": [self.job("running")], "next": None})
+            case "cancel", _:
+                return httpx.Response(202, json=self.job("canceled"))
+        return httpx.Response(202, json=self.job("queued"))
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Service:
+    service = Service()
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda **_: httpx.MockTransport(service))
+    for name in ("GRAFTWERK_URL", "GRAFTWERK_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return service
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(service: Service) -> Run:
+    return lambda *arguments, **more: CliRunner().invoke(app, arguments, **more)
+
+
+def test_import_takes_a_path_of_the_volume(service: Service, run: Run) -> None:
+    assert run("import", "incoming/llama", "--target", "llama", "--sha256", "7B/a=b.pth=ff").exit_code == 0
+    assert service.body == {
+        "kind": "import",
+        "source": {"path": "incoming/llama"},
+        "target": "llama",
+        "sha256": {"7B/a=b.pth": "ff"},
+    }
+
+
+@pytest.mark.parametrize("arguments", [["incoming/x.ZIP"], ["incoming/x.bin", "--zip"]])
+def test_import_knows_a_zip_by_its_ending_or_by_the_option(
+    service: Service, run: Run, arguments: list[str]
+) -> None:
+    run("import", *arguments, "-t", "x")
+    assert service.body["source"] == {"zip": arguments[0]}
+
+
+def test_convert_sends_only_what_was_given(service: Service, run: Run) -> None:
+    run("convert", "a", "b")
+    assert service.body == {"kind": "convert", "source": "a", "target": "b"}
+
+
+def test_convert_sends_its_options(service: Service, run: Run) -> None:
+    options = [
+        "--output-format",
+        "meta",
+        "--dtype",
+        "float16",
+        "--max-shard-size",
+        "2GB",
+        "--ranks",
+        "2",
+        "--instruct",
+    ]
+    run("convert", "a", "b", *options)
+    rest = {
+        "output_format": "meta",
+        "dtype": "float16",
+        "max_shard_size": "2GB",
+        "ranks": 2,
+        "instruct": True,
+    }
+    assert service.body == {"kind": "convert", "source": "a", "target": "b"} | rest
+
+
+def test_merge_keeps_the_order_of_adapters_however_they_are_written(service: Service, run: Run) -> None:
+    run(
+        "merge",
+        "base",
+        "--adapters",
+        "a, b@0.5",
+        "-a",
+        "c",
+        "--target",
+        "abc",
+        "--rounding",
+        "once",
+        "--no-verify",
+    )
+    assert service.body == {
+        "kind": "merge",
+        "base": "base",
+        "adapters": ["a", {"name": "b", "scale": 0.5}, "c"],
+        "target": "abc",
+        "rounding": "once",
+        "verify": False,
+    }
+
+
+def test_a_scale_that_is_no_number_is_a_usage_error(service: Service, run: Run) -> None:
+    result = run("merge", "base", "-a", "b@half", "-t", "x")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "error: 'b@half' has no scale that is a number",
+        "       Write it as b@0.5.",
+    ]
+    assert service.seen == []
+
+
+def test_generate_sends_prompts_wording_and_sampling(service: Service, run: Run) -> None:
+    service.result = {"outputs": [{"prompt": "一", "text": "甲"}, {"prompt": "二", "text": "乙"}]}
+    options = [
+        "--template",
+        "alpaca",
+        "--system",
+        "s",
+        "--input",
+        "i",
+        "--greedy",
+        "--seed",
+        "0",
+        "--stop",
+        "x",
+        "--stop",
+        "y",
+        "--max-new-tokens",
+        "5",
+    ]
+    result = run("generate", "m", "-p", "一", "--prompt", "二", "-a", "p,q", *options)
+    assert service.body == {
+        "kind": "generate",
+        "model": "m",
+        "adapters": ["p", "q"],
+        "prompts": ["一", "二"],
+        "template": "alpaca",
+        "system": "s",
+        "input": "i",
+        "sampling": {"do_sample": False, "seed": 0, "stop": ["x", "y"], "max_new_tokens": 5},
+    }
+    assert result.stdout == "一\n甲\n二\n乙\n"
+
+
+def test_generate_reads_its_prompt_from_stdin_and_prints_the_text_alone(service: Service, run: Run) -> None:
+    service.result = {"outputs": [{"prompt": "p", "text": "[red]" + "long " * 100}]}
+    result = run("generate", "m", input="two\nlines\n")
+    assert service.body == {"kind": "generate", "model": "m", "prompt": "two\nlines"}
+    assert result.stdout == "[red]" + "long " * 100 + "\n"
+
+
+def test_generate_reads_a_file_of_prompts(service: Service, run: Run, tmp_path: Any) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("one\n\n二\n", encoding="utf-8")
+    run("generate", "m", "--prompts-file", str(file))
+    assert service.body["prompts"] == ["one", "二"]
+
+
+def test_a_file_that_is_not_utf_8_is_a_usage_error(service: Service, run: Run, tmp_path: Any) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("中文".encode("gbk"))
+    result = run("generate", "m", "--prompts-file", str(file))
+    assert result.exit_code == 2
+    assert "is not UTF-8" in result.stderr
+
+
+def test_a_prompts_file_on_the_volume_is_left_to_the_service(service: Service, run: Run) -> None:
+    run("generate", "m", "--prompts-file", "incoming/questions.json")
+    assert service.body["prompts_file"] == "incoming/questions.json"
+
+
+def test_generate_without_any_prompt_is_a_usage_error(service: Service, run: Run) -> None:
+    assert run("generate", "m", input="").exit_code == 2
+    assert service.seen == []
+
+
+def test_a_job_waits_for_the_jobs_named(service: Service, run: Run) -> None:
+    run("convert", "a", "b", "--after", "j1", "--after", "j2")
+    assert service.body["after"] == ["j1", "j2"]
+
+
+def test_no_wait_prints_the_id_and_does_not_follow(service: Service, run: Run) -> None:
+    result = run("convert", "a", "b", "--no-wait")
+    assert (result.exit_code, result.stdout, len(service.seen)) == (0, f"{ID}\n", 1)
+
+
+def test_json_prints_the_ended_job_and_nothing_else(run: Run) -> None:
+    job = json.loads(run("convert", "a", "b", "--json").stdout)
+    assert (job["id"], job["status"], job["result"]["name"]) == (ID, "succeeded", "ab")
+
+
+def test_a_dry_run_prints_the_plan_and_its_warnings(run: Run) -> None:
+    result = run("convert", "a", "b", "--dry-run")
+    assert result.exit_code == 0
+    assert "2.0 MB" in result.stdout
+    assert "warning: the disk is nearly full" in result.stdout
+    assert json.loads(run("convert", "a", "b", "--dry-run", "--json").stdout)["output_bytes"] == 2000000
+
+
+def test_a_failed_job_ends_with_1_and_two_lines(service: Service, run: Run) -> None:
+    service.status = "failed"
+    service.error = {"code": "disk_full", "message": "3 GB are missing", "hint": "delete a model"}
+    result = run("convert", "a", "b")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-2:] == ["error: 3 GB are missing [disk_full]", "       delete a model"]
+
+
+def test_a_canceled_job_ends_with_130(service: Service, run: Run) -> None:
+    service.status = "canceled"
+    assert run("convert", "a", "b").exit_code == 130
+
+
+def test_a_refusal_ends_with_3_and_two_lines(service: Service, run: Run) -> None:
+    problem = {"code": "model_not_found", "detail": "no model [a]", "hint": "import it"}
+    service.refusal = httpx.Response(404, json=problem)
+    result = run("convert", "a", "b")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines() == ["error: no model [a]", "       import it"]
+
+
+def test_a_missing_service_ends_with_4(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda **_: httpx.MockTransport(refuse))
+    assert run("models").exit_code == 4
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://[", "ftp://x"])
+def test_a_url_that_is_none_ends_with_4_and_no_traceback(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    result = CliRunner().invoke(app, ["models", "--url", url])
+    assert result.exit_code == 4
+    assert result.stderr.startswith("error: ")
+
+
+def test_the_url_and_the_key_come_from_the_environment(service: Service, run: Run) -> None:
+    run("models", env={"GRAFTWERK_URL": "http://elsewhere.test:1", "GRAFTWERK_API_KEY": "k"})
+    assert str(service.seen[0].url) == "http://elsewhere.test:1/api/models"
+    assert service.seen[0].headers["Authorization"] == "Bearer k"
+
+
+def test_ctrl_c_without_a_terminal_leaves_the_job_running(
+    monkeypatch: pytest.MonkeyPatch, service: Service, run: Run
+) -> None:
+    def interrupted(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("client.http.Graftwerk.follow", interrupted)
+    result = run("convert", "a", "b")
+    assert result.exit_code == 130
+    assert f"detached: the job goes on, see `graftwerk jobs watch {ID}`" in result.stderr
+    assert [request.url.path for request in service.seen] == ["/api/jobs"]
+
+
+def test_ctrl_c_on_a_terminal_cancels_when_told_to(
+    monkeypatch: pytest.MonkeyPatch, service: Service, run: Run
+) -> None:
+    follow, interrupts = app_follow(), iter([True])
+
+    def once_interrupted(graftwerk: Any, job_id: str) -> Any:
+        if next(interrupts, False):
+            raise KeyboardInterrupt
+        return follow(graftwerk, job_id)
+
+    monkeypatch.setattr("client.http.Graftwerk.follow", once_interrupted)
+    monkeypatch.setattr("client.running.wants_cancel", lambda _: True)
+    service.status = "canceled"
+    assert run("convert", "a", "b").exit_code == 130
+    assert f"/api/jobs/{ID}/cancel" in [request.url.path for request in service.seen]
+
+
+def app_follow() -> Callable[..., Any]:
+    from client.http import Graftwerk
+
+    return Graftwerk.follow
+
+
+def test_jobs_lists_with_filters(service: Service, run: Run) -> None:
+    result = run("jobs", "--status", "running", "--kind", "merge", "--limit", "5")
+    assert dict(service.seen[0].url.params) == {"status": "running", "kind": "merge", "limit": "5"}
+    assert ID in result.stdout
+    assert "merge → ab" in result.stdout
+
+
+def test_jobs_watch_ends_with_the_outcome(service: Service, run: Run) -> None:
+    service.status = "failed"
+    assert run("jobs", "watch", ID).exit_code == 1
+
+
+def test_jobs_cancel_retry_and_log_speak_to_their_paths(service: Service, run: Run) -> None:
+    assert run("jobs", "cancel", ID).exit_code == 0
+    assert run("jobs", "retry", ID, "--no-wait").stdout == f"{ID}\n"
+    assert run("jobs", "log", ID).stdout == "reading\nwriting\n"
+    assert [(request.method, request.url.path) for request in service.seen] == [
+        ("POST", f"/api/jobs/{ID}/cancel"),
+        ("POST", f"/api/jobs/{ID}/retry"),
+        ("GET", f"/api/jobs/{ID}/log"),
+    ]
+
+
+def test_models_lists_shows_and_removes(service: Service, run: Run) -> None:
+    assert "5.0 kB" in run("models").stdout
+    assert "lineage" in run("models", "show", "ab").stdout
+    assert run("models", "rm", "ab").exit_code == 0
+    assert (service.seen[2].method, service.seen[2].url.path) == ("DELETE", "/api/models/ab")
+
+
+def test_chat_sends_all_that_was_said_and_forgets_on_reset(service: Service, run: Run) -> None:
+    service.result = {"outputs": [{"text": "hello"}]}
+    result = run("chat", "m", "--system", "be kind", "--temperature", "0", input="hi\nagain\n/reset\nnew\n")
+    assert result.exit_code == 0
+    assert result.stdout == "hello\nhello\nhello\n"
+    asked = [json.loads(r.content) for r in service.seen if r.url.path == "/api/jobs"]
+    system = {"role": "system", "content": "be kind"}
+    user = {"role": "user", "content": "hi"}
+    assert asked[0] == {
+        "kind": "generate",
+        "model": "m",
+        "sampling": {"temperature": 0.0},
+        "messages": [system, user],
+    }
+    answer = {"role": "assistant", "content": "hello"}
+    assert asked[1]["messages"] == [system, user, answer, {"role": "user", "content": "again"}]
+    assert asked[2]["messages"] == [system, {"role": "user", "content": "new"}]
+
+
+def test_chat_goes_on_after_a_failed_answer(service: Service, run: Run) -> None:
+    service.status, service.error = "failed", {"code": "x", "message": "too long", "hint": "shorten it"}
+    result = run("chat", "m", input="hi\n/quit\nnot read\n")
+    assert result.exit_code == 0
+    assert "error: too long" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("你\udce5\udca5", "你"),  # a third of a character is left after a backspace
+        ("\udce4\udcbd\udca0", "你"),  # a whole one that a C locale did not decode
+        ("a\ud800b", "ab"),
+        ("plain 中文", "plain 中文"),
+    ],
+)
+def test_typed_text_is_freed_of_half_characters(typed: str, text: str) -> None:
+    assert cleaned(typed) == text

@@ -1,0 +1,113 @@
+"""What people see of jobs and results."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from client.answers import Job
+from client.display import Bars, facts_view, jobs_view, print_text, rows_view, watching
+
+PROGRESS = {
+    "stage": "writing tensors",
+    "done": 1_000_000_000,
+    "total": 4_000_000_000,
+    "unit": "bytes",
+    "fraction": 0.25,
+    "eta_seconds": 101.4,
+}
+
+
+def console_of(*, terminal: bool) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=terminal, width=160, color_system=None, legacy_windows=False
+    )
+
+
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def job(status: str, **more: object) -> Job:
+    return Job.model_validate(
+        {"id": "j1", "kind": "merge", "status": status, "request": {"target": "ab"}, **more}
+    )
+
+
+def test_a_bar_shows_stage_amount_and_time_left() -> None:
+    console = console_of(terminal=True)
+    with watching(console) as view:
+        assert isinstance(view, Bars)
+        view.show(job("running", progress=PROGRESS))
+        view.refresh()
+        text = printed(console)
+        view.show(job("succeeded"))
+    assert "merge → ab" in text
+    assert "writing tensors" in text
+    assert "1.0 GB of 4.0 GB" in text
+    assert "1:41 left" in text
+    assert "done" in printed(console)
+
+
+def test_a_stage_of_unknown_length_shows_no_share() -> None:
+    console = console_of(terminal=True)
+    with watching(console) as view:
+        view.show(
+            job(
+                "running",
+                progress=PROGRESS | {"total": 0, "done": 0, "eta_seconds": None, "stage": "loading"},
+            )
+        )
+    assert "loading" in printed(console)
+    assert " of " not in printed(console)
+
+
+def test_a_log_gets_one_line_a_change() -> None:
+    console = console_of(terminal=False)
+    with watching(console) as view:
+        for state in (
+            job("queued"),
+            job("running", progress=PROGRESS),
+            job("running", progress=PROGRESS | {"done": 9}),
+        ):
+            view.show(state)
+        view.show(job("succeeded"))
+    assert printed(console).splitlines() == [
+        "merge → ab  queued",
+        "merge → ab  running: writing tensors",
+        "merge → ab  succeeded",
+    ]
+
+
+def test_facts_show_sizes_readably_and_leave_out_what_is_empty() -> None:
+    console = console_of(terminal=False)
+    console.print(
+        facts_view(
+            {"size_bytes": 1_234_567, "parameters": 6738415616, "ok": True, "note": None, "dims": [1, 2]}
+        )
+    )
+    rows = [line.split(maxsplit=1) for line in printed(console).splitlines()]
+    assert [[word.strip() for word in row] for row in rows] == [
+        ["size", "1.2 MB"],
+        ["parameters", "6,738,415,616"],
+        ["ok", "yes"],
+        ["dims", "1, 2"],
+    ]
+
+
+def test_markup_in_values_is_text() -> None:
+    console = console_of(terminal=False)
+    console.print(facts_view({"message": "[red]x[/nothing]"}))
+    console.print(rows_view([{"name": "[bold]a"}]))
+    console.print(jobs_view([job("failed", request={"target": "[/]"}, error={"code": "c", "message": "m"})]))
+    assert "[red]x[/nothing]" in printed(console)
+    assert "[bold]a" in printed(console)
+    assert "merge → [/]" in printed(console)
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "a␛[31mb\n"), (False, "a\x1b[31mb\n")])
+def test_a_models_text_cannot_steer_a_terminal_and_is_unchanged_in_a_pipe(terminal: bool, shown: str) -> None:
+    console = console_of(terminal=terminal)
+    print_text(console, "a\x1b[31mb")
+    assert printed(console) == shown

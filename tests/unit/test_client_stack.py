@@ -1,0 +1,132 @@
+"""`graftwerk serve` before it starts anything, and the tether that ends what it has started."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from configparser import RawConfigParser
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from client.commands import app
+from client.stack import Place, StackError, environment, failing_programs, lock, tail, write_config
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(data_dir=tmp_path, models_dir=tmp_path / "models", port=8123)
+
+
+def read_config(place: Place) -> RawConfigParser:
+    config = RawConfigParser()
+    config.read(place.data_dir / "supervisord.conf", encoding="utf-8")
+    return config
+
+
+def test_redis_starts_first_and_stops_last_and_keeps_every_write(place: Place) -> None:
+    write_config(place, 7777)
+    config = read_config(place)
+    priorities = {
+        name: int(config[name]["priority"]) for name in ("program:redis", "group:workers", "program:api")
+    }
+    assert sorted(priorities, key=lambda name: priorities[name]) == [
+        "program:redis",
+        "group:workers",
+        "program:api",
+    ]
+    command = config["program:redis"]["command"]
+    assert (
+        "--bind 127.0.0.1 --port 7777 --dir redis --appendonly yes --maxmemory-policy noeviction" in command
+    )
+
+
+def test_every_process_is_tethered_and_comes_back(place: Place) -> None:
+    write_config(place, 7777)
+    config = read_config(place)
+    programs = [config[name] for name in config.sections() if name.startswith("program:")]
+    assert len(programs) == 6
+    assert all("-m client.tether" in program["command"] for program in programs)
+    assert all(program["autorestart"] == "true" for program in programs)
+
+
+def test_with_a_redis_of_its_own_none_is_started(place: Place) -> None:
+    write_config(place, None)
+    assert "program:redis" not in read_config(place)
+    values = environment(place, None, {"GRAFTWERK_REDIS_URL": "redis://elsewhere/1"})
+    assert values["GRAFTWERK_REDIS_URL"] == "redis://elsewhere/1"
+
+
+def test_the_processes_find_files_that_were_named_relative_to_our_folder(place: Place) -> None:
+    values = environment(place, 7777, {"GRAFTWERK_API_KEYS_FILE": "keys", "HOME": "/h"})
+    assert values["GRAFTWERK_API_KEYS_FILE"] == str(Path("keys").resolve())
+    assert values["GRAFTWERK_REDIS_URL"] == "redis://127.0.0.1:7777/0"
+    assert (values["GRAFTWERK_PORT"], values["HOME"]) == ("8123", "/h")
+
+
+def test_a_data_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(StackError, match="another `graftwerk serve` runs in"):
+        lock(tmp_path)
+    lock(tmp_path).close()
+
+
+def test_a_port_in_use_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", "--port", port, "--data-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert f"cannot listen on 127.0.0.1, port {port}" in result.stderr
+    assert not (tmp_path / "supervisord.conf").exists()
+
+
+def test_a_host_beyond_the_loopback_is_refused_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRAFTWERK_API_KEYS_FILE", raising=False)
+    result = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "GRAFTWERK_API_KEYS_FILE" in result.stderr
+
+
+def test_a_program_that_ends_three_times_counts_as_failing(tmp_path: Path) -> None:
+    log = tmp_path / "supervisord.log"
+    assert failing_programs(log) == []
+    line = "2026-01-01 00:00:00,000 WARN exited: {} (exit status 1; not expected)\n"
+    log.write_text(line.format("api") * 2 + line.format("redis") * 3, encoding="utf-8")
+    assert failing_programs(log) == ["redis"]
+
+
+def test_the_end_of_a_log_is_shown(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    assert tail(log).endswith("(empty)")
+    log.write_text("one\ntwo\nthree\n", encoding="utf-8")
+    assert tail(log, lines=2) == f"; the end of {log}:\n  two\n  three"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tell a process that its parent died")
+def test_what_is_tethered_dies_with_its_parent() -> None:
+    parent_code = (
+        "import os, subprocess, sys\n"
+        "command = [sys.executable, '-m', 'client.tether', 'sh', '-c', 'echo $$; exec sleep 1000']\n"
+        "subprocess.Popen(command, stdout=1)\n"
+        "os.read(0, 1)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", parent_code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdin is not None and parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    # the pipe's only other writer is the child: it is closed when the child is gone
+    assert parent.stdout.read() == b""
+    parent.stdin.close()
+    parent.stdout.close()
+
+
+def test_the_tether_gives_on_the_exit_code_of_the_command() -> None:
+    command = [sys.executable, "-m", "client.tether", "--signal", "TERM", "sh", "-c", "exit 7"]
+    assert subprocess.run(command, check=False).returncode == 7
