@@ -186,6 +186,8 @@ def _detail(error: HTTPException, status: int) -> str:
         return own or f"There is nothing at {request.path}: GET /openapi.json lists what there is."
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         return own or f"{request.method} is not offered at {request.path}."
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return own or "The API failed in a way that nobody foresaw."
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return (
             own

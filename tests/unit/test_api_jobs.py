@@ -1,0 +1,118 @@
+"""Looking at jobs: one, many, as a stream."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from flask.testing import FlaskClient
+
+from services.jobs.events import Event
+from tests.api_client import client_of, import_request, problem
+
+pytestmark = pytest.mark.disable_socket
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> FlaskClient:
+    return client_of(tmp_path)
+
+
+def submit(client: FlaskClient, tmp_path: Path, target: str) -> str:
+    job_id: str = client.post("/api/jobs", json=import_request(tmp_path, target)).get_json()["id"]
+    return job_id
+
+
+def test_a_job_is_looked_at_and_says_when_to_look_again(client: FlaskClient, tmp_path: Path) -> None:
+    job_id = submit(client, tmp_path, "a")
+    response = client.get(f"/api/jobs/{job_id}")
+    assert response.status_code == 200
+    assert response.get_json()["id"] == job_id
+    assert response.headers["Retry-After"] == "1"
+    assert "Location" not in response.headers
+
+
+@pytest.mark.parametrize("job_id", [str(uuid4()), "7", "not-a-uuid", "{" + str(uuid4()) + "}", uuid4().hex])
+def test_an_unknown_job_is_404_whatever_its_form(client: FlaskClient, job_id: str) -> None:
+    url = f"/api/jobs/{job_id}"
+    for response in (
+        client.get(url),
+        client.get(f"{url}/log"),
+        client.get(f"{url}/events"),
+        client.post(f"{url}/cancel"),
+        client.post(f"{url}/retry"),
+        client.delete(url),
+    ):
+        assert job_id in problem(response, 404, "job_not_found")["detail"]
+
+
+def test_a_list_is_read_page_by_page_newest_first(client: FlaskClient, tmp_path: Path) -> None:
+    made = [submit(client, tmp_path, name) for name in ("a", "b", "c")]
+    first = client.get("/api/jobs?limit=2&kind=import")
+    assert [job["id"] for job in first.get_json()["jobs"]] == [made[2], made[1]]
+    cursor = first.get_json()["next"]
+    assert first.headers["Link"] == f'</api/jobs?kind=import&limit=2&after={cursor}>; rel="next"'
+    last = client.get(first.headers["Link"][1:].partition(">")[0])
+    assert [job["id"] for job in last.get_json()["jobs"]] == [made[0]]
+    assert last.get_json()["next"] is None
+    assert "Link" not in last.headers
+
+
+def test_a_list_is_narrowed_by_kind_and_status(client: FlaskClient, tmp_path: Path) -> None:
+    submit(client, tmp_path, "a")
+    assert len(client.get("/api/jobs?kind=import&status=queued").get_json()["jobs"]) == 1
+    assert client.get("/api/jobs?kind=merge").get_json()["jobs"] == []
+    assert client.get("/api/jobs?status=failed").get_json()["jobs"] == []
+
+
+@pytest.mark.parametrize("query", ["status=done", "kind=mix", "limit=0", "limit=x", "stauts=failed"])
+def test_a_list_that_is_asked_for_wrongly_names_the_parameter(client: FlaskClient, query: str) -> None:
+    found = problem(client.get(f"/api/jobs?{query}"), 422, "invalid_request")
+    assert found["errors"][0]["loc"] == [query.partition("=")[0]]
+
+
+def test_a_cursor_that_is_none_is_refused(client: FlaskClient) -> None:
+    problem(client.get("/api/jobs?after=here"), 422, "invalid_request")
+
+
+def test_the_log_of_a_job_is_text(client: FlaskClient, tmp_path: Path) -> None:
+    response = client.get(f"/api/jobs/{submit(client, tmp_path, 'a')}/log")
+    assert (response.status_code, response.mimetype, response.text) == (200, "text/plain", "")
+
+
+def test_the_events_of_a_job_begin_with_where_it_stands(client: FlaskClient, tmp_path: Path) -> None:
+    job_id = submit(client, tmp_path, "a")
+    response = client.get(f"/api/jobs/{job_id}/events")
+    assert response.mimetype == "text/event-stream"
+    assert response.headers["X-Accel-Buffering"] == "no"
+    assert response.headers["Cache-Control"] == "no-store"
+    frames = response.iter_encoded()
+    assert next(frames).startswith(b":")
+    identity, name, data = next(frames).decode().strip().split("\n")
+    assert identity.startswith("id: ")
+    assert name == "event: status"
+    assert data.startswith(f'data: {{"id":"{job_id}"')
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [("/api/events", {"Last-Event-ID": "17-3"}), ("/api/events?last_event_id=17-3", {})],
+)
+def test_a_stream_goes_on_where_the_client_left_off_and_tells_that_it_lives(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, url: str, headers: dict[str, str]
+) -> None:
+    asked: list[str | None] = []
+
+    def follow(redis: object, job_id: str | None, *, last_id: str | None) -> Iterator[Event | None]:
+        asked.append(last_id)
+        return iter([None, Event("18-0", "progress", "{}")])
+
+    monkeypatch.setattr("api.jobs.follow", follow)
+    response = client.get(url, headers=headers)
+    assert asked == ["17-3"]
+    assert response.text == ": graftwerk\n\n: keep-alive\n\nid: 18-0\nevent: progress\ndata: {}\n\n"
+
+
+def test_an_event_id_that_is_none_is_refused(client: FlaskClient) -> None:
+    response = client.get("/api/events", headers={"Last-Event-ID": "yesterday"})
+    assert "yesterday" in problem(response, 422, "invalid_request")["detail"]
