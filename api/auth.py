@@ -30,6 +30,10 @@ OPEN_BLUEPRINTS = ("health", "pages", "swagger")
 """Probes, the page, its scripts and the documentation hold no data of anybody's."""
 
 
+REALM = "Graftwerk API"
+"""Its space makes werkzeug quote it, which a realm must be (RFC 9110, 11.5)."""
+
+
 class Key(NamedTuple):
     """One line of the key file."""
 
@@ -108,7 +112,7 @@ def _find(keys: list[Key], token: str) -> Key | None:
 
 def _unauthorized(description: str, **parameters: str) -> Unauthorized:
     return Unauthorized(
-        description, www_authenticate=WWWAuthenticate("bearer", {"realm": "graftwerk", **parameters})
+        description, www_authenticate=WWWAuthenticate("bearer", {"realm": REALM, **parameters})
     )
 
 

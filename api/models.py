@@ -114,7 +114,7 @@ def _is_inside(file: Path, folder: Path) -> bool:
     """Whether this is a regular file that, all links followed, lies in the folder."""
     try:
         real = file.resolve(strict=True)
-    except (OSError, ValueError):  # not there, a loop of links, or a NUL in the name
+    except (OSError, RuntimeError, ValueError):  # not there, a loop of links, a NUL in the name
         return False
     return real.is_file() and real.is_relative_to(folder.resolve())
 

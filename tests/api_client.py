@@ -1,5 +1,6 @@
 """The API as a test client, on an in-memory Redis and a volume in a temporary folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,12 @@ def import_request(models_dir: Path, target: str = "llama", **more: Any) -> Json
     return {"kind": "import", "source": {"path": "incoming/llama"}, "target": target, **more}
 
 
-def put_model(models_dir: Path, name: str, **files: str) -> Path:
-    """A folder of text files on the shelf; `config_json="…"` writes `config.json`."""
+def put_model(models_dir: Path, name: str, files: Mapping[str, str] | None = None) -> Path:
+    """A folder on the shelf with these texts as files."""
     folder = models_dir / name
     folder.mkdir(parents=True)
-    for file, text in files.items():
-        (folder / file.replace("_", ".")).write_text(text)
+    for file, text in (files or {}).items():
+        (folder / file).write_text(text)
     return folder
 
 
