@@ -14,7 +14,8 @@ THREADS = 2
 
 POLL_SECONDS = 0.2
 
-Produce = Callable[[str], torch.Tensor]
+Produce = Callable[[str], Iterable[torch.Tensor]]
+"""Gives a planned tensor as blocks of rows, in order: a large one never lies in memory whole."""
 
 
 def stream_tensors(
@@ -25,7 +26,7 @@ def stream_tensors(
     report: Report,
     check_canceled: CheckCanceled,
 ) -> None:
-    """Produces and writes every planned tensor; at most THREADS of them are in memory at once.
+    """Produces and writes every planned tensor; at most THREADS of them are under way at once.
 
     Raises:
         JobCanceled: what `check_canceled` raises, at the latest POLL_SECONDS after it would.

@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,7 @@ class SafetensorsWriter:
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
         self._digests: dict[str, str] = {}
+        self._claimed: set[str] = set()
         self._lock = threading.Lock()
 
     @property
@@ -132,29 +133,40 @@ class SafetensorsWriter:
         index = {"metadata": {"total_size": self.size_bytes}, "weight_map": weight_map}
         (self._folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Writes one tensor to its place and records its digest; safe from several threads.
+    def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """Writes one tensor to its place, given as blocks of rows in order, and records its digest; safe from several threads.
 
         Raises:
-            InternalError: the tensor is not the planned one, or was written before.
+            InternalError: the blocks do not make the planned tensor, or it was written before.
         """
-        place = self._places.get(name)
-        if (
-            place is None
-            or tuple(tensor.shape) != place.plan.shape
-            or CODES[tensor.dtype] != place.plan.dtype
-        ):
-            raise InternalError(
-                f"{name!r} {list(tensor.shape)} {tensor.dtype} is not what was planned: {place}"
-            )
-        data = tensor_bytes(tensor)
-        digest = hashlib.sha256(data).hexdigest()
-        with self._lock:
-            if name in self._digests:
-                raise InternalError(f"{name!r} was written twice")
-            self._digests[name] = digest
+        place = self._claim(name)
+        digest = hashlib.sha256()
+        offset, rows = place.offset, 0
         with _disk_errors(self._folder, place.plan.size_bytes):
-            _write_at(place.descriptor, data, place.offset)
+            for block in blocks:
+                _check_block(place.plan, block, rows)
+                data = tensor_bytes(block)
+                digest.update(data)
+                _write_at(place.descriptor, data, offset)
+                offset, rows = offset + len(data), rows + block.shape[0]
+        if offset != place.offset + place.plan.size_bytes:
+            raise InternalError(f"{name!r} came with {rows} rows, planned were {place.plan.shape}")
+        self._digests[name] = digest.hexdigest()
+
+    def _claim(self, name: str) -> _Place:
+        with self._lock:
+            if name not in self._places or name in self._claimed:
+                raise InternalError(f"{name!r} was not planned, or written before")
+            self._claimed.add(name)
+            return self._places[name]
+
+
+def _check_block(plan: TensorPlan, block: torch.Tensor, rows: int) -> None:
+    shape = (rows + block.shape[0], *block.shape[1:])
+    if CODES[block.dtype] != plan.dtype or shape[1:] != plan.shape[1:] or shape[0] > plan.shape[0]:
+        raise InternalError(
+            f"{plan.name!r}: a block {list(block.shape)} {block.dtype} at row {rows} is not of {plan}"
+        )
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

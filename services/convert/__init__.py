@@ -1,5 +1,6 @@
 """Converting: a checkpoint of one layout becomes a model folder of another, every tensor accounted for."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ def convert(
     layout = Layout(checkpoint.config, plans, checkpoint.tokenizer_folder, options.max_shard_bytes)
     with TensorReader() as reader:
 
-        def produce(name: str) -> torch.Tensor:
-            return cast(name, reader.load(checkpoint.tensors[name]), options.dtype)
+        def produce(name: str) -> Iterator[torch.Tensor]:
+            source = checkpoint.tensors[name]
+            yield cast(name, reader.load(source), options.dtype)
+            reader.release(source)
 
         written = write_huggingface(target, layout, produce, watch)
     return checkpoint, written

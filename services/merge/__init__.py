@@ -1,6 +1,6 @@
 """Merging: adapters are added to a base model in order, tensor by tensor, and every adapter tensor is used once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from services.formats.adapter import Adapter, read_adapter
 from services.formats.checkpoint import Checkpoint, TensorSource, read_checkpoint
 from services.formats.config import ModelConfig
 from services.formats.stack import Stack, check_stack
-from services.merge.delta import Change, add_changes
+from services.merge.delta import Change, changed_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def merge(
 ) -> Merged:
     """Merges adapters (name, folder, scale) into the base model in `base` and writes it into the empty folder `target`.
 
-    Peak memory: two times the float32 change of the largest projection.
+    Peak memory: a few blocks of rows (delta.BLOCK_ELEMENTS); from an original base also two of its joined tensors.
 
     Raises:
         Whatever `read_checkpoint`, `read_adapter` and `check_stack` refuse; NonFiniteTensor, DiskFull, JobCanceled.
@@ -71,9 +71,8 @@ def merge(
     accounts = _Accounts(scaled)
     with TensorReader() as reader:
 
-        def produce(name: str) -> torch.Tensor:
-            changes = accounts.take(name)
-            return merged_tensor(reader, checkpoint.tensors[name], changes, options)
+        def produce(name: str) -> Iterator[torch.Tensor]:
+            yield from merged_blocks(reader, checkpoint.tensors[name], accounts.take(name), options)
 
         written = write_huggingface(target, layout, produce, watch)
     return Merged(checkpoint, scaled, stack, written, accounts.closed())
@@ -95,22 +94,28 @@ def merged_plans(
     return plans
 
 
-def merged_tensor(
+def merged_blocks(
     reader: TensorReader, source: TensorSource, changes: Sequence[Change], options: MergeOptions
-) -> torch.Tensor:
-    """One tensor of the merged model.
+) -> Iterator[torch.Tensor]:
+    """One tensor of the merged model, as blocks of rows in order.
 
     Raises:
         NonFiniteTensor: the base, an adapter or the sum holds NaN or infinity.
     """
-    tensor = reader.load(source)
-    once = options.rounding == "once"
-    merged = add_changes(reader, tensor, changes, once=once) if changes else tensor
-    if options.dtype is not None:
-        merged = merged.to(TORCH_DTYPES[options.dtype])
-    if merged is not tensor:
-        check_finite(source.name, merged)
-    return merged
+    base = reader.load(source)
+    dtype = TORCH_DTYPES[options.dtype] if options.dtype else base.dtype
+    blocks = (
+        changed_blocks(reader, base, changes, once=options.rounding == "once") if changes else iter([base])
+    )
+    for block in blocks:
+        result = block.to(dtype)
+        if result is not base:
+            check_finite(source.name, result)
+        yield result
+    reader.release(source)
+    for change in changes:
+        for header in change.headers:
+            reader.release_header(header)
 
 
 class _Accounts:

@@ -6,7 +6,7 @@ each time: bit for bit what PEFT's `merge_and_unload` gives on a CPU when the ad
 float32 and is rounded at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from services.checkpoints.reading import TensorReader, check_finite
 from services.formats.adapter import LoraPair
 from services.formats.tensors import TensorHeader
 
-CHUNK_ROWS = 1024
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of the blocks of rows in which a tensor is computed: 4 MB in float32, so that blocks stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,48 +28,70 @@ class Change:
     pair: LoraPair | None
     replaced: TensorHeader | None
 
+    @property
+    def headers(self) -> list[TensorHeader]:
+        """The adapter's tensors that it uses."""
+        pair = [self.pair.a, self.pair.b] if self.pair else []
+        return [*pair, *([self.replaced] if self.replaced else [])]
 
-def add_changes(
+
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """A pair's halves in float32: the change of some rows is a product of B's rows (or A's columns) with the other."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+    transposed: bool
+
+    def rows(self, rows: slice) -> torch.Tensor:
+        """`(B @ A) * scaling` for some rows of the weight."""
+        product = (self.b @ self.a[:, rows]).T if self.transposed else self.b[rows] @ self.a
+        return product.mul_(self.scaling)
+
+
+def changed_blocks(
     reader: TensorReader, weight: torch.Tensor, changes: Sequence[Change], *, once: bool
-) -> torch.Tensor:
-    """The weight after all changes, in the weight's own dtype.
+) -> Iterator[torch.Tensor]:
+    """The weight after all changes, in the weight's own dtype, as blocks of rows in order.
 
     Args:
         weight: shape (out, in); not modified.
         once: round at the end only.
-    """
-    dtype = weight.dtype
-    working = torch.promote_types(dtype, torch.float32) if once else dtype
-    last = max((i for i, change in enumerate(changes) if change.replaced is not None), default=0)
-    for change in changes[last:]:  # what a later adapter replaces whole does not count
-        if change.replaced is not None:
-            weight = reader.view(change.replaced)
-            check_finite(f"{change.adapter}: {change.replaced.name}", weight)
-            weight = weight.to(working)
-        if change.pair is not None:
-            weight = _sum(weight, pair_delta(reader, change.pair, change.scale), working)
-    return weight.to(dtype)
-
-
-def pair_delta(reader: TensorReader, pair: LoraPair, scale: float) -> torch.Tensor:
-    """`(B @ A) * scaling` in float32, in the shape of the weight that it changes.
 
     Raises:
-        NonFiniteTensor: A or B holds NaN or infinity.
+        NonFiniteTensor: a tensor of an adapter holds NaN or infinity.
     """
-    a, b = reader.view(pair.a), reader.view(pair.b)
-    for header, tensor in ((pair.a, a), (pair.b, b)):
-        check_finite(header.name, tensor)
-    delta = b.float() @ a.float()
-    if pair.transposed:
-        delta = delta.T
-    return delta.mul_(pair.scaling * scale)
+    dtype = weight.dtype
+    last = max((i for i, change in enumerate(changes) if change.replaced is not None), default=0)
+    factors = []
+    for change in changes[last:]:  # what a later adapter replaces whole does not count
+        if change.replaced is not None:
+            weight = _checked(reader, change.adapter, change.replaced)
+        if change.pair is not None:
+            factors.append(_factors(reader, change, change.pair))
+    step = max(1, BLOCK_ELEMENTS // max(1, weight[0].numel()))
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        yield _changed(weight[rows].to(dtype), [factor.rows(rows) for factor in factors], once=once)
 
 
-def _sum(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """weight + delta, computed in the wider of the two dtypes and rounded to `dtype`, some rows at a time."""
-    result = torch.empty(weight.shape, dtype=dtype)
-    for start in range(0, weight.shape[0], CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        result[rows] = weight[rows] + delta[rows]
-    return result
+def _changed(block: torch.Tensor, deltas: Sequence[torch.Tensor], *, once: bool) -> torch.Tensor:
+    """The sum in the wider of float32 and the block's dtype, rounded to the block's after each delta or at the end."""
+    dtype, wide = block.dtype, torch.promote_types(block.dtype, torch.float32)
+    for delta in deltas:
+        block = block.to(wide) + delta
+        if not once:
+            block = block.to(dtype)
+    return block.to(dtype)
+
+
+def _factors(reader: TensorReader, change: Change, pair: LoraPair) -> _Factors:
+    a, b = (_checked(reader, change.adapter, header).float() for header in (pair.a, pair.b))
+    return _Factors(a, b, pair.scaling * change.scale, pair.transposed)
+
+
+def _checked(reader: TensorReader, adapter: str, header: TensorHeader) -> torch.Tensor:
+    tensor = reader.view(header)
+    check_finite(f"{adapter}: {header.name}", tensor)
+    return tensor
