@@ -53,11 +53,11 @@ class _Factors:
 def changed_blocks(
     reader: TensorReader, weight: torch.Tensor, changes: Sequence[Change], *, once: bool
 ) -> Iterator[torch.Tensor]:
-    """The weight after all changes, in the weight's own dtype, as blocks of rows in order.
+    """The weight after all changes, as blocks of rows in order: in its own dtype, or in the wide one with `once`.
 
     Args:
         weight: shape (out, in); not modified.
-        once: round at the end only.
+        once: do not round; the caller rounds to the dtype that it writes.
 
     Raises:
         NonFiniteTensor: a tensor of an adapter holds NaN or infinity.
@@ -77,13 +77,13 @@ def changed_blocks(
 
 
 def _changed(block: torch.Tensor, deltas: Sequence[torch.Tensor], *, once: bool) -> torch.Tensor:
-    """The sum in the wider of float32 and the block's dtype, rounded to the block's after each delta or at the end."""
+    """The sum in the wider of float32 and the block's dtype; rounded to the block's after each delta, or left so."""
     dtype, wide = block.dtype, torch.promote_types(block.dtype, torch.float32)
     for delta in deltas:
         block = block.to(wide) + delta
         if not once:
             block = block.to(dtype)
-    return block.to(dtype)
+    return block
 
 
 def _factors(reader: TensorReader, change: Change, pair: LoraPair) -> _Factors:
