@@ -31,7 +31,7 @@ class HuggingFaceCodec:
 
     @property
     def size(self) -> int:
-        return len(self._tokenizer)
+        return int(self._tokenizer.vocab_size)
 
     @property
     def added_tokens(self) -> dict[int, Any]:

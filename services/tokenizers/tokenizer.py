@@ -74,6 +74,11 @@ class Tokenizer:
         return max(self._codec.size, *(token_id + 1 for token_id in self._contents), 0)
 
     @property
+    def text_vocabulary_size(self) -> int:
+        """The number of ids that plain text can become: added tokens come after these."""
+        return self._codec.size
+
+    @property
     def bos_id(self) -> int | None:
         return self._special.bos_id
 

@@ -1,0 +1,261 @@
+"""A model and its tokenizer from a folder, ready to generate. Nothing of what is loaded is run."""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from services.errors import (
+    IncompleteCheckpoint,
+    UnreadableFile,
+    UnsupportedFormat,
+    UnsupportedOption,
+    VocabularyMismatch,
+    WrongModelKind,
+)
+from services.progress import Progress, Report, ignore_progress
+from services.tokenizers import Tokenizer, load_tokenizer
+
+DTypeName = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["8bit", "4bit"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory. `rows` is how many tokens its embeddings know, `context_length` counts tokens."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    folder: Path
+    dtype: torch.dtype
+    device: torch.device
+    size_bytes: int
+    context_length: int
+    rows: int
+    chat_template: str | None = None
+
+
+def load_model(
+    folder: Path,
+    *,
+    device: str = "cpu",
+    dtype: DTypeName | None = None,
+    rope_alpha: float | None = None,
+    quantization: Quantization | None = None,
+    report: Report = ignore_progress,
+) -> LoadedModel:
+    """Load a Hugging Face model folder for generation.
+
+    Args:
+        device: "cpu", "cuda", "cuda:N", or "auto" for the first GPU where there is one.
+        dtype: None is float32 on a CPU, and bfloat16 on a GPU, or float16 where that has no bfloat16.
+        rope_alpha: NTK scaling of the rotary base, `theta * alpha ** (d / (d - 2))` with d = head_dim (posts of
+            "bloc97", r/LocalLLaMA 2023), which also stretches the context by `alpha`.
+        quantization: "8bit" or "4bit", on GPUs with bitsandbytes.
+
+    Raises:
+        WrongModelKind: the folder is an original checkpoint, an adapter or no model at all.
+        IncompleteCheckpoint: tensors are missing. transformers would fill them with random numbers.
+        VocabularyMismatch: the tokenizer has more tokens than the embeddings have rows.
+        UnsupportedOption, UnsupportedFormat, UnreadableFile, UnreadableTokenizer.
+    """
+    _check_kind(folder)
+    target = resolve_device(device)
+    config = _read_config(folder)
+    context_length = _context_length(config)
+    if rope_alpha is not None:
+        _scale_rotary_base(config, rope_alpha)
+        context_length = int(context_length * max(1.0, rope_alpha))
+    tokenizer = load_tokenizer(folder)
+    size_bytes = sum(
+        file.stat().st_size for file in folder.iterdir() if file.suffix in {".safetensors", ".bin"}
+    )
+    report(Progress("loading", 0, size_bytes, "bytes"))
+    model = _read_weights(folder, config, _choose_dtype(dtype, target), _placement(target, quantization))
+    report(Progress("loading", size_bytes, size_bytes, "bytes"))
+    loaded = prepare(model, tokenizer, folder=folder, context_length=context_length)
+    if tokenizer.text_vocabulary_size > loaded.rows:
+        raise VocabularyMismatch(
+            f"The tokenizer of {folder.name} has {tokenizer.text_vocabulary_size} tokens "
+            f"and the model {loaded.rows} rows of embeddings.",
+            "Put the tokenizer that belongs to the model into its folder.",
+        )
+    return loaded
+
+
+def prepare(
+    model: PreTrainedModel, tokenizer: Tokenizer, *, folder: Path, context_length: int
+) -> LoadedModel:
+    """A model that is in memory already, with what the engine needs to know about it."""
+    anything: Any = model
+    anything.eval()
+    # A model's own defaults for sampling would fill what a request leaves open.
+    make_config: Any = GenerationConfig
+    anything.generation_config = make_config()
+    embeddings: Any = model.get_input_embeddings()
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        folder=folder,
+        dtype=model.dtype,
+        device=model.device,
+        size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()),
+        context_length=context_length,
+        rows=int(embeddings.weight.shape[0]),
+        chat_template=read_chat_template(folder),
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Touches CUDA only when asked for it or for "auto": a process that forks must not.
+
+    Raises:
+        UnsupportedOption: there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in {"cpu", "cuda"} or (number and not number.isdigit()):
+        raise UnsupportedOption(f"There is no device {name!r}.", 'Choose "auto", "cpu", "cuda" or "cuda:N".')
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UnsupportedOption(
+            f"The device {name} was asked for and this machine has {torch.cuda.device_count()} CUDA devices.",
+            'Choose "cpu", or give the worker a GPU (docker-compose.gpu.yml).',
+        )
+    return torch.device(name)
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The Jinja text that a model brings along for conversations, if it does."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = _read_json(folder / name).get("chat_template")
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnreadableFile(f"{file.name} is no JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _check_kind(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise WrongModelKind(
+            f"{folder.name} is an adapter, not a model.", "Name its base as the model and this as an adapter."
+        )
+    if list(folder.glob("consolidated.*.pth")):
+        raise WrongModelKind(
+            f"{folder.name} is an original checkpoint; generating needs the Hugging Face layout.",
+            "Run a convert job on it first.",
+        )
+    raise WrongModelKind(f"{folder.name} is no model: it has no config.json.")
+
+
+def _read_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnsupportedFormat(
+            f"The config.json of {folder.name} describes no model that transformers knows: {error}",
+            "Models that bring code of their own are never run.",
+        ) from error
+
+
+def _context_length(config: Any) -> int:
+    """Tokens that the model was made for; within its window a sliding attention is a full one."""
+    sizes = [int(config.max_position_embeddings)]
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True):
+        sizes.append(int(window))
+    return min(sizes)
+
+
+def _scale_rotary_base(config: Any, alpha: float) -> None:
+    if alpha <= 0:
+        raise UnsupportedOption(f"rope_alpha must be above 0 and is {alpha}.")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config.rope_parameters["rope_theta"] *= alpha ** (head_dim / (head_dim - 2))
+
+
+def _choose_dtype(dtype: DTypeName | None, device: torch.device) -> torch.dtype:
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is not None:
+        return names[dtype]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _placement(device: torch.device, quantization: Quantization | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that say where the weights go."""
+    placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
+    if quantization is None:
+        return placement
+    if device.type == "cpu":
+        raise UnsupportedOption(
+            f"Loading in {quantization} needs a GPU and the device is the CPU.",
+            "Leave quantization out; on a CPU the dtype bfloat16 halves the memory.",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UnsupportedOption(
+            f"Loading in {quantization} needs the package bitsandbytes, which is not installed in this worker.",
+            "Install it, or leave quantization out.",
+        )
+    choice = {"load_in_8bit": True} if quantization == "8bit" else {"load_in_4bit": True}
+    make: Any = BitsAndBytesConfig
+    return placement | {"quantization_config": make(**choice)}
+
+
+def _read_weights(
+    folder: Path, config: Any, dtype: torch.dtype, placement: dict[str, Any]
+) -> PreTrainedModel:
+    disable_progress_bar: Any = transformers_logging.disable_progress_bar
+    disable_progress_bar()
+    read: Any = AutoModelForCausalLM.from_pretrained
+    model: PreTrainedModel
+    try:
+        model, details = read(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placement,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UnreadableFile(f"The weights of {folder.name} cannot be read: {error}") from error
+    missing = sorted(details["missing_keys"])
+    if missing:
+        raise IncompleteCheckpoint(
+            f"{folder.name} lacks {len(missing)} tensors that its config needs, {missing[0]} among them.",
+            "Fetch the missing files, or make the model again.",
+        )
+    return model

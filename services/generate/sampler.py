@@ -1,0 +1,162 @@
+"""The choice of the next token: transformers' own processors, one row at a time, and a generator of its own.
+
+The order is that of transformers' `GenerationMixin._get_logits_processor`. Each answer draws from its own
+generator on the CPU, one number a token, so neighbours in a batch and the device do not change what it draws.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from services.sampling import Sampling
+
+_GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15
+
+
+class BiasProcessor(LogitsProcessor):
+    """Adds a value to the scores of chosen tokens (OpenAI's `logit_bias`)."""
+
+    def __init__(self, bias: Mapping[int, float]) -> None:
+        self._ids = torch.tensor(list(bias), dtype=torch.long)
+        self._values = torch.tensor(list(bias.values()), dtype=torch.float32)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (rows, vocabulary) to the same shape."""
+        return scores.index_add(
+            1, self._ids.to(scores.device), self._values.to(scores).expand(len(scores), -1)
+        )
+
+
+class PresenceFrequencyProcessor(LogitsProcessor):
+    """OpenAI's penalties: minus presence once, and frequency times the count, of tokens of the answer so far."""
+
+    def __init__(self, presence: float, frequency: float, prompt_length: int) -> None:
+        self._presence = presence
+        self._frequency = frequency
+        self._prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Ids (rows, length) and scores (rows, vocabulary) to the scores' shape."""
+        new = input_ids[:, self._prompt_length :]
+        counts = torch.zeros_like(scores).scatter_add_(1, new, torch.ones_like(new, dtype=scores.dtype))
+        return scores - self._frequency * counts - self._presence * (counts > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token; with log-probabilities also its own and those of the likeliest tokens, likeliest first."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def own_processors(sampling: Sampling, prompt_length: int) -> list[LogitsProcessor]:
+    """What transformers has no class for; it goes after transformers' own penalties."""
+    processors: list[LogitsProcessor] = []
+    if sampling.logit_bias:
+        processors.append(BiasProcessor(sampling.logit_bias))
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        processors.append(
+            PresenceFrequencyProcessor(sampling.presence_penalty, sampling.frequency_penalty, prompt_length)
+        )
+    return processors
+
+
+def _processors(sampling: Sampling, prompt_length: int, end_ids: Iterable[int]) -> list[LogitsProcessor]:
+    processors: list[LogitsProcessor] = []
+    if sampling.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.no_repeat_ngram_size:
+        processors.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram_size))
+    ends = sorted(end_ids)
+    if sampling.min_new_tokens and ends:
+        processors.append(MinNewTokensLengthLogitsProcessor(prompt_length, sampling.min_new_tokens, ends))
+    return processors + own_processors(sampling, prompt_length)
+
+
+def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
+    warpers: list[LogitsProcessor] = []
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p is not None:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
+    if sampling.typical_p is not None and sampling.typical_p < 1:
+        warpers.append(TypicalLogitsWarper(sampling.typical_p))
+    return warpers
+
+
+class Sampler:
+    """Chooses the tokens of one answer."""
+
+    def __init__(
+        self, sampling: Sampling, prompt_token_ids: Sequence[int], *, end_ids: Iterable[int], seed: int
+    ) -> None:
+        self._sampling = sampling
+        prompt = torch.tensor([list(prompt_token_ids)], dtype=torch.long)
+        self._length = prompt.shape[1]
+        room = torch.zeros((1, sampling.max_new_tokens), dtype=torch.long)
+        self._ids = torch.cat([prompt, room], dim=1)
+        self._processors = _processors(sampling, self._length, end_ids)
+        self._warpers = _warpers(sampling)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def choose(self, logits: torch.Tensor) -> Choice:
+        """The next token.
+
+        Args:
+            logits: (vocabulary,), float32, on the CPU, finite. Not changed.
+        """
+        scores = logits[None]
+        for processor in self._processors:
+            scores = processor(self._ids[:, : self._length], scores)
+        token_id = int(scores.argmax()) if self._sampling.greedy else self._draw(scores)
+        if self._length < self._ids.shape[1]:
+            self._ids[0, self._length] = token_id
+        self._length += 1
+        return self._with_logprobs(token_id, logits)
+
+    def _draw(self, scores: torch.Tensor) -> int:
+        """Draw by the inverse of the distribution function, in float64, from the tokens that the cuts leave."""
+        if self._sampling.temperature != 1:
+            scores = TemperatureLogitsWarper(float(self._sampling.temperature))(self._ids, scores)
+        candidates = torch.arange(scores.shape[1])
+        if self._sampling.top_k:
+            scores = TopKLogitsWarper(self._sampling.top_k)(self._ids, scores)
+            # The other cuts then sort a few candidates where they would sort the whole vocabulary.
+            candidates = (scores[0] > -torch.inf).nonzero()[:, 0]
+            scores = scores[:, candidates]
+        for warper in self._warpers:
+            scores = warper(self._ids, scores)
+        sums = scores[0].double().softmax(-1).cumsum(-1)
+        number = torch.rand((), dtype=torch.float64, generator=self._generator) * sums[-1]
+        position = int(torch.searchsorted(sums, number, right=True))
+        return int(candidates[min(position, len(candidates) - 1)])
+
+    def _with_logprobs(self, token_id: int, logits: torch.Tensor) -> Choice:
+        if self._sampling.logprobs is None:
+            return Choice(token_id)
+        logprobs = logits.log_softmax(-1)
+        top = logprobs.topk(min(self._sampling.logprobs, len(logprobs)))
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return Choice(token_id, float(logprobs[token_id]), tuple(pairs))
+
+
+def seed_of_answer(seed: int, index: int) -> int:
+    """The seed of the `index`-th of `n` answers: the request's own for the first one.
+
+    Steps of 2**64 over the golden ratio keep the seeds of neighbouring requests apart (Knuth, TAOCP 6.4).
+    """
+    return (seed + index * _GOLDEN_RATIO_64) % 2**63 if index else seed
