@@ -36,6 +36,7 @@ def create_app(
         validation_error_callback=errors.on_validation_error,
     )
     app.config["MAX_CONTENT_LENGTH"] = bodies.BODY_LIMIT_BYTES
+    app.url_map.merge_slashes = False  # a path of a file is taken as it is, not redirected to another
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions[EXTENSION] = Rooms(
         settings=settings,

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from flask import request
 from pydantic import ValidationError
-from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from api.errors import InvalidFields
 from services.errors import InvalidText
@@ -31,12 +31,20 @@ def parse_job_request() -> AnyRequest:
         raise UnsupportedMediaType(
             f"The body must be JSON, with Content-Type: application/json (found {found})."
         )
-    value = read_json(request.get_data(cache=False))
+    value = read_json(_read_body())
     _refuse_surrogates(value)
     try:
         return ANY_REQUEST.validate_python(value)
     except ValidationError as error:
         raise InvalidFields.of(error, kinds=KINDS) from error
+
+
+def _read_body() -> bytes:
+    body = request.get_data(cache=False)
+    # a body of announced length is refused unread; one that comes in chunks is cut at the limit without a word
+    if request.content_length is None and len(body) >= BODY_LIMIT_BYTES:
+        raise RequestEntityTooLarge
+    return body
 
 
 def read_json(body: bytes) -> Any:

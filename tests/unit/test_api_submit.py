@@ -1,5 +1,6 @@
 """Submitting: what is taken, what is refused and with which words, and what may be repeated."""
 
+import io
 from pathlib import Path
 from uuid import uuid4
 
@@ -211,6 +212,17 @@ def test_a_body_over_8_mib_is_413(client: FlaskClient) -> None:
     body = b'{"kind": "' + b"x" * (8 * 1024 * 1024) + b'"}'
     response = client.post("/api/jobs", data=body, content_type="application/json")
     assert "8388608 bytes" in problem(response, 413, "body_too_large")["detail"]
+
+
+def test_a_body_over_8_mib_in_chunks_is_413_too(client: FlaskClient) -> None:
+    stream = io.BytesIO(b'{"kind": "' + b"x" * (8 * 1024 * 1024) + b'"}')
+    response = client.post(
+        "/api/jobs",
+        input_stream=stream,
+        headers={"Transfer-Encoding": "chunked", "Content-Type": "application/json"},
+        environ_overrides={"wsgi.input_terminated": True},
+    )
+    problem(response, 413, "body_too_large")
 
 
 @pytest.mark.parametrize(
