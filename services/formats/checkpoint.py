@@ -43,7 +43,7 @@ from services.formats.tensors import FLOAT_DTYPES, TensorHeader
 from services.formats.torch_zip import read_torch_header
 from services.formats.vocabulary import Vocabulary, read_vocabulary
 
-RANK_FILE = re.compile(r"consolidated\.(\d+)\.pth")
+RANK_FILE = re.compile(r"consolidated\.([0-9]{2,4})\.pth")
 TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja",
@@ -233,15 +233,32 @@ def _meta_sizes(ranks: list[Tensors], rows: Mapping[str, Row]) -> MetaSizes:
         return sum(rank[name].shape[0] for rank in ranks)
 
     dim = first["norm.weight"].shape[0]
+    columns = sum(rank["tok_embeddings.weight"].shape[1] for rank in ranks)
     by_columns = first["tok_embeddings.weight"].shape[1] != dim
+    if by_columns and columns != dim:
+        raise IncompleteCheckpoint(
+            f"tok_embeddings.weight has {columns} columns over {len(ranks)} ranks, norm.weight has {dim}",
+            "A rank's file is missing or of another checkpoint: all consolidated.*.pth are needed.",
+        )
+    n_layers = 1 + max(layer for name in rows if (layer := kind_of(name)[1]) is not None)
+    _check_layers(n_layers, first)
+    freqs = first.get("rope.freqs")
     return MetaSizes(
-        dim=dim,
-        n_layers=1 + max(layer for name in rows if (layer := kind_of(name)[1]) is not None),
+        dim=dim, n_layers=n_layers, head_dim=2 * freqs.shape[0] if freqs and freqs.shape else None,
         query_rows=rows_of("layers.0.attention.wq.weight"), key_rows=rows_of("layers.0.attention.wk.weight"),
         ffn_rows=rows_of("layers.0.feed_forward.w1.weight"),
         vocab_size=first["tok_embeddings.weight"].shape[0] if by_columns else rows_of("tok_embeddings.weight"),
         tied="output.weight" not in rows, dtype=first["tok_embeddings.weight"].dtype,
     )  # fmt: skip
+
+
+def _check_layers(layers: int, tensors: Tensors) -> None:
+    """Before the names of all layers are listed: a layer has tensors, so there are never more layers than tensors."""
+    if layers > len(tensors):
+        raise IncompleteCheckpoint(
+            f"a model of {layers} layers was announced, the files hold {len(tensors)} tensors",
+            "Fetch the checkpoint again; all its files are needed.",
+        )
 
 
 def _need_dims(tensor: TensorHeader, dims: int) -> None:
@@ -337,6 +354,11 @@ def _read_huggingface(folder: Path) -> Checkpoint:
             "A base model is an original LLaMA checkpoint or a Hugging Face folder.",
         )
     found = _floats_only(read_weights(folder))
+    if not found:
+        raise IncompleteCheckpoint(
+            f"the weights of {folder.name} hold no tensors",
+            "Fetch the model again; all its files are needed.",
+        )
     dtype = max(found.values(), key=lambda tensor: tensor.size_bytes).dtype
     config = read_config(folder / "config.json", dtype)
     dropped = tuple(
@@ -349,6 +371,7 @@ def _read_huggingface(folder: Path) -> Checkpoint:
                 f"{tensor.path.name} holds {name!r}, which is no tensor of a LLaMA model",
                 "Only LLaMA-family models can be read; nothing was dropped or written.",
             )
+    _check_layers(config.num_hidden_layers, kept)
     wanted = expected_tensors(config)
     if config.tie_word_embeddings and "lm_head.weight" in kept:
         raise ConfigMismatch(

@@ -9,11 +9,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from services.errors import ConfigMismatch, IncompleteCheckpoint, UnreadableFile, UnsupportedFormat
 
 Json = dict[str, Any]
+
+JSON_LIMIT_BYTES = 64 * 2**20
+"""The index of a model of ten thousand tensors takes about a megabyte."""
 
 ROPE_THETA_DEFAULT = 10000.0
 LLAMA3_ROPE = {
@@ -53,9 +56,11 @@ def read_json(path: Path) -> Json:
     Raises:
         UnreadableFile: no JSON, or no object.
     """
+    if path.stat().st_size > JSON_LIMIT_BYTES:
+        raise UnreadableFile(f"{path.name} has {path.stat().st_size} bytes, no configuration is that large")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableFile(f"{path.name} is no valid JSON ({error})", "Fetch the file again.") from error
     if not isinstance(value, dict):
         raise UnreadableFile(f"{path.name} holds a {type(value).__name__}, a JSON object is needed")
@@ -63,21 +68,34 @@ def read_json(path: Path) -> Json:
 
 
 def require(values: Json, key: str, kind: type[int] | type[float], *, file: str) -> Any:
-    """A number that a file must give.
+    """A positive number that a file must give.
 
     Raises:
-        IncompleteCheckpoint: it is missing or no number.
+        IncompleteCheckpoint: it is missing or no such number.
     """
     value = values.get(key)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or (kind is int and value != int(value))
-    ):
+    if not is_number(value) or value <= 0 or (kind is int and value != int(value)):
         raise IncompleteCheckpoint(
-            f"{file}: {key} is {value!r}, a number is needed", f"Take {file} from the original download."
+            f"{file}: {key} is {value!r}, a positive number is needed",
+            f"Take {file} from the original download.",
         )
     return kind(value)
+
+
+def optional(values: Json, key: str, default: float, *, file: str) -> Any:
+    """A positive number that a file may give, of the default's type.
+
+    Raises:
+        IncompleteCheckpoint: it is there and no such number.
+    """
+    return default if values.get(key) is None else require(values, key, type(default), file=file)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from JSON is a finite number that arithmetic can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
 
 
 # ---- Meta ---------------------------------------------------------------------------------------------
@@ -95,6 +113,7 @@ class MetaSizes:
     vocab_size: int
     tied: bool
     dtype: str
+    head_dim: int | None = None  # where rope.freqs tells it
 
 
 def read_params(path: Path) -> Json:
@@ -116,17 +135,18 @@ def params_to_config(params: Json, sizes: MetaSizes, *, tokenizer: str, instruct
     n_kv_heads = sizes.key_rows // head_dim if head_dim else 0
     found = {
         "dim": sizes.dim, "n_layers": sizes.n_layers, "vocab_size": sizes.vocab_size,
-        "n_kv_heads": n_kv_heads, "n_heads": sizes.query_rows / head_dim if head_dim else 0,
+        "n_heads": sizes.query_rows / (sizes.head_dim or head_dim or 1), "n_kv_heads": n_kv_heads,
     }  # fmt: skip
     _compare(params, found, sizes)
-    theta = float(params.get("rope_theta") or ROPE_THETA_DEFAULT)
+    theta = optional(params, "rope_theta", ROPE_THETA_DEFAULT, file="params.json")
     family = meta_family(params, sizes, tokenizer)
     bos, eos = _special_ids(tokenizer, instruct)
     return ModelConfig(
         hidden_size=sizes.dim, intermediate_size=sizes.ffn_rows, num_hidden_layers=sizes.n_layers,
         num_attention_heads=n_heads, num_key_value_heads=n_kv_heads, head_dim=head_dim,
         vocab_size=sizes.vocab_size, rms_norm_eps=require(params, "norm_eps", float, file="params.json"),
-        rope_theta=theta, max_position_embeddings=int(params.get("max_seq_len") or CONTEXT[family]),
+        rope_theta=theta,
+        max_position_embeddings=optional(params, "max_seq_len", CONTEXT[family], file="params.json"),
         tie_word_embeddings=sizes.tied, rope_scaling=_rope_scaling(params, sizes),
         bos_token_id=bos, eos_token_id=eos, dtype=sizes.dtype,
     )  # fmt: skip
@@ -145,7 +165,7 @@ def meta_family(params: Json, sizes: MetaSizes, tokenizer: str) -> str:
     """
     if tokenizer == "tiktoken":
         return "llama-3.1" if params.get("use_scaled_rope") else "llama-3"
-    if float(params.get("rope_theta") or ROPE_THETA_DEFAULT) > ROPE_THETA_DEFAULT:
+    if (params.get("rope_theta") or ROPE_THETA_DEFAULT) > ROPE_THETA_DEFAULT:
         return "codellama"
     newer = sizes.dtype == "BF16" or "n_kv_heads" in params or "ffn_dim_multiplier" in params
     first_65b = sizes.dim == 8192 and sizes.n_layers == 80
@@ -158,25 +178,25 @@ def _compare(params: Json, found: Mapping[str, float], sizes: MetaSizes) -> None
         absent = claimed is None or (key == "vocab_size" and claimed == -1)
         if not absent and claimed != actual:
             raise ConfigMismatch(
-                f"params.json says {key} = {claimed}, the tensors say {actual:g}",
+                f"params.json says {key} = {claimed!r}, the tensors say {actual:g}",
                 "The checkpoint and its params.json are of different models: use the ones that belong together.",
             )
-    if sizes.query_rows % int(found["n_heads"] or 1) or sizes.key_rows % max(
-        1, sizes.query_rows // params["n_heads"]
-    ):
+    head_dim = sizes.query_rows // params["n_heads"]
+    if head_dim % 2 or sizes.query_rows % params["n_heads"] or sizes.key_rows % head_dim:
         raise ConfigMismatch(
             f"params.json says n_heads = {params['n_heads']}, which does not divide wq's {sizes.query_rows} "
-            f"and wk's {sizes.key_rows} rows into whole heads",
+            f"and wk's {sizes.key_rows} rows into whole heads of an even size",
             "Use the params.json that belongs to these weights.",
         )
     _compare_ffn(params, sizes)
 
 
 def _compare_ffn(params: Json, sizes: MetaSizes) -> None:
-    multiple_of = params.get("multiple_of")
-    if not multiple_of:
+    if params.get("multiple_of") is None:
         return
-    rows = ffn_rows(sizes.dim, int(multiple_of), params.get("ffn_dim_multiplier"))
+    multiple_of = require(params, "multiple_of", int, file="params.json")
+    multiplier = optional(params, "ffn_dim_multiplier", 1.0, file="params.json")
+    rows = ffn_rows(sizes.dim, multiple_of, multiplier)
     if rows != sizes.ffn_rows:
         raise ConfigMismatch(
             f"params.json gives a feed-forward width of {rows} (multiple_of {multiple_of}, ffn_dim_multiplier "
@@ -185,19 +205,17 @@ def _compare_ffn(params: Json, sizes: MetaSizes) -> None:
         )
 
 
-def ffn_rows(dim: int, multiple_of: int, multiplier: float | None) -> int:
+def ffn_rows(dim: int, multiple_of: int, multiplier: float = 1.0) -> int:
     """w1's rows: facebookresearch/llama `model.py`, FeedForward.__init__."""
-    hidden = int(8 * dim / 3)
-    if multiplier is not None:
-        hidden = int(multiplier * hidden)
+    hidden = int(multiplier * int(8 * dim / 3))
     return multiple_of * math.ceil(hidden / multiple_of)
 
 
 def _rope_scaling(params: Json, sizes: MetaSizes) -> Json | None:
     if not params.get("use_scaled_rope"):
         return None
-    factor = params.get("rope_scaling_factor") or (32.0 if sizes.tied else 8.0)
-    return {**LLAMA3_ROPE, "factor": float(factor)}
+    factor = optional(params, "rope_scaling_factor", 32.0 if sizes.tied else 8.0, file="params.json")
+    return {**LLAMA3_ROPE, "factor": factor}
 
 
 def _special_ids(tokenizer: str, instruct: bool) -> tuple[int, int | list[int]]:
@@ -227,19 +245,22 @@ def read_config(path: Path, dtype: str) -> ModelConfig:
             "config.json has a quantization_config: quantised weights cannot be converted or merged faithfully",
             "Use the unquantised weights.",
         )
+
+    def number(key: str, default: float) -> Any:
+        return optional(raw, key, default, file="config.json")
+
     heads = require(raw, "num_attention_heads", int, file="config.json")
     hidden = require(raw, "hidden_size", int, file="config.json")
-    rope = raw.get("rope_parameters") or {}
+    rope: Json = raw["rope_parameters"] if isinstance(raw.get("rope_parameters"), dict) else {}
+    theta = optional(rope, "rope_theta", ROPE_THETA_DEFAULT, file="config.json, rope_parameters")
     return ModelConfig(
         hidden_size=hidden, num_attention_heads=heads,
         intermediate_size=require(raw, "intermediate_size", int, file="config.json"),
         num_hidden_layers=require(raw, "num_hidden_layers", int, file="config.json"),
-        num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
-        head_dim=int(raw.get("head_dim") or hidden // heads),
+        num_key_value_heads=number("num_key_value_heads", heads), head_dim=number("head_dim", hidden // heads),
         vocab_size=require(raw, "vocab_size", int, file="config.json"),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or ROPE_THETA_DEFAULT),
-        max_position_embeddings=int(raw.get("max_position_embeddings") or 2048),
+        rms_norm_eps=number("rms_norm_eps", 1e-6), rope_theta=number("rope_theta", theta),
+        max_position_embeddings=number("max_position_embeddings", 2048),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         attention_bias=bool(raw.get("attention_bias", False)), mlp_bias=bool(raw.get("mlp_bias", False)),
         rope_scaling=raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None),

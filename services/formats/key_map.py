@@ -103,7 +103,7 @@ TABLE: tuple[Row, ...] = (
     Row(None, "model.rotary_emb.inv_freq", Join.DROPPED, None),
 )  # fmt: skip
 
-_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
+_LAYER = re.compile(r"(?<=layers\.)[0-9]{1,6}(?=\.)")
 
 
 def kind_of(name: str) -> tuple[str, int | None]:
