@@ -16,7 +16,7 @@ from api.bodies import parse_job_request
 from api.document import JOB_BODY, JOB_STREAM, PLAIN_TEXT, SECURITY
 from api.errors import problems
 from api.rooms import rooms
-from services.errors import InvalidRequest, JobNotFound
+from services.errors import InvalidRequest, JobNotFound, NotReady
 from services.intake import Plan, preflight
 from services.jobs.events import Event, follow
 from services.jobs.requests import ANY_REQUEST, AnyRequest
@@ -228,8 +228,12 @@ def _is_known(job_id: str) -> bool:
 
 def _frames(events: Iterator[Event | None]) -> Iterator[str]:
     yield ": graftwerk\n\n"
-    for event in events:
-        if event is None:
-            yield KEEPALIVE
-        else:
-            yield f"id: {event.id}\nevent: {event.name}\ndata: {event.data}\n\n"
+    try:
+        yield from (KEEPALIVE if event is None else _frame(event) for event in events)
+    except NotReady as error:
+        # the status is sent already: the stream ends, and its client comes again with the last id it saw
+        yield f": {error.code}\n\n"
+
+
+def _frame(event: Event) -> str:
+    return f"id: {event.id}\nevent: {event.name}\ndata: {event.data}\n\n"

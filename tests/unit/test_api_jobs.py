@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 from flask.testing import FlaskClient
 
+from services.errors import NotReady
 from services.jobs.events import Event
 from tests.api_client import client_of, import_request, problem
 
@@ -111,6 +112,17 @@ def test_a_stream_goes_on_where_the_client_left_off_and_tells_that_it_lives(
     response = client.get(url, headers=headers)
     assert asked == ["17-3"]
     assert response.text == ": graftwerk\n\n: keep-alive\n\nid: 18-0\nevent: progress\ndata: {}\n\n"
+
+
+def test_a_stream_that_loses_redis_ends_and_says_so(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def follow(redis: object, job_id: str | None, *, last_id: str | None) -> Iterator[Event | None]:
+        yield Event("18-0", "progress", "{}")
+        raise NotReady("Redis does not answer")
+
+    monkeypatch.setattr("api.jobs.follow", follow)
+    assert client.get("/api/events").text.endswith("data: {}\n\n: not_ready\n\n")
 
 
 def test_an_event_id_that_is_none_is_refused(client: FlaskClient) -> None:
