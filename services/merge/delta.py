@@ -44,10 +44,13 @@ class _Factors:
     scaling: float
     transposed: bool
 
-    def rows(self, rows: slice) -> torch.Tensor:
-        """`(B @ A) * scaling` for some rows of the weight."""
-        product = (self.b @ self.a[:, rows]).T if self.transposed else self.b[rows] @ self.a
-        return product.mul_(self.scaling)
+    def rows(self, rows: slice, dtype: torch.dtype | None) -> torch.Tensor:
+        """`(B @ A) * scaling` for some rows of the weight; an embedding's change is rounded to `dtype`, as PEFT does
+        before it adds it (peft/tuners/lora/layer.py, Embedding.merge)."""
+        if not self.transposed:
+            return (self.b[rows] @ self.a).mul_(self.scaling)
+        product = (self.b @ self.a[:, rows]).T.mul_(self.scaling)
+        return product if dtype is None else product.to(dtype)
 
 
 def changed_blocks(
@@ -73,7 +76,8 @@ def changed_blocks(
     step = max(1, BLOCK_ELEMENTS // max(1, weight[0].numel()))
     for start in range(0, weight.shape[0], step):
         rows = slice(start, start + step)
-        yield _changed(weight[rows].to(dtype), [factor.rows(rows) for factor in factors], once=once)
+        deltas = [factor.rows(rows, None if once else dtype) for factor in factors]
+        yield _changed(weight[rows].to(dtype), deltas, once=once)
 
 
 def _changed(block: torch.Tensor, deltas: Sequence[torch.Tensor], *, once: bool) -> torch.Tensor:

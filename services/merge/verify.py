@@ -125,8 +125,11 @@ def expected_rows(
             a, b = reader.view(pair.a).double(), reader.view(pair.b).double()
             left, right = (a[:, rows].T, b.T) if pair.transposed else (b[rows], a)
             scaling = pair.scaling * item.scale
-            weight = weight + left @ right * scaling
-            tolerance = tolerance + rounding(weight, dtype)
+            delta = left @ right * scaling
+            weight = weight + delta
+            tolerance = (
+                tolerance + rounding(weight, dtype) + (rounding(delta, dtype) if pair.transposed else 0)
+            )
             tolerance += (
                 left.abs() @ right.abs() * abs(scaling) * (pair.rank + 2) * torch.finfo(torch.float32).eps
             )
