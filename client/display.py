@@ -178,8 +178,6 @@ def _value_view(name: str, value: Any) -> RenderableType:
         return facts_view(value)
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return rows_view(value)
-    if isinstance(value, list):
-        return Text(", ".join(_plain(name, item) for item in value))
     return Text(_plain(name, value))
 
 
@@ -208,7 +206,9 @@ def _plain(name: str, value: Any) -> str:
     if isinstance(value, int):
         return decimal(value) if name.endswith("bytes") else f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.6g}"
+    if isinstance(value, list):
+        return ", ".join(_plain(name, item) for item in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -11,7 +11,7 @@ from client.options import Connection, expanded
 
 app = typer.Typer(help="List models; show or remove one.")
 
-COLUMNS = ("name", "kind", "format", "dtype", "parameters", "vocab_size", "size_bytes")
+COLUMNS = ("name", "kind", "known_as", "parameters", "dtypes", "vocabulary_size", "size_bytes", "problems")
 """What the list shows of a model; all else is in `models show`."""
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]

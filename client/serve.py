@@ -66,13 +66,14 @@ def refuse_open_door(host: str) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM is as good as a Ctrl-C in here: what was started is ended."""
+    """SIGTERM is as good as a Ctrl-C in here, and that works in a script's background too: what was started is ended."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
