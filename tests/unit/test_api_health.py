@@ -13,7 +13,12 @@ from tests.api_client import client_of, import_request
 pytestmark = pytest.mark.disable_socket
 
 WORKER = WorkerState(
-    name="merge-1", queue="merge", state="idle", job_ids=[], last_heartbeat=datetime(2026, 1, 1, tzinfo=UTC)
+    name="merge-1",
+    queue="merge",
+    device="cpu",
+    state="idle",
+    job_ids=[],
+    last_heartbeat=datetime(2026, 1, 1, tzinfo=UTC),
 )
 
 
