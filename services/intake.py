@@ -290,7 +290,13 @@ def _check_lineage(request: MergeRequest, store: ModelStore, digests: list[tuple
     """Published adapters have their order; what the base has merged already is not merged again."""
     manifest = read_manifest(store.path(request.base))
     merged = [e.digest for e in (manifest.inputs if manifest else []) if e.role == "adapter" and e.digest]
+    names: dict[str, str] = {}
     for name, digest in digests:
+        if digest is not None and names.setdefault(digest, name) != name:
+            raise InvalidRequest(
+                f"adapters {names[digest]} and {name} hold the same weights",
+                "Name one of them; use its scale instead.",
+            )
         if digest is not None and digest in merged:
             raise WrongAdapterOrder(
                 f"adapter {name} is merged into {request.base} already",

@@ -13,7 +13,7 @@ from typing import Any
 
 from services.errors import IncompleteAdapter, ShapeMismatch, UnknownAdapterKey, UnsupportedAdapter
 from services.formats.checkpoint import read_tensor_file
-from services.formats.config import read_json
+from services.formats.config import is_number, read_json
 from services.formats.tensors import FLOAT_DTYPES, TensorHeader
 from services.formats.vocabulary import Vocabulary, read_vocabulary
 
@@ -160,12 +160,9 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
             "Merge it with PEFT, or train a LoRA adapter.",
         )
     for key in ("r", "lora_alpha"):
-        value = config.get(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or (key == "r" and value < 1):
-            raise IncompleteAdapter(
-                f"adapter {name}: adapter_config.json has {key} = {value!r}, a positive number is needed",
-                "Take adapter_config.json from where the adapter was published.",
-            )
+        _check_number(name, key, config.get(key))
+    for key in ("rank_pattern", "alpha_pattern"):
+        _check_pattern(name, key, config.get(key))
     if config.get("init_lora_weights", True) not in EXACT_INITS:
         raise UnsupportedAdapter(
             f"adapter {name} was initialised with init_lora_weights = {config['init_lora_weights']!r}, which "
@@ -183,6 +180,40 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
                 f"adapter {name}: adapter_config.json has {key} = {config[key]!r}, which changes the result and "
                 "is not supported",
                 "Merge it with PEFT, or set the key to null if you know that it was not used.",
+            )
+
+
+def _check_number(name: str, key: str, value: object) -> None:
+    whole = key in ("r", "rank_pattern")
+    if not is_number(value) or value <= 0 or (whole and value != int(value)):
+        raise IncompleteAdapter(
+            f"adapter {name}: adapter_config.json has {key} = {value!r}, a positive number is needed",
+            "Take adapter_config.json from where the adapter was published.",
+        )
+
+
+def _check_pattern(name: str, key: str, patterns: object) -> None:
+    """Patterns are regular expressions that a stranger wrote: a repeated group could keep the matcher busy for ever."""
+    if patterns is None:
+        return
+    if not isinstance(patterns, dict):
+        raise IncompleteAdapter(
+            f"adapter {name}: adapter_config.json has {key} = {patterns!r}, a mapping of modules to numbers is needed",
+            "Take adapter_config.json from where the adapter was published.",
+        )
+    for pattern, value in patterns.items():
+        _check_number(name, key, value)
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UnsupportedAdapter(
+                f"adapter {name}: {key} has {pattern!r}, which is no regular expression ({error})",
+                "Write the modules' names out.",
+            ) from error
+        if re.search(r"\)[*+{]", pattern):
+            raise UnsupportedAdapter(
+                f"adapter {name}: {key} has {pattern!r}, which repeats a group",
+                "Write the modules' names out.",
             )
 
 
