@@ -107,16 +107,22 @@ class ModelStore:
             SourceNotFound: nothing is there.
         """
         base = (self.root / INCOMING).resolve()
-        path = (self.root / relative).resolve()
+        try:
+            path = (self.root / relative).resolve()
+            there = path.exists()
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL, a loop of links
+            raise InvalidName(
+                f"{relative!r} cannot be a path ({error})", f'Give it like "{INCOMING}/llama".'
+            ) from error
         if Path(relative).is_absolute() or not path.is_relative_to(base) or path == base:
             raise InvalidName(
                 f"{relative!r} is not a path below {INCOMING}/ on the volume",
                 f'Give it like "{INCOMING}/llama".',
             )
-        if not path.exists():
-            there = ", ".join(sorted(entry.name for entry in base.iterdir())[:20]) if base.is_dir() else ""
+        if not there:
+            names = ", ".join(sorted(entry.name for entry in base.iterdir())[:20]) if base.is_dir() else ""
             raise SourceNotFound(
-                f"{relative!r} is not on the volume; {INCOMING}/ holds: {there or 'nothing'}",
+                f"{relative!r} is not on the volume; {INCOMING}/ holds: {names or 'nothing'}",
                 f"Put the files into {INCOMING}/ on the model volume first.",
             )
         return path
