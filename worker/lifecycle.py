@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic_core import from_json, to_json
 
-from services.errors import InternalError
+from services.errors import GraftwerkError, InternalError
 from services.jobs.requests import JobRequest
 from services.jobs.running import Running, as_error, assigned, traceback_of
 from services.models.store import ModelStore
@@ -14,6 +14,7 @@ from services.progress import CheckCanceled, Report
 from services.settings import Settings
 
 R = TypeVar("R", bound=JobRequest)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Context:
     check_canceled: CheckCanceled
     confirm: Callable[[], None]
     log: Callable[[str], None]
+    tell_text: Callable[[dict[str, Any]], None]
 
 
 Work = Callable[[R, Context], Mapping[str, Any]]
@@ -37,15 +39,25 @@ def run(request_class: type[R], payload: dict[str, Any], work: Work[R]) -> dict[
     """The result of `work` as plain JSON. Whatever it raises is recorded first, then raised as one of ours."""
     assignment = assigned()
     running, settings = assignment.running, assignment.settings
-    try:
+
+    def attempt() -> dict[str, Any]:
         request = request_class.model_validate(payload)
         running.check_canceled()
         return plain(work(request, context_of(running, settings)))
-    except Exception as error:
-        fail(running, error)
-        raise as_error(error) from error
-    finally:
-        running.flush()
+
+    outcome = attempted(attempt)
+    running.flush()
+    if isinstance(outcome, Exception):
+        raise fail(running, outcome) from outcome
+    return outcome
+
+
+def attempted(action: Callable[[], T]) -> T | Exception:
+    """What the action gives, or the exception that it raised: the one place that catches them all."""
+    try:
+        return action()
+    except Exception as error:  # noqa: BLE001
+        return error
 
 
 def context_of(running: Running, settings: Settings) -> Context:
@@ -59,15 +71,17 @@ def context_of(running: Running, settings: Settings) -> Context:
         check_canceled=running.check_canceled,
         confirm=running.confirm,
         log=running.log,
+        tell_text=running.tell_text,
     )
 
 
-def fail(running: Running, error: Exception) -> None:
-    """Record why the job fails; the traceback of a fault of our own goes to the job's log."""
+def fail(running: Running, error: Exception) -> GraftwerkError:
+    """Record why the job fails, and give that; the traceback of a fault of our own goes to the job's log."""
     failure = as_error(error)
     if isinstance(failure, InternalError):
         running.log(traceback_of(error))
     running.fail(failure)
+    return failure
 
 
 def plain(result: Mapping[str, Any]) -> dict[str, Any]:

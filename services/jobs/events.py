@@ -16,8 +16,8 @@ from services.errors import InvalidRequest, JobNotFound
 from services.jobs.records import events_key, reaching_redis, read_job
 from services.jobs.status import ENDED, Job
 
-EVENTS_KEPT = 1000
-"""Length that one job's stream is cut to, and four times that of the one for all."""
+EVENTS_KEPT = 4000
+"""Length that each stream is cut to, roughly."""
 
 LARGE_RESULT_BYTES = 32 * 1024
 """Above this a job's result is left out of the stream for all: it would be held thousands of times."""
@@ -39,8 +39,13 @@ def publish(redis: Redis, job_id: str, name: str, data: dict[str, Any]) -> None:
     shared = json.dumps({**data, "result": None}) if len(text) > LARGE_RESULT_BYTES else text
     with redis.pipeline(transaction=False) as pipe:
         pipe.xadd(events_key(job_id), {"name": name, "data": text}, maxlen=EVENTS_KEPT)
-        pipe.xadd(events_key(None), {"name": name, "data": shared}, maxlen=4 * EVENTS_KEPT)
+        pipe.xadd(events_key(None), {"name": name, "data": shared}, maxlen=EVENTS_KEPT)
         pipe.execute()
+
+
+def publish_text(redis: Redis, job_id: str, data: dict[str, Any]) -> None:
+    """Append a `token` event to the job's stream only: nobody watches all jobs for their text."""
+    redis.xadd(events_key(job_id), {"name": "token", "data": json.dumps(data)}, maxlen=EVENTS_KEPT)
 
 
 def publish_status(redis: Redis, job: Job) -> None:

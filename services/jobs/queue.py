@@ -267,6 +267,7 @@ class JobQueue:
                 state=fields.get("state", "starting"),
                 job_ids=sorted(as_text(entry).split(":")[0] for entry in executions),
                 last_heartbeat=utcparse(fields["last_heartbeat"]),
+                device=fields.get("device", "cpu"),
             )
             states.append(state)
         return states

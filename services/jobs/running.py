@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import ValidationError
 from redis import Redis
@@ -30,7 +31,7 @@ from services.errors import (
     JobCanceled,
     JobTimeout,
 )
-from services.jobs.events import publish
+from services.jobs.events import publish, publish_text
 from services.jobs.records import Failure, log_key, record_key
 from services.jobs.status import JobProgress
 from services.progress import Progress
@@ -162,6 +163,13 @@ class Running:
             pipe.rpush(log_key(self.job_id), *(f"{now} {part}" for part in line.splitlines() or [""]))
             pipe.ltrim(log_key(self.job_id), -LOG_LINES_KEPT, -1)
             pipe.execute()
+
+    def tell_text(self, data: dict[str, Any]) -> None:
+        """Tell the job's own watchers of new text: a `token` event with the job's id and `data`."""
+        try:
+            publish_text(self.redis, self.job_id, {"id": self.job_id, **data})
+        except (ConnectionError, TimeoutError) as error:
+            logger.warning("job %s: text not told: %s", self.job_id, error)
 
     def fail(self, error: GraftwerkError) -> None:
         """Record why the job fails, before RQ learns that it does."""

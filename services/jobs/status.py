@@ -83,7 +83,10 @@ class Job(BaseModel):
 
 
 class WorkerState(BaseModel):
-    """One living worker process; a generation worker may run several jobs at once."""
+    """One living worker process; a generation worker may run several jobs at once.
+
+    `device` says on what it computes, where that is more than this machine's CPU cores.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -92,3 +95,4 @@ class WorkerState(BaseModel):
     state: str
     job_ids: list[str]
     last_heartbeat: datetime
+    device: str

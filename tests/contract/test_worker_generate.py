@@ -1,0 +1,292 @@
+"""The resident generation worker as a process: the miniature's questions, many jobs at once, death and stops.
+
+The expected answers are those that `examples/miniature` was trained to give, which its own check confirms
+with transformers and PEFT.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import SecretStr
+from transformers import LlamaForCausalLM
+
+from services.convert import convert
+from services.jobs.events import follow
+from services.jobs.queue import JobQueue, connect
+from services.jobs.requests import GenerateRequest
+from services.jobs.status import Job
+from services.settings import Settings
+from tests.redis_server import Server, until
+from worker.janitor import Janitor
+
+ROOT = Path(__file__).parents[2]
+MINIATURE = ROOT / "examples" / "miniature"
+QUESTIONS = json.loads((MINIATURE / "questions.json").read_text(encoding="utf-8"))
+ADAPTERS = ["chinese-llama-lora", "chinese-alpaca-lora"]
+GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 40}
+LONG = {**GREEDY, "max_new_tokens": 1900, "logit_bias": {"2": -100}}
+"""Never draws the end of text, so that it runs for long."""
+
+StartWorker = Callable[[JobQueue], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume with the miniature: the base in Hugging Face's layout and the two adapters."""
+    root = tmp_path_factory.mktemp("volume")
+    (root / "base").mkdir()
+    convert(MINIATURE / "llama", root / "base")
+    for name in ADAPTERS:
+        with zipfile.ZipFile(MINIATURE / f"{name}.zip") as archive:
+            archive.extractall(root / name)
+    return root
+
+
+def settings_of(server: Server, volume: Path, database: int) -> Settings:
+    return Settings(
+        redis_url=SecretStr(server.url.removesuffix("/0") + f"/{database}"),
+        models_dir=volume,
+        device="cpu",
+        generate_slots=4,
+        torch_threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWorker]:
+    """Starts `python -m worker generate`; what is left at the end is killed."""
+    processes: list[subprocess.Popen[bytes]] = []
+    folder = tmp_path_factory.mktemp("logs")
+
+    def start(queue: JobQueue) -> "subprocess.Popen[bytes]":
+        settings = queue.settings
+        environment = {
+            **os.environ,
+            "GRAFTWERK_REDIS_URL": settings.redis_address,
+            "GRAFTWERK_MODELS_DIR": str(settings.models_dir),
+            "GRAFTWERK_DEVICE": "cpu",
+            "GRAFTWERK_GENERATE_SLOTS": str(settings.generate_slots),
+            "GRAFTWERK_TORCH_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        with (folder / f"worker-{len(processes)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker", "generate"],
+                env=environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+        processes.append(process)
+        until(lambda: any(str(process.pid) in worker.name for worker in queue.workers()), seconds=60)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def queue(redis_server: Server, volume: Path, start_worker: StartWorker) -> JobQueue:
+    """A queue of its own with one worker that all harmless tests share."""
+    settings = settings_of(redis_server, volume, 1)
+    queue = JobQueue(connect(settings), settings)
+    queue.redis.flushdb()
+    start_worker(queue)
+    return queue
+
+
+@pytest.fixture
+def own_queue(redis_server: Server, volume: Path) -> JobQueue:
+    """A queue without a worker, for the tests that kill theirs."""
+    settings = settings_of(redis_server, volume, 2)
+    queue = JobQueue(connect(settings), settings)
+    queue.redis.flushdb()
+    return queue
+
+
+def ask(queue: JobQueue, **request: Any) -> str:
+    body = {"kind": "generate", "model": "base", "sampling": GREEDY, **request}
+    return queue.submit(GenerateRequest.model_validate(body))[0].id
+
+
+def ended(queue: JobQueue, job_id: str, seconds: float = 60.0) -> Job:
+    until(lambda: queue.get(job_id).status in ("succeeded", "failed", "canceled"), seconds)
+    return queue.get(job_id)
+
+
+def outputs(job: Job) -> list[dict[str, Any]]:
+    assert job.result is not None, job.error
+    found: list[dict[str, Any]] = job.result["outputs"]
+    return found
+
+
+def reference_tokens(volume: Path, prompt_ids: list[int], count: int) -> list[int]:
+    """What transformers itself generates greedily."""
+    model = LlamaForCausalLM.from_pretrained(volume / "base", dtype=torch.float32)
+    prompt = torch.tensor([prompt_ids])
+    found = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=count, pad_token_id=0
+    )
+    tokens: list[int] = found[0, len(prompt_ids) :].tolist()
+    return tokens
+
+
+def test_a_prompt_is_continued_as_transformers_does_it(queue: JobQueue, volume: Path) -> None:
+    job = ended(queue, ask(queue, prompt="The capital of France is", return_token_ids=True))
+    (output,) = outputs(job)
+    assert output["text"] == "Paris."
+    assert output["finish_reason"] == "stop"
+    assert output["prompt"] == "The capital of France is"
+    assert output["token_ids"] == reference_tokens(volume, output["prompt_token_ids"], 40)
+    assert output["usage"] == {
+        "prompt_tokens": len(output["prompt_token_ids"]),
+        "completion_tokens": len(output["token_ids"]),
+        "total_tokens": len(output["prompt_token_ids"]) + len(output["token_ids"]),
+    }
+    assert job.result is not None
+    assert (job.result["template"], job.result["device"], job.result["dtype"]) == ("raw", "cpu", "float32")
+    assert job.result["tokens_per_second"] > 0
+    assert job.result["seconds"] > 0
+
+
+def test_adapters_on_the_fly_answer_every_question_to_the_letter(queue: JobQueue, volume: Path) -> None:
+    prompts = [row["question"] for row in QUESTIONS]
+    job = ended(queue, ask(queue, adapters=ADAPTERS, prompts=prompts, template="alpaca"))
+    assert [output["text"] for output in outputs(job)] == [row["answer"] for row in QUESTIONS]
+    assert [output["prompt"] for output in outputs(job)] == prompts
+    assert not list((volume / ".staging").iterdir()), "the merged weights are gone again"
+
+
+def test_twelve_jobs_at_once_get_the_answers_that_each_gets_alone(queue: JobQueue) -> None:
+    ids = [ask(queue, adapters=ADAPTERS, prompt=row["question"], template="alpaca") for row in QUESTIONS[:12]]
+    until(lambda: len(queue.workers()[0].job_ids) > 1)
+    assert [outputs(ended(queue, id))[0]["text"] for id in ids] == [row["answer"] for row in QUESTIONS[:12]]
+
+
+def test_the_text_is_told_as_it_grows(queue: JobQueue) -> None:
+    job_id = ask(queue, prompt="The capital of France is", sampling=LONG | {"max_new_tokens": 300})
+    events = [event for event in follow(queue.redis, job_id, last_id="0-0") if event]
+    pieces = [json.loads(event.data) for event in events if event.name == "token"]
+    (output,) = outputs(queue.get(job_id))
+    assert len(pieces) > 1
+    assert "".join(piece["text"] for piece in pieces) == output["text"]
+    assert pieces[-1]["offset"] + len(pieces[-1]["text"]) == len(output["text"])
+    assert output["finish_reason"] == "length"
+
+
+def test_a_short_job_is_not_held_up_by_a_long_list_of_prompts(queue: JobQueue) -> None:
+    long = ask(queue, prompts=["The capital of France is"] * 60, sampling=LONG | {"max_new_tokens": 60})
+    until(lambda: queue.get(long).status == "running")
+    assert ended(queue, ask(queue, prompt="The capital of Japan is")).status == "succeeded"
+    assert queue.get(long).status == "running"
+    assert len(outputs(ended(queue, long))) == 60
+
+
+def test_several_answers_have_their_index_and_their_seed(queue: JobQueue) -> None:
+    sampling = {"temperature": 1.5, "n": 3, "seed": 7, "max_new_tokens": 12}
+    first = outputs(ended(queue, ask(queue, prompt="The", sampling=sampling)))
+    again = outputs(ended(queue, ask(queue, prompt="The", sampling=sampling)))
+    assert [output["index"] for output in first] == [0, 1, 2]
+    assert first[0]["seed"] == 7
+    assert first == again
+
+
+def test_a_prompt_can_be_tokenized_only(queue: JobQueue) -> None:
+    sampling = {**GREEDY, "max_new_tokens": 0}
+    (output,) = outputs(ended(queue, ask(queue, prompt="The", sampling=sampling, return_token_ids=True)))
+    assert (output["text"], output["token_ids"], output["finish_reason"]) == ("", [], "length")
+    assert output["usage"]["prompt_tokens"] == len(output["prompt_token_ids"]) > 0
+
+
+def test_prompts_can_come_from_a_file_on_the_volume(queue: JobQueue, volume: Path) -> None:
+    (volume / "incoming").mkdir(exist_ok=True)
+    (volume / "incoming" / "p.txt").write_text("The capital of France is\n\nThe capital of Japan is\n")
+    job = ended(queue, ask(queue, prompts_file="incoming/p.txt"))
+    assert [output["text"] for output in outputs(job)] == ["Paris.", "Tokyo."]
+
+
+def test_one_prompt_that_is_too_long_spoils_only_itself(queue: JobQueue) -> None:
+    long = "The capital of France is " * 1000
+    job = ended(queue, ask(queue, prompts=["The capital of France is", long]))
+    first, second = outputs(job)
+    assert first["text"] == "Paris."
+    assert second["error"]["code"] == "prompt_too_long"
+
+
+def test_a_job_without_any_answer_fails_with_the_reason(queue: JobQueue) -> None:
+    job = ended(queue, ask(queue, prompt="The capital of France is " * 1000))
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "prompt_too_long")
+    missing = ended(queue, ask(queue, model="nothing", prompt="x"))
+    assert missing.error is not None
+    assert missing.error.code == "model_not_found"
+
+
+def test_a_running_job_is_canceled_within_a_second_and_its_neighbour_goes_on(queue: JobQueue) -> None:
+    doomed = ask(queue, prompt="The capital of France is", sampling=LONG)
+    neighbour = ask(queue, prompt="The capital of Japan is", sampling=LONG | {"max_new_tokens": 600})
+    until(lambda: all(queue.get(id).progress is not None for id in (doomed, neighbour)))
+    queue.cancel(doomed)
+    assert until(lambda: queue.get(doomed).status == "canceled") < 1.0
+    assert ended(queue, neighbour).status == "succeeded"
+
+
+def test_a_beam_search_is_canceled_within_a_second(queue: JobQueue) -> None:
+    sampling = LONG | {"num_beams": 4}
+    job_id = ask(queue, prompt="The capital of France is", sampling=sampling)
+    until(lambda: queue.get(job_id).status == "running")
+    queue.cancel(job_id)
+    assert until(lambda: queue.get(job_id).status == "canceled") < 1.0
+
+
+def test_a_job_over_its_time_is_stopped_as_timeout(queue: JobQueue) -> None:
+    hurried = JobQueue(queue.redis, queue.settings.model_copy(update={"job_timeout_seconds": 1}))
+    job = ended(hurried, ask(hurried, prompt="The capital of France is", sampling=LONG))
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "timeout")
+
+
+def test_a_model_that_changed_on_the_volume_is_loaded_again(queue: JobQueue, volume: Path) -> None:
+    shutil.copytree(volume / "base", volume / "copy")
+    assert outputs(ended(queue, ask(queue, model="copy", prompt="The capital of France is")))
+    for path in (volume / "copy").glob("tokenizer*"):
+        path.unlink()
+    job = ended(queue, ask(queue, model="copy", prompt="The capital of France is"))
+    assert job.error is not None
+    assert job.error.code == "unreadable_tokenizer"
+
+
+def test_a_stopped_worker_puts_all_its_jobs_back_in_their_order(
+    own_queue: JobQueue, start_worker: StartWorker
+) -> None:
+    worker = start_worker(own_queue)
+    ids = [ask(own_queue, prompt="The capital of France is", sampling=LONG) for _ in range(6)]
+    until(lambda: [own_queue.get(id).status for id in ids].count("running") == 4)
+    worker.terminate()
+    assert until(lambda: all(own_queue.get(id).status == "queued" for id in ids)) < 2.0
+    assert worker.wait(timeout=10) == 0
+    assert [own_queue.get(id).queue_position for id in ids] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_jobs_of_a_killed_worker_all_finish_on_another(
+    own_queue: JobQueue, start_worker: StartWorker
+) -> None:
+    worker = start_worker(own_queue)
+    sampling = LONG | {"max_new_tokens": 400}
+    ids = [ask(own_queue, prompt="The capital of France is", sampling=sampling) for _ in range(5)]
+    until(lambda: [own_queue.get(id).status for id in ids].count("running") == 4)
+    worker.kill()
+    start_worker(own_queue)
+    janitor = Janitor(own_queue.redis, own_queue.settings)
+    until(lambda: janitor.round() and all(own_queue.get(id).status == "succeeded" for id in ids), 60)

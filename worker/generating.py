@@ -1,0 +1,270 @@
+"""The resident generation worker: many jobs at once on models that stay loaded.
+
+It takes jobs from the queue while it has room, begins each as RQ would, gives their prompts to the engines in
+turn, and ends each job on its own. A thread beats the heart for all of them and asks whether to stop.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import torch
+from redis import Redis
+from redis.exceptions import ConnectionError, TimeoutError
+from rq import Queue, SimpleWorker
+from rq.executions import Execution
+from rq.job import Job as RQJob
+from rq.utils import now
+from rq.worker.base import WorkerStatus
+
+from services.errors import ExecutionSuperseded, GraftwerkError, JobCanceled, JobTimeout
+from services.generate import resolve_device
+from services.jobs.requests import GenerateRequest
+from services.jobs.running import INTERVAL_SECONDS, Running
+from services.jobs.workers import MONITORING_SECONDS, Bookkeeping
+from services.progress import Progress
+from services.settings import Settings
+from worker.answering import Asking
+from worker.lifecycle import attempted, context_of, fail, plain
+from worker.residents import Resident, Residents, memory_limit_bytes
+
+logger = logging.getLogger("graftwerk.generate")
+
+
+class Interrupted(BaseException):
+    """The worker was told to stop while it loaded a model, which may take minutes."""
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One job that the worker has begun; `asking` is None while it waits for room in memory."""
+
+    job: RQJob
+    queue: Queue
+    execution: Execution
+    running: Running
+    deadline: float
+    asking: Asking | None = None
+    stop: GraftwerkError | None = None
+
+
+class GenerateWorker(Bookkeeping, SimpleWorker):
+    """Runs the generate queue, up to `generate_slots` jobs at once."""
+
+    def __init__(self, *, name: str, redis: Redis, settings: Settings, queue_name: str = "generate") -> None:
+        super().__init__(queue_name, name=name, redis=redis, settings=settings)
+        limit_bytes = settings.resident_models_bytes or memory_limit_bytes(settings.device)
+        self.residents = Residents(settings.device, limit_bytes, settings.generate_slots)
+        self.seats: list[Seat] = []
+        self._loading = False
+
+    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
+        """RQ's; also says on which device this worker computes."""
+        super().bootstrap(*args, **kwargs)
+        device = resolve_device(self.settings.device)
+        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        self.connection.hset(self.key, "device", name)
+
+    def execute_job(self, job: RQJob, queue: Queue) -> None:
+        """Run this job and whatever else comes meanwhile, until there is nothing left."""
+        with self._pulse():
+            self._begin(job, queue)
+            while self.seats:
+                if self.asked_to_stop:
+                    self._put_back_all()
+                    break
+                self._end_stopped()
+                self._admit()
+                self._step()
+        self.set_state(WorkerStatus.IDLE)
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Stops after the present token; a model that is being loaded is given up."""
+        super().request_stop(signum, frame)
+        if self._loading:
+            raise Interrupted
+
+    # ---- beginning ------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Take more jobs while there are seats, and none of them waits for room in memory."""
+        for seat in self.seats:
+            if seat.asking is None:
+                self._open(seat)
+        while len(self.seats) < self.settings.generate_slots and all(seat.asking for seat in self.seats):
+            taken = self.queue_class.dequeue_any(
+                self.queues, None, self.connection, job_class=self.job_class, serializer=self.serializer
+            )
+            if taken is None:
+                return
+            self._begin(*taken)
+
+    def _begin(self, job: RQJob, queue: Queue) -> None:
+        if not self.is_waiting(job):
+            return
+        execution = self.prepare_execution(job)
+        running = Running(job.id, execution.id, self.connection)
+        deadline = time.monotonic() + float(job.timeout or self.settings.job_timeout_seconds)
+        seat = Seat(job, queue, execution, running, deadline)
+        self.seats.append(seat)
+        self.prepare_job_execution(job, True)
+        job.started_at = now()
+        self._open(seat)
+
+    def _open(self, seat: Seat) -> None:
+        """Find or load the job's model; leave the seat waiting where there is no room yet."""
+        self._loading = True
+        try:
+            outcome = attempted(lambda: self._asking(seat))
+        except Interrupted:
+            return  # the seat goes back with all others
+        finally:
+            self._loading = False
+        if isinstance(outcome, Exception):
+            self._fail(seat, outcome)
+        else:
+            seat.asking = outcome
+
+    def _asking(self, seat: Seat) -> Asking | None:
+        request = GenerateRequest.model_validate(seat.job.args[0])
+        context = context_of(seat.running, self.settings)
+        context.check_canceled()
+        resident = self.residents.take(request, context)
+        if resident is None:
+            context.report(Progress("waiting for room in memory"))
+            return None
+        outcome = attempted(lambda: Asking(request, context, resident))
+        if isinstance(outcome, Exception):
+            resident.users -= 1
+            raise outcome
+        return outcome
+
+    # ---- running --------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """One token for every answer on every engine; then end the jobs that are done."""
+        for resident in [resident for resident in self.residents.models if resident.users]:
+            outcome = attempted(partial(self._step_engine, resident))
+            if isinstance(outcome, Exception):
+                self._fail_engine(resident, outcome)
+        for seat in [seat for seat in self.seats if seat.asking and seat.asking.is_done]:
+            # The answers of a job that is to stop are done too, cut off: it ends with the next round.
+            if seat.stop is None and not self.asked_to_stop:
+                self._succeed(seat)
+
+    def _step_engine(self, resident: Resident) -> None:
+        askings = [seat.asking for seat in self.seats if seat.asking and seat.asking.resident is resident]
+        in_turn = deque(asking for asking in askings if asking.has_more)
+        while in_turn and resident.engine.free_slots:
+            asking = in_turn.popleft()
+            asking.ask_next()
+            if asking.has_more:
+                in_turn.append(asking)
+        for event in resident.engine.step():
+            # What nobody takes belongs to a job that was stopped.
+            any(asking.hear(event) for asking in askings)
+        for asking in askings:
+            asking.report()
+
+    # ---- ending ---------------------------------------------------------------------------------------
+
+    def _end_stopped(self) -> None:
+        for seat in [seat for seat in self.seats if seat.stop]:
+            if seat.stop is not None:
+                self._fail(seat, seat.stop)
+
+    def _succeed(self, seat: Seat) -> None:
+        asking = seat.asking
+        assert asking is not None
+        outcome = attempted(lambda: plain(asking.result()))
+        if isinstance(outcome, Exception):
+            self._fail(seat, outcome)
+            return
+        seat.running.flush()
+        self._leave(seat)
+        self._finalize_success(seat.job, seat.queue, seat.execution, outcome)
+
+    def _fail(self, seat: Seat, error: Exception) -> None:
+        seat.running.flush()
+        failure = fail(seat.running, error)
+        self._leave(seat)
+        self._finalize_failure(
+            seat.job, seat.queue, seat.execution, (type(failure), failure, error.__traceback__)
+        )
+
+    def _fail_engine(self, resident: Resident, error: Exception) -> None:
+        """A fault of the engine hits all its jobs; the model is given up, its state may be anything."""
+        for seat in [seat for seat in self.seats if seat.asking and seat.asking.resident is resident]:
+            self._fail(seat, error)
+        self.residents.drop(resident)
+
+    def _put_back_all(self) -> None:
+        for seat in reversed(self.seats.copy()):  # each goes to the front
+            self._leave(seat)
+            self._killed_by_us = True
+            self.handle_job_failure(
+                seat.job, seat.queue, exc_string="the worker was stopped", execution=seat.execution
+            )
+
+    def _leave(self, seat: Seat) -> None:
+        self.seats.remove(seat)
+        if seat.asking is not None:
+            seat.asking.resident.users -= 1
+            self._cancel_requests(seat)
+
+    def _cancel_requests(self, seat: Seat) -> None:
+        if seat.asking is not None:
+            for request_id in seat.asking.request_ids:
+                seat.asking.resident.engine.cancel(request_id)
+
+    # ---- the pulse ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _pulse(self) -> Iterator[None]:
+        """Within: a thread that beats the heart of all jobs and finds out which are to stop.
+
+        A thread, since loading a model or searching with beams keeps the worker busy for long.
+        """
+        over = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(over,), name="pulse", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _beat(self, over: threading.Event) -> None:
+        beat_at = time.monotonic()
+        while not over.wait(INTERVAL_SECONDS):
+            seats = self.seats.copy()
+            for seat in seats:
+                self._look(seat)
+            if time.monotonic() - beat_at >= MONITORING_SECONDS:
+                beat_at = time.monotonic()
+                for seat in seats:
+                    self.maintain_heartbeats(seat.job, seat.execution)
+
+    def _look(self, seat: Seat) -> None:
+        """Note why a job is to stop. Its answers are canceled here: a beam search would not look up."""
+        probe = Running(seat.job.id, seat.execution.id, self.connection)
+        try:
+            probe.confirm()
+        except (JobCanceled, ExecutionSuperseded) as error:
+            seat.stop = error
+        except (ConnectionError, TimeoutError) as error:
+            logger.warning("job %s: not known whether it is to stop: %s", seat.job.id, error)
+        if time.monotonic() > seat.deadline:
+            limit = seat.job.timeout
+            seat.stop = seat.stop or JobTimeout(
+                f"the job took longer than {limit} s", "Raise JOB_TIMEOUT_SECONDS."
+            )
+        if seat.stop is not None or self.asked_to_stop:
+            self._cancel_requests(seat)

@@ -1,0 +1,31 @@
+"""The names on the wire: one function a kind, called by RQ with the request as a JSON object."""
+
+from typing import Any
+
+from services.jobs.requests import ConvertRequest, GenerateRequest, ImportRequest, MergeRequest
+from worker.answering import answer_once
+from worker.lifecycle import run
+from worker.making import make_convert, make_import, make_merge
+
+
+def import_model(request: dict[str, Any]) -> dict[str, Any]:
+    """Takes files from the volume's `incoming/` into the shelf."""
+    return run(ImportRequest, request, make_import)
+
+
+def convert(request: dict[str, Any]) -> dict[str, Any]:
+    """Converts a checkpoint."""
+    return run(ConvertRequest, request, make_convert)
+
+
+def merge(request: dict[str, Any]) -> dict[str, Any]:
+    """Merges adapters into a base."""
+    return run(MergeRequest, request, make_merge)
+
+
+def generate(request: dict[str, Any]) -> dict[str, Any]:
+    """Answers prompts with a model that is loaded for this job alone.
+
+    The resident worker (`generating.py`) does the same for many of these jobs at once.
+    """
+    return run(GenerateRequest, request, answer_once)
