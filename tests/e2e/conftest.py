@@ -1,0 +1,139 @@
+"""The running product, and what most tests need to lie on its shelf.
+
+With `GRAFTWERK_E2E_URL` the tests drive what runs there; its model volume is that of the compose project named by
+`GRAFTWERK_E2E_COMPOSE`, or the folder `GRAFTWERK_E2E_MODELS_DIR`. Without, they start a stack of real processes on
+this machine.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.e2e.product import (
+    ComposeVolume,
+    Json,
+    LocalStack,
+    LocalVolume,
+    Product,
+    Volume,
+    local_stack,
+    wait_until_ready,
+)
+from tests.e2e.slow_model import write_slow_adapter, write_slow_model
+
+HERE = Path(__file__).parent
+MINIATURE = HERE.parent.parent / "examples" / "miniature"
+TEMPLATE = "alpaca"
+GREEDY = {"temperature": 0, "max_new_tokens": 48}
+URL = os.environ.get("GRAFTWERK_E2E_URL")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Everything here is end to end and runs in one process; what kills processes needs them on this machine."""
+    mine = [item for item in items if HERE in item.path.parents]
+    for item in mine:
+        item.add_marker(pytest.mark.e2e)
+        item.add_marker(pytest.mark.xdist_group("e2e"))
+        item.add_marker(pytest.mark.enable_socket)
+    if URL:
+        away = [item for item in mine if item.path.name == "test_processes.py"]
+        config.hook.pytest_deselected(items=away)
+        items[:] = [item for item in items if item not in away]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """Real processes on this machine, ended with the tests."""
+    with local_stack(tmp_path_factory.mktemp("stack") / "data") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def product(request: pytest.FixtureRequest) -> Iterator[Product]:
+    """The running product."""
+    if URL:
+        wait_until_ready(URL)
+        found = Product(URL, _volume_elsewhere())
+    else:
+        running: LocalStack = request.getfixturevalue("stack")
+        found = Product(running.url, LocalVolume(running.models_dir))
+    yield found
+    found.http.close()
+
+
+def _volume_elsewhere() -> Volume:
+    project = os.environ.get("GRAFTWERK_E2E_COMPOSE")
+    return ComposeVolume(project) if project else LocalVolume(Path(os.environ["GRAFTWERK_E2E_MODELS_DIR"]))
+
+
+class Incoming(NamedTuple):
+    """The miniature's files where people put them, as requests name them."""
+
+    llama: str
+    chinese_llama_lora: str
+    chinese_alpaca_lora: str
+
+
+@pytest.fixture(scope="session")
+def incoming(product: Product) -> Incoming:
+    """The miniature under `incoming/`: an original checkpoint and two adapters in zip archives."""
+    names = ("llama", "chinese-llama-lora.zip", "chinese-alpaca-lora.zip")
+    return Incoming(*(product.volume.put_incoming(MINIATURE / name, f"miniature-{name}") for name in names))
+
+
+@pytest.fixture(scope="session")
+def questions() -> list[dict[str, str]]:
+    """Questions, each with the answer that the merged miniature gives to the letter."""
+    found: list[dict[str, str]] = json.loads((MINIATURE / "questions.json").read_text(encoding="utf-8"))
+    assert len(found) >= 20
+    return found
+
+
+class Line(NamedTuple):
+    """The jobs of the whole line, ended well, by what they did."""
+
+    import_llama: Json
+    import_chinese: Json
+    import_alpaca: Json
+    convert: Json
+    merge: Json
+
+
+@pytest.fixture(scope="session")
+def line(product: Product, incoming: Incoming) -> Line:
+    """Imported, converted and merged one after another; leaves `llama`, `llama-hf`, `zh`, `alpaca`, `merged`."""
+    return Line(
+        product.run(kind="import", source={"path": incoming.llama}, target="llama"),
+        product.run(kind="import", source={"zip": incoming.chinese_llama_lora}, target="zh"),
+        product.run(kind="import", source={"zip": incoming.chinese_alpaca_lora}, target="alpaca"),
+        product.run(kind="convert", source="llama", target="llama-hf"),
+        product.run(kind="merge", base="llama-hf", adapters=["zh", "alpaca"], target="merged"),
+    )
+
+
+@pytest.fixture(scope="session")
+def slow(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Json:
+    """A merge request that takes seconds: everything but its target. Leaves `slow` and `slow-adapter`."""
+    folder = tmp_path_factory.mktemp("slow")
+    write_slow_model(folder / "slow", MINIATURE / "llama" / "tokenizer.model", vocab_size=608)
+    write_slow_adapter(folder / "slow-adapter")
+    for name in ("slow", "slow-adapter"):
+        product.run(
+            kind="import", source={"path": product.volume.put_incoming(folder / name, name)}, target=name
+        )
+    return {"kind": "merge", "base": "slow", "adapters": ["slow-adapter"], "dtype": "float32"}
+
+
+@pytest.fixture(scope="session")
+def unsafe_zip(product: Product, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An archive with a member that leads out of the folder it is unpacked to."""
+    path = tmp_path_factory.mktemp("unsafe") / "unsafe.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("adapter_config.json", "{}")
+        archive.writestr("../escaped.txt", "out")
+    return product.volume.put_incoming(path, "unsafe.zip")

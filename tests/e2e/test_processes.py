@@ -1,0 +1,42 @@
+"""What happens when processes are killed or told to end; only where they run on this machine."""
+
+import os
+import signal
+from pathlib import Path
+
+from tests.e2e.conftest import MINIATURE
+from tests.e2e.product import Json, LocalStack, LocalVolume, Product, is_alive, local_stack, stop
+
+
+def test_a_merge_whose_worker_is_killed_is_finished_by_its_successor(
+    product: Product, stack: LocalStack, slow: Json
+) -> None:
+    product.run(**slow, target="undisturbed")
+    job = product.submit(**slow, target="disturbed")
+    product.wait_until_running(job["id"])
+    workers = [pid for pid, line in stack.descendants().items() if line.endswith("-m worker merge")]
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    product.succeeded(job["id"])
+    made = [stack.models_dir / name / "model.safetensors" for name in ("undisturbed", "disturbed")]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    for name in ("undisturbed", "disturbed"):
+        product.http.delete(f"/api/models/{name}")
+
+
+def test_sigterm_ends_every_process_and_leaves_no_half_model(tmp_path: Path) -> None:
+    with local_stack(tmp_path / "data") as stack:
+        product = Product(stack.url, LocalVolume(stack.models_dir))
+        product.run(
+            kind="import",
+            source={"path": product.volume.put_incoming(MINIATURE / "llama", "llama")},
+            target="llama",
+        )
+        product.http.close()
+        started = stack.descendants()
+        assert len(started) >= 5
+        assert stop(stack) == 0
+        assert [line for pid, line in started.items() if is_alive(pid)] == []
+    left = {path.split("/")[0] for path in product.volume.files()}
+    assert {name for name in left if not name.startswith(".")} == {"llama"}

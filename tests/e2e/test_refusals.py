@@ -1,0 +1,120 @@
+"""What cannot come out right is refused before it is queued, with a code and a sentence, and leaves no trace."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import Incoming, Line
+from tests.e2e.product import Product, problem
+
+WELL_FORMED = {"kind": "merge", "base": "llama-hf", "adapters": ["zh", "alpaca"], "target": "new"}
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_trace(product: Product, line: Line) -> Iterator[None]:
+    files, jobs = product.volume.files(), product.get("/api/jobs", limit=1)["jobs"]
+    yield
+    assert product.volume.files() == files
+    assert product.get("/api/jobs", limit=1)["jobs"] == jobs
+
+
+def test_a_dry_run_says_what_would_be_made_and_makes_nothing(product: Product) -> None:
+    plan = product.plan(**WELL_FORMED)
+    assert [entry["name"] for entry in plan["reads"]] == ["llama-hf", "zh", "alpaca"]
+    made = product.get("/api/models/merged")["size_bytes"]
+    assert plan["output_bytes"] == pytest.approx(made, rel=0.02)
+    assert plan["disk_needed_bytes"] >= plan["output_bytes"]
+    assert plan["disk_free_bytes"] > plan["disk_needed_bytes"]
+    assert plan["peak_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("query", ["", "?dry_run=true"])
+def test_adapters_in_the_wrong_order_are_refused_with_the_right_one(product: Product, query: str) -> None:
+    answer = product.http.post(f"/api/jobs{query}", json=WELL_FORMED | {"adapters": ["alpaca", "zh"]})
+    found = problem(answer, 422, "wrong_adapter_order")
+    assert "alpaca" in found["detail"]
+    assert "chinese-llama-lora" in found["hint"]
+
+
+def test_the_second_adapter_without_the_first_is_refused(product: Product) -> None:
+    found = product.refusal(422, "wrong_adapter_order", **WELL_FORMED | {"adapters": ["alpaca"]})
+    assert "chinese-llama-lora" in found["hint"]
+
+
+@pytest.mark.parametrize("target", ["merged", "MERGED"])
+def test_a_target_that_exists_in_whatever_letter_case_is_refused(product: Product, target: str) -> None:
+    found = product.refusal(409, "model_exists", **WELL_FORMED | {"target": target})
+    assert "merged" in found["detail"].lower()
+
+
+@pytest.mark.parametrize("field", [{"base": "absent"}, {"adapters": ["zh", "absent"]}])
+def test_a_model_that_is_not_there_is_named(product: Product, field: dict[str, object]) -> None:
+    assert "absent" in product.refusal(404, "model_not_found", **WELL_FORMED | field)["detail"]
+
+
+def test_an_unknown_field_is_named(product: Product) -> None:
+    found = product.refusal(422, "invalid_request", **WELL_FORMED | {"adaptors": []})
+    assert [error["loc"] for error in found["errors"]] == [["adaptors"]]
+
+
+def test_an_unknown_kind_is_refused(product: Product) -> None:
+    found = product.refusal(422, "invalid_request", kind="mix", target="new")
+    assert found["errors"][0]["loc"] == ["kind"]
+
+
+def test_an_adapter_is_no_base(product: Product) -> None:
+    product.refusal(422, "wrong_model_kind", **WELL_FORMED | {"base": "zh", "adapters": ["alpaca"]})
+
+
+def test_a_source_that_is_not_there_is_named(product: Product) -> None:
+    request = {"kind": "import", "source": {"path": "incoming/absent"}, "target": "new"}
+    assert "incoming/absent" in product.refusal(404, "source_not_found", **request)["detail"]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "incoming/../merged", "../outside", "merged"])
+def test_a_source_outside_incoming_is_refused(product: Product, path: str) -> None:
+    answer = product.http.post(
+        "/api/jobs", json={"kind": "import", "source": {"path": path}, "target": "new"}
+    )
+    problem(answer, answer.status_code, answer.json()["code"])
+    assert answer.status_code in (404, 422)
+    assert answer.json()["code"] in ("invalid_name", "source_not_found")
+
+
+@pytest.mark.parametrize("target", ["../new", "a/b", ".hidden", "", "x" * 97, "incoming"])
+def test_a_target_that_is_no_name_is_refused(product: Product, target: str) -> None:
+    found = product.refusal(422, "invalid_request", **WELL_FORMED | {"target": target})
+    assert found["errors"][0]["loc"] == ["target"]
+
+
+def test_a_job_after_an_unknown_one_is_refused(product: Product) -> None:
+    unknown = "00000000-0000-4000-8000-000000000000"
+    assert unknown in product.refusal(404, "job_not_found", **WELL_FORMED | {"after": [unknown]})["detail"]
+
+
+def test_a_body_that_is_no_json_is_refused_with_the_place(product: Product) -> None:
+    answer = product.http.post(
+        "/api/jobs", content=b'{"kind": merge}', headers={"Content-Type": "application/json"}
+    )
+    assert "line 1, column 10" in problem(answer, 400, "malformed_request")["detail"]
+
+
+def test_a_body_that_is_not_announced_as_json_is_refused(product: Product) -> None:
+    answer = product.http.post("/api/jobs", content=b"{}", headers={"Content-Type": "text/plain"})
+    problem(answer, 415, "unsupported_media_type")
+
+
+def test_an_unknown_job_and_an_unknown_page_are_problems_too(product: Product) -> None:
+    unknown = "00000000-0000-4000-8000-000000000000"
+    problem(product.http.get(f"/api/jobs/{unknown}"), 404, "job_not_found")
+    problem(product.http.get("/api/nothing-here"), 404, "not_found")
+    problem(product.http.patch("/api/jobs"), 405, "method_not_allowed")
+
+
+def test_a_zip_that_would_write_outside_its_folder_is_refused(
+    product: Product, incoming: Incoming, unsafe_zip: str
+) -> None:
+    answer = product.http.post(
+        "/api/jobs", json={"kind": "import", "source": {"zip": unsafe_zip}, "target": "new"}
+    )
+    assert "../escaped" in problem(answer, 422, "unsafe_archive")["detail"]
