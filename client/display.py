@@ -52,7 +52,7 @@ class Bars(Progress):
         super().__init__(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24, complete_style="cyan", finished_style="green"),
             TextColumn("{task.fields[stage]}", style="dim"),
             RateColumn(),
             console=console,
@@ -105,7 +105,9 @@ class RateColumn(ProgressColumn):
 def _amount(progress: JobProgress) -> str:
     if progress.total < 1:
         return ""
-    return f"{_quantity(progress.done, progress.unit)} of {_quantity(progress.total, progress.unit)}"
+    if progress.unit == "bytes":
+        return f"{decimal(progress.done)} of {decimal(progress.total)}"
+    return f"{progress.done:,} of {progress.total:,} {progress.unit}"
 
 
 def _quantity(value: float, unit: str) -> str:
