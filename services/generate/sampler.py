@@ -1,7 +1,7 @@
 """The choice of the next token: transformers' own processors, one row at a time, and a generator of its own.
 
 The order is that of transformers' `GenerationMixin._get_logits_processor`. Each answer draws from its own
-generator on the CPU, one number a token, so neighbours in a batch and the device do not change what it draws.
+generator on the CPU, so neighbours in a batch and the device do not change what it draws.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,6 @@ from transformers.generation.logits_process import (
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
-    TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
@@ -89,6 +88,8 @@ def _processors(sampling: Sampling, prompt_length: int, end_ids: Iterable[int]) 
 
 def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
     warpers: list[LogitsProcessor] = []
+    if sampling.temperature not in (0, 1):
+        warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_p < 1:
         warpers.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p is not None:
@@ -129,21 +130,18 @@ class Sampler:
         return self._with_logprobs(token_id, logits)
 
     def _draw(self, scores: torch.Tensor) -> int:
-        """Draw by the inverse of the distribution function, in float64, from the tokens that the cuts leave."""
-        if self._sampling.temperature != 1:
-            scores = TemperatureLogitsWarper(float(self._sampling.temperature))(self._ids, scores)
-        candidates = torch.arange(scores.shape[1])
-        if self._sampling.top_k:
-            scores = TopKLogitsWarper(self._sampling.top_k)(self._ids, scores)
-            # The other cuts then sort a few candidates where they would sort the whole vocabulary.
-            candidates = (scores[0] > -torch.inf).nonzero()[:, 0]
-            scores = scores[:, candidates]
+        """Draw from the tokens that the cuts leave, by the Gumbel trick: the largest of score plus noise.
+
+        Every token of the vocabulary has noise of its own at every step. So when rounding swaps two tokens at
+        the edge of a cut, nothing changes unless one of them had won; drawing by cumulative sums would shift all.
+        """
+        key = int(torch.randint(2**62, (), generator=self._generator))
+        candidates = _likeliest(scores[0], self._sampling.top_k)
+        scores = scores[:, candidates]
         for warper in self._warpers:
             scores = warper(self._ids, scores)
-        sums = scores[0].double().softmax(-1).cumsum(-1)
-        number = torch.rand((), dtype=torch.float64, generator=self._generator) * sums[-1]
-        position = int(torch.searchsorted(sums, number, right=True))
-        return int(candidates[min(position, len(candidates) - 1)])
+        gumbel = -(-uniform_noise(candidates, key).log()).log()
+        return int(candidates[(scores[0].double() + gumbel).argmax()])
 
     def _with_logprobs(self, token_id: int, logits: torch.Tensor) -> Choice:
         if self._sampling.logprobs is None:
@@ -152,6 +150,30 @@ class Sampler:
         top = logprobs.topk(min(self._sampling.logprobs, len(logprobs)))
         pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         return Choice(token_id, float(logprobs[token_id]), tuple(pairs))
+
+
+def _likeliest(scores: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Ids of the `top_k` likeliest tokens and of those that equal the last one, as transformers' top-k has it.
+
+    It goes first, ahead of the temperature, which changes no order: what follows then looks at a few candidates
+    where it would sort the whole vocabulary.
+    """
+    if not 0 < top_k < len(scores):
+        return torch.arange(len(scores))
+    return (scores >= scores.topk(top_k).values[-1]).nonzero()[:, 0]
+
+
+def uniform_noise(ids: torch.Tensor, key: int) -> torch.Tensor:
+    """A number between 0 and 1 for each token id, always the same for the same key, float64.
+
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) with the id as its counter: noise for a few candidates without
+    noise for the whole vocabulary. int64 wraps, and its shifts copy the sign, which the masks take away.
+    """
+    mixed = (ids + 1) * (_GOLDEN_RATIO_64 - 2**64) + key
+    mixed = (mixed ^ ((mixed >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
+    mixed = (mixed ^ ((mixed >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    mixed = mixed ^ ((mixed >> 31) & (2**33 - 1))
+    return (((mixed >> 11) & (2**53 - 1)).double() + 0.5) / 2**53
 
 
 def seed_of_answer(seed: int, index: int) -> int:

@@ -51,7 +51,7 @@ from services.generate import (
     generate,
     load_model,
 )
-from services.generate.sampler import PresenceFrequencyProcessor, Sampler
+from services.generate.sampler import PresenceFrequencyProcessor, Sampler, uniform_noise
 from services.progress import Progress
 from services.sampling import Sampling
 from services.templates import Message
@@ -390,6 +390,13 @@ def test_drawn_tokens_have_the_frequencies_of_transformers_processors() -> None:
         min=1e-9
     )
     assert float(deviations[expected > 0].max()) < 4
+
+
+def test_the_noise_of_a_draw_is_splitmix64_as_published() -> None:
+    # The first three outputs of the authors' C code for the seed 0.
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    found = uniform_noise(torch.arange(3), 0).tolist()
+    assert found == [((number >> 11) + 0.5) / 2**53 for number in published]
 
 
 def test_presence_and_frequency_count_the_answer_and_not_the_prompt() -> None:
