@@ -219,11 +219,7 @@ def _output_bytes(shapes: Mapping[str, tuple[str, int]], dtype: str | None) -> i
 
 def _plan_convert(request: ConvertRequest, store: ModelStore) -> Plan:
     checkpoint = _base(store, request.source, instruct=request.instruct)
-    if checkpoint.vocabulary is not None and checkpoint.vocabulary.kind == "tiktoken":
-        raise UnsupportedOption(
-            f"{request.source!r} has a tiktoken tokenizer (Llama 3), this version converts Llama 1 and 2",
-            "Use the Hugging Face edition of that model.",
-        )
+    _refuse_tiktoken(request.source, checkpoint)
     shapes = {n: (t.dtype, t.size_bytes // DTYPE_SIZES[t.dtype]) for n, t in checkpoint.tensors.items()}
     largest = max(tensor.size_bytes for tensor in checkpoint.tensors.values())
     return Plan(
@@ -236,6 +232,14 @@ def _plan_convert(request: ConvertRequest, store: ModelStore) -> Plan:
     )
 
 
+def _refuse_tiktoken(name: str, checkpoint: Checkpoint) -> None:
+    if checkpoint.vocabulary is not None and checkpoint.vocabulary.kind == "tiktoken":
+        raise UnsupportedOption(
+            f"{name!r} has a tiktoken tokenizer (Llama 3), this version converts Llama 1 and 2",
+            "Use the Hugging Face edition of that model.",
+        )
+
+
 def _tokenizer_warnings(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.vocabulary is not None or (checkpoint.tokenizer_folder / "tokenizer.json").is_file():
         return []
@@ -244,6 +248,8 @@ def _tokenizer_warnings(checkpoint: Checkpoint) -> list[str]:
 
 def _plan_merge(request: MergeRequest, store: ModelStore, digest_limit_bytes: int) -> Plan:
     base = _base(store, request.base)
+    if base.layout == "meta":
+        _refuse_tiktoken(request.base, base)
     adapters = [_adapter(store, choice.name) for choice in request.adapters]
     stack = check_stack(base, adapters)
     digests = [(a.name, weights_digest(a, digest_limit_bytes)) for a in adapters]

@@ -49,6 +49,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )  # fmt: skip
 
+EMBEDDINGS, OUTPUT = "tok_embeddings.weight", "output.weight"
+
 Tensors = dict[str, TensorHeader]
 
 
@@ -108,11 +110,15 @@ class Checkpoint:
 def original_folder(folder: Path) -> Path | None:
     """Where the `consolidated.*.pth` lie: the folder itself or the only one below it that has them.
 
+    A Hugging Face folder may carry the original in a folder below (Llama 3's do): it stays a Hugging Face folder.
+
     Raises:
         UnsupportedFormat: several folders below have them.
     """
     if any(RANK_FILE.fullmatch(path.name) for path in folder.iterdir()):
         return folder
+    if (folder / "config.json").is_file():
+        return None
     inner = [
         sub for sub in sorted(folder.iterdir())
         if sub.is_dir() and any(RANK_FILE.fullmatch(path.name) for path in sub.iterdir())
@@ -153,13 +159,16 @@ def _read_original(folder: Path, weights: Path, *, instruct: bool) -> Checkpoint
     tokenizer_folder = _tokenizer_folder(folder, weights)
     vocabulary = _vocabulary(tokenizer_folder)
     names = _names_of_ranks(files, ranks)
+    shared = _shared_output(ranks)
+    if shared:
+        names.remove(OUTPUT)
     joins = {name: _meta_row(name, ranks) for name in names}
     params = read_params(weights / "params.json")
     sizes = _meta_sizes(ranks, joins)
-    kind = vocabulary.kind if vocabulary else "sentencepiece"
-    config = params_to_config(params, sizes, tokenizer=kind, instruct=instruct)
+    config = params_to_config(params, sizes, vocabulary=vocabulary, instruct=instruct)
     tensors = _meta_sources(config, ranks, joins)
     dropped = tuple(name for name, row in joins.items() if row.join is Join.DROPPED)
+    dropped += (OUTPUT,) if shared else ()
     _check_vocabulary(config, vocabulary, exact=True)
     return Checkpoint(
         folder, "meta", config, tensors, dropped, len(files), tokenizer_folder, vocabulary, tuple(files)
@@ -209,6 +218,14 @@ def _names_of_ranks(files: list[Path], ranks: list[Tensors]) -> list[str]:
     return list(ranks[0])
 
 
+def _shared_output(ranks: list[Tensors]) -> bool:
+    """Whether the output is another name for the embeddings' own bytes, as tied weights are saved by torch."""
+    return all(
+        OUTPUT in rank and EMBEDDINGS in rank and replace(rank[OUTPUT], name=EMBEDDINGS) == rank[EMBEDDINGS]
+        for rank in ranks
+    )
+
+
 def _meta_row(name: str, ranks: list[Tensors]) -> Row:
     row = BY_META.get(kind_of(name)[0])
     if row is None:
@@ -248,7 +265,7 @@ def _meta_sizes(ranks: list[Tensors], rows: Mapping[str, Row]) -> MetaSizes:
         query_rows=rows_of("layers.0.attention.wq.weight"), key_rows=rows_of("layers.0.attention.wk.weight"),
         ffn_rows=rows_of("layers.0.feed_forward.w1.weight"),
         vocab_size=first["tok_embeddings.weight"].shape[0] if by_columns else rows_of("tok_embeddings.weight"),
-        tied="output.weight" not in rows, dtype=first["tok_embeddings.weight"].dtype,
+        tied=OUTPUT not in rows, dtype=first["tok_embeddings.weight"].dtype,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from services.errors import ConfigMismatch, IncompleteCheckpoint, UnreadableFile, UnsupportedFormat
+from services.formats.vocabulary import Vocabulary
 
 Json = dict[str, Any]
 
@@ -47,7 +48,8 @@ class ModelConfig:
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     dtype: str = "F16"
-    source: Mapping[str, Any] = field(default_factory=dict)  # the file as it was: unknown keys travel on
+    source: Mapping[str, Any] = field(default_factory=dict)  # config.json as it was: unknown keys travel on
+    params: Mapping[str, Any] = field(default_factory=dict)  # params.json as it was, where it had that one
 
 
 def read_json(path: Path) -> Json:
@@ -123,8 +125,10 @@ def read_params(path: Path) -> Json:
     return inner if isinstance(inner, dict) and "dim" in inner else params
 
 
-def params_to_config(params: Json, sizes: MetaSizes, *, tokenizer: str, instruct: bool) -> ModelConfig:
-    """The configuration of an original checkpoint from its `params.json` and its tensors.
+def params_to_config(
+    params: Json, sizes: MetaSizes, *, vocabulary: Vocabulary | None, instruct: bool
+) -> ModelConfig:
+    """The configuration of an original checkpoint from its `params.json`, its tensors and its tokenizer.
 
     Raises:
         IncompleteCheckpoint: a number is missing.
@@ -139,8 +143,8 @@ def params_to_config(params: Json, sizes: MetaSizes, *, tokenizer: str, instruct
     }  # fmt: skip
     _compare(params, found, sizes)
     theta = optional(params, "rope_theta", ROPE_THETA_DEFAULT, file="params.json")
-    family = meta_family(params, sizes, tokenizer)
-    bos, eos = _special_ids(tokenizer, instruct)
+    family = meta_family(params, sizes, vocabulary.kind if vocabulary else "sentencepiece")
+    bos, eos = _special_ids(vocabulary, instruct)
     return ModelConfig(
         hidden_size=sizes.dim, intermediate_size=sizes.ffn_rows, num_hidden_layers=sizes.n_layers,
         num_attention_heads=n_heads, num_key_value_heads=n_kv_heads, head_dim=head_dim,
@@ -148,7 +152,7 @@ def params_to_config(params: Json, sizes: MetaSizes, *, tokenizer: str, instruct
         rope_theta=theta,
         max_position_embeddings=optional(params, "max_seq_len", CONTEXT[family], file="params.json"),
         tie_word_embeddings=sizes.tied, rope_scaling=_rope_scaling(params, sizes),
-        bos_token_id=bos, eos_token_id=eos, dtype=sizes.dtype,
+        bos_token_id=bos, eos_token_id=eos, dtype=sizes.dtype, params=params,
     )  # fmt: skip
 
 
@@ -218,10 +222,12 @@ def _rope_scaling(params: Json, sizes: MetaSizes) -> Json | None:
     return {**LLAMA3_ROPE, "factor": factor}
 
 
-def _special_ids(tokenizer: str, instruct: bool) -> tuple[int, int | list[int]]:
-    if tokenizer != "tiktoken":
+def _special_ids(vocabulary: Vocabulary | None, instruct: bool) -> tuple[int, int | list[int]]:
+    """Ids of beginning and end; Llama 3's follow its ranks: 128000 and 128001; 128008 and 128009 end a turn."""
+    if vocabulary is None or vocabulary.kind != "tiktoken":
         return 1, 2
-    return 128000, [128001, 128008, 128009] if instruct else 128001
+    first = len(vocabulary.pieces)
+    return first, [first + 1, first + 8, first + 9] if instruct else first + 1
 
 
 # ---- Hugging Face -------------------------------------------------------------------------------------

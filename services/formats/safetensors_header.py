@@ -16,6 +16,9 @@ from services.formats.tensors import DTYPE_SIZES, TensorHeader
 HEADER_LIMIT_BYTES = 100_000_000
 """The limit of the format's own library."""
 
+DIMENSIONS_LIMIT = 8
+"""No weight has more than two."""
+
 
 def read_safetensors_header(path: Path) -> dict[str, TensorHeader]:
     """The tensors of a safetensors file by name, in the order of their bytes.
@@ -46,7 +49,7 @@ def _header_json(path: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
         raw = file.read(length)
     try:
         header = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableFile(
             f"{path.name}: the safetensors header is damaged ({error})", "Fetch the file again."
         ) from error
@@ -59,19 +62,24 @@ def _header_json(path: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorHeader:
     try:
-        dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise UnreadableFile(
             f"{path.name}: the header's entry for {name!r} is damaged", "Fetch the file again."
         ) from error
-    if dtype not in DTYPE_SIZES:
+    numbers = (*shape, begin, end)
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or len(shape) > DIMENSIONS_LIMIT:
+        raise UnreadableFile(
+            f"{path.name}: tensor {name!r} has a shape or offsets that are no natural numbers",
+            "Fetch the file again.",
+        )
+    if not isinstance(dtype, str) or dtype not in DTYPE_SIZES:
         raise UnsupportedFormat(
             f"{path.name}: tensor {name!r} has dtype {dtype}, supported are {', '.join(DTYPE_SIZES)}",
             "Use an unquantised copy of the weights.",
         )
     needed = math.prod(shape) * DTYPE_SIZES[dtype]
-    if min(shape, default=0) < 0 or end - begin != needed:
+    if end - begin != needed:
         raise UnreadableFile(
             f"{path.name}: tensor {name!r} of shape {list(shape)} and dtype {dtype} needs {needed} bytes, "
             f"the header gives it {end - begin}",

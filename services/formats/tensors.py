@@ -10,6 +10,10 @@ DTYPE_SIZES = {
 }  # fmt: skip
 """Bytes of one element, by safetensors' names of the dtypes."""
 
+BLOCKS = {"Q8_0": (32, 34)}
+"""GGML's block encodings: elements of a row and bytes that they take together (ggml `ggml-common.h`, block_q8_0: one
+float16 scale and 32 signed bytes)."""
+
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """The dtypes that weights of this family come in."""
 
@@ -17,6 +21,12 @@ DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 """What torch and config.json call them."""
 
 DTYPE_CODES = {name: code for code, name in DTYPE_NAMES.items()}
+
+
+def size_of(dtype: str, elements: int) -> int:
+    """Bytes that elements of a dtype or block encoding take."""
+    block, block_bytes = BLOCKS.get(dtype) or (1, DTYPE_SIZES[dtype])
+    return elements // block * block_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ class TensorHeader:
     @property
     def size_bytes(self) -> int:
         """How many bytes its elements take."""
-        return self.elements * DTYPE_SIZES[self.dtype]
+        return size_of(self.dtype, self.elements)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

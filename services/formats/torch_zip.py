@@ -5,9 +5,12 @@ holds each storage's bytes (torch/serialization.py). The pickle is read by an un
 them stand-ins of ours; any other name is refused with what it would have called.
 """
 
+import io
 import pickle
+import pickletools
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 from services.errors import UnreadableFile, UnsafePickle, UnsupportedFormat
 from services.formats.tensors import DTYPE_SIZES, TensorHeader, contiguous_strides
 
-PICKLE_LIMIT_BYTES = 64 * 2**20
+PICKLE_LIMIT_BYTES = 8 * 2**20
 """A 70B checkpoint's pickle takes well under a megabyte."""
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -27,6 +30,15 @@ STORAGE_DTYPES = {
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL",
 }  # fmt: skip
+
+
+DIMENSIONS_LIMIT = 8
+"""No weight has more than two."""
+
+ARCHIVE_FAULTS = (
+    zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError, ValueError, OverflowError,
+)  # fmt: skip
+"""What zipfile raises on damaged archives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +66,10 @@ def _rebuild_tensor(
     if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise pickle.UnpicklingError("a tensor is described without storage, shape or strides")
     numbers = (offset, *shape, *strides)
-    if any(not isinstance(n, int) or n < 0 for n in numbers) or len(shape) != len(strides):
+    if any(not isinstance(n, int) or not 0 <= n < 2**63 for n in numbers) or len(shape) != len(strides):
         raise pickle.UnpicklingError("a tensor's offset, shape or strides are no natural numbers")
+    if len(shape) > DIMENSIONS_LIMIT:
+        raise pickle.UnpicklingError(f"a tensor has {len(shape)} dimensions")
     return _PickledTensor(storage, offset, shape, strides)
 
 
@@ -87,9 +101,9 @@ class _TensorUnpickler(pickle.Unpickler):
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
             raise pickle.UnpicklingError("a storage is named in an unknown way")
         kind, key = pid[1], pid[2]
-        if not isinstance(kind, _StorageType):
-            raise pickle.UnpicklingError("a storage has no known dtype")
-        return _Storage(str(key), kind.dtype)
+        if not isinstance(kind, _StorageType) or not isinstance(key, str):
+            raise pickle.UnpicklingError("a storage has no known dtype or no name")
+        return _Storage(key, kind.dtype)
 
 
 def read_torch_header(path: Path) -> dict[str, TensorHeader]:
@@ -104,9 +118,9 @@ def read_torch_header(path: Path) -> dict[str, TensorHeader]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_archive(path, archive)
-    except (zipfile.BadZipFile, EOFError, struct.error) as error:
+    except (*ARCHIVE_FAULTS, OSError) as error:  # a damaged directory makes zipfile seek to nowhere
         raise UnreadableFile(
-            f"{path.name} has {path.stat().st_size} bytes and no zip directory at its end ({error}): "
+            f"{path.name} has {path.stat().st_size} bytes and no sound zip directory at its end ({error}): "
             "it is truncated or was not written by torch.save",
             "Fetch the file again and compare its digest with the publisher's.",
         ) from error
@@ -142,7 +156,11 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, TensorHeade
 
 def _check_byte_order(path: Path, archive: zipfile.ZipFile, root: str) -> None:
     name = f"{root}byteorder"
-    if name in archive.namelist() and archive.read(name).strip() != b"little":
+    if name not in archive.namelist():
+        return
+    with archive.open(name) as file:
+        order = file.read(16).strip()
+    if order != b"little":
         raise UnsupportedFormat(
             f"{path.name} holds big-endian tensors", "Save it on a little-endian machine."
         )
@@ -152,14 +170,23 @@ def _unpickle(path: Path, archive: zipfile.ZipFile, member: str) -> object:
     if archive.getinfo(member).file_size > PICKLE_LIMIT_BYTES:
         raise UnreadableFile(f"{path.name}: its data.pkl is larger than {PICKLE_LIMIT_BYTES} bytes")
     with archive.open(member) as file:
-        try:
-            return _TensorUnpickler(file).load()
-        except UnsafePickle as error:
-            raise UnsafePickle(f"{path.name}: {error.message}", error.hint) from None
-        except (pickle.UnpicklingError, TypeError, AttributeError, ValueError, IndexError, KeyError) as error:
-            raise UnreadableFile(
-                f"{path.name}: its pickle is damaged ({error})", "Fetch it again."
-            ) from error
+        data = file.read()
+    try:
+        _check_memo(data)
+        return _TensorUnpickler(io.BytesIO(data)).load()
+    except UnsafePickle as error:
+        raise UnsafePickle(f"{path.name}: {error.message}", error.hint) from None
+    except (
+        pickle.UnpicklingError, TypeError, AttributeError, ValueError, LookupError, EOFError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
+        raise UnreadableFile(f"{path.name}: its pickle is damaged ({error})", "Fetch it again.") from error
+
+
+def _check_memo(data: bytes) -> None:
+    """Before the pickle is run: lengths lie within it, and no memo number makes the unpickler reserve gigabytes."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(data):
+            raise pickle.UnpicklingError(f"memo number {argument} in {len(data)} bytes")
 
 
 def _named_tensors(path: Path, state: object) -> list[tuple[str, _PickledTensor]]:

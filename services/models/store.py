@@ -4,6 +4,7 @@ A model is a folder `<root>/<name>`. What is being made lies in `<root>/.staging
 gets its name by one rename, after everything is on the disk. `<root>/incoming` is where people put files.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -159,10 +160,18 @@ class ModelStore:
             _settle(staging)
             self._check_new(name)
             confirm()
-            staging.rename(self.root / name)
+            self._rename(staging, name)
             _sync(self.root)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    def _rename(self, staging: Path, name: str) -> None:
+        try:
+            staging.rename(self.root / name)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                self._check_new(name)  # somebody was faster
             raise
 
     def _check_new(self, name: str) -> None:
@@ -179,9 +188,10 @@ class ModelStore:
         Raises:
             InvalidName, ModelNotFound
         """
+        folder = self.path(name)
         trash = self.root / TRASH / uuid.uuid4().hex
         trash.parent.mkdir(exist_ok=True)
-        self.path(name).rename(trash)
+        folder.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
     def sweep(self, is_alive: Callable[[str], bool]) -> list[str]:

@@ -17,6 +17,7 @@ from services.errors import (
     UnsafeArchive,
     UnsupportedFormat,
 )
+from services.formats.torch_zip import ARCHIVE_FAULTS
 from services.models.inspect import Kind, kind_of_folder
 from services.progress import CheckCanceled, Progress, Report, ignore_progress, never_canceled
 
@@ -26,6 +27,9 @@ ARCHIVE_FILES_LIMIT = 10_000
 
 COMPRESSION_LIMIT = 200
 """Weights hardly compress; a member that shrinks more than this is no model."""
+
+NAME_LIMIT_BYTES = 255
+"""The longest name of a file that Linux accepts."""
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", ".git", ".cache")
 
@@ -61,11 +65,16 @@ def list_folder(source: Path) -> list[Member]:
     members = []
     for path in sorted(source.rglob("*")):
         relative = PurePosixPath(path.relative_to(source).as_posix())
-        if path.is_dir() or _is_junk(relative):
+        if _is_junk(relative) or (path.is_dir() and not path.is_symlink()):
             continue
         if not path.resolve().is_relative_to(root):
             raise UnsafeArchive(
                 f"{relative} is a link out of {source.name}", "Copy the file itself into the folder."
+            )
+        if not path.is_file():
+            raise UnsafeArchive(
+                f"{relative} is no file and no folder (or a link to a folder, or to nothing)",
+                "Copy the files themselves into the folder.",
             )
         members.append(Member(relative, path.stat().st_size, path))
     above = source.parent / "tokenizer.model"
@@ -87,7 +96,7 @@ def list_archive(source: Path, *, limit_bytes: int) -> list[Member]:
     try:
         with zipfile.ZipFile(source) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError) as error:
+    except (*ARCHIVE_FAULTS, OSError) as error:
         raise UnreadableFile(
             f"{source.name} ({source.stat().st_size} bytes) is no readable zip archive ({error})",
             "The download may be truncated: fetch it again and compare its SHA-256.",
@@ -110,7 +119,7 @@ def list_archive(source: Path, *, limit_bytes: int) -> list[Member]:
 def _archive_member(source: Path, info: zipfile.ZipInfo) -> Member:
     path = PurePosixPath(info.filename.replace("\\", "/"))
     mode = info.external_attr >> 16
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or "\0" in info.filename:
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise UnsafeArchive(
             f"{source.name} holds {info.filename!r}, a path that leaves its folder: nothing was unpacked"
         )
@@ -122,6 +131,16 @@ def _archive_member(source: Path, info: zipfile.ZipInfo) -> Member:
         raise UnsafeArchive(
             f"{source.name} holds {info.filename!r}, which is encrypted", "Unpack it yourself first."
         )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UnsafeArchive(
+            f"{source.name} holds {info.filename!r}, compressed by method {info.compress_type}; stored and deflated are "
+            "accepted",
+            "Unpack it yourself first.",
+        )
+    if max(len(part.encode()) for part in path.parts) > NAME_LIMIT_BYTES:
+        raise UnsafeArchive(
+            f"{source.name} holds a name of more than {NAME_LIMIT_BYTES} bytes: {info.filename[:80]!r}…"
+        )
     if info.file_size > COPY_BYTES and info.file_size > COMPRESSION_LIMIT * max(1, info.compress_size):
         raise UnsafeArchive(
             f"{source.name} holds {info.filename!r}, {info.compress_size} bytes that unpack to {info.file_size}: "
@@ -131,13 +150,21 @@ def _archive_member(source: Path, info: zipfile.ZipInfo) -> Member:
 
 
 def _unique(source: Path, members: list[Member]) -> list[Member]:
+    """No two names that are one where letter case does not count, and no name that is a file and a folder."""
     seen: dict[str, Member] = {}
+    folders: dict[str, Member] = {}
     for member in members:
-        other = seen.setdefault(str(member.path).lower(), member)
+        name = str(member.path).lower()
+        folders |= {str(folder).lower(): member for folder in member.path.parents}
+        other = seen.setdefault(name, member)
         if other is not member:
             raise UnsafeArchive(
                 f"{source.name} holds {str(other.path)!r} and {str(member.path)!r}: names clash"
             )
+    for name in sorted(seen.keys() & folders.keys()):
+        raise UnsafeArchive(
+            f"{source.name} holds {str(seen[name].path)!r} and {str(folders[name].path)!r}: names clash"
+        )
     return members
 
 
@@ -225,7 +252,7 @@ def _copy(member: Member, target: Path, digest: "hashlib._Hash") -> Iterator[int
                 out.write(chunk)
                 digest.update(chunk)
                 yield len(chunk)
-    except zipfile.BadZipFile as error:
+    except ARCHIVE_FAULTS as error:
         raise UnreadableFile(
             f"{member.path} in {member.source.name} is damaged ({error})", "Fetch it again."
         ) from error
