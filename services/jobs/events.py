@@ -22,6 +22,9 @@ EVENTS_KEPT = 4000
 LARGE_RESULT_BYTES = 32 * 1024
 """Above this a job's result is left out of the stream for all: it would be held thousands of times."""
 
+FIRST = "0-0"
+"""The id before every event."""
+
 _ID = re.compile(r"\d{1,20}-\d{1,20}")
 
 
@@ -59,8 +62,8 @@ def follow(
 ) -> Iterator[Event | None]:
     """The events after `last_id`, for ever or until the job's end; None when nothing came for a while.
 
-    Without `last_id` a job's events begin with its present status, and everybody's with what comes next.
-    A job's end is told even where its event was lost. `keepalive_seconds` must be less than the
+    Without `last_id` a job's events begin with its first, and everybody's with what comes next. A job's end is
+    told even where its event was lost. `keepalive_seconds` must be less than the
     connection's socket timeout.
 
     Raises:
@@ -73,9 +76,8 @@ def follow(
             f"Last-Event-ID {last_id!r} is no id of an event", 'It looks like "1700000000000-0".'
         )
     if job_id is None:
-        return _follow_all(redis, last_id or _newest_id(redis, None), keepalive_seconds)
-    position = last_id or _newest_id(redis, job_id)
-    return _follow_job(redis, read_job(redis, job_id), position, last_id is None, keepalive_seconds)
+        return _follow_all(redis, last_id or _newest_id(redis), keepalive_seconds)
+    return _follow_job(redis, read_job(redis, job_id), last_id or FIRST, keepalive_seconds)
 
 
 def _follow_all(redis: Redis, position: str, keepalive_seconds: int) -> Iterator[Event | None]:
@@ -88,13 +90,7 @@ def _follow_all(redis: Redis, position: str, keepalive_seconds: int) -> Iterator
             position = event.id
 
 
-def _follow_job(
-    redis: Redis, job: Job, position: str, from_now: bool, keepalive_seconds: int
-) -> Iterator[Event | None]:
-    if from_now:
-        yield _status_event(position, job)
-        if job.status in ENDED:
-            return
+def _follow_job(redis: Redis, job: Job, position: str, keepalive_seconds: int) -> Iterator[Event | None]:
     while True:
         # An ended job's stream is not waited on: what it holds is all there will be.
         wait_seconds = None if job.status in ENDED else keepalive_seconds
@@ -119,9 +115,9 @@ def _status_event(position: str, job: Job) -> Event:
     return Event(position, "status", job.model_dump_json())
 
 
-def _newest_id(redis: Redis, job_id: str | None) -> str:
-    newest = redis.xrevrange(events_key(job_id), count=1)
-    return as_text(newest[0][0]) if newest and newest[0][0] else "0-0"
+def _newest_id(redis: Redis) -> str:
+    newest = redis.xrevrange(events_key(None), count=1)
+    return as_text(newest[0][0]) if newest and newest[0][0] else FIRST
 
 
 @reaching_redis()

@@ -54,10 +54,10 @@ def test_a_watcher_resumes_after_the_last_event_it_saw(queue: JobQueue) -> None:
     assert json.loads(next_event(resumed).data) == {"number": 2}
 
 
-def test_an_ended_job_gives_its_status_once_and_the_stream_ends(queue: JobQueue) -> None:
+def test_an_ended_job_gives_all_that_happened_and_the_stream_ends(queue: JobQueue) -> None:
     job, _ = queue.submit(convert("a"))
     queue.cancel(job.id)
-    assert statuses(follow(queue.redis, job.id, last_id=None)) == ["canceled"]
+    assert statuses(follow(queue.redis, job.id, last_id=None)) == ["queued", "canceled"]
 
 
 def test_a_watcher_that_saw_everything_of_an_ended_job_is_not_kept_waiting(queue: JobQueue) -> None:
