@@ -448,7 +448,8 @@ def test_a_request_whose_scores_are_nan_fails_alone(
     loaded: LoadedModel, spoiled: LoadedModel, prompts: list[list[int]]
 ) -> None:
     healthy = GenerationRequest(prompts[0], Sampling(seed=1, max_new_tokens=30, logit_bias={400: -100}))
-    later = GenerationRequest(prompts[1], Sampling(seed=2, max_new_tokens=30, logit_bias={400: -100}))
+    # Shorter than the sick one, so that its row reaches over the column where that left NaN.
+    later = GenerationRequest(prompts[1][:5], Sampling(seed=2, max_new_tokens=5, logit_bias={400: -100}))
     # Comes upon the token while it decodes, so that its row of the cache holds NaN when it leaves.
     sick = GenerationRequest(prompts[2], Sampling(logit_bias={400: 100}, max_new_tokens=9))
     at_once = GenerationRequest([*prompts[3], 400], Sampling(max_new_tokens=9))
