@@ -67,7 +67,7 @@ def list_folder(source: Path) -> list[Member]:
         relative = PurePosixPath(path.relative_to(source).as_posix())
         if _is_junk(relative) or (path.is_dir() and not path.is_symlink()):
             continue
-        if not path.resolve().is_relative_to(root):
+        if not _resolved(path).is_relative_to(root):
             raise UnsafeArchive(
                 f"{relative} is a link out of {source.name}", "Copy the file itself into the folder."
             )
@@ -84,6 +84,13 @@ def list_folder(source: Path) -> list[Member]:
     if has_weights and not (source / "tokenizer.model").exists() and above.is_file():
         members.append(Member(PurePosixPath("tokenizer.model"), above.stat().st_size, above))
     return members
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UnsafeArchive(f"{path.name} is a link in a circle", "Remove it from the folder.") from error
 
 
 def list_archive(source: Path, *, limit_bytes: int) -> list[Member]:
@@ -259,6 +266,10 @@ def _copy(member: Member, target: Path, digest: "hashlib._Hash") -> Iterator[int
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"the volume has no room for {member.path} ({member.size_bytes} bytes)") from error
+        if error.errno == errno.EINVAL:  # a damaged directory makes zipfile seek to nowhere
+            raise UnreadableFile(
+                f"{member.path} in {member.source.name} is damaged", "Fetch it again."
+            ) from error
         raise
     if copied != member.size_bytes:
         raise UnreadableFile(
