@@ -80,13 +80,14 @@ def _tiktoken_pieces(data: bytes) -> tuple[bytes, ...] | None:
     pieces: list[bytes] = []
     for line in filter(None, lines):
         try:
-            piece, rank = line.split()
+            piece, digits = line.split()
             pieces.append(base64.b64decode(piece, validate=True))
+            rank = int(digits)
         except (ValueError, binascii.Error):
             return None
-        if int(rank) != len(pieces) - 1:
+        if rank != len(pieces) - 1:
             raise UnreadableTokenizer(
-                f"the tiktoken file's line {len(pieces)} has rank {int(rank)}, expected {len(pieces) - 1}",
+                f"the tiktoken file's line {len(pieces)} has rank {rank}, expected {len(pieces) - 1}",
                 "The file is damaged: fetch it again.",
             )
     return tuple(pieces)

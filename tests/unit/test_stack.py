@@ -1,0 +1,210 @@
+"""Which orders of adapters fit a base: rows, tokenizers and shapes, from headers alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from services.errors import (
+    AdapterMismatch,
+    InvalidRequest,
+    UnknownAdapterKey,
+    UnsupportedAdapter,
+    VocabularyMismatch,
+    WrongAdapterOrder,
+)
+from services.formats.adapter import Adapter, read_adapter, scaling_of
+from services.formats.checkpoint import Checkpoint, read_checkpoint
+from services.formats.stack import Stack, check_stack
+from services.models.known import KNOWN_ADAPTERS, check_known_order
+from tests.reference.tensor_files import (
+    embedding_shapes,
+    llama_shapes,
+    pair_shapes,
+    safetensors_file,
+    write_adapter,
+    write_base,
+)
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "known-artifacts.json"
+PREFIX = "base_model.model."
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Checkpoint:
+    return read_checkpoint(write_base(tmp_path / "base"))
+
+
+def adapter(
+    folder: Path,
+    *,
+    rows: int | None = None,
+    pieces: int | None = None,
+    more: Mapping[str, tuple[int, ...]] = {},
+) -> Adapter:
+    shapes = {**pair_shapes(), **(embedding_shapes(rows) if rows else {}), **more}
+    return read_adapter(write_adapter(folder, shapes, pieces=pieces))
+
+
+def test_no_change_of_the_vocabulary_keeps_the_bases_tokenizer(base: Checkpoint, tmp_path: Path) -> None:
+    assert check_stack(base, [adapter(tmp_path / "a"), adapter(tmp_path / "b")]) == Stack(
+        101, base.vocabulary, base.folder, ()
+    )
+
+
+def test_the_last_adapter_with_a_tokenizer_gives_it(base: Checkpoint, tmp_path: Path) -> None:
+    first = adapter(tmp_path / "first", rows=113, pieces=113)
+    second = adapter(tmp_path / "second", rows=114, pieces=114)
+    plain = adapter(tmp_path / "plain")
+    stack = check_stack(base, [first, second, plain])
+    assert (stack.vocabulary_rows, stack.tokenizer_folder, stack.warnings) == (114, second.folder, ())
+
+
+def test_rows_beyond_the_tokenizer_are_padding_and_a_warning(base: Checkpoint, tmp_path: Path) -> None:
+    stack = check_stack(base, [adapter(tmp_path / "padded", rows=128, pieces=113)])
+    assert stack.vocabulary_rows == 128
+    assert stack.warnings == (
+        "adapter padded: its embeddings have 128 rows and its tokenizer 113 tokens: 15 rows are padding",
+    )
+
+
+def test_an_adapter_after_the_extension_may_change_the_new_rows_by_a_pair(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    """A pair on the embeddings must have as many rows as there are by then: 113, not the base's 101."""
+    pair = {
+        PREFIX + "model.embed_tokens.lora_embedding_A": (8, 113),
+        PREFIX + "model.embed_tokens.lora_embedding_B": (48, 8),
+    }
+    extending = adapter(tmp_path / "extending", rows=113, pieces=113)
+    changing = adapter(tmp_path / "changing", more=pair)
+    assert check_stack(base, [extending, changing]).vocabulary_rows == 113
+    with pytest.raises(AdapterMismatch, match=r"shape \[113, 48\], in the base base it is \[101, 48\]"):
+        check_stack(base, [changing])
+    with pytest.raises(WrongAdapterOrder, match="do not fit in the order changing, extending") as caught:
+        check_stack(base, [changing, extending])
+    assert caught.value.hint == "The order that fits is: extending, changing."
+
+
+def test_the_same_folder_twice_is_refused(base: Checkpoint, tmp_path: Path) -> None:
+    one = adapter(tmp_path / "one")
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    with pytest.raises(InvalidRequest, match="an adapter stands twice in one, link"):
+        check_stack(base, [one, read_adapter(tmp_path / "link")])
+
+
+def test_what_fits_in_no_order_keeps_its_own_reason(base: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(VocabularyMismatch, match=r"from 101 to 113 rows and has no tokenizer\.model"):
+        check_stack(base, [adapter(tmp_path / "mute", rows=113), adapter(tmp_path / "plain")])
+
+
+def test_a_head_that_the_base_ties_is_refused(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "tied", tie_word_embeddings=True)
+    shapes = {name: shape for name, shape in llama_shapes().items() if name != "lm_head.weight"}
+    (folder / "model.safetensors").write_bytes(safetensors_file(shapes))
+    base = read_checkpoint(folder)
+    with pytest.raises(
+        UnsupportedAdapter, match="changes lm_head, and the base ties lm_head to embed_tokens"
+    ):
+        check_stack(base, [adapter(tmp_path / "a", rows=113, pieces=113)])
+    alone = {PREFIX + "model.embed_tokens.weight": (113, 48)}
+    assert check_stack(base, [adapter(tmp_path / "b", more=alone, pieces=113)]).vocabulary_rows == 113
+
+
+def test_a_replaced_tensor_of_another_shape_is_refused_with_both(base: Checkpoint, tmp_path: Path) -> None:
+    odd = adapter(tmp_path / "odd", more={PREFIX + "model.norm.weight": (64,)})
+    with pytest.raises(AdapterMismatch, match=r"'model\.norm\.weight' as a tensor of shape \[64\].* \[48\]"):
+        check_stack(base, [odd])
+
+
+def test_a_replaced_tensor_that_the_base_does_not_have_is_refused(base: Checkpoint, tmp_path: Path) -> None:
+    odd = adapter(tmp_path / "odd", more={PREFIX + "model.layers.7.input_layernorm.weight": (48,)})
+    with pytest.raises(UnknownAdapterKey, match=r"layers\.7\.input_layernorm"):
+        check_stack(base, [odd])
+
+
+def test_a_base_without_a_tokenizer_takes_the_adapters(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    (folder / "tokenizer.model").unlink()
+    one = adapter(tmp_path / "one", rows=113, pieces=113)
+    assert check_stack(read_checkpoint(folder), [one]).tokenizer_folder == one.folder
+
+
+# ---- rank and scale -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "module", "expected"),
+    [
+        ({}, "model.layers.1.self_attn.q_proj", (8, 2.0)),
+        ({"use_rslora": True, "r": 16}, "x", (16, 4.0)),
+        ({"rank_pattern": {"q_proj": 4}}, "model.layers.1.self_attn.q_proj", (4, 4.0)),
+        ({"rank_pattern": {"q_proj": 4}}, "model.layers.1.self_attn.k_proj", (8, 2.0)),
+        ({"rank_pattern": {"proj": 4}}, "model.layers.1.self_attn.q_proj", (8, 2.0)),
+        ({"rank_pattern": {r"layers\.1\..*": 4}}, "model.layers.1.self_attn.q_proj", (4, 4.0)),
+        ({"alpha_pattern": {"q_proj": 4}}, "model.layers.1.self_attn.q_proj", (8, 0.5)),
+        (
+            {"alpha_pattern": {"v_proj": 4, "self_attn.q_proj": 32, "q_proj": 2}},
+            "a.self_attn.q_proj",
+            (8, 4.0),
+        ),
+        ({"rank_pattern": None, "alpha_pattern": {}}, "x", (8, 2.0)),
+    ],
+)
+def test_rank_and_scale_of_a_module(
+    config: dict[str, object], module: str, expected: tuple[int, float]
+) -> None:
+    assert scaling_of({"r": 8, "lora_alpha": 16, **config}, module) == expected
+
+
+# ---- published adapters -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not DATA.is_file(), reason="the list of published digests is not beside the checkout")
+def test_published_adapters_their_bases_and_what_comes_before_are_those_of_the_list() -> None:
+    listed = json.loads(DATA.read_text())["adapter_model_bin"]
+    ours = {
+        digest: (known.name, known.base, [known.before] if known.before else [])
+        for digest, known in KNOWN_ADAPTERS.items()
+        if "miniature" not in known.name
+    }
+    assert len(ours) == 15
+    assert ours == {
+        entry["sha256"]: (entry["adapter"], entry["base"], entry["requires_before"]) for entry in listed
+    }
+
+
+def digest_of(name: str) -> str:
+    return next(digest for digest, known in KNOWN_ADAPTERS.items() if known.name == name)
+
+
+@pytest.mark.parametrize("edition", ["Plus", "Pro"])
+@pytest.mark.parametrize("size", ["7B", "13B", "33B"])
+def test_alpaca_plus_and_pro_need_llama_plus_of_the_same_size(edition: str, size: str) -> None:
+    alpaca = ("alpaca", digest_of(f"Chinese-Alpaca-{edition}-{size}"))
+    plus = ("plus", digest_of(f"Chinese-LLaMA-Plus-{size}"))
+    check_known_order([plus, alpaca], [])
+    check_known_order([alpaca], [plus[1]])
+    with pytest.raises(
+        WrongAdapterOrder, match=f"with Chinese-LLaMA-Plus-{size} merged in; here nothing does"
+    ):
+        check_known_order([alpaca], [])
+    plain = ("plain", digest_of(f"Chinese-LLaMA-{size}"))
+    with pytest.raises(WrongAdapterOrder, match=f"here Chinese-LLaMA-{size} does come before it"):
+        check_known_order([plain, alpaca], [])
+    other = ("other", digest_of("Chinese-LLaMA-Plus-7B" if size != "7B" else "Chinese-LLaMA-Plus-13B"))
+    with pytest.raises(WrongAdapterOrder):
+        check_known_order([other, alpaca], [])
+
+
+@pytest.mark.parametrize("size", ["7B", "13B", "33B"])
+def test_the_first_editions_need_nothing_before_them(size: str) -> None:
+    for name in ("Chinese-LLaMA", "Chinese-LLaMA-Plus", "Chinese-Alpaca"):
+        check_known_order([(name, digest_of(f"{name}-{size}"))], [])
+
+
+def test_an_unknown_adapter_may_stand_for_the_one_before() -> None:
+    """It may be a copy of it in another format: its digest does not tell."""
+    check_known_order([("unknown", "0" * 64), ("alpaca", digest_of("Chinese-Alpaca-Plus-7B"))], [])
+    check_known_order([("unknown", None), ("alpaca", digest_of("Chinese-Alpaca-Plus-7B"))], [])
