@@ -142,7 +142,7 @@ class Stack:
         self._supervisor.wait()
 
     def stop(self) -> None:
-        """Ends all processes, the API first and Redis last. A second Ctrl-C ends them at once."""
+        """Ends all processes, Redis last. A second Ctrl-C ends them at once."""
         if self._supervisor is not None:
             self._supervisor.send_signal(signal.SIGTERM)
             try:
@@ -166,13 +166,15 @@ def write_config(place: Place, redis_port: int | None) -> None:
         config["supervisord"]["user"] = "root"
     for name, section in programs(redis_port):
         config[f"program:{name}"] = section
-    config["group:workers"] = {"programs": ",".join(f"worker-{name}" for name in WORKERS), "priority": "20"}
+    # groups stop one after another, what is in one group stops at the same time: all that needs Redis before Redis
+    needing_redis = ["api", *(f"worker-{name}" for name in WORKERS)]
+    config["group:service"] = {"programs": ",".join(needing_redis), "priority": "20"}
     with (place.data_dir / CONFIG_FILE).open("w", encoding="utf-8") as file:
         config.write(file)
 
 
 def programs(redis_port: int | None) -> Iterator[tuple[str, dict[str, str]]]:
-    """A section for each process; the lower its priority, the earlier it starts and the later it stops."""
+    """A section for each process; the lower its priority, the earlier it starts."""
     if redis_port is not None:
         yield "redis", program("redis", redis_command(redis_port), priority=10)
     for name in WORKERS:

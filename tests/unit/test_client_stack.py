@@ -29,14 +29,13 @@ def read_config(place: Place) -> RawConfigParser:
 def test_redis_starts_first_and_stops_last_and_keeps_every_write(place: Place) -> None:
     write_config(place, 7777)
     config = read_config(place)
-    priorities = {
-        name: int(config[name]["priority"]) for name in ("program:redis", "group:workers", "program:api")
-    }
+    priorities = {name: int(config[name]["priority"]) for name in ("program:redis", "group:service")}
     assert sorted(priorities, key=lambda name: priorities[name]) == [
         "program:redis",
         "group:workers",
         "program:api",
     ]
+    assert "redis" not in config["group:service"]["programs"]
     command = config["program:redis"]["command"]
     assert (
         "--bind 127.0.0.1 --port 7777 --dir redis --appendonly yes --maxmemory-policy noeviction" in command
