@@ -286,13 +286,11 @@ def test_a_job_that_kills_its_process_each_time_fails_as_worker_died(
 def test_a_killed_worker_takes_its_job_process_along_and_another_finishes_the_job_once(
     queue: JobQueue, start_worker: StartWorker, redis: Redis, janitor: Janitor
 ) -> None:
-    worker = start_worker()
-    job, _ = queue.submit(wish("a", steps="20", step_seconds="0.05"))
+    workers = {worker.pid: worker for worker in (start_worker(), start_worker())}
+    job, _ = queue.submit(wish("a", steps="60", step_seconds="0.05"))
     running(queue, job.id)
-    start_worker()
-    worker.kill()
     ((_, orphan, parent),) = runs(redis)
-    assert parent == worker.pid
+    workers[parent].kill()
     until(lambda: not alive(orphan), seconds=2)
     seconds = until(lambda: len(runs(redis)) == 2, seconds=30)
     assert seconds < 26
