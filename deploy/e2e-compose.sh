@@ -12,6 +12,9 @@ readonly PROJECT=graftwerk-e2e
 readonly PORT=${GRAFTWERK_E2E_PORT:-18431}
 readonly PYTHON=${PYTHON:-.venv/bin/python}
 
+# Three workers on few cores: more threads than cores are many times slower than one each.
+export GRAFTWERK_TORCH_THREADS=${GRAFTWERK_TORCH_THREADS:-1}
+
 compose() { GRAFTWERK_PORT=$PORT docker compose -p "$PROJECT" -f docker-compose.yml "$@" </dev/null; }
 say() { printf 'e2e-compose: %s (%s s)\n' "$1" "$SECONDS"; }
 

@@ -33,7 +33,7 @@ def test_adapters_in_the_wrong_order_are_refused_with_the_right_one(product: Pro
     answer = product.http.post(f"/api/jobs{query}", json=WELL_FORMED | {"adapters": ["alpaca", "zh"]})
     found = problem(answer, 422, "wrong_adapter_order")
     assert "alpaca" in found["detail"]
-    assert "chinese-llama-lora" in found["hint"]
+    assert "zh, alpaca" in found["hint"]
 
 
 def test_the_second_adapter_without_the_first_is_refused(product: Product) -> None:
