@@ -6,8 +6,8 @@ name; a key nobody knows passes only where it is null, false or empty (the confi
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ from services.errors import IncompleteAdapter, ShapeMismatch, UnknownAdapterKey,
 from services.formats.checkpoint import read_tensor_file
 from services.formats.config import is_number, read_json
 from services.formats.tensors import FLOAT_DTYPES, TensorHeader
+from services.formats.tuners import (
+    LAYER_TYPES,
+    TokenRows,
+    TunerLayer,
+    split_token_rows,
+    tuner_layers,
+    uses_layers,
+)
 from services.formats.vocabulary import Vocabulary, read_vocabulary
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -29,7 +37,7 @@ sets it to false on the linear layers that LLaMA has (peft/tuners/lora/model.py,
 
 KNOWN_KEYS = frozenset({
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "bias",
-    "init_lora_weights",
+    "init_lora_weights", "use_dora", "trainable_token_indices", "target_parameters",
 })  # fmt: skip
 """Keys that change the result and are honoured."""
 
@@ -56,6 +64,9 @@ class LoraPair:
     rank: int
     scaling: float
     transposed: bool = False
+    rounded: bool = (
+        False  # to the weight's dtype before it is added, as PEFT does for embeddings and target parameters
+    )
 
     @property
     def tensor(self) -> str:
@@ -80,6 +91,13 @@ class Adapter:
     pairs: Mapping[str, LoraPair]
     replaced: Mapping[str, TensorHeader]
     vocabulary: Vocabulary | None
+    layers: Mapping[str, TunerLayer] = field(default_factory=dict)
+    rows: Mapping[str, TokenRows] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The names of all tensors that it changes."""
+        return frozenset({*self.pairs, *self.replaced, *self.layers, *self.rows})
 
     @property
     def vocabulary_rows(self) -> int | None:
@@ -94,7 +112,9 @@ class Adapter:
     @property
     def tensor_count(self) -> int:
         """How many tensors its file holds."""
-        return 2 * len(self.pairs) + len(self.replaced)
+        shared = {key for layer in self.layers.values() for key in layer.shared}
+        in_layers = sum(len(layer.tensors) for layer in self.layers.values()) + len(shared)
+        return 2 * len(self.pairs) + len(self.replaced) + in_layers + len(self.rows)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -127,12 +147,30 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
             f"adapter {name}: {weights.name} ({weights.stat().st_size} bytes) holds no tensors",
             "It was saved empty (a known fault of some training set-ups): get the trained weights.",
         )
-    halves, replaced = _sort_tensors(name, tensors)
+    for key, tensor in tensors.items():
+        _check_tensor(name, key, tensor)
+    rows, rest = split_token_rows(name, config, tensors)
+    layers: dict[str, TunerLayer] = {}
+    if uses_layers(config):
+        own = {key: tensor for key, tensor in rest.items() if not _is_saved(key)}
+        layers = tuner_layers(name, config, own)
+        rest = {key: tensor for key, tensor in rest.items() if key not in own}
+    halves, replaced = _sort_tensors(name, rest)
     pairs = _pairs(name, config, halves)
-    _check_declared(name, config, pairs, replaced)
+    _check_declared(name, config, [*pairs, *layers, *rows], replaced)
     tokenizer = folder / "tokenizer.model"
     vocabulary = read_vocabulary(tokenizer) if tokenizer.is_file() else None
-    return Adapter(name, folder, weights, config, pairs, replaced, vocabulary)
+    return Adapter(name, folder, weights, config, pairs, replaced, vocabulary, layers, rows)
+
+
+def _is_saved(key: str) -> bool:
+    """Whether a tuner's file holds this tensor as a saved module, not as one of the tuner's own."""
+    rest = key.removeprefix(_PREFIX)
+    return bool(_SAVED.fullmatch(rest)) or rest in (
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.norm.weight",
+    )
 
 
 def _weights_file(folder: Path, name: str) -> Path:
@@ -154,10 +192,13 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
     Raises:
         UnsupportedAdapter, IncompleteAdapter: the key, its value, and what to do.
     """
+    if config.get("peft_type") in (*LAYER_TYPES, "TRAINABLE_TOKENS"):
+        return  # PEFT's own configuration class checks it when its layer is made
     if config.get("peft_type") != "LORA":
         raise UnsupportedAdapter(
-            f"adapter {name} is of type {config.get('peft_type')!r}, supported is 'LORA'",
-            "Merge it with PEFT, or train a LoRA adapter.",
+            f"adapter {name} is of type {config.get('peft_type')!r}, supported are LORA, TRAINABLE_TOKENS, "
+            f"{', '.join(sorted(LAYER_TYPES))}",
+            "It adds to the prompt or to the activations, or cannot be merged: use it with PEFT, unmerged.",
         )
     for key in ("r", "lora_alpha"):
         _check_number(name, key, config.get(key))
@@ -168,11 +209,6 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
             f"adapter {name} was initialised with init_lora_weights = {config['init_lora_weights']!r}, which "
             "changes the base it was trained on: adding it to the untouched base would be wrong",
             "Convert it to a plain LoRA with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…).",
-        )
-    if config.get("bias", "none") not in (None, "none"):
-        raise UnsupportedAdapter(
-            f"adapter {name} was trained with bias = {config['bias']!r}: LLaMA's projections have no biases",
-            "Use an adapter trained with bias = 'none'.",
         )
     for key in sorted(set(config) - HARMLESS_KEYS - KNOWN_KEYS):
         if config[key] not in (None, False, 0, "", [], {}):
@@ -242,11 +278,12 @@ def _sort_tensors(
     replaced: dict[str, TensorHeader] = {}
     inner_names: set[str] = set()
     for key, tensor in tensors.items():
-        _check_tensor(name, key, tensor)
         rest = key.removeprefix(_PREFIX)
         if lora := _LORA.fullmatch(rest):
             inner_names.add(lora["adapter"] or "")
             _put(name, halves.setdefault(lora["module"], {}), lora["half"], key, tensor)
+        elif rest != key and rest.endswith((".base_layer.bias", "_proj.bias")):
+            _put(name, replaced, rest.replace(".base_layer.bias", ".bias"), key, tensor)
         elif saved := _SAVED.fullmatch(rest):
             inner_names.add(saved["adapter"] or "")
             _put(name, replaced, f"{saved['module']}.{saved['leaf']}", key, tensor)
@@ -304,7 +341,9 @@ def _pairs(
             )
         prefix = "lora_embedding_" if embedding else "lora_"
         rank, scaling = scaling_of(config, module)
-        pair = LoraPair(module, found[f"{prefix}A"], found[f"{prefix}B"], rank, scaling, embedding)
+        parameters = config.get("target_parameters") or []
+        rounded = embedding or any(f".{module}.weight".endswith(f".{parameter}") for parameter in parameters)
+        pair = LoraPair(module, found[f"{prefix}A"], found[f"{prefix}B"], rank, scaling, embedding, rounded)
         _check_pair(name, pair)
         pairs[pair.tensor] = pair
     return pairs
@@ -327,8 +366,9 @@ def _check_pair(name: str, pair: LoraPair) -> None:
 
 
 def _check_declared(
-    name: str, config: Mapping[str, Any], pairs: Mapping[str, LoraPair], replaced: Mapping[str, TensorHeader]
+    name: str, config: Mapping[str, Any], changed: Iterable[str], replaced: Mapping[str, TensorHeader]
 ) -> None:
+    modules = [tensor.removesuffix(".weight") for tensor in changed]
     for module in config.get("modules_to_save") or []:
         if not any(f".{tensor}".endswith(f".{module}.weight") for tensor in replaced):
             raise IncompleteAdapter(
@@ -338,7 +378,7 @@ def _check_declared(
             )
     targets = config.get("target_modules")
     for target in targets if isinstance(targets, list) else []:
-        if not any(f".{pair.module}".endswith(f".{target}") for pair in pairs.values()):
+        if not any(f".{module}".endswith(f".{target}") for module in modules):
             raise IncompleteAdapter(
                 f"adapter {name}: adapter_config.json says target_modules has {target!r}, the file holds no pair for it",
                 "The adapter's file is incomplete: fetch it again.",

@@ -20,6 +20,7 @@ from services.errors import (
 )
 from services.formats.adapter import Adapter
 from services.formats.checkpoint import Checkpoint
+from services.formats.key_map import Shape
 from services.formats.vocabulary import Vocabulary
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -66,6 +67,29 @@ def check_stack(base: Checkpoint, adapters: Sequence[Adapter]) -> Stack:
         ) from error
 
 
+def check_scales(scaled: Sequence[tuple[Adapter, float]]) -> None:
+    """A scale other than 1 is defined for the changes of LoRA only.
+
+    Raises:
+        UnsupportedAdapter: it was given for another tuner.
+    """
+    for adapter, scale in scaled:
+        if scale != 1 and adapter.layers:
+            raise UnsupportedAdapter(
+                f"adapter {adapter.name} is of type {adapter.config.get('peft_type')} and was given the scale {scale}: only "
+                "plain LoRA changes can be scaled",
+                "Leave the scale at 1.",
+            )
+
+
+def merged_tensors(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, tuple[str, Shape]]:
+    """Dtype and shape of every tensor after the adapters: the base's dtype, the last replacing adapter's shape."""
+    tensors = base.stored
+    for adapter in adapters:
+        tensors |= {name: (tensors[name][0], tensor.shape) for name, tensor in adapter.replaced.items()}
+    return tensors
+
+
 def _fitting_order(base: Checkpoint, adapters: Sequence[Adapter]) -> Sequence[Adapter] | None:
     if not 2 <= len(adapters) <= MOST_REORDERED:
         return None
@@ -103,7 +127,7 @@ def _add(base: Checkpoint, stack: Stack, adapter: Adapter) -> Stack:
 
 
 def _check_names(base: Checkpoint, adapter: Adapter) -> None:
-    for tensor in (*adapter.pairs, *adapter.replaced):
+    for tensor in sorted(adapter.changed):
         if tensor in base.tensors:
             continue
         if tensor == "lm_head.weight" and base.config.tie_word_embeddings:
@@ -152,6 +176,14 @@ def _check_shapes(base: Checkpoint, adapter: Adapter, rows: int) -> None:
 
     changes: dict[str, tuple[int, ...]] = {name: pair.shape for name, pair in adapter.pairs.items()}
     changes |= {name: tensor.shape for name, tensor in adapter.replaced.items()}
+    for name, rows_of in adapter.rows.items():
+        vocabulary, *rest = wanted(name)
+        if max(rows_of.indices, default=0) >= vocabulary or list(rows_of.rows.shape[1:]) != rest:
+            raise AdapterMismatch(
+                f"adapter {adapter.name} trains rows up to {max(rows_of.indices, default=0)} of {name!r} in shape "
+                f"{list(rows_of.rows.shape)}, in the base {base.folder.name} it is {list(wanted(name))}",
+                "The adapter was trained on another base: use that one.",
+            )
     for name, shape in changes.items():
         if shape != wanted(name):
             raise AdapterMismatch(

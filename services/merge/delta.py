@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from services.checkpoints.reading import TensorReader, check_finite
-from services.formats.adapter import LoraPair
+from services.formats.adapter import Adapter, LoraPair
 from services.formats.tensors import TensorHeader
+from services.formats.tuners import TokenRows, TunerLayer
+from services.merge.peft_layers import merge_layer
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of the blocks of rows in which a tensor is computed: 4 MB in float32, so that blocks stay in the cache."""
@@ -21,18 +23,35 @@ BLOCK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one adapter does to one tensor: it replaces it whole, or adds a pair's product, or both in that order."""
+    """What one adapter does to one tensor: it replaces it whole, then rows of it, then adds a pair's product or a layer."""
 
     adapter: str
     scale: float
-    pair: LoraPair | None
-    replaced: TensorHeader | None
+    pair: LoraPair | None = None
+    replaced: TensorHeader | None = None
+    rows: TokenRows | None = None
+    layer: TunerLayer | None = None
+
+    @classmethod
+    def of(cls, adapter: Adapter, scale: float, name: str) -> "Change | None":
+        """What the adapter does to the tensor of this name, None for nothing."""
+        if name not in adapter.changed:
+            return None
+        places = (
+            adapter.pairs.get(name),
+            adapter.replaced.get(name),
+            adapter.rows.get(name),
+            adapter.layers.get(name),
+        )
+        return cls(adapter.name, scale, *places)
 
     @property
     def headers(self) -> list[TensorHeader]:
         """The adapter's tensors that it uses."""
         pair = [self.pair.a, self.pair.b] if self.pair else []
-        return [*pair, *([self.replaced] if self.replaced else [])]
+        whole = [self.replaced] if self.replaced else []
+        layer = [*self.layer.tensors.values(), *self.layer.shared.values()] if self.layer else []
+        return [*pair, *whole, *([self.rows.rows] if self.rows else []), *layer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +62,14 @@ class _Factors:
     b: torch.Tensor
     scaling: float
     transposed: bool
+    rounded: bool
 
     def rows(self, rows: slice, dtype: torch.dtype | None) -> torch.Tensor:
-        """`(B @ A) * scaling` for some rows of the weight; an embedding's change is rounded to `dtype`, as PEFT does
-        before it adds it (peft/tuners/lora/layer.py, Embedding.merge)."""
-        if not self.transposed:
-            return (self.b[rows] @ self.a).mul_(self.scaling)
-        product = (self.b @ self.a[:, rows]).T.mul_(self.scaling)
-        return product if dtype is None else product.to(dtype)
+        """`(B @ A) * scaling` for some rows of the weight; some changes are rounded to `dtype`, as PEFT does before it adds
+        them (peft/tuners/lora/layer.py, Embedding.merge and ParamWrapper.merge)."""
+        product = (self.b @ self.a[:, rows]).T if self.transposed else self.b[rows] @ self.a
+        delta = product.mul_(self.scaling)
+        return delta.to(dtype) if self.rounded and dtype is not None else delta
 
 
 def changed_blocks(
@@ -65,6 +84,9 @@ def changed_blocks(
     Raises:
         NonFiniteTensor: a tensor of an adapter holds NaN or infinity.
     """
+    if any(change.layer is not None or change.rows is not None for change in changes):
+        yield _changed_whole(reader, weight, changes, once=once)
+        return
     dtype = weight.dtype
     last = max((i for i, change in enumerate(changes) if change.replaced is not None), default=0)
     factors = []
@@ -90,9 +112,28 @@ def _changed(block: torch.Tensor, deltas: Sequence[torch.Tensor], *, once: bool)
     return block
 
 
+def _changed_whole(
+    reader: TensorReader, weight: torch.Tensor, changes: Sequence[Change], *, once: bool
+) -> torch.Tensor:
+    """As `changed_blocks`, for changes that need the tensor whole."""
+    dtype = weight.dtype
+    working = torch.promote_types(dtype, torch.float32) if once else dtype
+    for change in changes:
+        if change.replaced is not None or change.pair is not None:
+            plain = Change(change.adapter, change.scale, change.pair, change.replaced)
+            weight = torch.cat(list(changed_blocks(reader, weight.to(working), [plain], once=once)))
+        if change.rows is not None:
+            indices = torch.tensor(change.rows.indices, dtype=torch.long)
+            trained = _checked(reader, change.adapter, change.rows.rows).to(working)
+            weight = weight.to(working).index_copy(0, indices, trained)
+        if change.layer is not None:
+            weight = merge_layer(reader, change.adapter, change.layer, weight.to(working))
+    return weight
+
+
 def _factors(reader: TensorReader, change: Change, pair: LoraPair) -> _Factors:
     a, b = (_checked(reader, change.adapter, header).float() for header in (pair.a, pair.b))
-    return _Factors(a, b, pair.scaling * change.scale, pair.transposed)
+    return _Factors(a, b, pair.scaling * change.scale, pair.transposed, pair.rounded)
 
 
 def _checked(reader: TensorReader, adapter: str, header: TensorHeader) -> torch.Tensor:
