@@ -37,9 +37,9 @@ from tests.reference.tensor_files import (
 )
 from tests.reference.torch_files import state_pickle, tensor, torch_archive, torch_file
 
-SHAPES = {"a.weight": (3, 5), "b.weight": (7,), "c.weight": (2, 1, 4)}
+SHAPES = {"a": (3, 5), "b": (7,), "c": (2, 1, 4)}
 FORMATS = {"model.safetensors": safetensors_file(SHAPES), "model.bin": torch_file(SHAPES)}
-FLIPS = 1200
+FLIPS = 500
 
 
 def written(path: Path, content: bytes) -> Path:
@@ -107,9 +107,9 @@ def assert_within(path: Path, found: Mapping[str, TensorHeader]) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_cut_short_at_any_byte_is_refused(tmp_path: Path, name: str) -> None:
     content = FORMATS[name]
-    path = tmp_path / name
-    for length in range(len(content)):
-        path.write_bytes(content[:length])
+    path = written(tmp_path / name, content)
+    for length in reversed(range(len(content))):
+        os.truncate(path, length)
         with pytest.raises((UnreadableFile, UnsupportedFormat)):
             read_tensor_file(path)
 

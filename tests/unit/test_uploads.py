@@ -241,7 +241,7 @@ def test_an_archive_with_any_byte_changed_is_refused_or_taken_within_its_folder(
     whole = zip_file(tmp_path / "a.zip", ADAPTER).read_bytes()
     archive, outside = tmp_path / "b.zip", sorted(path.name for path in tmp_path.iterdir())
     random_ = random.Random(9)
-    for number in range(500):
+    for number in range(300):
         data = bytearray(whole)
         for _ in range(random_.choice((1, 1, 2))):
             data[random_.randrange(len(data))] = random_.randrange(256)
@@ -255,10 +255,9 @@ def test_an_archive_with_any_byte_changed_is_refused_or_taken_within_its_folder(
 
 
 def test_an_archive_cut_short_at_any_byte_is_refused(tmp_path: Path) -> None:
-    whole = zip_file(tmp_path / "a.zip", ADAPTER).read_bytes()
-    archive = tmp_path / "b.zip"
-    for length in range(len(whole)):
-        archive.write_bytes(whole[:length])
+    archive = zip_file(tmp_path / "a.zip", ADAPTER)
+    for length in reversed(range(archive.stat().st_size)):
+        os.truncate(archive, length)
         with pytest.raises(UnreadableFile):
             list_archive(archive, limit_bytes=LIMIT)
 
