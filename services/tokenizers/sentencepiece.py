@@ -6,10 +6,33 @@ rebuilt from its vocabulary differ on ordinary text (the extended Chinese ones h
 
 import codecs
 from collections.abc import Sequence
+from typing import Any
 
 import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
 
 from services.errors import UnreadableTokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""The types of pieces (google/sentencepiece `sentencepiece_model.proto`)."""
+
+
+def read_proto(model: bytes, name: str) -> Any:
+    """The file's protocol buffer, a `ModelProto`: pieces with scores and types, and how text is normalised.
+
+    Raises:
+        UnreadableTokenizer: the bytes are no SentencePiece model.
+    """
+    messages: Any = sentencepiece_model_pb2  # made at import: no type checker sees them
+    proto = messages.ModelProto()
+    try:
+        proto.ParseFromString(model)
+    except DecodeError as error:
+        raise UnreadableTokenizer(
+            f"{name} ({len(model)} bytes) is no SentencePiece model: {error}", "Fetch it again."
+        ) from error
+    return proto
 
 
 class SentencePieceCodec:

@@ -16,7 +16,7 @@ import tiktoken
 
 from services.errors import UnreadableTokenizer
 
-_PATTERN = (
+PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
@@ -69,7 +69,7 @@ class TiktokenCodec:
             UnreadableTokenizer: a line is damaged, or a rank is missing.
         """
         self._encoding = tiktoken.Encoding(
-            name=name, pat_str=_PATTERN, mergeable_ranks=_read_ranks(content, name), special_tokens={}
+            name=name, pat_str=PATTERN, mergeable_ranks=read_ranks(content, name), special_tokens={}
         )
 
     @property
@@ -125,7 +125,7 @@ def split_long_runs(text: str) -> Iterator[str]:
         yield from (part[begin:end] for begin, end in pairwise([0, *cuts, len(part)]))
 
 
-def _read_ranks(content: bytes, name: str) -> dict[bytes, int]:
+def read_ranks(content: bytes, name: str) -> dict[bytes, int]:
     """Token bytes to rank. tiktoken's own reader would copy the file into a cache folder."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):

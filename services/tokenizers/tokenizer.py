@@ -101,6 +101,11 @@ class Tokenizer:
         return self._special.ids
 
     @property
+    def hidden_ids(self) -> frozenset[int]:
+        """The ids of special tokens proper: those that answers do not show."""
+        return self._special.hidden
+
+    @property
     def add_bos(self) -> bool:
         """Whether the model expects its prompts to begin with the beginning-of-text token."""
         return self._special.add_bos

@@ -1,0 +1,151 @@
+"""The tokenizer's files of a model folder: what transformers and vLLM read, made from `tokenizer.model`.
+
+transformers 5 knows a class LlamaTokenizer that takes only the pieces and merges from `tokenizer.json`, and from a
+`tokenizer.model` alone it builds merges in the order of ids, which differ from SentencePiece's on every fourth mixed
+line. PreTrainedTokenizerFast runs `tokenizer.json` as it is, in version 4 and in 5 (there under the name
+TokenizersBackend); the bytes of `tokenizer.model` stay for whoever runs SentencePiece itself.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from services.errors import UnreadableTokenizer
+from services.tokenizers.loading import load_tokenizer
+from services.tokenizers.parity import Parity, measure_parity
+from services.tokenizers.tiktoken import is_tiktoken
+from services.tokenizers.tokenizer import Tokenizer
+from services.tokenizers.tokenizer_json import build_table, table_to_json
+
+SENTENCEPIECE_CONFIG: Mapping[str, Any] = {
+    "add_bos_token": True, "add_eos_token": False, "unk_token": "<unk>", "legacy": True,
+    "clean_up_tokenization_spaces": False, "model_max_length": 1000000000000000019884624838656,
+}  # fmt: skip
+"""What the original tokenizer does; legacy: text after a special token begins like any text."""
+
+LLAMA_3_CONFIG: Mapping[str, Any] = {
+    "clean_up_tokenization_spaces": False, "model_max_length": 1000000000000000019884624838656,
+}  # fmt: skip
+
+LLAMA_3_END_OF_TURN = "<|eot_id|>"
+
+LLAMA_3_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{ message['content'] | trim }}{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+"""Turns as Meta's ChatFormat writes them (meta-llama/llama3 `tokenizer.py`, encode_dialog_prompt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedTokenizer:
+    """What was written: how `tokenizer.json` compares, None where there is none, and what a user should know."""
+
+    parity: Parity | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuses a folder whose `tokenizer.model` or small files are damaged; one without a `tokenizer.model` passes.
+
+    Raises:
+        UnreadableTokenizer
+    """
+    if (folder / "tokenizer.model").is_file():
+        load_tokenizer(folder)
+
+
+def complete_tokenizer(folder: Path, *, instruct: bool = False) -> CompletedTokenizer:
+    """Writes what belongs to the folder's `tokenizer.model`; without one the folder stays as it is.
+
+    `tokenizer.json` is made anew whatever lay there: it may have been another vocabulary's. Chat template, added tokens and
+    other keys of `tokenizer_config.json` stay. Takes a second, for Llama 3 about eight.
+
+    Args:
+        instruct: Llama 3: turns end with `<|eot_id|>`, and the chat template is Meta's.
+
+    Raises:
+        UnreadableTokenizer: a file is damaged.
+    """
+    path = folder / "tokenizer.model"
+    if not path.is_file():
+        return CompletedTokenizer()
+    model, tokenizer = path.read_bytes(), load_tokenizer(folder)
+    earlier = _read_json(folder / "tokenizer.json")
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    _write_small_files(folder, model, tokenizer, instruct=instruct)
+    try:
+        table = build_table(model, path.name, tokenizer, earlier=earlier)
+    except UnreadableTokenizer as error:
+        warning = f"no tokenizer.json was written: {error.message}. tokenizer.model is as it was"
+        return CompletedTokenizer(warnings=(warning,))
+    (folder / "tokenizer.json").write_text(table_to_json(table), encoding="utf-8")
+    _write_added_tokens(folder, table)
+    parity = measure_parity(tokenizer, table)
+    return CompletedTokenizer(parity, _parity_warnings(parity))
+
+
+def _parity_warnings(parity: Parity) -> tuple[str, ...]:
+    if not parity.different:
+        return ()
+    return (
+        f"tokenizer.json gives other tokens than tokenizer.model on {parity.different} of {parity.lines} lines of mixed "
+        "text: no table of merges says how SentencePiece chooses among pieces of equal score. Graftwerk uses "
+        "tokenizer.model; elsewhere take the ids from SentencePiece where they must be those of training",
+    )
+
+
+def _write_small_files(folder: Path, model: bytes, tokenizer: Tokenizer, *, instruct: bool) -> None:
+    roles = _roles(tokenizer)
+    if instruct:
+        roles["eos_token"] = LLAMA_3_END_OF_TURN
+    config = _read_json(folder / "tokenizer_config.json")
+    defaults = LLAMA_3_CONFIG if is_tiktoken(model) else SENTENCEPIECE_CONFIG
+    config = {"model_input_names": ["input_ids", "attention_mask"], **(config or defaults), **roles}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.pop("auto_map", None)  # code of its own, which nobody needs for a table
+    if instruct:
+        config.setdefault("chat_template", LLAMA_3_CHAT_TEMPLATE)
+    _write_json(folder / "tokenizer_config.json", config)
+    names = {"unk_token": config["unk_token"]} if isinstance(config.get("unk_token"), str) else {}
+    named = _read_json(folder / "special_tokens_map.json")
+    _write_json(folder / "special_tokens_map.json", {**names, **named, **roles})
+
+
+def _roles(tokenizer: Tokenizer) -> dict[str, Any]:
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+    return {role: tokenizer.piece(token_id) for role, token_id in ids.items() if token_id is not None}
+
+
+def _write_added_tokens(folder: Path, table: tokenizers.Tokenizer) -> None:
+    """Into `tokenizer_config.json`, so that the folder says them once whoever reads it."""
+    path = folder / "tokenizer_config.json"
+    config = _read_json(path)
+    unknown = config.get("unk_token")
+    config["added_tokens_decoder"] = {
+        str(token_id): {
+            "content": token.content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+            "special": token.special,
+        }
+        for token_id, token in sorted(table.get_added_tokens_decoder().items()) if token.content != unknown
+    }  # fmt: skip
+    _write_json(path, config)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnreadableTokenizer(f"{path.name} is no JSON: {error}", "Fetch it again.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,277 @@
+"""The `tokenizer.json` that we write, loaded by transformers, against SentencePiece and tiktoken themselves."""
+
+import base64
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import tiktoken
+from tokenizers import Tokenizer as RustTokenizer
+from transformers import AutoTokenizer
+
+from services.errors import UnreadableTokenizer
+from services.tokenizers import check_tokenizer, complete_tokenizer, load_tokenizer
+from services.tokenizers.parity import mixed_lines as built_in_lines
+from tests.corpus import mixed_lines
+from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real tokenizers are not on this machine")
+LOOKALIKES = ("<s>", "</s>", "<unk>", "[PAD]", "<|begin_of_text|>", "<|eot_id|>")
+LINES = [line for line in mixed_lines(1500) if not any(piece in line for piece in LOOKALIKES)]
+SCALED_CONFIG = {
+    "model_type": "llama", "max_position_embeddings": 131072,
+    "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}  # fmt: skip
+
+
+def folder_of(tmp_path: Path, name: str, **files: dict[str, Any]) -> Path:
+    folder = tmp_path / name
+    folder.mkdir()
+    shutil.copy(DATA / f"{name}.model", folder / "tokenizer.model")
+    for stem, content in ({"config": {"model_type": "llama"}} | files).items():
+        (folder / f"{stem}.json").write_text(json.dumps(content))
+    return folder
+
+
+def different(found: Any, reference: Any, bos: int, lines: Sequence[str] = LINES) -> list[str]:
+    """The lines that transformers' tokenizer encodes unlike the reference with the beginning-of-text token."""
+    return [line for line in lines if found(line)["input_ids"] != [bos, *reference(line)]]
+
+
+def sentencepiece_of(folder: Path) -> Any:
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+# ---- SentencePiece ------------------------------------------------------------------------------------
+
+
+@needs_data
+def test_llamas_table_encodes_and_decodes_every_line_as_sentencepiece_does(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "llama")
+    completed = complete_tokenizer(folder)
+    reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
+
+    assert len(LINES) > 1000
+    assert different(found, reference.encode, 1) == []
+    assert [i for i in map(reference.encode, LINES) if found.decode([1, *i], skip_special_tokens=True)
+            != reference.decode(i)] == []  # fmt: skip
+    assert completed.parity is not None
+    assert (completed.parity.lines, completed.parity.different, completed.warnings) == (300, 0, ())
+    assert (found.bos_token_id, found.eos_token_id, found.unk_token_id, len(found)) == (1, 2, 0, 32000)
+    assert "token_type_ids" not in found("Hi")
+
+
+@needs_data
+def test_text_between_special_tokens_begins_like_any_text(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "llama")
+    complete_tokenizer(folder)
+    reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
+    assert found("Hi</s>there")["input_ids"] == [1, *reference.encode("Hi"), 2, *reference.encode("there")]
+
+
+@needs_data
+def test_as_a_llama_tokenizer_transformers_would_give_other_tokens(tmp_path: Path) -> None:
+    """Why the folder names another class: LlamaTokenizer rebuilds the normaliser in its own way."""
+    folder = folder_of(tmp_path, "llama")
+    complete_tokenizer(folder)
+    config = json_of(folder / "tokenizer_config.json")
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "LlamaTokenizer"}))
+    rebuilt = AutoTokenizer.from_pretrained(folder)
+    assert len(different(rebuilt, sentencepiece_of(folder).encode, 1)) > 100
+
+
+@needs_data
+def test_equal_scores_make_differences_that_are_counted_and_told(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "chinese-llama")
+    completed = complete_tokenizer(folder)
+    reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
+
+    assert completed.parity is not None
+    lines = built_in_lines()
+    assert completed.parity.lines == len(lines) == len(set(lines)) >= 200
+    assert completed.parity.different == len(different(found, reference.encode, 1, lines)) > 0
+    assert len(different(found, reference.encode, 1)) < 0.15 * len(LINES)
+    (warning,) = completed.warnings
+    assert f"on {completed.parity.different} of 300 lines" in warning
+
+
+@needs_data
+def test_every_line_keeps_its_text_where_the_tokens_differ(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "chinese-llama")
+    complete_tokenizer(folder)
+    reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
+    wrong = [line for line in LINES if reference.decode(found(line)["input_ids"][1:]) != reference.decode(
+        reference.encode(line))]  # fmt: skip
+    assert wrong == []
+
+
+@needs_data
+def test_the_bytes_of_the_model_stay_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "llama")
+    complete_tokenizer(folder)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    complete_tokenizer(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert first["tokenizer.model"] == (DATA / "llama.model").read_bytes()
+
+
+@needs_data
+def test_a_table_of_another_vocabulary_is_not_left_behind(tmp_path: Path) -> None:
+    stale = folder_of(tmp_path, "llama")
+    complete_tokenizer(stale)
+    folder = folder_of(tmp_path, "chinese-alpaca", special_tokens_map={"pad_token": "[PAD]"})
+    shutil.copy(stale / "tokenizer.json", folder / "tokenizer.json")
+
+    complete_tokenizer(folder)
+
+    table, reference = RustTokenizer.from_file(str(folder / "tokenizer.json")), sentencepiece_of(folder)
+    assert table.get_vocab() == {reference.id_to_piece(number): number for number in range(49954)}
+    found = AutoTokenizer.from_pretrained(folder)
+    assert (found.pad_token_id, found.convert_ids_to_tokens(49953)) == (49953, "[PAD]")
+
+
+@needs_data
+def test_added_tokens_a_chat_template_and_empty_roles_of_2023_come_out_right(tmp_path: Path) -> None:
+    old = {
+        "tokenizer_class": "LlamaTokenizer", "bos_token": "", "eos_token": "", "unk_token": "", "chat_template": "{{ 1 }}",
+        "added_tokens_decoder": {"32001": {"content": "<|im_end|>", "special": True},
+                                 "32003": {"content": "<image>", "special": False}},
+    }  # fmt: skip
+    folder = folder_of(tmp_path, "llama", tokenizer_config=old)
+    complete_tokenizer(folder)
+    found = AutoTokenizer.from_pretrained(folder)
+
+    assert (found.bos_token, found.eos_token, found.chat_template) == ("<s>", "</s>", "{{ 1 }}")
+    assert found("a<image>b<|im_end|>", add_special_tokens=False)["input_ids"] == [263, 32003, 289, 32001]
+    assert found.convert_ids_to_tokens([32000, 32002]) == [
+        "<|reserved_token_32000|>",
+        "<|reserved_token_32002|>",
+    ]
+    assert load_tokenizer(folder).special_tokens["<image>"] == 32003
+
+
+@needs_data
+def test_tokens_that_only_the_earlier_table_added_stay(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "llama")
+    complete_tokenizer(folder)
+    table = RustTokenizer.from_file(str(folder / "tokenizer.json"))
+    table.add_special_tokens(["<|im_end|>"])
+    table.save(str(folder / "tokenizer.json"))
+
+    complete_tokenizer(folder)
+
+    assert AutoTokenizer.from_pretrained(folder)("<|im_end|>")["input_ids"] == [1, 32000]
+    assert load_tokenizer(folder).special_tokens["<|im_end|>"] == 32000
+
+
+@needs_data
+def test_a_contradiction_is_told_and_no_wrong_table_is_written(tmp_path: Path) -> None:
+    renamed = {"added_tokens_decoder": {"5": {"content": "<pad>", "special": True}}}
+    folder = folder_of(tmp_path, "llama", tokenizer_config=renamed)
+    completed = complete_tokenizer(folder)
+    assert completed.parity is None
+    assert "'<pad>' is token 5 by the model's small files" in completed.warnings[0]
+    assert not (folder / "tokenizer.json").exists()
+
+
+@needs_data
+def test_a_unigram_model_with_a_normaliser_of_its_own_is_written_too(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "chinese_sp")
+    completed = complete_tokenizer(folder)
+    reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
+    assert completed.parity is not None
+    assert completed.parity.different == 0
+    assert len(different(found, reference.encode, 1)) < 0.02 * len(LINES)
+
+
+def test_a_folder_without_a_model_file_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    check_tokenizer(tmp_path)
+    assert complete_tokenizer(tmp_path).parity is None
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_a_damaged_small_file_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_file(piece_names(20)))
+    check_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UnreadableTokenizer, match=r"tokenizer_config\.json is no JSON"):
+        check_tokenizer(tmp_path)
+
+
+# ---- tiktoken -----------------------------------------------------------------------------------------
+
+
+def reference_of_llama_3() -> tiktoken.Encoding:
+    """tiktoken on Meta's ranks and Meta's pattern, written out here."""
+    ranks = {}
+    for line in (DATA / "llama3.model").read_bytes().splitlines():
+        token, rank = line.split()
+        ranks[base64.b64decode(token)] = int(rank)
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return tiktoken.Encoding("llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+@needs_data
+def test_llama_3s_table_encodes_and_decodes_every_line_as_tiktoken_does(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "llama3")
+    completed = complete_tokenizer(folder)
+    reference, found = reference_of_llama_3(), AutoTokenizer.from_pretrained(folder)
+
+    assert len(LINES) > 1000
+    assert different(found, reference.encode_ordinary, 128000) == []
+    assert [i for i in map(reference.encode_ordinary, LINES) if found.decode(i) != reference.decode(i)] == []
+    assert completed.parity is not None
+    assert completed.parity.different == 0
+    assert (found.bos_token, found.eos_token, len(found)) == ("<|begin_of_text|>", "<|end_of_text|>", 128256)
+    assert found.convert_ids_to_tokens([128004, 128008, 128010, 128255]) == [
+        "<|reserved_special_token_2|>", "<|reserved_special_token_4|>", "<|reserved_special_token_5|>",
+        "<|reserved_special_token_250|>",
+    ]  # fmt: skip
+
+
+@needs_data
+def test_an_instruct_model_of_3_1_has_its_tokens_end_of_turn_and_template(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "llama3", config=SCALED_CONFIG)
+    complete_tokenizer(folder, instruct=True)
+    found = AutoTokenizer.from_pretrained(folder)
+
+    assert found.convert_ids_to_tokens([128004, 128008, 128010, 128255]) == [
+        "<|finetune_right_pad_id|>", "<|eom_id|>", "<|python_tag|>", "<|reserved_special_token_247|>",
+    ]  # fmt: skip
+    assert (found.eos_token_id, found.pad_token_id) == (128009, 128004)
+    messages = [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi "},
+        {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Bye"},
+    ]  # fmt: skip
+    assert found.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_the_files_of_a_tiny_tiktoken_model_name_its_own_numbers(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(tiktoken_file(301))
+    complete_tokenizer(tmp_path)
+    found = AutoTokenizer.from_pretrained(tmp_path)
+    assert found("Aé")["input_ids"] == [301, 65, 0xC3, 0xA9]
+    assert (found.eos_token_id, len(found)) == (302, 557)
