@@ -46,6 +46,10 @@ EXAMPLES: dict[str, Any] = {
             "sampling": {"temperature": 0, "max_new_tokens": 64},
         },
     },
+    "embed": {
+        "summary": "Turn texts into vectors",
+        "value": {"kind": "embed", "model": "chinese-alpaca-7b", "inputs": ["Tell me about alpacas."]},
+    },
 }
 """One request of each kind (a test parses them)."""
 
@@ -63,7 +67,7 @@ def _content(mimetype: str, description: str, **schema: str) -> dict[str, Any]:
     return {"description": description, "content": {mimetype: {"schema": schema}}}
 
 
-JOB_STREAM = _content("text/event-stream", "Events `status` and `progress`, each with an id.", type="string")
+JOB_STREAM = _content("text/event-stream", "Events `status`, `progress` and `token`, each with an id.", type="string")
 PLAIN_TEXT = _content("text/plain", "Lines of text.", type="string")
 METRICS = _content("text/plain", "Prometheus' text format.", type="string")
 FILE = _content("application/octet-stream", "The file's bytes.", type="string", format="binary")

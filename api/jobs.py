@@ -73,7 +73,7 @@ class SubmitHeader(BaseModel):
 class ListQuery(Strict):
     """Which jobs."""
 
-    kind: Literal["import", "convert", "merge", "generate"] | None = None
+    kind: Literal["import", "convert", "merge", "generate", "embed"] | None = None
     status: JobStatus | None = None
     limit: int = Field(default=50, ge=1, le=1000)
     after: str | None = Field(default=None, description="`next` of the page before.")
@@ -155,8 +155,8 @@ def job(path: JobPath) -> Response:
 def job_events(path: JobPath, query: EventsQuery, header: EventsHeader) -> Response:
     """Follow a job by server-sent events.
 
-    `status` events carry the whole job, `progress` events its progress. The stream ends with the job; a client that
-    lost it goes on with the header `Last-Event-ID`, or the parameter `last_event_id`.
+    `status` events carry the whole job, `progress` events its progress, `token` events the text of a generate job
+    as it grows. The stream ends with the job; a client that lost it goes on with the header `Last-Event-ID`, or the parameter `last_event_id`.
     """
     last_id = header.last_event_id or query.last_event_id
     return answer_events(_frames(follow(rooms().queue.redis, _known_form(path), last_id=last_id)))

@@ -4,6 +4,7 @@ The API asks before it queues, the worker asks again before it works: between th
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -19,11 +20,21 @@ from services.errors import (
 )
 from services.formats.adapter import Adapter, read_adapter
 from services.formats.checkpoint import Checkpoint, read_checkpoint
-from services.formats.stack import check_stack
-from services.formats.tensors import DTYPE_CODES, DTYPE_SIZES
+from services.formats.key_map import Shape
+from services.formats.outputs import (
+    OUTPUT_DTYPES,
+    Output,
+    check_output,
+    output_bytes,
+    output_warnings,
+    plan_output,
+)
+from services.formats.stack import check_scales, check_stack, merged_tensors
+from services.formats.vocabulary import Vocabulary
 from services.jobs.requests import (
     AnyRequest,
     ConvertRequest,
+    EmbedRequest,
     GenerateRequest,
     HubSource,
     ImportRequest,
@@ -38,7 +49,7 @@ from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.models.uploads import Member, digest_file, list_archive, list_folder
 from services.settings import Settings
-from services.templates import check_text, find_template
+from services.templates import OWN_TEMPLATE, check_text, find_template
 
 DISK_MARGIN_BYTES = 64 * 2**20
 """Kept free beside a job's output: headers, manifest, the server's own log."""
@@ -96,13 +107,16 @@ def preflight(
         case ImportRequest():
             plan = _plan_import(request, store)
         case ConvertRequest():
-            _refuse_outputs(request)
             plan = _later(request, waiting) if waiting else _plan_convert(request, store)
         case MergeRequest():
-            _refuse_outputs(request)
             plan = _later(request, waiting) if waiting else _plan_merge(request, store, digest_limit_bytes)
         case GenerateRequest():
-            plan = _plan_generate(request, store, waiting)
+            _refuse_generate_options(request)
+            plan = _plan_answering(request, store, waiting)
+        case EmbedRequest():
+            for text in request.inputs:
+                check_text(text)
+            plan = _plan_answering(request, store, waiting)
     return _with_disk(plan, store)
 
 
@@ -123,16 +137,6 @@ def _with_disk(plan: Plan, store: ModelStore) -> Plan:
             "Delete models that are not needed, or enlarge the volume.",
         )
     return plan.model_copy(update={"disk_needed_bytes": needed, "disk_free_bytes": free})
-
-
-def _refuse_outputs(request: ConvertRequest | MergeRequest) -> None:
-    if request.output_format != "huggingface":
-        raise UnsupportedOption(
-            f"output_format {request.output_format!r} is not offered by this version, 'huggingface' is",
-            "Leave output_format out.",
-        )
-    if request.ranks is not None:
-        raise UnsupportedOption("ranks applies to output_format 'meta' only", "Leave ranks out.")
 
 
 # ---- import -------------------------------------------------------------------------------------------
@@ -211,24 +215,39 @@ def _read(name: str, role: str, size_bytes: int) -> dict[str, Any]:
     return {"name": name, "role": role, "size_bytes": size_bytes}
 
 
-def _output_bytes(shapes: Mapping[str, tuple[str, int]], dtype: str | None) -> int:
-    """Bytes of tensors given as dtype and element count, in the requested dtype where there is one."""
-    code = DTYPE_CODES[dtype] if dtype else None
-    return sum(DTYPE_SIZES[code or own] * elements for own, elements in shapes.values())
+def _checked_output(
+    request: ConvertRequest | MergeRequest,
+    base: Checkpoint,
+    tensors: Mapping[str, tuple[str, Shape]],
+    vocabulary: Vocabulary | None,
+) -> Output:
+    """What the request would write.
+
+    Raises:
+        UnsupportedOption, UnsupportedFormat, VocabularyMismatch: the format cannot hold it.
+    """
+    rows = tensors["model.embed_tokens.weight"][1][0]
+    output = plan_output(
+        request.output_format, replace(base.config, vocab_size=rows), tensors, vocabulary=vocabulary,
+        dtype=OUTPUT_DTYPES[request.dtype] if request.dtype else None, ranks=request.ranks or base.ranks,
+    )  # fmt: skip
+    check_output(output)
+    return output
 
 
 def _plan_convert(request: ConvertRequest, store: ModelStore) -> Plan:
     checkpoint = _base(store, request.source, instruct=request.instruct)
-    _refuse_tiktoken(request.source, checkpoint)
-    shapes = {n: (t.dtype, t.size_bytes // DTYPE_SIZES[t.dtype]) for n, t in checkpoint.tensors.items()}
+    if request.output_format != "meta":
+        _refuse_tiktoken(request.source, checkpoint)
+    output = _checked_output(request, checkpoint, checkpoint.stored, checkpoint.vocabulary)
     largest = max(tensor.size_bytes for tensor in checkpoint.tensors.values())
     return Plan(
         kind="convert",
         reads=[_read(request.source, "source", checkpoint.size_bytes)],
-        writes={"name": request.target, "output_format": request.output_format, "tensors": len(shapes)},
-        output_bytes=_output_bytes(shapes, request.dtype),
+        writes=_writes(request, output),
+        output_bytes=output_bytes(output),
         peak_memory_bytes=PROCESS_BYTES + 4 * largest,
-        warnings=_tokenizer_warnings(checkpoint),
+        warnings=[*_tokenizer_warnings(checkpoint, output), *output_warnings(output)],
     )
 
 
@@ -240,23 +259,31 @@ def _refuse_tiktoken(name: str, checkpoint: Checkpoint) -> None:
         )
 
 
-def _tokenizer_warnings(checkpoint: Checkpoint) -> list[str]:
-    if checkpoint.vocabulary is not None or (checkpoint.tokenizer_folder / "tokenizer.json").is_file():
+def _writes(request: ConvertRequest | MergeRequest, output: Output) -> dict[str, Any]:
+    ranks = {"ranks": output.ranks} if output.format == "meta" else {}
+    return {"name": request.target, "output_format": output.format, "tensors": len(output.tensors), **ranks}
+
+
+def _tokenizer_warnings(base: Checkpoint, output: Output) -> list[str]:
+    if output.vocabulary is not None:
         return []
+    if (base.tokenizer_folder / "tokenizer.json").is_file():
+        return ["Meta's layout has no tokenizer.json: the output will have no tokenizer"] * (
+            output.format == "meta"
+        )
     return ["no tokenizer.model beside the weights or one level up: the output will have no tokenizer"]
 
 
 def _plan_merge(request: MergeRequest, store: ModelStore, digest_limit_bytes: int) -> Plan:
     base = _base(store, request.base)
-    if base.layout == "meta":
+    if base.layout == "meta" and request.output_format != "meta":
         _refuse_tiktoken(request.base, base)
     adapters = [_adapter(store, choice.name) for choice in request.adapters]
     stack = check_stack(base, adapters)
+    check_scales([(a, choice.scale) for a, choice in zip(adapters, request.adapters, strict=True)])
     digests = [(a.name, weights_digest(a, digest_limit_bytes)) for a in adapters]
     _check_lineage(request, store, digests)
-    shapes = {n: (t.dtype, t.size_bytes // DTYPE_SIZES[t.dtype]) for n, t in base.tensors.items()}
-    for adapter in adapters:
-        shapes |= {n: (base.tensors[n].dtype, t.elements) for n, t in adapter.replaced.items()}
+    output = _checked_output(request, base, merged_tensors(base, adapters), stack.vocabulary)
     widest = max((pair.shape[0] * pair.shape[1] for a in adapters for pair in a.pairs.values()), default=0)
     return Plan(
         kind="merge",
@@ -265,12 +292,15 @@ def _plan_merge(request: MergeRequest, store: ModelStore, digest_limit_bytes: in
             *(_read(adapter.name, "adapter", adapter.weights.stat().st_size) for adapter in adapters),
         ],
         writes={
-            "name": request.target, "output_format": request.output_format, "tensors": len(shapes),
+            **_writes(request, output),
             "vocabulary_size": stack.vocabulary_rows, "tokenizer_of": stack.tokenizer_folder.name,
         },
-        output_bytes=_output_bytes(shapes, request.dtype),
+        output_bytes=output_bytes(output),
         peak_memory_bytes=PROCESS_BYTES + 2 * (4 + 2 + 2) * widest,
-        warnings=[*stack.warnings, *_tokenizer_warnings(base), *_scale_warnings(request, adapters)],
+        warnings=[
+            *stack.warnings, *_tokenizer_warnings(base, output), *_scale_warnings(request, adapters),
+            *output_warnings(output),
+        ],
     )  # fmt: skip
 
 
@@ -311,28 +341,35 @@ def _check_lineage(request: MergeRequest, store: ModelStore, digests: list[tuple
     check_known_order(digests, merged)
 
 
-# ---- generate -----------------------------------------------------------------------------------------
+# ---- generate, embed ----------------------------------------------------------------------------------
 
 
-def _plan_generate(request: GenerateRequest, store: ModelStore, waiting: list[str]) -> Plan:
-    if request.template is not None:
+def _refuse_generate_options(request: GenerateRequest) -> None:
+    if request.template not in (None, OWN_TEMPLATE):
         find_template(request.template)
     for text in _texts(request):
         check_text(text)
-    for option in ("adapters", "prompts_file"):
-        if getattr(request, option):
-            raise UnsupportedOption(
-                f"{option} is not offered by generate in this version",
-                "Merge the adapters first; send prompts as a list.",
-            )
+    if request.prompts_file:
+        raise UnsupportedOption(
+            "prompts_file is not offered by generate in this version", "Send prompts as a list."
+        )
+
+
+def _plan_answering(request: GenerateRequest | EmbedRequest, store: ModelStore, waiting: list[str]) -> Plan:
+    """The plan of what a loaded model answers: generate and embed."""
+    kind = request.kind
+    if request.adapters:
+        raise UnsupportedOption(
+            f"adapters is not offered by {kind} in this version", "Merge the adapters first."
+        )
     if waiting:
         return _later(request, waiting)
     folder = store.path(request.model)
-    kind = kind_of_folder(folder)
-    if kind != "huggingface":
+    found = kind_of_folder(folder)
+    if found != "huggingface":
         raise WrongModelKind(
-            f"{request.model!r} is of kind {kind!r}, text is generated from a huggingface model",
-            "Convert it first." if kind == "original" else "Merge the adapter into a base first.",
+            f"{request.model!r} is of kind {found!r}, text is generated from a huggingface model",
+            "Convert it first." if found == "original" else "Merge the adapter into a base first.",
         )
     checkpoint = read_checkpoint(folder)
     if checkpoint.vocabulary is None and not (folder / "tokenizer.json").is_file():
@@ -341,7 +378,7 @@ def _plan_generate(request: GenerateRequest, store: ModelStore, waiting: list[st
             "Add the model's tokenizer files.",
         )
     return Plan(
-        kind="generate",
+        kind=kind,
         reads=[_read(request.model, "model", checkpoint.size_bytes)],
         peak_memory_bytes=PROCESS_BYTES + checkpoint.parameters * 4,
     )

@@ -16,6 +16,9 @@ from services.errors import InvalidRequest, InvalidText, UnknownTemplate
 
 Role = Literal["system", "user", "assistant"]
 
+OWN_TEMPLATE = "model"
+"""Stands in a request for the chat template that the model brings along."""
+
 
 class Message(BaseModel):
     """One turn of a conversation."""

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from services.errors import GraftwerkError, UnreadableFile
@@ -18,15 +19,25 @@ from services.generate import (
     TokenLogprob,
     build_prompt,
 )
-from services.jobs.requests import GenerateRequest
+from services.jobs.requests import TOLD_ANSWERS, GenerateRequest
+from services.models.lineage import template_of_lineage
 from services.models.store import ModelStore
 from services.progress import Progress
+from services.sampling import Sampling
 from services.templates import Message
 from worker.lifecycle import Context
 from worker.residents import Resident, Residents
+from worker.telling import TextTeller
 
-TEXT_SECONDS = 0.05
-"""New text is told at most this often."""
+
+@dataclass(slots=True)
+class Open:
+    """A prompt that the engine works on: its number, how it is sampled, and how many answers are missing."""
+
+    number: int
+    prompt: BuiltPrompt
+    sampling: Sampling
+    missing: int
 
 
 class Asking:
@@ -42,12 +53,13 @@ class Asking:
         self.template = ""
         self.tokens = 0
         self.expected = len(self.questions) * request.sampling.n * request.sampling.max_new_tokens
-        self._open: dict[
-            str, tuple[int, BuiltPrompt, int]
-        ] = {}  # request id: question, prompt, answers missing
+        self._open: dict[str, Open] = {}  # by the engine's id
         self._next = 0
         self._started = time.monotonic()
-        self._text = _TextTeller(context) if len(self.questions) == 1 else None
+        self._template = self._chosen_template()
+        self._special_ids = frozenset(resident.loaded.tokenizer.special_tokens.values())
+        few = len(self.questions) * request.sampling.n <= TOLD_ANSWERS
+        self._text = TextTeller(context, with_token_ids=request.return_token_ids) if few else None
 
     @property
     def has_more(self) -> bool:
@@ -68,34 +80,47 @@ class Asking:
         """Give the engine the next prompt; one that it refuses gets its error as its answer."""
         number = self._next
         self._next += 1
-        sampling = self.request.sampling
         try:
             prompt = self._build(self.questions[number])
+            sampling = self._fitted(prompt)
             request = GenerationRequest(
                 prompt.token_ids, sampling, stop=prompt.stop, stop_token_ids=prompt.stop_token_ids
             )
-            self._open[self.resident.engine.submit(request)] = (number, prompt, sampling.n)
+            self._open[self.resident.engine.submit(request)] = Open(number, prompt, sampling, sampling.n)
         except GraftwerkError as error:
-            self._refuse(number, error)
+            self._refuse(number, error, answers=self.request.sampling.n)
+        else:
+            self.expected -= (self.request.sampling.max_new_tokens - sampling.max_new_tokens) * sampling.n
 
     def hear(self, event: Event) -> bool:
         """Take an event of the engine; False if it is somebody else's."""
-        if event.request_id not in self._open:
+        asked = self._open.get(event.request_id)
+        if asked is None:
             return False
         if isinstance(event, TokenGenerated):
-            self.tokens += 1
-            if self._text is not None:
-                self._text.add(event.index, event.text)
+            self._hear_token(asked, event)
             return True
-        number, prompt, missing = self._open.pop(event.request_id)
-        if missing > 1:
-            self._open[event.request_id] = (number, prompt, missing - 1)
+        asked.missing -= 1
+        if asked.missing == 0:
+            del self._open[event.request_id]
         if isinstance(event, AnswerFinished):
-            self.entries[number].append(self._entry(number, prompt, event.output))
-            self.expected -= self.request.sampling.max_new_tokens - len(event.output.token_ids)
+            self._hear_end(asked, event.output)
         elif isinstance(event, AnswerFailed):
-            self._refuse(number, event.error)
+            self._refuse(asked.number, event.error, answers=1)
         return True
+
+    def _hear_token(self, asked: Open, event: TokenGenerated) -> None:
+        self.tokens += 1
+        if self._text is not None:
+            logprob = None if event.logprob is None else self._logprob(event.logprob)
+            index = asked.number * asked.sampling.n + event.index
+            self._text.add(index, event.text, event.token_id, logprob)
+
+    def _hear_end(self, asked: Open, output: Output) -> None:
+        self.entries[asked.number].append(self._entry(asked.number, asked.prompt, output))
+        self.expected -= asked.sampling.max_new_tokens - len(output.token_ids)
+        if self._text is not None:
+            self._text.end(asked.number * asked.sampling.n + output.index, output.finish_reason)
 
     def report(self) -> None:
         """Say how far it is."""
@@ -109,7 +134,7 @@ class Asking:
         Raises the first prompt's error where no prompt has an answer.
         """
         if self._text is not None:
-            self._text.tell(last=True)
+            self._text.tell_rest()
         answers = [entry for entries in self.entries for entry in sorted(entries, key=_index)]
         if self.first_error is not None and all("error" in answer for answer in answers):
             raise self.first_error
@@ -124,11 +149,19 @@ class Asking:
             "dtype": str(loaded.dtype).removeprefix("torch."),
         }
 
+    def _chosen_template(self) -> str | None:
+        """The request's, or for a conversation with a model that has none of its own that of the model's lineage."""
+        request = self.request
+        if request.template is not None or request.messages is None or self.resident.loaded.chat_template:
+            return request.template
+        adapters = [choice.name for choice in request.adapters]
+        return template_of_lineage(self.context.store, request.model, adapters)
+
     def _build(self, question: "Question") -> BuiltPrompt:
         loaded, request = self.resident.loaded, self.request
         prompt = build_prompt(
             loaded.tokenizer,
-            template=request.template,
+            template=self._template,
             prompt=question if isinstance(question, str) else None,
             messages=None if isinstance(question, str) else question,
             system=request.system,
@@ -138,11 +171,20 @@ class Asking:
         self.template = prompt.template
         return prompt
 
-    def _refuse(self, number: int, error: GraftwerkError) -> None:
+    def _fitted(self, prompt: BuiltPrompt) -> Sampling:
+        """The request's sampling, with as many new tokens as there is room for where the request allows that."""
+        sampling = self.request.sampling
+        room = self.resident.loaded.context_length - len(prompt.token_ids)
+        if not self.request.fit_context or room < 1 or sampling.max_new_tokens <= room:
+            return sampling
+        least = min(sampling.min_new_tokens, room)
+        return sampling.model_copy(update={"max_new_tokens": room, "min_new_tokens": least})
+
+    def _refuse(self, number: int, error: GraftwerkError, *, answers: int) -> None:
         self.first_error = self.first_error or error
         failure = {"code": error.code, "message": error.message, "hint": error.hint}
         self.entries[number].append({"prompt": _text_of(self.questions[number]), "error": failure})
-        self.expected -= self.request.sampling.max_new_tokens
+        self.expected -= self.request.sampling.max_new_tokens * answers
 
     def _entry(self, number: int, prompt: BuiltPrompt, output: Output) -> dict[str, Any]:
         entry: dict[str, Any] = {
@@ -156,35 +198,14 @@ class Asking:
         if self.request.return_token_ids:
             entry |= {"prompt_token_ids": list(prompt.token_ids), "token_ids": output.token_ids}
         if output.logprobs is not None:
-            entry["logprobs"] = [_logprob(item) for item in output.logprobs]
+            entry["logprobs"] = [self._logprob(item) for item in output.logprobs]
         return entry
 
-
-class _TextTeller:
-    """Collects an answer's text and tells it in pieces that are not too small.
-
-    `offset` counts characters from the answer's beginning: a job that runs again begins at 0 again.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.told_at = 0.0
-        self.held: dict[int, str] = {}
-        self.offsets: dict[int, int] = {}
-
-    def add(self, index: int, text: str) -> None:
-        if text:
-            self.held[index] = self.held.get(index, "") + text
-
-    def tell(self, *, last: bool = False) -> None:
-        if not self.held or not (last or time.monotonic() - self.told_at >= TEXT_SECONDS):
-            return
-        for index, text in self.held.items():
-            offset = self.offsets.get(index, 0)
-            self.context.tell_text({"index": index, "offset": offset, "text": text})
-            self.offsets[index] = offset + len(text)
-        self.held.clear()
-        self.told_at = time.monotonic()
+    def _logprob(self, item: TokenLogprob) -> dict[str, Any]:
+        fields: dict[str, Any] = {"token": item.piece, "token_id": item.token_id, "logprob": item.logprob}
+        if item.token_id in self._special_ids:
+            fields["special"] = True
+        return fields | ({"top": [self._logprob(other) for other in item.top]} if item.top else {})
 
 
 Question = str | list[Message]
@@ -243,8 +264,3 @@ def _index(entry: Mapping[str, Any]) -> int:
 
 def _text_of(question: Question) -> str:
     return question if isinstance(question, str) else question[-1].content
-
-
-def _logprob(item: TokenLogprob) -> dict[str, Any]:
-    fields: dict[str, Any] = {"token": item.piece, "token_id": item.token_id, "logprob": item.logprob}
-    return fields | ({"top": [_logprob(other) for other in item.top]} if item.top else {})

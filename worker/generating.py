@@ -26,12 +26,13 @@ from rq.worker.base import WorkerStatus
 
 from services.errors import ExecutionSuperseded, GraftwerkError, JobCanceled, JobTimeout
 from services.generate import resolve_device
-from services.jobs.requests import GenerateRequest
+from services.jobs.requests import RESIDENT_REQUEST, EmbedRequest
 from services.jobs.running import INTERVAL_SECONDS, Running
 from services.jobs.workers import MONITORING_SECONDS, Bookkeeping
 from services.progress import Progress
 from services.settings import Settings
 from worker.answering import Asking
+from worker.embedding import Embedding
 from worker.lifecycle import attempted, context_of, fail, plain
 from worker.residents import Resident, Residents, memory_limit_bytes
 
@@ -51,7 +52,7 @@ class Seat:
     execution: Execution
     running: Running
     deadline: float
-    asking: Asking | None = None
+    asking: Asking | Embedding | None = None
     stop: GraftwerkError | None = None
 
 
@@ -132,14 +133,16 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         else:
             seat.asking = outcome
 
-    def _asking(self, seat: Seat) -> Asking | None:
-        request = GenerateRequest.model_validate(seat.job.args[0])
+    def _asking(self, seat: Seat) -> Asking | Embedding | None:
+        request = RESIDENT_REQUEST.validate_python(seat.job.args[0])
         context = context_of(seat.running, self.settings)
         context.check_canceled()
         resident = self.residents.take(request, context)
         if resident is None:
             context.report(Progress("waiting for room in memory"))
             return None
+        if isinstance(request, EmbedRequest):
+            return Embedding(request, context, resident)
         outcome = attempted(lambda: Asking(request, context, resident))
         if isinstance(outcome, Exception):
             resident.users -= 1
@@ -154,13 +157,19 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
             outcome = attempted(partial(self._step_engine, resident))
             if isinstance(outcome, Exception):
                 self._fail_engine(resident, outcome)
+        for seat in self.seats.copy():
+            self._embed(seat)
         for seat in [seat for seat in self.seats if seat.asking and seat.asking.is_done]:
             # The answers of a job that is to stop are done too, cut off: it ends with the next round.
             if seat.stop is None and not self.asked_to_stop:
                 self._succeed(seat)
 
     def _step_engine(self, resident: Resident) -> None:
-        askings = [seat.asking for seat in self.seats if seat.asking and seat.asking.resident is resident]
+        askings = [
+            seat.asking
+            for seat in self.seats
+            if isinstance(seat.asking, Asking) and seat.asking.resident is resident
+        ]
         in_turn = deque(asking for asking in askings if asking.has_more)
         while in_turn and resident.engine.free_slots:
             asking = in_turn.popleft()
@@ -172,6 +181,17 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
             any(asking.hear(event) for asking in askings)
         for asking in askings:
             asking.report()
+
+    def _embed(self, seat: Seat) -> None:
+        """One text of an embed job: like the reading of one prompt, so that answers go on in between."""
+        embedding = seat.asking
+        if not isinstance(embedding, Embedding) or embedding.is_done:
+            return
+        outcome = attempted(embedding.embed_next)
+        if isinstance(outcome, Exception):
+            self._fail(seat, outcome)
+        else:
+            embedding.report()
 
     # ---- ending ---------------------------------------------------------------------------------------
 

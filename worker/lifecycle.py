@@ -1,6 +1,6 @@
 """What surrounds every task: parse the request again, open the store, report, record the failure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ class Context:
     check_canceled: CheckCanceled
     confirm: Callable[[], None]
     log: Callable[[str], None]
-    tell_text: Callable[[dict[str, Any]], None]
+    tell_text: Callable[[Sequence[dict[str, Any]]], None]
 
 
 Work = Callable[[R, Context], Mapping[str, Any]]

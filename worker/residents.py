@@ -14,7 +14,7 @@ import torch
 from services.checkpoints.huggingface import Watch
 from services.generate import Engine, LoadedModel, load_model, resolve_device
 from services.generate.loading import Quantization
-from services.jobs.requests import GenerateRequest
+from services.jobs.requests import ModelRequest
 from services.merge import merge
 from services.models.store import STAGING, ModelStore
 from worker.lifecycle import Context
@@ -62,7 +62,7 @@ class Residents:
         """The loaded model, if it is there."""
         return next((resident for resident in self.models if resident.key == key), None)
 
-    def take(self, request: GenerateRequest, context: Context) -> Resident | None:
+    def take(self, request: ModelRequest, context: Context) -> Resident | None:
         """The model that a request needs, loaded if it must be; None while busy models leave no room.
 
         Raises whatever `load_model` and `merge` refuse, ModelNotFound.
@@ -95,7 +95,7 @@ class Residents:
     def _size_bytes(self) -> int:
         return sum(resident.loaded.size_bytes for resident in self.models)
 
-    def _load(self, key: ModelKey, request: GenerateRequest, context: Context) -> Resident:
+    def _load(self, key: ModelKey, request: ModelRequest, context: Context) -> Resident:
         with _folder_of(request, context) as folder:
             loaded = load_model(
                 folder,
@@ -109,7 +109,7 @@ class Residents:
         return resident
 
 
-def key_of(request: GenerateRequest, store: ModelStore) -> ModelKey:
+def key_of(request: ModelRequest, store: ModelStore) -> ModelKey:
     """The key of the model that a request needs. Raises ModelNotFound."""
     adapters = tuple(
         (choice.name, choice.scale, _stamp(store.path(choice.name))) for choice in request.adapters
@@ -135,7 +135,7 @@ def _stamp(folder: Path) -> Stamp:
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
-def _needed_bytes(request: GenerateRequest, store: ModelStore, device: str) -> int:
+def _needed_bytes(request: ModelRequest, store: ModelStore, device: str) -> int:
     """Parameters of the base times what one takes in memory; adapters add next to nothing."""
     summary = store.describe(request.model)
     parameters = summary.parameters or summary.size_bytes
@@ -145,7 +145,7 @@ def _needed_bytes(request: GenerateRequest, store: ModelStore, device: str) -> i
 
 
 @contextmanager
-def _folder_of(request: GenerateRequest, context: Context) -> Iterator[Path]:
+def _folder_of(request: ModelRequest, context: Context) -> Iterator[Path]:
     """The model's folder; with adapters one that they are merged into and that is gone afterwards.
 
     The merge is the same as a merge job's, so the text is that of the merged model, whatever the adapters

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from services.jobs.requests import ConvertRequest, GenerateRequest, ImportRequest, MergeRequest
+from services.jobs.requests import ConvertRequest, EmbedRequest, GenerateRequest, ImportRequest, MergeRequest
 from worker.answering import answer_once
+from worker.embedding import embed_once
 from worker.lifecycle import run
 from worker.making import make_convert, make_import, make_merge
 
@@ -29,3 +30,8 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
     The resident worker (`generating.py`) does the same for many of these jobs at once.
     """
     return run(GenerateRequest, request, answer_once)
+
+
+def embed(request: dict[str, Any]) -> dict[str, Any]:
+    """Turns texts into vectors, with a model that is loaded for this job alone."""
+    return run(EmbedRequest, request, embed_once)

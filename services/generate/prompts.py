@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 from services.errors import InvalidRequest
 from services.generate.chat_template import render_chat_template
-from services.templates import Message, Segment, find_template, render
+from services.templates import OWN_TEMPLATE, Message, Segment, find_template, render
 from services.tokenizers import Tokenizer
-
-OWN_TEMPLATE = "model"
 
 
 @dataclass(frozen=True, slots=True)

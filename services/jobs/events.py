@@ -6,7 +6,7 @@ one it saw.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from redis import Redis
@@ -46,9 +46,12 @@ def publish(redis: Redis, job_id: str, name: str, data: dict[str, Any]) -> None:
         pipe.execute()
 
 
-def publish_text(redis: Redis, job_id: str, data: dict[str, Any]) -> None:
-    """Append a `token` event to the job's stream only: nobody watches all jobs for their text."""
-    redis.xadd(events_key(job_id), {"name": "token", "data": json.dumps(data)}, maxlen=EVENTS_KEPT)
+def publish_text(redis: Redis, job_id: str, pieces: Sequence[dict[str, Any]]) -> None:
+    """Append `token` events to the job's stream only: nobody watches all jobs for their text."""
+    with redis.pipeline(transaction=False) as pipe:
+        for piece in pieces:
+            pipe.xadd(events_key(job_id), {"name": "token", "data": json.dumps(piece)}, maxlen=EVENTS_KEPT)
+        pipe.execute()
 
 
 def publish_status(redis: Redis, job: Job) -> None:

@@ -60,13 +60,20 @@ from services.settings import Settings
 QUEUES = ("convert", "merge", "generate")
 """One queue, one kind of worker: only a worker of a single queue never loses a job between two lists."""
 
-QUEUE_OF = {"import": "convert", "convert": "convert", "merge": "merge", "generate": "generate"}
+QUEUE_OF = {
+    "import": "convert",
+    "convert": "convert",
+    "merge": "merge",
+    "generate": "generate",
+    "embed": "generate",
+}
 
 TASK_OF = {
     "import": "worker.tasks.import_model",
     "convert": "worker.tasks.convert",
     "merge": "worker.tasks.merge",
     "generate": "worker.tasks.generate",
+    "embed": "worker.tasks.embed",
 }
 """The names on the wire."""
 
@@ -109,8 +116,12 @@ class JobQueue:
         self.tasks = tasks
 
     @reaching_redis()
-    def submit(self, request: AnyRequest, job_id: str | None = None) -> tuple[Job, bool]:
+    def submit(
+        self, request: AnyRequest, job_id: str | None = None, *, retention_seconds: int | None = None
+    ) -> tuple[Job, bool]:
         """Queue a job; with a known `job_id` give that job back. The flag says whether it is new.
+
+        `retention_seconds` is how long its record is kept once it has ended; by default as the settings say.
 
         Raises:
             IdempotencyConflict: The id is taken by another request.
@@ -124,7 +135,9 @@ class JobQueue:
         watched = [record_key(job_id), JOBS_KEY, *(RQJob.key_for(str(id)) for id in request.after)]
         if target is not None:
             watched.append(target_key(target))
-        created = transact(self.redis, partial(self._enqueue, request=request, job_id=job_id), *watched)
+        retention_seconds = retention_seconds or self.settings.job_retention_seconds
+        enqueue = partial(self._enqueue, request=request, job_id=job_id, retention_seconds=retention_seconds)
+        created = transact(self.redis, enqueue, *watched)
         if isinstance(created, GraftwerkError):
             raise created
         job = read_job(self.redis, job_id)
@@ -278,7 +291,9 @@ class JobQueue:
             raise JobNotEnded(f"job {job_id} is {job.status} and cannot {action}", "Cancel it first.")
         return job
 
-    def _enqueue(self, pipe: Pipeline, *, request: AnyRequest, job_id: str) -> bool | GraftwerkError:
+    def _enqueue(
+        self, pipe: Pipeline, *, request: AnyRequest, job_id: str, retention_seconds: int
+    ) -> bool | GraftwerkError:
         # A refusal is given back, not raised: the transaction then still finds out whether what it rests
         # on has changed meanwhile, and if so everything is looked at again.
         existing = read_records(self.redis, [job_id])[0]
@@ -289,7 +304,7 @@ class JobQueue:
                 self._refuse_taken_target(request)
             except GraftwerkError as error:
                 return error
-            self._add(pipe, request, job_id)
+            self._add(pipe, request, job_id, retention_seconds=retention_seconds)
             return True
         if ANY_REQUEST.validate_python(existing.request) == request:
             return False
@@ -297,7 +312,7 @@ class JobQueue:
             f"job {job_id} exists with another request", "Use a new id or key, or send the same body."
         )
 
-    def _add(self, pipe: Pipeline, request: AnyRequest, job_id: str) -> None:
+    def _add(self, pipe: Pipeline, request: AnyRequest, job_id: str, *, retention_seconds: int) -> None:
         payload = request.model_dump(mode="json")
         target = target_of(request)
         queue = rq_queue(self.redis, QUEUE_OF[request.kind])
@@ -308,8 +323,8 @@ class JobQueue:
             description=f"{request.kind} {target or inputs_of(request)[0]}",
             depends_on=[str(id) for id in request.after] or None,
             timeout=self.settings.job_timeout_seconds,
-            result_ttl=self.settings.job_retention_seconds,
-            failure_ttl=self.settings.job_retention_seconds,
+            result_ttl=retention_seconds,
+            failure_ttl=retention_seconds,
             retry=Retry(max=RETRIES),
         )
         queue.enqueue_job(rq, pipeline=pipe)

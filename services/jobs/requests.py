@@ -25,6 +25,9 @@ MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 RESERVED_NAMES = ("incoming", "results")
 """Folders of the volume that are no models."""
 
+TOLD_ANSWERS = 16
+"""A generate job of at most so many answers tells their text as it grows (`token` events)."""
+
 SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -53,7 +56,7 @@ def _checked_size(text: str) -> str:
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN), AfterValidator(_not_reserved)]
 Size = Annotated[str, AfterValidator(_checked_size), Field(examples=["5GB"])]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
-DType = Literal["float32", "float16", "bfloat16"]
+DType = Literal["float32", "float16", "bfloat16", "q8_0"]
 
 
 class Shape(BaseModel):
@@ -99,16 +102,40 @@ class ImportRequest(JobRequest):
     sha256: dict[str, Sha256] = Field(default={}, description="Digests to check, by path inside the source.")
 
 
-class ConvertRequest(JobRequest):
+class OutputRequest(JobRequest):
+    """How a model is to be written."""
+
+    output_format: Literal["huggingface", "meta", "gguf"] = "huggingface"
+    dtype: DType | None = Field(
+        default=None, description="null keeps each tensor's own; q8_0 is an encoding of `gguf`."
+    )
+    max_shard_size: Size = Field(default="5GB", description="Of a `huggingface` output.")
+    ranks: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Rank count of a `meta` output; null: as many as the input has.",
+    )
+
+    @model_validator(mode="after")
+    def _options_fit_the_format(self) -> "OutputRequest":
+        if self.ranks is not None and self.output_format != "meta":
+            raise ValueError(
+                f"ranks = {self.ranks} applies to output_format 'meta' only, the request has {self.output_format!r}"
+            )
+        if self.dtype == "q8_0" and self.output_format != "gguf":
+            raise ValueError(
+                f"dtype 'q8_0' is an encoding of output_format 'gguf', the request has {self.output_format!r}"
+            )
+        return self
+
+
+class ConvertRequest(OutputRequest):
     """Turn a checkpoint of one layout into another, every tensor accounted for."""
 
     kind: Literal["convert"]
     source: ModelName
     target: ModelName
-    output_format: Literal["huggingface", "meta", "gguf"] = "huggingface"
-    dtype: DType | None = Field(default=None, description="null keeps each tensor's own.")
-    max_shard_size: Size = "5GB"
-    ranks: int | None = Field(default=None, ge=1, le=64, description="Rank count of a `meta` output.")
     instruct: bool = Field(default=False, description="Llama 3: an instruct model (eos ids, template).")
 
     @model_validator(mode="after")
@@ -127,20 +154,16 @@ class AdapterChoice(Shape):
     scale: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False)
 
 
-class MergeRequest(JobRequest):
+class MergeRequest(OutputRequest):
     """Merge adapters into a base model, in the order given."""
 
     kind: Literal["merge"]
     base: ModelName
     adapters: list[AdapterChoice] = Field(min_length=1, max_length=32)
     target: ModelName
-    output_format: Literal["huggingface", "meta", "gguf"] = "huggingface"
-    dtype: DType | None = Field(default=None, description="null keeps each tensor's own.")
     rounding: Literal["per_adapter", "once"] = Field(
         default="per_adapter", description="per_adapter equals merging one after another with PEFT."
     )
-    max_shard_size: Size = "5GB"
-    ranks: int | None = Field(default=None, ge=1, le=64, description="Rank count of a `meta` output.")
     verify: bool = True
 
     @field_validator("adapters", mode="before")
@@ -165,25 +188,13 @@ class ChatMessage(Shape):
     content: str = Field(max_length=1_000_000)
 
 
-class GenerateRequest(JobRequest):
-    """Generate text from one prompt, many prompts or a conversation."""
+class ModelRequest(JobRequest):
+    """What a request says of the loaded model that is to answer it."""
 
-    kind: Literal["generate"]
     model: ModelName
     adapters: list[AdapterChoice] = Field(default=[], max_length=8)
-    prompt: str | None = Field(default=None, max_length=1_000_000)
-    prompts: list[Annotated[str, Field(max_length=1_000_000)]] | None = Field(
-        default=None, min_length=1, max_length=10_000
-    )
-    prompts_file: str | None = Field(default=None, max_length=1024)
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=1000)
-    template: str | None = Field(default=None, max_length=64, description="null: the model's own or none.")
-    system: str | None = Field(default=None, max_length=100_000)
-    input: str | None = Field(default=None, max_length=1_000_000)
-    sampling: Sampling = Sampling()
     quantization: Literal["8bit", "4bit"] | None = None
     rope_alpha: float | None = Field(default=None, gt=0, le=64)
-    return_token_ids: bool = False
 
     @field_validator("adapters", mode="before")
     @classmethod
@@ -191,6 +202,32 @@ class GenerateRequest(JobRequest):
         if isinstance(value, list):
             return [{"name": item} if isinstance(item, str) else item for item in value]
         return value
+
+
+class GenerateRequest(ModelRequest):
+    """Generate text from one prompt, many prompts or a conversation."""
+
+    kind: Literal["generate"]
+    prompt: str | None = Field(default=None, max_length=1_000_000)
+    prompts: list[Annotated[str, Field(max_length=1_000_000)]] | None = Field(
+        default=None, min_length=1, max_length=10_000
+    )
+    prompts_file: str | None = Field(default=None, max_length=1024)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=1000)
+    template: str | None = Field(
+        default=None,
+        max_length=64,
+        description="A template's name, or \"model\" for the model's own. null continues a prompt as it stands; a "
+        "conversation gets the model's own or, where it has none, the one that fits its lineage.",
+    )
+    system: str | None = Field(default=None, max_length=100_000)
+    input: str | None = Field(default=None, max_length=1_000_000)
+    sampling: Sampling = Sampling()
+    fit_context: bool = Field(
+        default=False,
+        description="Lower max_new_tokens to what the model's context has room for; false refuses what does not fit.",
+    )
+    return_token_ids: bool = False
 
     @model_validator(mode="after")
     def _one_kind_of_prompt(self) -> "GenerateRequest":
@@ -203,14 +240,29 @@ class GenerateRequest(JobRequest):
         return self
 
 
+class EmbedRequest(ModelRequest):
+    """Turn texts into vectors: the mean of the last hidden states over a text's tokens, scaled to length 1."""
+
+    kind: Literal["embed"]
+    inputs: list[Annotated[str, Field(min_length=1, max_length=1_000_000)]] = Field(
+        min_length=1, max_length=256
+    )
+
+
 AnyRequest = Annotated[
-    ImportRequest | ConvertRequest | MergeRequest | GenerateRequest, Field(discriminator="kind")
+    ImportRequest | ConvertRequest | MergeRequest | GenerateRequest | EmbedRequest,
+    Field(discriminator="kind"),
 ]
 """A request of any kind, told apart by its `kind`."""
 
 ANY_REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
 
-KINDS = ("import", "convert", "merge", "generate")
+RESIDENT_REQUEST: TypeAdapter[GenerateRequest | EmbedRequest] = TypeAdapter(
+    Annotated[GenerateRequest | EmbedRequest, Field(discriminator="kind")]
+)
+"""The requests that the resident generation worker answers."""
+
+KINDS = ("import", "convert", "merge", "generate", "embed")
 
 
 def inputs_of(request: AnyRequest) -> list[str]:
@@ -222,10 +274,10 @@ def inputs_of(request: AnyRequest) -> list[str]:
             return [request.source]
         case MergeRequest():
             return [request.base, *(adapter.name for adapter in request.adapters)]
-        case GenerateRequest():
+        case GenerateRequest() | EmbedRequest():
             return [request.model, *(adapter.name for adapter in request.adapters)]
 
 
 def target_of(request: AnyRequest) -> str | None:
     """The name of the model that a request makes, if it makes one."""
-    return None if isinstance(request, GenerateRequest) else request.target
+    return None if isinstance(request, ModelRequest) else request.target

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -164,10 +164,12 @@ class Running:
             pipe.ltrim(log_key(self.job_id), -LOG_LINES_KEPT, -1)
             pipe.execute()
 
-    def tell_text(self, data: dict[str, Any]) -> None:
-        """Tell the job's own watchers of new text: a `token` event with the job's id and `data`."""
+    def tell_text(self, pieces: Sequence[dict[str, Any]]) -> None:
+        """Tell the job's own watchers of new text: a `token` event with the job's id for each piece."""
+        if not self._current:
+            return
         try:
-            publish_text(self.redis, self.job_id, {"id": self.job_id, **data})
+            publish_text(self.redis, self.job_id, [{"id": self.job_id, **piece} for piece in pieces])
         except (ConnectionError, TimeoutError) as error:
             logger.warning("job %s: text not told: %s", self.job_id, error)
 

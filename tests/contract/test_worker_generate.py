@@ -25,6 +25,7 @@ from services.jobs.queue import JobQueue, connect
 from services.jobs.requests import GenerateRequest
 from services.jobs.status import Job
 from services.settings import Settings
+from services.tokenizers import load_tokenizer
 from tests.redis_server import Server, until
 from worker.janitor import Janitor
 
@@ -174,15 +175,68 @@ def test_twelve_jobs_at_once_get_the_answers_that_each_gets_alone(queue: JobQueu
     assert [outputs(ended(queue, id))[0]["text"] for id in ids] == [row["answer"] for row in QUESTIONS[:12]]
 
 
+def told(queue: JobQueue, job_id: str) -> list[dict[str, Any]]:
+    """The `token` events of a job, from its first on to its end."""
+    events = [event for event in follow(queue.redis, job_id, last_id="0-0") if event]
+    return [json.loads(event.data) for event in events if event.name == "token"]
+
+
 def test_the_text_is_told_as_it_grows(queue: JobQueue) -> None:
     job_id = ask(queue, prompt="The capital of France is", sampling=LONG | {"max_new_tokens": 300})
-    events = [event for event in follow(queue.redis, job_id, last_id="0-0") if event]
-    pieces = [json.loads(event.data) for event in events if event.name == "token"]
+    pieces = told(queue, job_id)
     (output,) = outputs(queue.get(job_id))
-    assert len(pieces) > 1
+    assert len(pieces) > 3
     assert "".join(piece["text"] for piece in pieces) == output["text"]
     assert pieces[-1]["offset"] + len(pieces[-1]["text"]) == len(output["text"])
+    assert [piece["finish_reason"] for piece in pieces] == [None] * (len(pieces) - 1) + ["length"]
+    assert {piece["id"] for piece in pieces} == {job_id}
     assert output["finish_reason"] == "length"
+
+
+def test_several_answers_are_told_each_under_its_place_in_the_outputs(queue: JobQueue) -> None:
+    sampling = {"temperature": 1.5, "n": 2, "seed": 7, "max_new_tokens": 12, "stop": ["e"]}
+    job_id = ask(queue, prompts=["The capital of", "A"], sampling=sampling, return_token_ids=True)
+    pieces = told(queue, job_id)
+    found = outputs(queue.get(job_id))
+    assert len(found) == 4
+    for index, output in enumerate(found):
+        mine = [piece for piece in pieces if piece["index"] == index]
+        assert "".join(piece["text"] for piece in mine) == output["text"]
+        assert [id for piece in mine for id in piece["token_ids"]] == output["token_ids"]
+        assert mine[-1]["finish_reason"] == output["finish_reason"]
+
+
+def test_a_job_of_many_answers_tells_no_text_but_its_result(queue: JobQueue) -> None:
+    job_id = ask(queue, prompts=["The capital of France is"] * 17)
+    assert told(queue, job_id) == []
+    assert len(outputs(queue.get(job_id))) == 17
+
+
+def test_new_tokens_are_fitted_to_the_context_where_the_request_says_so(
+    queue: JobQueue, volume: Path
+) -> None:
+    context = json.loads((volume / "base" / "config.json").read_text())["max_position_embeddings"]
+    one = len(load_tokenizer(volume / "base").encode("The ", add_bos=False))
+    prompt = "The " * ((context - 40) // one)
+    sampling = GREEDY | {"max_new_tokens": 1_000_000, "logit_bias": {"2": -100}}
+    refused = ended(queue, ask(queue, prompt=prompt, sampling=sampling))
+    assert refused.error is not None
+    assert refused.error.code == "prompt_too_long"
+    (output,) = outputs(ended(queue, ask(queue, prompt=prompt, sampling=sampling, fit_context=True)))
+    assert output["finish_reason"] == "length"
+    assert output["usage"]["total_tokens"] == context
+    assert output["usage"]["completion_tokens"] > 30
+
+
+def test_a_conversation_gets_the_template_of_the_models_lineage(queue: JobQueue) -> None:
+    row = QUESTIONS[0]
+    messages = [{"role": "user", "content": row["question"]}]
+    job = ended(queue, ask(queue, adapters=ADAPTERS, messages=messages))
+    assert job.result is not None
+    assert (job.result["template"], outputs(job)[0]["text"]) == ("alpaca", row["answer"])
+    plain = ended(queue, ask(queue, messages=messages))
+    assert plain.result is not None
+    assert plain.result["template"] == "alpaca-chat"
 
 
 def test_a_short_job_is_not_held_up_by_a_long_list_of_prompts(queue: JobQueue) -> None:

@@ -1,0 +1,71 @@
+"""Pieces of text: not too many, and together the whole."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from worker.lifecycle import Context
+from worker.telling import TextTeller
+
+
+class Watcher:
+    """What was told, and a clock that stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+        self.seconds = 100.0
+
+    def teller(self, *, with_token_ids: bool = False) -> TextTeller:
+        context = SimpleNamespace(tell_text=lambda pieces: self.told.extend(dict(piece) for piece in pieces))
+        return TextTeller(cast(Context, context), with_token_ids=with_token_ids, clock=lambda: self.seconds)
+
+
+@pytest.fixture
+def watcher() -> Watcher:
+    return Watcher()
+
+
+def test_the_first_token_is_told_at_once_and_the_next_ones_together(watcher: Watcher) -> None:
+    teller = watcher.teller()
+    for word in ("one", " two", " three"):
+        teller.add(0, word, 7, None)
+        teller.tell()
+    assert [piece["text"] for piece in watcher.told] == ["one"]
+    watcher.seconds += 0.031
+    teller.tell()
+    assert watcher.told[1] == {"index": 0, "offset": 3, "text": " two three", "finish_reason": None}
+
+
+def test_the_end_is_told_even_when_no_text_is_left(watcher: Watcher) -> None:
+    teller = watcher.teller()
+    teller.add(0, "all", 7, None)
+    teller.tell()
+    teller.end(0, "stop")
+    teller.tell()
+    assert len(watcher.told) == 1
+    teller.tell_rest()
+    assert watcher.told[1] == {"index": 0, "offset": 3, "text": "", "finish_reason": "stop"}
+    teller.tell_rest()
+    assert len(watcher.told) == 2
+
+
+def test_a_token_without_certain_text_is_told_only_to_those_who_want_ids(watcher: Watcher) -> None:
+    plain, exact = watcher.teller(), watcher.teller(with_token_ids=True)
+    for teller in (plain, exact):
+        teller.add(1, "", 7, None)
+        teller.add(1, "é", 8, None)
+        teller.tell()
+    assert "token_ids" not in watcher.told[0]
+    assert watcher.told[1]["token_ids"] == [7, 8]
+
+
+def test_answers_are_told_apart(watcher: Watcher) -> None:
+    teller = watcher.teller()
+    teller.add(0, "a", 7, {"token": "a"})
+    teller.add(1, "b", 8, {"token": "b"})
+    teller.tell()
+    assert [(piece["index"], piece["text"], piece["logprobs"]) for piece in watcher.told] == [
+        (0, "a", [{"token": "a"}]),
+        (1, "b", [{"token": "b"}]),
+    ]
