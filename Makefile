@@ -37,7 +37,7 @@ down: ## stop the compose services; models and jobs stay in their volumes
 e2e-compose: $(READY) ## the end-to-end tests against the compose services
 	@PYTHON=$(BIN)/python deploy/e2e-compose.sh
 
-bench: $(READY) ## measure what docs/performance.md tells
+bench: $(READY) ## measure converting and merging against cp, PEFT and transformers
 	@$(BIN)/python -m bench
 
 lint: $(READY) ## style, types and the directions between rooms
@@ -61,6 +61,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up .venv (once; some minutes, torch is large)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-	    -e '.[api,worker,client,embedded,test,lint]' \
+	    -e '.[api,worker,client,embedded,test,lint,bench]' \
 	  | awk '/^(Collecting|Processing|Installing)/ {print "  " $$1, $$2; fflush()}'
 	@touch $@
