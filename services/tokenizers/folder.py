@@ -8,7 +8,7 @@ TokenizersBackend); the bytes of `tokenizer.model` stay for whoever runs Sentenc
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class CompletedTokenizer:
 
     parity: Parity | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def figures(self) -> dict[str, int] | None:
+        """The comparison, for a job's result."""
+        return None if self.parity is None else asdict(self.parity)
 
 
 def check_tokenizer(folder: Path) -> None:
