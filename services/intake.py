@@ -237,8 +237,8 @@ def _checked_output(
 
 def _plan_convert(request: ConvertRequest, store: ModelStore) -> Plan:
     checkpoint = _base(store, request.source, instruct=request.instruct)
-    if request.output_format != "meta":
-        _refuse_tiktoken(request.source, checkpoint)
+    if request.instruct:
+        _need_original_llama_3(request.source, checkpoint)
     output = _checked_output(request, checkpoint, checkpoint.stored, checkpoint.vocabulary)
     largest = max(tensor.size_bytes for tensor in checkpoint.tensors.values())
     return Plan(
@@ -251,11 +251,13 @@ def _plan_convert(request: ConvertRequest, store: ModelStore) -> Plan:
     )
 
 
-def _refuse_tiktoken(name: str, checkpoint: Checkpoint) -> None:
-    if checkpoint.vocabulary is not None and checkpoint.vocabulary.kind == "tiktoken":
+def _need_original_llama_3(name: str, checkpoint: Checkpoint) -> None:
+    kind = checkpoint.vocabulary.kind if checkpoint.vocabulary else "no"
+    if checkpoint.layout != "meta" or kind != "tiktoken":
         raise UnsupportedOption(
-            f"{name!r} has a tiktoken tokenizer (Llama 3), this version converts Llama 1 and 2",
-            "Use the Hugging Face edition of that model.",
+            f"instruct says how turns of an original Llama 3 checkpoint end; {name!r} is of the {checkpoint.layout} "
+            f"layout with {kind} tokenizer",
+            "Leave instruct out: this model's own files say it.",
         )
 
 
@@ -276,8 +278,6 @@ def _tokenizer_warnings(base: Checkpoint, output: Output) -> list[str]:
 
 def _plan_merge(request: MergeRequest, store: ModelStore, digest_limit_bytes: int) -> Plan:
     base = _base(store, request.base)
-    if base.layout == "meta" and request.output_format != "meta":
-        _refuse_tiktoken(request.base, base)
     adapters = [_adapter(store, choice.name) for choice in request.adapters]
     stack = check_stack(base, adapters)
     check_scales([(a, choice.scale) for a, choice in zip(adapters, request.adapters, strict=True)])

@@ -1,20 +1,27 @@
-"""Original checkpoints of Llama 3: their headers are read right; converting them is refused in this version."""
+"""Original checkpoints of Llama 3, 3.1 and 3.2: read, converted, and compared with the original forward pass."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from services.checkpoints.reading import TensorReader
 from services.errors import UnsupportedOption, VocabularyMismatch
 from services.formats.checkpoint import read_checkpoint
-from services.intake import preflight
 from services.jobs.requests import ConvertRequest
 from services.models.store import ModelStore
+from services.settings import Settings
+from services.tokenizers import load_tokenizer
 from tests.reference.make_original import SMALL, Sizes, State, random_state, save_original, split_ranks
-from tests.reference.tokenizer_files import tiktoken_file
+from tests.reference.original_llama import original_logits
+from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
+from worker.lifecycle import Context
+from worker.making import make_convert
 
 SIZES = replace(SMALL, vocab_size=557)
 """301 ranks and the 256 special tokens that follow them; 557 does not divide by the rank counts."""
@@ -95,9 +102,119 @@ def test_an_instruct_model_ends_at_its_own_tokens(tmp_path: Path, instruct: bool
     assert (config.bos_token_id, config.eos_token_id) == (301, eos)
 
 
-def test_converting_it_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    saved(tmp_path / "llama-3", random_state(SIZES))
-    request = ConvertRequest(kind="convert", source="llama-3", target="new")
-    with pytest.raises(UnsupportedOption, match=r"'llama-3' has a tiktoken tokenizer \(Llama 3\)") as caught:
-        preflight(request, ModelStore(tmp_path), {})
-    assert "Hugging Face edition" in caught.value.hint
+# ---- converted ----------------------------------------------------------------------------------------
+
+TOKENS = torch.randint(0, 557, (300,), generator=torch.Generator().manual_seed(3)).tolist()
+"""Long enough for the slow pairs of the rotation to matter."""
+
+BETWEEN = 16000.0
+"""A rotary base that puts one of the three pairs between slow and fast, where frequencies are interpolated."""
+
+
+def made(store: Path, **request: Any) -> tuple[Path, dict[str, Any]]:
+    """The folder and the result of a convert job's work."""
+    wanted = ConvertRequest(kind="convert", source="llama-3", target="new", **request)
+    result = make_convert(wanted, context_of(ModelStore(store)))
+    return store / "new", dict(result)
+
+
+def context_of(store: ModelStore) -> Context:
+    def nothing(*_: object) -> None:
+        pass
+
+    return Context(
+        store=store, settings=Settings(), job_id="j", execution="e", report=nothing, check_canceled=nothing,
+        confirm=nothing, log=nothing, tell_text=nothing,
+    )  # fmt: skip
+
+
+def logits_of(folder: Path) -> torch.Tensor:
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([TOKENS])).logits[0]
+    return logits
+
+
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tied", "params", "factor"),
+    [
+        (1, False, {}, None),
+        (2, False, {"use_scaled_rope": True}, 8.0),
+        (4, True, {"use_scaled_rope": True}, 32.0),
+        (2, False, {"use_scaled_rope": True, "rope_theta": BETWEEN}, 8.0),
+        (1, True, {"use_scaled_rope": True, "rope_theta": BETWEEN}, 32.0),
+    ],
+)
+def test_the_converted_model_computes_the_original_logits(
+    tmp_path: Path, ranks: int, tied: bool, params: dict[str, Any], factor: float | None
+) -> None:
+    state = random_state(SIZES, torch.bfloat16)
+    if tied:
+        del state["output.weight"]
+    saved(tmp_path / "llama-3", state, ranks=ranks, **params)
+
+    folder, result = made(tmp_path)
+    found = logits_of(folder)
+
+    facts = {**SIZES.params, "rope_theta": 500000.0, **params, "rope_scaling_factor": factor}
+    assert relative_difference(found, original_logits(state, facts, TOKENS)) < 2e-5
+    if factor:
+        unscaled = original_logits(state, {**facts, "use_scaled_rope": False}, TOKENS)
+        other = original_logits(state, {**facts, "rope_scaling_factor": 40 - factor}, TOKENS)
+        assert relative_difference(found, unscaled) > 1e-3
+        assert relative_difference(found, other) > 1e-4
+    assert ("lm_head.weight" in load_file(folder / "model.safetensors")) is not tied
+    assert (result["ranks"], result["tokenizer_parity"]) == (ranks, {"lines": 300, "different": 0})
+
+
+def test_an_output_that_shares_the_embeddings_bytes_is_tied(tmp_path: Path) -> None:
+    """torch saves tied weights as two names of one storage; that is what tells 3.2 from 3.1."""
+    state = random_state(SIZES, torch.bfloat16)
+    state["output.weight"] = state["tok_embeddings.weight"]
+    saved(tmp_path / "llama-3", {}, ranks=1, use_scaled_rope=True)
+    torch.save(state, tmp_path / "llama-3" / "consolidated.00.pth")
+
+    folder, result = made(tmp_path)
+
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["tie_word_embeddings"], config["rope_scaling"]["factor"]) == (True, 32.0)
+    assert result["dropped"] == ["rope.freqs", "output.weight"]
+    facts = {**SIZES.params, "rope_theta": 500000.0, "use_scaled_rope": True, "rope_scaling_factor": 32.0}
+    assert relative_difference(logits_of(folder), original_logits(state, facts, TOKENS)) < 2e-5
+
+
+def test_an_output_of_equal_values_but_its_own_bytes_stays(tmp_path: Path) -> None:
+    state = random_state(SIZES)
+    state["output.weight"] = state["tok_embeddings.weight"].clone()
+    saved(tmp_path / "llama-3", state, ranks=1)
+    assert not read_checkpoint(tmp_path / "llama-3").config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_folder_of_an_instruct_model_is_whole(tmp_path: Path, scaled: bool) -> None:
+    source = saved(tmp_path / "llama-3", random_state(SIZES), use_scaled_rope=scaled)
+    folder, _ = made(tmp_path, instruct=True)
+
+    assert (folder / "tokenizer.model").read_bytes() == (source / "tokenizer.model").read_bytes()
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [302, 309, 310]
+    found = AutoTokenizer.from_pretrained(folder)
+    assert (found.bos_token_id, found.eos_token_id, found.convert_ids_to_tokens(310)) == (
+        301,
+        310,
+        "<|eot_id|>",
+    )
+    assert found.convert_ids_to_tokens(309) == ("<|eom_id|>" if scaled else "<|reserved_special_token_4|>")
+    assert found("run3 x")["input_ids"] == [301, *load_tokenizer(folder).encode("run3 x", add_bos=False)]
+    asked = found.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)
+    assert asked["input_ids"][:2] == [301, 307]
+
+
+def test_instruct_is_refused_where_the_model_says_it_itself(tmp_path: Path) -> None:
+    source = saved(tmp_path / "llama-3", random_state(SIZES))
+    (source / "tokenizer.model").write_bytes(sentencepiece_file(piece_names(557)))
+    with pytest.raises(UnsupportedOption, match=r"original Llama 3 checkpoint.* with sentencepiece tokenizer"):
+        made(tmp_path, instruct=True)
