@@ -116,4 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    # Not sys.exit: torch's and PEFT's modules take seconds to take down, and whoever stops us waits for it.
+    os._exit(code)
