@@ -3,14 +3,16 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.checkpoints.ledger import TensorPlan
 from services.checkpoints.streaming import Produce, stream_tensors
-from services.checkpoints.writer import SafetensorsWriter, TensorPlan
+from services.checkpoints.writer import SafetensorsWriter
 from services.formats.checkpoint import TOKENIZER_FILES
-from services.formats.config import ModelConfig, config_to_json
+from services.formats.config import config_to_json
+from services.formats.outputs import Output
 from services.formats.tensors import DTYPE_NAMES
 from services.progress import CheckCanceled, Report, ignore_progress, never_canceled
 
@@ -24,22 +26,15 @@ LLAMA_TOKENIZER_CONFIG: Mapping[str, Any] = {
 }  # fmt: skip
 """What the original tokenizer does, for transformers; legacy: text after a special token keeps its space."""
 
-SPECIAL_TOKENS_MAP: Mapping[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-
 
 @dataclass(frozen=True, slots=True)
 class WrittenModel:
-    """What was written: plans of all tensors and the SHA-256 of each one's bytes."""
+    """What was written: plans of all tensors, the SHA-256 of each one's bytes, and the bytes of all together."""
 
     folder: Path
     plans: Sequence[TensorPlan]
     digests: Mapping[str, str]
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(plan.size_bytes for plan in self.plans)
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +47,20 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the folder is to hold besides the tensors' values."""
+    """What the folder is to hold besides the tensors' values.
 
-    config: ModelConfig
-    plans: Sequence[TensorPlan]
+    `max_shard_bytes` counts for Hugging Face's layout, `template` (a name in services/templates.py) for GGUF's Modelfile.
+    """
+
+    output: Output
     tokenizer_folder: Path
     max_shard_bytes: int = MAX_SHARD_BYTES
+    template: str | None = None
+
+    @property
+    def plans(self) -> list[TensorPlan]:
+        """The tensors as they are computed, under Hugging Face's names."""
+        return [TensorPlan(name, dtype, shape) for name, (dtype, shape) in self.output.tensors.items()]
 
 
 def write_huggingface(target: Path, layout: Layout, produce: Produce, watch: Watch) -> WrittenModel:
@@ -72,27 +75,23 @@ def write_huggingface(target: Path, layout: Layout, produce: Produce, watch: Wat
         stream_tensors(
             layout.plans, produce, writer, report=watch.report, check_canceled=watch.check_canceled
         )  # fmt: skip
-    return WrittenModel(target, layout.plans, writer.digests)
+    return WrittenModel(target, layout.plans, writer.digests, writer.size_bytes)
 
 
 def write_config(target: Path, layout: Layout) -> None:
     """Writes `config.json` and `generation_config.json`."""
     largest = max(layout.plans, key=lambda plan: plan.size_bytes)
-    config = layout.config
+    config = layout.output.config
     write_json(target / "config.json", config_to_json(config, DTYPE_NAMES[largest.dtype]))
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(target / "generation_config.json", {"_from_model_config": True, **ids})
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer's files byte for byte; writes the two that transformers wants where they are missing."""
+    """Copies the tokenizer's files byte for byte; services/tokenizers/folder.py adds what is missing beside them."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    if (target / "tokenizer.model").is_file() and not (target / "tokenizer_config.json").is_file():
-        write_json(target / "tokenizer_config.json", LLAMA_TOKENIZER_CONFIG)
-        if not (target / "special_tokens_map.json").is_file():
-            write_json(target / "special_tokens_map.json", SPECIAL_TOKENS_MAP)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
+from typing import Protocol
 
 import torch
 
-from services.checkpoints.writer import SafetensorsWriter, TensorPlan
+from services.checkpoints.ledger import TensorPlan
 from services.progress import CheckCanceled, Progress, Report
 
 THREADS = 2
@@ -18,10 +19,22 @@ Produce = Callable[[str], Iterable[torch.Tensor]]
 """Gives a planned tensor as blocks of rows, in order: a large one never lies in memory whole."""
 
 
+class TensorWriter(Protocol):
+    """What takes tensors, in any order and from several threads."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all planned tensors."""
+        ...
+
+    def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """Writes one tensor, given as blocks of rows in order."""
+
+
 def stream_tensors(
     plans: Iterable[TensorPlan],
     produce: Produce,
-    writer: SafetensorsWriter,
+    writer: TensorWriter,
     *,
     report: Report,
     check_canceled: CheckCanceled,

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import struct
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,26 +19,12 @@ from typing import Self
 
 import torch
 
-from services.checkpoints.reading import CODES
-from services.errors import DiskFull, InternalError
-from services.formats.tensors import TensorHeader
+from services.checkpoints.blocks import checked_blocks, digested_blocks, tensor_bytes
+from services.checkpoints.ledger import Ledger, TensorPlan
+from services.errors import DiskFull
 
 INDEX_NAME = "model.safetensors.index.json"
 WRITE_BYTES = 16 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """A tensor to be written: safetensors' dtype code and shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that it takes."""
-        return TensorHeader(self.name, self.dtype, self.shape, Path(), 0).size_bytes
 
 
 def split_shards(plans: Sequence[TensorPlan], max_shard_bytes: int) -> list[list[TensorPlan]]:
@@ -59,7 +44,6 @@ def split_shards(plans: Sequence[TensorPlan], max_shard_bytes: int) -> list[list
 class _Place:
     descriptor: int
     offset: int
-    plan: TensorPlan
 
 
 class SafetensorsWriter:
@@ -72,23 +56,20 @@ class SafetensorsWriter:
 
     def __init__(self, folder: Path, plans: Sequence[TensorPlan], max_shard_bytes: int) -> None:
         self._folder = folder
-        self._plans = list(plans)
         self._shards = split_shards(plans, max_shard_bytes)
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
-        self._digests: dict[str, str] = {}
-        self._claimed: set[str] = set()
-        self._lock = threading.Lock()
+        self._ledger = Ledger(plans)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all planned tensors."""
-        return sum(plan.size_bytes for plan in self._plans)
+        return self._ledger.size_bytes
 
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of each written tensor's bytes, in the order of the plan."""
-        return {plan.name: self._digests[plan.name] for plan in self._plans if plan.name in self._digests}
+        return self._ledger.digests
 
     def __enter__(self) -> Self:
         count = len(self._shards)
@@ -104,23 +85,20 @@ class SafetensorsWriter:
     ) -> None:
         for descriptor in self._descriptors:
             os.close(descriptor)
-        missing = [plan.name for plan in self._plans if plan.name not in self._digests]
-        if kind is None and missing:
-            raise InternalError(
-                f"{len(missing)} planned tensors were not written, the first is {missing[0]!r}"
-            )
+        if kind is None:
+            self._ledger.check_complete()
 
     def _open(self, path: Path, shard: list[TensorPlan]) -> None:
         header, data_bytes = _header(shard)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         self._descriptors.append(descriptor)
         os.fchmod(descriptor, 0o644)  # whatever the umask: other containers read it
-        with _disk_errors(path, len(header) + data_bytes):
+        with disk_errors(path, len(header) + data_bytes):
             os.posix_fallocate(descriptor, 0, len(header) + data_bytes)
-        _write_at(descriptor, memoryview(header), 0)
+        write_at(descriptor, memoryview(header), 0)
         offset = len(header)
         for plan in shard:
-            self._places[plan.name] = _Place(descriptor, offset, plan)
+            self._places[plan.name] = _Place(descriptor, offset)
             offset += plan.size_bytes
 
     def _write_index(self) -> None:
@@ -139,42 +117,15 @@ class SafetensorsWriter:
         Raises:
             InternalError: the blocks do not make the planned tensor, or it was written before.
         """
-        place = self._claim(name)
-        digest = hashlib.sha256()
-        offset, rows = place.offset, 0
-        with _disk_errors(self._folder, place.plan.size_bytes):
-            for block in blocks:
-                _check_block(place.plan, block, rows)
+        plan = self._ledger.claim(name)
+        place = self._places[name]
+        digest, offset = hashlib.sha256(), place.offset
+        with disk_errors(self._folder, plan.size_bytes):
+            for block in digested_blocks(checked_blocks(plan, blocks), digest.update):
                 data = tensor_bytes(block)
-                digest.update(data)
-                _write_at(place.descriptor, data, offset)
-                offset, rows = offset + len(data), rows + block.shape[0]
-        if offset != place.offset + place.plan.size_bytes:
-            raise InternalError(f"{name!r} came with {rows} rows, planned were {place.plan.shape}")
-        self._digests[name] = digest.hexdigest()
-
-    def _claim(self, name: str) -> _Place:
-        with self._lock:
-            if name not in self._places or name in self._claimed:
-                raise InternalError(f"{name!r} was not planned, or written before")
-            self._claimed.add(name)
-            return self._places[name]
-
-
-def _check_block(plan: TensorPlan, block: torch.Tensor, rows: int) -> None:
-    shape = (rows + block.shape[0], *block.shape[1:])
-    if CODES[block.dtype] != plan.dtype or shape[1:] != plan.shape[1:] or shape[0] > plan.shape[0]:
-        raise InternalError(
-            f"{plan.name!r}: a block {list(block.shape)} {block.dtype} at row {rows} is not of {plan}"
-        )
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order, without a copy where it lies so already."""
-    if tensor.numel() == 0:
-        return memoryview(b"")
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    return flat.numpy().data
+                write_at(place.descriptor, data, offset)
+                offset += len(data)
+        self._ledger.record(name, digest.hexdigest())
 
 
 def _header(shard: list[TensorPlan]) -> tuple[bytes, int]:
@@ -189,7 +140,8 @@ def _header(shard: list[TensorPlan]) -> tuple[bytes, int]:
     return struct.pack("<Q", len(text)) + text, offset
 
 
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Writes all of the bytes at an offset of an open file."""
     for start in range(0, len(data), WRITE_BYTES):
         chunk = data[start : start + WRITE_BYTES]
         while chunk:
@@ -199,7 +151,7 @@ def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path, needed_bytes: int) -> Iterator[None]:
+def disk_errors(path: Path, needed_bytes: int) -> Iterator[None]:
     """Turns "no space left" into DiskFull with the figures."""
     try:
         yield

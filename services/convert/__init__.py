@@ -7,57 +7,66 @@ from typing import Any
 
 import torch
 
-from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel, write_huggingface
+from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel
+from services.checkpoints.outputs import write_model
 from services.checkpoints.reading import TORCH_DTYPES, TensorReader, check_finite
-from services.checkpoints.writer import TensorPlan
 from services.formats.checkpoint import Checkpoint, read_checkpoint
+from services.formats.outputs import OutputFormat, plan_output
+from services.tokenizers import check_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """How to convert: `dtype` is a safetensors code ("F16") or None to keep each tensor's own."""
+    """How to convert: `dtype` is a code ("F16", for GGUF also "Q8_0") or None to keep each tensor's own.
+
+    `ranks` counts for Meta's layout, None: as many as the source has; `template` for GGUF's Modelfile.
+    """
 
     dtype: str | None = None
     max_shard_bytes: int = MAX_SHARD_BYTES
     instruct: bool = False
+    output_format: OutputFormat = "huggingface"
+    ranks: int | None = None
+    template: str | None = None
 
 
 def convert(
     source: Path, target: Path, options: ConvertOptions | None = None, watch: Watch | None = None
 ) -> tuple[Checkpoint, WrittenModel]:
-    """Writes the checkpoint in `source` as a Hugging Face model into the empty folder `target`.
+    """Writes the checkpoint in `source` in another layout into the empty folder `target`.
 
     Peak memory: two of the largest tensors that need joining, permuting or casting; others are copied from
     mapped pages.
 
     Raises:
-        Whatever `read_checkpoint` refuses; NonFiniteTensor, ConfigMismatch, DiskFull, JobCanceled.
+        Whatever `read_checkpoint` and `check_output` refuse; NonFiniteTensor, ConfigMismatch, DiskFull, JobCanceled.
     """
     options, watch = options or ConvertOptions(), watch or Watch()
     checkpoint = read_checkpoint(source, instruct=options.instruct)
-    plans = [
-        TensorPlan(name, options.dtype or tensor.dtype, tensor.shape)
-        for name, tensor in checkpoint.tensors.items()
-    ]
-    layout = Layout(checkpoint.config, plans, checkpoint.tokenizer_folder, options.max_shard_bytes)
+    check_tokenizer(checkpoint.tokenizer_folder)
+    output = plan_output(
+        options.output_format, checkpoint.config, checkpoint.stored, vocabulary=checkpoint.vocabulary,
+        dtype=options.dtype, ranks=options.ranks or checkpoint.ranks,
+    )  # fmt: skip
+    layout = Layout(output, checkpoint.tokenizer_folder, options.max_shard_bytes, options.template)
     with TensorReader() as reader:
 
         def produce(name: str) -> Iterator[torch.Tensor]:
             source = checkpoint.tensors[name]
-            yield cast(name, reader.load(source), options.dtype)
+            yield cast(name, reader.load(source), output.tensors[name][0])
             reader.release(source)
 
-        written = write_huggingface(target, layout, produce, watch)
+        written = write_model(target, layout, produce, watch)
     return checkpoint, written
 
 
-def cast(name: str, tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
+def cast(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     """A tensor in the requested dtype; what overflows there is refused.
 
     Raises:
         NonFiniteTensor: a value is too large for the dtype.
     """
-    if dtype is None or tensor.dtype == TORCH_DTYPES[dtype]:
+    if tensor.dtype == TORCH_DTYPES[dtype]:
         return tensor
     converted = tensor.to(TORCH_DTYPES[dtype])
     check_finite(name, converted)

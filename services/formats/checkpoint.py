@@ -94,6 +94,11 @@ class Checkpoint:
         return sum(tensor.size_bytes for tensor in self.tensors.values())
 
     @property
+    def stored(self) -> dict[str, tuple[str, Shape]]:
+        """Dtype and shape of each tensor."""
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
     def parameters(self) -> int:
         """Elements of all tensors."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())

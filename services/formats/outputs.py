@@ -41,8 +41,25 @@ class Output:
     ranks: int = 1
 
 
-def computed_dtype(output_format: OutputFormat, dtype: str | None, own: str, shape: Shape) -> str:
-    """In which dtype a tensor is computed: the requested one, or its own where the format encodes it afterwards.
+def plan_output(
+    output_format: OutputFormat,
+    config: ModelConfig,
+    tensors: Mapping[str, tuple[str, Shape]],
+    *,
+    vocabulary: Vocabulary | None,
+    dtype: str | None = None,
+    ranks: int = 1,
+) -> Output:
+    """The output of a model whose tensors have these dtypes and shapes, in the requested dtype."""
+    computed = {
+        name: (_computed_dtype(output_format, dtype, own, shape), shape)
+        for name, (own, shape) in tensors.items()
+    }
+    return Output(output_format, config, computed, vocabulary, dtype, ranks)
+
+
+def _computed_dtype(output_format: OutputFormat, dtype: str | None, own: str, shape: Shape) -> str:
+    """The requested dtype, or the tensor's own where the format encodes it afterwards.
 
     GGUF stores vectors (norms) as float32 whatever was asked for, as llama.cpp's converter does.
     """

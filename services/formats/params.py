@@ -89,10 +89,11 @@ def feed_forward(dim: int, width: int) -> tuple[int, float | None]:
 def _multiplier(dim: int, width: int, multiple_of: int) -> float:
     """The shortest decimal for which the formula gives the width."""
     unscaled = int(8 * dim / 3)
+    ends = (width, width - multiple_of + 1)  # the largest and the smallest that are rounded up to the width
     for digits in range(1, MULTIPLIER_DIGITS + 1):
-        for wanted in (width, width - multiple_of + 1):  # the largest and the smallest width that is rounded up to it
-            for scaled in (math.floor, math.ceil):
-                multiplier = scaled(wanted / unscaled * 10**digits) / 10**digits
+        for wanted in ends:
+            for rounded in (math.floor, math.ceil):
+                multiplier: float = rounded(wanted / unscaled * 10**digits) / 10**digits
                 if multiplier > 0 and ffn_rows(dim, multiple_of, multiplier) == width:
                     return multiplier
     raise UnsupportedOption(

@@ -7,24 +7,31 @@ from typing import Any, Literal
 
 import torch
 
-from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel, write_huggingface
+from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel
+from services.checkpoints.outputs import write_model
 from services.checkpoints.reading import TORCH_DTYPES, TensorReader, check_finite
-from services.checkpoints.writer import TensorPlan
 from services.errors import InternalError
 from services.formats.adapter import Adapter, read_adapter
 from services.formats.checkpoint import Checkpoint, TensorSource, read_checkpoint
-from services.formats.config import ModelConfig
-from services.formats.stack import Stack, check_stack
+from services.formats.outputs import Output, OutputFormat, plan_output
+from services.formats.stack import Stack, check_scales, check_stack, merged_tensors
 from services.merge.delta import Change, changed_blocks
+from services.tokenizers import check_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """How to merge; `rounding` is "per_adapter" (as PEFT, one after another) or "once"."""
+    """How to merge; `rounding` is "per_adapter" (as PEFT, one after another) or "once".
+
+    `ranks` counts for Meta's layout, None: as many as the base has; `template` for GGUF's Modelfile.
+    """
 
     rounding: Literal["per_adapter", "once"] = "per_adapter"
     dtype: str | None = None
     max_shard_bytes: int = MAX_SHARD_BYTES
+    output_format: OutputFormat = "huggingface"
+    ranks: int | None = None
+    template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class Merged:
     base: Checkpoint
     adapters: Sequence[ScaledAdapter]
     stack: Stack
+    output: Output
     written: WrittenModel
     accounts: Sequence[Mapping[str, Any]]
 
@@ -59,43 +67,47 @@ def merge(
     Peak memory: a few blocks of rows (delta.BLOCK_ELEMENTS); from an original base also two of its joined tensors.
 
     Raises:
-        Whatever `read_checkpoint`, `read_adapter` and `check_stack` refuse; NonFiniteTensor, DiskFull, JobCanceled.
+        Whatever `read_checkpoint`, `read_adapter`, `check_stack` and `check_output` refuse; NonFiniteTensor, DiskFull, JobCanceled.
     """
     options, watch = options or MergeOptions(), watch or Watch()
     checkpoint = read_checkpoint(base)
     scaled = [ScaledAdapter(read_adapter(folder, name), scale) for name, folder, scale in adapters]
     stack = check_stack(checkpoint, [item.adapter for item in scaled])
-    config = merged_config(checkpoint, stack)
-    plans = merged_plans(checkpoint, scaled, options.dtype)
-    layout = Layout(config, plans, stack.tokenizer_folder, options.max_shard_bytes)
+    check_scales([(item.adapter, item.scale) for item in scaled])
+    check_tokenizer(stack.tokenizer_folder)
+    output = merged_output(checkpoint, scaled, stack, options)
+    layout = Layout(output, stack.tokenizer_folder, options.max_shard_bytes, options.template)
     accounts = _Accounts(scaled)
     with TensorReader() as reader:
 
         def produce(name: str) -> Iterator[torch.Tensor]:
-            yield from merged_blocks(reader, checkpoint.tensors[name], accounts.take(name), options)
+            dtype = TORCH_DTYPES[output.tensors[name][0]]
+            changes = accounts.take(name)
+            once = options.rounding == "once"
+            yield from merged_blocks(reader, checkpoint.tensors[name], changes, dtype, once=once)
 
-        written = write_huggingface(target, layout, produce, watch)
-    return Merged(checkpoint, scaled, stack, written, accounts.closed())
-
-
-def merged_config(base: Checkpoint, stack: Stack) -> ModelConfig:
-    """The base's configuration with the rows of the merged embeddings."""
-    return replace(base.config, vocab_size=stack.vocabulary_rows)
+        written = write_model(target, layout, produce, watch)
+    return Merged(checkpoint, scaled, stack, output, written, accounts.closed())
 
 
-def merged_plans(
-    base: Checkpoint, adapters: Sequence[ScaledAdapter], dtype: str | None
-) -> list[TensorPlan]:  # fmt: skip
-    """Name, dtype and shape of every merged tensor: the base's dtype, the last replacing adapter's shape."""
-    plans = []
-    for name, source in base.tensors.items():
-        shapes = [item.adapter.replaced[name].shape for item in adapters if name in item.adapter.replaced]
-        plans.append(TensorPlan(name, dtype or source.dtype, shapes[-1] if shapes else source.shape))
-    return plans
+def merged_output(
+    base: Checkpoint, adapters: Sequence[ScaledAdapter], stack: Stack, options: MergeOptions
+) -> Output:
+    """What a merge writes: the base's dtypes, the last replacing adapter's shapes, the vocabulary of the stack."""
+    return plan_output(
+        options.output_format, replace(base.config, vocab_size=stack.vocabulary_rows),
+        merged_tensors(base, [item.adapter for item in adapters]), vocabulary=stack.vocabulary,
+        dtype=options.dtype, ranks=options.ranks or base.ranks,
+    )  # fmt: skip
 
 
 def merged_blocks(
-    reader: TensorReader, source: TensorSource, changes: Sequence[Change], options: MergeOptions
+    reader: TensorReader,
+    source: TensorSource,
+    changes: Sequence[Change],
+    dtype: torch.dtype,
+    *,
+    once: bool,
 ) -> Iterator[torch.Tensor]:
     """One tensor of the merged model, as blocks of rows in order.
 
@@ -103,10 +115,7 @@ def merged_blocks(
         NonFiniteTensor: the base, an adapter or the sum holds NaN or infinity.
     """
     base = reader.load(source)
-    dtype = TORCH_DTYPES[options.dtype] if options.dtype else base.dtype
-    blocks = (
-        changed_blocks(reader, base, changes, once=options.rounding == "once") if changes else iter([base])
-    )
+    blocks = changed_blocks(reader, base, changes, once=once) if changes else iter([base])
     for block in blocks:
         result = block.to(dtype)
         if result is not base:
@@ -129,10 +138,10 @@ class _Accounts:
         """What the adapters change of one tensor, in order."""
         changes = []
         for item, taken in zip(self._adapters, self._taken, strict=True):
-            pair, replaced = item.adapter.pairs.get(name), item.adapter.replaced.get(name)
-            if pair is not None or replaced is not None:
+            change = Change.of(item.adapter, item.scale, name)
+            if change is not None:
                 taken.add(name)
-                changes.append(Change(item.adapter.name, item.scale, pair, replaced))
+                changes.append(change)
         return changes
 
     def closed(self) -> list[dict[str, Any]]:
@@ -143,11 +152,12 @@ class _Accounts:
         """
         accounts = []
         for item, taken in zip(self._adapters, self._taken, strict=True):
-            left = {*item.adapter.pairs, *item.adapter.replaced} - taken
+            left = item.adapter.changed - taken
             if left:
                 raise InternalError(f"adapter {item.adapter.name}: {sorted(left)[0]!r} was not used")
             accounts.append({
                 "adapter": item.adapter.name, "scale": item.scale, "tensors": item.adapter.tensor_count,
-                "merged": len(item.adapter.pairs), "replaced": len(item.adapter.replaced),
+                "merged": len(item.adapter.pairs) + len(item.adapter.layers), "replaced": len(item.adapter.replaced),
+                "rows_replaced": sum(len(rows.indices) for rows in item.adapter.rows.values()),
             })  # fmt: skip
         return accounts

@@ -5,7 +5,6 @@ every changed tensor are computed again in float64 and must lie within the round
 configuration and the tokenizer must load and agree with the tensors.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,17 @@ import torch
 
 from services.checkpoints.huggingface import Watch
 from services.checkpoints.reading import TORCH_DTYPES, TensorReader
-from services.checkpoints.writer import tensor_bytes
+from services.checkpoints.stored import StoredTensor, read_stored
 from services.errors import VerificationFailed
-from services.formats.checkpoint import Checkpoint, TensorSource, read_checkpoint
+from services.formats.checkpoint import Checkpoint
 from services.merge import Merged, MergeOptions, ScaledAdapter
+from services.merge.delta import Change, changed_blocks
+from services.merge.peft_layers import layer_model
 from services.progress import Progress
+
+LAYER_TOLERANCE = 1e-5
+"""What a layer's forward pass in float32 may differ from its merge, relative to the largest value: orthogonal tuners solve
+linear systems."""
 
 SAMPLED_ROWS = 16
 """Rows of each changed tensor that are computed again, spread evenly, first and last among them."""
@@ -29,25 +34,24 @@ def verify_merge(merged: Merged, options: MergeOptions, watch: Watch) -> dict[st
     Raises:
         VerificationFailed: which tensor, what was found, what was expected.
     """
-    output = read_checkpoint(merged.written.folder)
-    if set(output.tensors) != set(merged.written.digests):
+    output = read_stored(merged.written.folder, merged.output)
+    if output.keys != set(merged.written.digests):
         raise VerificationFailed("the output's headers do not list the tensors that were written")
     largest = _Largest()
     total, done = output.size_bytes, 0
     with TensorReader() as reader:
-        for source in output.tensors.values():
+        for stored in output.tensors.values():
             watch.check_canceled()
-            _check_digest(reader, merged, source)
-            _check_rows(reader, merged, options, source, largest)
-            reader.release(source)
-            done += source.size_bytes
+            _check_digest(reader, merged, stored)
+            _check_rows(reader, merged, options, stored, largest)
+            reader.release(stored.source)
+            done += sum(part.size_bytes for part in stored.source.parts)
             watch.report(Progress("verifying tensors", done, total))
     return {
         "passed": True, "tensors": len(output.tensors), "digests_equal": len(output.tensors),
         "rows_recomputed": largest.rows, "largest_difference": largest.difference,
         "largest_share_of_tolerance": largest.share, "largest_difference_at": largest.name,
-        "vocabulary_size": output.config.vocab_size,
-        "tokenizer_size": output.vocabulary.size if output.vocabulary else None,
+        "vocabulary_size": output.vocabulary_size, "tokenizer_size": output.tokenizer_size,
     }  # fmt: skip
 
 
@@ -67,35 +71,83 @@ class _Largest:
             self.share, self.name = share, name
 
 
-def _check_digest(reader: TensorReader, merged: Merged, source: TensorSource) -> None:
-    found = hashlib.sha256(tensor_bytes(reader.view(source.parts[0]))).hexdigest()
-    if found != merged.written.digests[source.name]:
+def _check_digest(reader: TensorReader, merged: Merged, stored: StoredTensor) -> None:
+    found, written = stored.digest(reader), merged.written.digests[stored.key]
+    if found != written:
         raise VerificationFailed(
-            f"{source.name!r} on the disk has SHA-256 {found}, written was {merged.written.digests[source.name]}",
+            f"{stored.key!r} on the disk has SHA-256 {found}, written was {written}",
             "The disk or the memory of this machine may be faulty: check them, then merge again.",
         )
 
 
 def _check_rows(
-    reader: TensorReader, merged: Merged, options: MergeOptions, source: TensorSource, largest: _Largest
+    reader: TensorReader, merged: Merged, options: MergeOptions, stored: StoredTensor, largest: _Largest
 ) -> None:
-    rows = (
-        torch.linspace(0, source.shape[0] - 1, min(SAMPLED_ROWS, source.shape[0]), dtype=torch.float64)
-        .round()
-        .long()
-    )
-    found = reader.view(source.parts[0])[rows].double()
-    expected, tolerance = expected_rows(reader, merged.base, merged.adapters, source.name, rows)
-    tolerance = tolerance + rounding(expected, TORCH_DTYPES[source.dtype])
+    if any(stored.name in item.adapter.layers for item in merged.adapters):
+        _check_layer(reader, merged, options, stored, largest)
+        return
+    rows = _spread(stored.shape[0])
+    found, slack = stored.rows(reader, rows)
+    expected, tolerance = expected_rows(reader, merged.base, merged.adapters, stored.name, rows)
+    tolerance = tolerance + rounding(expected, TORCH_DTYPES[stored.dtype]) + slack
+    _judge(stored, found, expected, tolerance, largest)
+
+
+def _judge(
+    stored: StoredTensor,
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    tolerance: torch.Tensor,
+    largest: _Largest,
+) -> None:
     difference = (found - expected).abs()
     share = difference / tolerance
-    largest.see(source.name, float(difference.max()), float(share.max()), len(rows))
+    largest.see(stored.name, float(difference.max()), float(share.max()), len(found))
     if not float(share.max()) <= 1:
         raise VerificationFailed(
-            f"{source.name!r} differs from float64 arithmetic by {float(difference.max()):.3g}, which is "
-            f"{float(share.max()):.2f} times what rounding to {options.dtype or source.dtype} explains",
+            f"{stored.name!r} differs from the expected values by {float(difference.max()):.3g}, which is "
+            f"{float(share.max()):.2f} times what rounding to {stored.encoding} explains",
             "This is a fault of Graftwerk or of this machine: please report it with the job's log.",
         )
+
+
+def _spread(count: int) -> torch.Tensor:
+    """Indices of up to SAMPLED_ROWS of `count`, the first and the last among them."""
+    return torch.linspace(0, count - 1, min(SAMPLED_ROWS, count), dtype=torch.float64).round().long()
+
+
+def _check_layer(
+    reader: TensorReader, merged: Merged, options: MergeOptions, stored: StoredTensor, largest: _Largest
+) -> None:
+    """A module that PEFT's layer merged: sampled columns against that layer's forward pass before merging, in float32.
+
+    Only the last layer is passed through; what came before it is taken as the merge computed it.
+    """
+    changes = [c for item in merged.adapters if (c := Change.of(item.adapter, item.scale, stored.name))]
+    last = max(i for i, change in enumerate(changes) if change.layer is not None)
+    weight = reader.load(merged.base.tensors[stored.name])
+    once = options.rounding == "once"
+    if last:
+        weight = torch.cat(list(changed_blocks(reader, weight, changes[:last], once=once)))
+    layer = changes[last].layer
+    assert layer is not None
+    model = layer_model(reader, changes[last].adapter, layer, weight.float())
+    columns = _spread(weight.shape[1])
+    with torch.no_grad():
+        expected = model.get_submodule(f"base_model.model.{layer.module}")(
+            torch.eye(weight.shape[1])[columns]
+        ).T
+    step = expected.double().abs()
+    if last + 1 < len(changes):
+        rest = list(changed_blocks(reader, weight.float(), changes[last + 1 :], once=True))
+        expected = expected + (torch.cat(rest) - weight.float())[:, columns]
+    found, slack = stored.rows(reader, torch.arange(stored.shape[0]))
+    dtypes = (TORCH_DTYPES[merged.base.tensors[stored.name].dtype], TORCH_DTYPES[stored.dtype])
+    reached = torch.maximum(weight[:, columns].double().abs(), expected.double().abs())
+    tolerance = sum(2 * len(changes) * rounding(torch.maximum(reached, step), dtype) for dtype in dtypes)
+    tolerance = tolerance + LAYER_TOLERANCE * expected.double().abs().max()
+    tolerance = tolerance + (slack[:, columns] if stored.by_blocks else slack)
+    _judge(stored, found[:, columns], expected.double(), tolerance, largest)
 
 
 def rounding(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -120,6 +172,8 @@ def expected_rows(
     weight = whole[rows].double()
     tolerance = rounding(weight, dtype)
     for item in used:
+        if name in item.adapter.rows:
+            weight = _with_rows(reader, item, name, rows, weight)
         pair = item.adapter.pairs.get(name)
         if pair is not None:
             a, b = reader.view(pair.a).double(), reader.view(pair.b).double()
@@ -128,9 +182,18 @@ def expected_rows(
             delta = left @ right * scaling
             weight = weight + delta
             tolerance = (
-                tolerance + rounding(weight, dtype) + (rounding(delta, dtype) if pair.transposed else 0)
+                tolerance + rounding(weight, dtype) + (rounding(delta, dtype) if pair.rounded else 0)
             )
             tolerance += (
                 left.abs() @ right.abs() * abs(scaling) * (pair.rank + 2) * torch.finfo(torch.float32).eps
             )
     return weight, tolerance
+
+
+def _with_rows(
+    reader: TensorReader, item: ScaledAdapter, name: str, rows: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """The rows of a weight, those that the adapter trained taken from it."""
+    token_rows = item.adapter.rows[name]
+    trained = dict(zip(token_rows.indices, reader.view(token_rows.rows).double(), strict=True))
+    return torch.stack([trained.get(int(row), kept) for row, kept in zip(rows, weight, strict=True)])

@@ -8,10 +8,17 @@ from pydantic import BaseModel, ConfigDict
 from services.errors import GraftwerkError, UnsupportedFormat
 from services.formats.adapter import Adapter, is_adapter, read_adapter
 from services.formats.checkpoint import Checkpoint, original_folder, read_checkpoint
+from services.formats.gguf_header import GgufArray, GgufHeader, read_gguf_header
 from services.formats.tensors import DTYPE_NAMES
 from services.formats.vocabulary import Vocabulary, read_vocabulary
 from services.models.known import KNOWN_ADAPTERS, KNOWN_BASES, KNOWN_TOKENIZERS
 from services.models.manifest import Manifest, read_manifest
+
+GGUF_SIZES = (
+    "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
+    "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count",
+)  # fmt: skip
+"""What is shown of a GGUF file's metadata, under the architecture's name there."""
 
 Kind = Literal["original", "huggingface", "adapter", "tokenizer", "gguf", "unknown"]
 
@@ -122,13 +129,32 @@ def _of_kind(folder: Path, name: str, kind: Kind) -> dict[str, Any]:
             path = next(iter(sorted(folder.glob("*.model"))))
             vocabulary = read_vocabulary(path)
             return {"tokenizer": _tokenizer(vocabulary), "vocabulary_size": vocabulary.size}
+        case "gguf":
+            return _of_gguf(read_gguf_header(next(iter(sorted(folder.glob("*.gguf"))))))
         case "unknown":
             raise UnsupportedFormat(
                 "it is neither an original LLaMA checkpoint (consolidated.NN.pth), a Hugging Face model (config.json), "
-                "an adapter (adapter_config.json) nor a tokenizer (tokenizer.model).",
+                "an adapter (adapter_config.json), a GGUF file (*.gguf) nor a tokenizer (tokenizer.model).",
                 "Add the files that are missing.",
             )
-    return {}
+
+
+def _of_gguf(header: GgufHeader) -> dict[str, Any]:
+    sizes: dict[str, int] = {}
+    for tensor in header.tensors.values():
+        sizes[tensor.encoding] = sizes.get(tensor.encoding, 0) + tensor.size_bytes
+    encodings = sorted(sizes, key=lambda encoding: -sizes[encoding])
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    return {
+        "parameters": sum(tensor.elements for tensor in header.tensors.values()),
+        "dtypes": [DTYPE_NAMES.get(encoding, encoding.lower()) for encoding in encodings],
+        "vocabulary_size": tokens.length if isinstance(tokens, GgufArray) else None,
+        "architecture": {
+            "name": header.architecture, "file_type": header.metadata.get("general.file_type"),
+            "tensors": len(header.tensors),
+            **{key: value for key in GGUF_SIZES if (value := header.of_architecture(key)) is not None},
+        },
+    }  # fmt: skip
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

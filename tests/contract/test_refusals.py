@@ -473,9 +473,14 @@ def test_a_target_that_exists_in_another_letter_case_is_refused(store: ModelStor
     assert content(store) == before
 
 
-@pytest.mark.parametrize("output", ["meta", "gguf"])
-def test_an_output_that_is_not_offered_is_refused(store: ModelStore, output: Any) -> None:
-    assert_refused(store, merge_of("fits", output_format=output), UnsupportedOption, output, "huggingface")
+def test_ranks_that_do_not_divide_the_heads_are_refused(store: ModelStore) -> None:
+    request = merge_of("fits", output_format="meta", ranks=3)
+    assert_refused(store, request, UnsupportedOption, "8 attention heads, which 3 ranks do not divide")
+
+
+def test_an_encoding_whose_blocks_do_not_fit_the_rows_is_refused(store: ModelStore) -> None:
+    request = merge_of("fits", output_format="gguf", dtype="q8_0")
+    assert_refused(store, request, UnsupportedOption, "rows of 48 elements, Q8_0 encodes blocks of 32")
 
 
 def test_a_full_disk_is_refused_with_both_sizes(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,75 @@
+"""A tensor as a stream of blocks of rows: checked, digested, cut anew. A large one never lies in memory whole."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from services.checkpoints.ledger import TensorPlan
+from services.checkpoints.reading import CODES
+from services.checkpoints.rotary import halves_to_interleaved
+from services.errors import InternalError
+
+
+def checked_blocks(plan: TensorPlan, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The blocks of rows as they come, contiguous and checked against the plan.
+
+    Raises:
+        InternalError: they do not make the planned tensor.
+    """
+    rows = 0
+    for block in blocks:
+        shape = (rows + block.shape[0], *block.shape[1:])
+        if CODES[block.dtype] != plan.dtype or shape[1:] != plan.shape[1:] or shape[0] > plan.shape[0]:
+            raise InternalError(
+                f"{plan.name!r}: a block {list(block.shape)} {block.dtype} at row {rows} is not of {plan}"
+            )
+        yield block.contiguous()
+        rows += block.shape[0]
+    if rows != plan.shape[0]:
+        raise InternalError(f"{plan.name!r} came with {rows} rows, planned were {plan.shape}")
+
+
+def digested_blocks(
+    blocks: Iterable[torch.Tensor], update: Callable[[memoryview], None]
+) -> Iterator[torch.Tensor]:
+    """The blocks as they come; `update` (of a running hash) takes the bytes of each."""
+    for block in blocks:
+        update(tensor_bytes(block))
+        yield block
+
+
+def aligned_blocks(
+    blocks: Iterable[torch.Tensor], multiple: int, most_elements: int = 1 << 20
+) -> Iterator[torch.Tensor]:
+    """The same rows in blocks of whole multiples (of a head's rows, say), of about `most_elements` at most.
+
+    A last block may hold fewer rows than a multiple.
+    """
+    rest: torch.Tensor | None = None
+    for block in blocks:
+        joined = block if rest is None else torch.cat([rest, block])
+        whole = joined.shape[0] - joined.shape[0] % multiple
+        row = max(1, joined.numel() // max(1, joined.shape[0]))
+        step = max(1, most_elements // row // multiple) * multiple
+        for start in range(0, whole, step):
+            yield joined[start : min(start + step, whole)]
+        rest = joined[whole:] if whole < joined.shape[0] else None
+    if rest is not None:
+        yield rest
+
+
+def halves_to_interleaved_blocks(
+    blocks: Iterable[torch.Tensor], heads: int, rows: int
+) -> Iterator[torch.Tensor]:
+    """`halves_to_interleaved` of a weight of `rows` rows that comes as blocks of rows: head by head."""
+    head_rows = rows // heads
+    for block in aligned_blocks(blocks, head_rows):
+        yield halves_to_interleaved(block, block.shape[0] // head_rows)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, without a copy where it lies so already."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return flat.numpy().data
