@@ -50,6 +50,16 @@ EXAMPLES: dict[str, Any] = {
         "summary": "Turn texts into vectors",
         "value": {"kind": "embed", "model": "chinese-alpaca-7b", "inputs": ["Tell me about alpacas."]},
     },
+    "extend-tokenizer": {
+        "summary": "Append Chinese pieces to LLaMA's vocabulary",
+        "value": {
+            "kind": "extend-tokenizer",
+            "base": "llama-7b",
+            "addition": "chinese-sp",
+            "target": "chinese-alpaca-tokenizer",
+            "pad_token": "[PAD]",
+        },
+    },
 }
 """One request of each kind (a test parses them)."""
 

@@ -117,6 +117,28 @@ def merge(
     carry_out(connection, submission, names | options)
 
 
+@app.command("extend-tokenizer")
+@expanded
+def extend_tokenizer(
+    base: Annotated[
+        str, typer.Argument(help="Name of a model with a SentencePiece tokenizer.", show_default=False)
+    ],
+    addition: Annotated[
+        str, typer.Argument(help="Name of the tokenizer whose pieces are added.", show_default=False)
+    ],
+    *,
+    target: Target,
+    connection: Connection,
+    submission: Submission,
+    pad_token: Annotated[
+        str | None, typer.Option(help="A padding token to append, such as [PAD].", show_default=False)
+    ] = None,
+) -> None:
+    """Append the pieces of one vocabulary that another lacks."""
+    names = given(kind="extend-tokenizer", base=base, addition=addition, target=target)
+    carry_out(connection, submission, names | given(pad_token=pad_token))
+
+
 @app.command()
 @expanded
 def generate(

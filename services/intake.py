@@ -5,6 +5,7 @@ The API asks before it queues, the worker asks again before it works: between th
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -13,13 +14,14 @@ from services.errors import (
     DiskFull,
     InvalidRequest,
     ModelExists,
+    UnsupportedFormat,
     UnsupportedOption,
     VocabularyMismatch,
     WrongAdapterOrder,
     WrongModelKind,
 )
 from services.formats.adapter import Adapter, read_adapter
-from services.formats.checkpoint import Checkpoint, read_checkpoint
+from services.formats.checkpoint import Checkpoint, original_folder, read_checkpoint
 from services.formats.key_map import Shape
 from services.formats.outputs import (
     OUTPUT_DTYPES,
@@ -30,11 +32,12 @@ from services.formats.outputs import (
     plan_output,
 )
 from services.formats.stack import check_scales, check_stack, merged_tensors
-from services.formats.vocabulary import Vocabulary
+from services.formats.vocabulary import Vocabulary, new_pieces, read_vocabulary
 from services.jobs.requests import (
     AnyRequest,
     ConvertRequest,
     EmbedRequest,
+    ExtendTokenizerRequest,
     GenerateRequest,
     HubSource,
     ImportRequest,
@@ -59,6 +62,9 @@ HASHED_BYTES = 64 * 2**20
 
 PROCESS_BYTES = 350 * 2**20
 """What a worker process with torch takes before its first tensor."""
+
+TABLE_BYTES_A_PIECE = 64
+"""What a piece takes in tokenizer.json, its merges included."""
 
 
 class Plan(BaseModel):
@@ -110,6 +116,8 @@ def preflight(
             plan = _later(request, waiting) if waiting else _plan_convert(request, store)
         case MergeRequest():
             plan = _later(request, waiting) if waiting else _plan_merge(request, store, digest_limit_bytes)
+        case ExtendTokenizerRequest():
+            plan = _later(request, waiting) if waiting else _plan_extend_tokenizer(request, store)
         case GenerateRequest():
             _refuse_generate_options(request)
             plan = _plan_answering(request, store, waiting)
@@ -339,6 +347,56 @@ def _check_lineage(request: MergeRequest, store: ModelStore, digests: list[tuple
                 "Leave it out, or start from the base without it.",
             )
     check_known_order(digests, merged)
+
+
+# ---- extend-tokenizer ---------------------------------------------------------------------------------
+
+
+def tokenizer_file(store: ModelStore, name: str) -> Path:
+    """The `tokenizer.model` of a model of any kind, or the only `*.model` of a tokenizer.
+
+    Raises:
+        ModelNotFound; WrongModelKind: it has none, or several of which none is called tokenizer.model.
+    """
+    folder = store.path(name)
+    weights = original_folder(folder)
+    named = [place / "tokenizer.model" for place in (folder, weights) if place is not None]
+    others = sorted(folder.glob("*.model"))
+    found = [path for path in named if path.is_file()] or (others if len(others) == 1 else [])
+    if not found:
+        there = ", ".join(path.name for path in others) or "no *.model"
+        raise WrongModelKind(
+            f"{name!r} is of kind {kind_of_folder(folder)!r} and has no tokenizer.model; it has {there}",
+            "Name a model that brings a SentencePiece tokenizer, or import the file alone.",
+        )
+    return found[0]
+
+
+def _plan_extend_tokenizer(request: ExtendTokenizerRequest, store: ModelStore) -> Plan:
+    files = {role: tokenizer_file(store, name)
+             for role, name in (("base", request.base), ("addition", request.addition))}  # fmt: skip
+    vocabularies = {role: _sentencepiece_only(role, path) for role, path in files.items()}
+    base, addition = vocabularies["base"].pieces, vocabularies["addition"].pieces
+    added = len(new_pieces(base, addition, request.pad_token))
+    total = len(base) + added
+    sizes = {role: path.stat().st_size for role, path in files.items()}
+    return Plan(
+        kind="extend-tokenizer",
+        reads=[_read(request.base, "base", sizes["base"]), _read(request.addition, "addition", sizes["addition"])],
+        writes={"name": request.target, "vocabulary_size": total, "added": added},
+        output_bytes=sum(sizes.values()) + total * TABLE_BYTES_A_PIECE,
+        peak_memory_bytes=PROCESS_BYTES,
+    )  # fmt: skip
+
+
+def _sentencepiece_only(role: str, path: Path) -> Vocabulary:
+    vocabulary = read_vocabulary(path)
+    if vocabulary.kind != "sentencepiece":
+        raise UnsupportedFormat(
+            f"the {role}'s {path.name} is a {vocabulary.kind} tokenizer, only SentencePiece vocabularies are extended",
+            "Llama 3 has tiktoken's; LLaMA 1 and 2 have SentencePiece's.",
+        )
+    return vocabulary
 
 
 # ---- generate, embed ----------------------------------------------------------------------------------

@@ -1,17 +1,26 @@
-"""Making models: the three kinds of job that publish one. Staging folder, work, manifest, one rename."""
+"""Making models: the kinds of job that publish one. Staging folder, work, manifest, one rename."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from services.checkpoints.huggingface import Watch, WrittenModel
+from services.checkpoints.huggingface import Watch, WrittenModel, write_json
 from services.convert import ConvertOptions, convert, summarize
-from services.formats.tensors import DTYPE_CODES
-from services.intake import import_source, preflight, weights_digest
-from services.jobs.requests import AnyRequest, ConvertRequest, ImportRequest, MergeRequest, parse_size
+from services.formats.outputs import OUTPUT_DTYPES, OutputFormat
+from services.intake import import_source, preflight, tokenizer_file, weights_digest
+from services.jobs.requests import (
+    AnyRequest,
+    ConvertRequest,
+    ExtendTokenizerRequest,
+    ImportRequest,
+    MergeRequest,
+    parse_size,
+)
 from services.merge import Merged, MergeOptions, merge
 from services.merge.verify import verify_merge
+from services.models.inspect import Kind
+from services.models.lineage import template_of_lineage
 from services.models.manifest import (
     InputEntry,
     Manifest,
@@ -21,11 +30,42 @@ from services.models.manifest import (
     tensor_digest,
     write_manifest,
 )
-from services.models.uploads import import_members
+from services.models.uploads import digest_file, import_members
+from services.progress import Progress
+from services.tokenizers import CompletedTokenizer, complete_tokenizer
+from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
 from worker.lifecycle import Context
+
+MANIFEST_KINDS: Mapping[OutputFormat, Kind] = {
+    "huggingface": "huggingface",
+    "meta": "original",
+    "gguf": "gguf",
+}
+"""What kind of model each output format makes."""
+
+M = TypeVar("M", ImportRequest, ConvertRequest, MergeRequest, ExtendTokenizerRequest)
 
 ANY_SIZE = 2**63
 """A worker digests weight files of every size before it starts."""
+
+
+def made_once(make: Callable[[M, Context], Mapping[str, Any]]) -> Callable[[M, Context], Mapping[str, Any]]:
+    """`make`, save where this very job has published its target already: its worker died between the rename and RQ's
+    record of it, and the job was put back."""
+
+    def make_or_find(request: M, context: Context) -> Mapping[str, Any]:
+        names = context.store.names()
+        manifest = read_manifest(context.store.path(request.target)) if request.target in names else None
+        if manifest is None or manifest.job_id != context.job_id:
+            return make(request, context)
+        context.log(f"{request.target} was published by an earlier try of this job")
+        return _result(
+            request.target,
+            context,
+            {**manifest.result, "tensor_digest": manifest.digest, "warnings": manifest.warnings},
+        )
+
+    return make_or_find
 
 
 def make_import(request: ImportRequest, context: Context) -> Mapping[str, Any]:
@@ -53,16 +93,19 @@ def make_convert(request: ConvertRequest, context: Context) -> Mapping[str, Any]
     """Converts and publishes a checkpoint."""
     plan = preflight(request, context.store, {})
     source = context.store.path(request.source)
-    options = ConvertOptions(_dtype(request.dtype), parse_size(request.max_shard_size), request.instruct)
+    options = ConvertOptions(
+        _dtype(request.dtype), parse_size(request.max_shard_size), request.instruct, request.output_format,
+        request.ranks, _template(request, request.source, context),
+    )  # fmt: skip
     with _publishing(request, request.target, context) as staging:
         checkpoint, written = convert(source, staging, options, _watch(context))
-        figures = summarize(checkpoint, written)
-        manifest = _manifest(
-            request, written, context, [_input("source", request.source, source)], plan.warnings
-        )
+        tokenizer = _completed(staging, request.output_format, instruct=request.instruct)
+        warnings = [*plan.warnings, *tokenizer.warnings]
+        figures = {**summarize(checkpoint, written), "tokenizer_parity": tokenizer.figures}
+        manifest = _manifest(request, written, context, [_input("source", request.source, source)], warnings)
         write_manifest(staging, manifest.model_copy(update={"result": figures}))
     return _result(
-        request.target, context, {**figures, "tensor_digest": manifest.digest, "warnings": plan.warnings}
+        request.target, context, {**figures, "tensor_digest": manifest.digest, "warnings": warnings}
     )
 
 
@@ -71,17 +114,61 @@ def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
     plan = preflight(request, context.store, {}, digest_limit_bytes=ANY_SIZE)
     base = context.store.path(request.base)
     adapters = [(choice.name, context.store.path(choice.name), choice.scale) for choice in request.adapters]
-    options = MergeOptions(request.rounding, _dtype(request.dtype), parse_size(request.max_shard_size))
+    options = MergeOptions(
+        request.rounding, _dtype(request.dtype), parse_size(request.max_shard_size), request.output_format,
+        request.ranks, _template(request, request.base, context),
+    )  # fmt: skip
     with _publishing(request, request.target, context) as staging:
         merged = merge(base, adapters, staging, options=options, watch=_watch(context))
         report = verify_merge(merged, options, _watch(context)) if request.verify else None
-        figures = _merge_figures(merged, report)
+        tokenizer = _completed(staging, request.output_format)
+        warnings = [*plan.warnings, *tokenizer.warnings]
+        figures = {**_merge_figures(merged, report), "tokenizer_parity": tokenizer.figures}
         inputs = [_input("base", request.base, base), *_adapter_inputs(merged)]
-        manifest = _manifest(request, merged.written, context, inputs, plan.warnings)
+        manifest = _manifest(request, merged.written, context, inputs, warnings)
         write_manifest(staging, manifest.model_copy(update={"result": figures}))
     return _result(
-        request.target, context, {**figures, "tensor_digest": manifest.digest, "warnings": plan.warnings}
+        request.target, context, {**figures, "tensor_digest": manifest.digest, "warnings": warnings}
     )
+
+
+def make_extended_tokenizer(request: ExtendTokenizerRequest, context: Context) -> Mapping[str, Any]:
+    """Extends a vocabulary and publishes it as a tokenizer, with the files that transformers reads."""
+    plan = preflight(request, context.store, {})
+    names = {"base": request.base, "addition": request.addition}
+    sources = {role: tokenizer_file(context.store, name) for role, name in names.items()}
+    with _publishing(request, request.target, context) as staging:
+        base = sources["base"].read_bytes()
+        extended = extend_vocabulary(base, sources["addition"].read_bytes(), pad_token=request.pad_token)
+        (staging / "tokenizer.model").write_bytes(extended.model)
+        context.report(Progress("extending the vocabulary", extended.added, extended.added, "pieces"))
+        context.check_canceled()
+        if request.pad_token is not None:
+            write_json(staging / "special_tokens_map.json", {"pad_token": request.pad_token})
+        tokenizer = complete_tokenizer(staging)
+        warnings = [*plan.warnings, *tokenizer.warnings]
+        files = {path.name: digest_file(path) for path in sorted(staging.iterdir())}
+        figures = {
+            "counts": extended.counts, "sha256": files["tokenizer.model"],
+            "samples": sample_tokenizations(base, extended.model), "tokenizer_parity": tokenizer.figures,
+        }  # fmt: skip
+        inputs = [
+            InputEntry(role=role, name=name, digest=digest_file(sources[role]))
+            for role, name in names.items()
+        ]
+        manifest = new_manifest(
+            kind="tokenizer", operation=request.kind, inputs=inputs, tensors={}, files=files, job_id=context.job_id,
+            options={"pad_token": request.pad_token}, warnings=warnings, result=figures,
+        )  # fmt: skip
+        write_manifest(staging, manifest)
+    return _result(request.target, context, {**figures, "warnings": warnings})
+
+
+def _completed(staging: Path, output_format: OutputFormat, *, instruct: bool = False) -> CompletedTokenizer:
+    """Hugging Face's tokenizer files beside the weights; the other layouts have no use for them."""
+    if output_format != "huggingface":
+        return CompletedTokenizer()
+    return complete_tokenizer(staging, instruct=instruct)
 
 
 def _merge_figures(merged: Merged, report: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -105,7 +192,13 @@ def _watch(context: Context) -> Watch:
 
 
 def _dtype(name: str | None) -> str | None:
-    return DTYPE_CODES[name] if name else None
+    return OUTPUT_DTYPES[name] if name else None
+
+
+def _template(request: ConvertRequest | MergeRequest, model: str, context: Context) -> str | None:
+    """The prompt template for GGUF's Modelfile, as far as the names of what goes in tell."""
+    adapters = [choice.name for choice in request.adapters] if isinstance(request, MergeRequest) else []
+    return template_of_lineage(context.store, model, adapters)
 
 
 def _input(role: str, name: str, folder: Path) -> InputEntry:
@@ -150,7 +243,7 @@ def _manifest(
     base = read_manifest(context.store.path(inputs[0].name))
     earlier = [entry for entry in (base.inputs if base else []) if entry.role == "adapter"]
     return new_manifest(
-        kind="huggingface", operation=request.kind, inputs=[inputs[0], *earlier, *inputs[1:]], tensors=tensors,
+        kind=MANIFEST_KINDS[request.output_format], operation=request.kind, inputs=[inputs[0], *earlier, *inputs[1:]], tensors=tensors,
         options=options, job_id=context.job_id, warnings=list(warnings),
     )  # fmt: skip
 

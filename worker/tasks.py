@@ -2,26 +2,38 @@
 
 from typing import Any
 
-from services.jobs.requests import ConvertRequest, EmbedRequest, GenerateRequest, ImportRequest, MergeRequest
+from services.jobs.requests import (
+    ConvertRequest,
+    EmbedRequest,
+    ExtendTokenizerRequest,
+    GenerateRequest,
+    ImportRequest,
+    MergeRequest,
+)
 from worker.answering import answer_once
 from worker.embedding import embed_once
 from worker.lifecycle import run
-from worker.making import make_convert, make_import, make_merge
+from worker.making import made_once, make_convert, make_extended_tokenizer, make_import, make_merge
 
 
 def import_model(request: dict[str, Any]) -> dict[str, Any]:
     """Takes files from the volume's `incoming/` into the shelf."""
-    return run(ImportRequest, request, make_import)
+    return run(ImportRequest, request, made_once(make_import))
 
 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Converts a checkpoint."""
-    return run(ConvertRequest, request, make_convert)
+    return run(ConvertRequest, request, made_once(make_convert))
 
 
 def merge(request: dict[str, Any]) -> dict[str, Any]:
     """Merges adapters into a base."""
-    return run(MergeRequest, request, make_merge)
+    return run(MergeRequest, request, made_once(make_merge))
+
+
+def extend_tokenizer(request: dict[str, Any]) -> dict[str, Any]:
+    """Appends the pieces of one vocabulary to another."""
+    return run(ExtendTokenizerRequest, request, made_once(make_extended_tokenizer))
 
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:

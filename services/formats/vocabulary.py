@@ -8,12 +8,12 @@ base64 and rank. They are told apart by content.
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from services.errors import UnreadableTokenizer
+from services.errors import InvalidRequest, UnreadableTokenizer
 
 SIZE_LIMIT_BYTES = 64 * 2**20
 
@@ -70,6 +70,29 @@ def read_vocabulary(path: Path) -> Vocabulary:
             f"{path.name} holds no pieces", "Take tokenizer.model from the original download."
         )
     return Vocabulary("sentencepiece", pieces, digest)
+
+
+def new_pieces(base: Sequence[bytes], addition: Sequence[bytes], pad_token: str | None = None) -> list[bytes]:
+    """The pieces by which an addition extends a base, in order; the padding token comes last.
+
+    Raises:
+        InvalidRequest: the padding token is a piece already, or there is nothing new.
+    """
+    known = set(base)
+    new = list(dict.fromkeys(piece for piece in addition if piece not in known))
+    if pad_token is not None:
+        if pad_token.encode() in {*known, *new}:
+            raise InvalidRequest(
+                f"the padding token {pad_token!r} is a piece of the vocabulary already",
+                "Leave it out, or choose another.",
+            )
+        new.append(pad_token.encode())
+    if not new:
+        raise InvalidRequest(
+            f"all {len(addition)} pieces of the addition are among the base's {len(base)}: nothing would be added",
+            "Choose another addition.",
+        )
+    return new
 
 
 def _tiktoken_pieces(data: bytes) -> tuple[bytes, ...] | None:

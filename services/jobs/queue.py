@@ -66,6 +66,7 @@ QUEUE_OF = {
     "merge": "merge",
     "generate": "generate",
     "embed": "generate",
+    "extend-tokenizer": "convert",
 }
 
 TASK_OF = {
@@ -74,6 +75,7 @@ TASK_OF = {
     "merge": "worker.tasks.merge",
     "generate": "worker.tasks.generate",
     "embed": "worker.tasks.embed",
+    "extend-tokenizer": "worker.tasks.extend_tokenizer",
 }
 """The names on the wire."""
 

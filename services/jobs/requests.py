@@ -181,6 +181,33 @@ class MergeRequest(OutputRequest):
         return self
 
 
+class ExtendTokenizerRequest(JobRequest):
+    """Append to a SentencePiece vocabulary the pieces of another one that it lacks; nothing else changes."""
+
+    kind: Literal["extend-tokenizer"]
+    base: ModelName
+    addition: ModelName
+    target: ModelName
+    pad_token: str | None = Field(
+        default=None, min_length=1, max_length=64, description="Appended last.", examples=["[PAD]"]
+    )
+
+    @field_validator("pad_token")
+    @classmethod
+    def _is_one_piece(cls, token: str | None) -> str | None:
+        if token is not None and (not token.isprintable() or " " in token):
+            raise ValueError(f"a padding token has no spaces and no control characters, unlike {token!r}")
+        return token
+
+    @model_validator(mode="after")
+    def _target_is_new(self) -> "ExtendTokenizerRequest":
+        if self.target.lower() in (self.base.lower(), self.addition.lower()):
+            raise ValueError(
+                f"target {self.target!r} is one of the inputs: a model never overwrites its input"
+            )
+        return self
+
+
 class ChatMessage(Shape):
     """One turn of a conversation."""
 
@@ -250,7 +277,7 @@ class EmbedRequest(ModelRequest):
 
 
 AnyRequest = Annotated[
-    ImportRequest | ConvertRequest | MergeRequest | GenerateRequest | EmbedRequest,
+    ImportRequest | ConvertRequest | MergeRequest | GenerateRequest | EmbedRequest | ExtendTokenizerRequest,
     Field(discriminator="kind"),
 ]
 """A request of any kind, told apart by its `kind`."""
@@ -262,7 +289,7 @@ RESIDENT_REQUEST: TypeAdapter[GenerateRequest | EmbedRequest] = TypeAdapter(
 )
 """The requests that the resident generation worker answers."""
 
-KINDS = ("import", "convert", "merge", "generate", "embed")
+KINDS = ("import", "convert", "merge", "generate", "embed", "extend-tokenizer")
 
 
 def inputs_of(request: AnyRequest) -> list[str]:
@@ -274,6 +301,8 @@ def inputs_of(request: AnyRequest) -> list[str]:
             return [request.source]
         case MergeRequest():
             return [request.base, *(adapter.name for adapter in request.adapters)]
+        case ExtendTokenizerRequest():
+            return [request.base, request.addition]
         case GenerateRequest() | EmbedRequest():
             return [request.model, *(adapter.name for adapter in request.adapters)]
 

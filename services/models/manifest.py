@@ -30,7 +30,7 @@ class InputEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    role: str = Field(description="source, base, adapter or archive")
+    role: str = Field(description="source, base, adapter or addition")
     name: str
     digest: str | None = None
     scale: float | None = None
@@ -45,7 +45,7 @@ class Manifest(BaseModel):
     kind: str
     created_at: datetime
     job_id: str | None = None
-    operation: str = Field(description="import, convert or merge")
+    operation: str = Field(description="the kind of job: import, convert, …")
     options: dict[str, Any] = {}
     inputs: list[InputEntry] = []
     digest: str | None = Field(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.errors import InvalidRequest
+from services.formats.vocabulary import new_pieces
 from services.tokenizers.sentencepiece import SentencePieceCodec, read_proto
 
 SAMPLES = (
@@ -28,9 +28,11 @@ class Extended:
     present: int
 
     @property
-    def total(self) -> int:
-        """How many pieces it has."""
-        return self.base + self.added
+    def counts(self) -> dict[str, int]:
+        """How many pieces the base had, were added (the padding token among them), were present already; and all."""
+        return {
+            "base": self.base, "added": self.added, "present": self.present, "total": self.base + self.added,
+        }  # fmt: skip
 
 
 def extend_vocabulary(base: bytes, addition: bytes, *, pad_token: str | None = None) -> Extended:
@@ -44,25 +46,12 @@ def extend_vocabulary(base: bytes, addition: bytes, *, pad_token: str | None = N
         InvalidRequest: the padding token is a piece already, or nothing would be added.
     """
     proto, other = read_proto(base, "the base"), read_proto(addition, "the addition")
-    known = {piece.piece for piece in proto.pieces}
-    size = len(known)
-    new = [piece.piece for piece in other.pieces if piece.piece not in known]
-    if pad_token is not None:
-        if pad_token in known or pad_token in new:
-            raise InvalidRequest(
-                f"the padding token {pad_token!r} is a piece of the vocabulary already",
-                "Leave it out, or choose another.",
-            )
-        new.append(pad_token)
-    if not new:
-        raise InvalidRequest(
-            f"all {len(other.pieces)} pieces of the addition are among the base's {size}: nothing would be added",
-            "Choose another addition.",
-        )
+    pieces = [piece.piece.encode() for piece in proto.pieces]
+    new = new_pieces(pieces, [piece.piece.encode() for piece in other.pieces], pad_token)
     for piece in new:
-        _append(proto, piece)
+        _append(proto, piece.decode())
     present = len(other.pieces) - len(new) + (pad_token is not None)
-    return Extended(proto.SerializeToString(), size, len(new), present)
+    return Extended(proto.SerializeToString(), len(pieces), len(new), present)
 
 
 def _append(proto: Any, piece: str) -> None:

@@ -1,14 +1,32 @@
 """Extended vocabularies against the published ones, byte for byte."""
 
 import hashlib
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
+from pydantic import ValidationError
+from transformers import AutoTokenizer
 
-from services.errors import InvalidRequest, UnreadableTokenizer
+from services.errors import (
+    GraftwerkError,
+    InvalidRequest,
+    ModelExists,
+    UnreadableTokenizer,
+    UnsupportedFormat,
+    WrongModelKind,
+)
+from services.intake import preflight
+from services.jobs.requests import ExtendTokenizerRequest, ImportRequest, PathSource
+from services.models.manifest import read_manifest
+from services.models.store import ModelStore
+from services.settings import Settings
 from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
-from tests.reference.tokenizer_files import sentencepiece_file
+from tests.reference.tokenizer_files import sentencepiece_file, tiktoken_file
+from worker.lifecycle import Context
+from worker.making import make_extended_tokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real tokenizers are not on this machine")
@@ -24,7 +42,7 @@ def test_llama_and_the_chinese_pieces_give_the_published_file_of_chinese_llama()
     digest = "e2676d4ca29ca1750f6ff203328d73b189321dc5776ceede037cbd36541d70c0"
     assert hashlib.sha256((DATA / "chinese-llama.model").read_bytes()).hexdigest() == digest
     assert hashlib.sha256(extended.model).hexdigest() == digest
-    assert (extended.base, extended.added, extended.present, extended.total) == (32000, 17953, 2047, 49953)
+    assert extended.counts == {"base": 32000, "added": 17953, "present": 2047, "total": 49953}
 
 
 @needs_data
@@ -33,7 +51,7 @@ def test_with_a_padding_token_it_is_the_published_file_of_chinese_alpaca() -> No
     extended = extend_vocabulary(base, addition, pad_token="[PAD]")
     assert extended.model == (DATA / "chinese-alpaca.model").read_bytes()
     assert hashlib.sha256(extended.model).hexdigest().startswith("2d967e85")
-    assert (extended.added, extended.present, extended.total) == (17954, 2047, 49954)
+    assert extended.counts == {"base": 32000, "added": 17954, "present": 2047, "total": 49954}
 
 
 @needs_data
@@ -72,3 +90,112 @@ def test_a_padding_token_that_is_there_already_is_refused() -> None:
 def test_a_truncated_addition_is_refused() -> None:
     with pytest.raises(UnreadableTokenizer, match=r"the addition \(40 bytes\) is no SentencePiece model"):
         extend_vocabulary(BASE, ADDITION[:40])
+
+
+# ---- the job ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    """`base` and `addition`, a tokenizer each under a different file name, and `llama-3`."""
+    files = {
+        "base/tokenizer.model": BASE,
+        "addition/zh.model": ADDITION,
+        "llama-3/tokenizer.model": tiktoken_file(300),
+    }
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_bytes(content)
+    return ModelStore(tmp_path)
+
+
+def asked(**fields: Any) -> ExtendTokenizerRequest:
+    return ExtendTokenizerRequest(
+        **{"kind": "extend-tokenizer", "base": "base", "addition": "addition", "target": "new"} | fields
+    )
+
+
+def context_of(store: ModelStore) -> Context:
+    def nothing(*_: object) -> None:
+        pass
+
+    return Context(
+        store=store, settings=Settings(), job_id="j", execution="e", report=nothing, check_canceled=nothing,
+        confirm=nothing, log=nothing, tell_text=nothing,
+    )  # fmt: skip
+
+
+def test_the_plan_counts_what_the_job_then_makes(store: ModelStore) -> None:
+    plan = preflight(asked(pad_token="[PAD]"), store, {})
+    assert plan.writes == {"name": "new", "vocabulary_size": 8, "added": 3}
+
+    result = make_extended_tokenizer(asked(pad_token="[PAD]"), context_of(store))
+
+    folder = store.path("new")
+    assert result["counts"] == {"base": 5, "added": 3, "present": 5, "total": 8}
+    assert result["sha256"] == hashlib.sha256((folder / "tokenizer.model").read_bytes()).hexdigest()
+    assert (result["model"]["kind"], result["model"]["vocabulary_size"]) == ("tokenizer", 8)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert (manifest.kind, manifest.operation) == ("tokenizer", "extend-tokenizer")
+    assert [(entry.role, entry.name, entry.digest) for entry in manifest.inputs] == [
+        ("base", "base", hashlib.sha256(BASE).hexdigest()),
+        ("addition", "addition", hashlib.sha256(ADDITION).hexdigest()),
+    ]
+    assert manifest.files["tokenizer.model"] == result["sha256"]
+    found = AutoTokenizer.from_pretrained(folder)
+    assert (found.pad_token_id, found.convert_ids_to_tokens([5, 6])) == (7, ["国", "中"])
+
+
+@needs_data
+def test_the_published_tokenizer_is_known_by_its_digest(tmp_path: Path) -> None:
+    for name, file in (("base", "llama"), ("addition", "chinese_sp")):
+        (tmp_path / name).mkdir()
+        shutil.copy(DATA / f"{file}.model", tmp_path / name / f"{file}.model")
+    result = make_extended_tokenizer(asked(), context_of(ModelStore(tmp_path)))
+    assert result["model"]["tokenizer"]["known_as"] == "Chinese-LLaMA (49953)"
+    assert result["tokenizer_parity"]["lines"] == 300
+    assert 0 < result["tokenizer_parity"]["different"] < 100
+    assert len(result["samples"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"base": "llama-3"}, UnsupportedFormat, "the base's tokenizer.model is a tiktoken tokenizer"),
+        (
+            {"addition": "llama-3"},
+            UnsupportedFormat,
+            "the addition's tokenizer.model is a tiktoken tokenizer",
+        ),
+        ({"base": "addition", "addition": "base"}, InvalidRequest, "all 5 pieces of the addition"),
+        ({"pad_token": "国"}, InvalidRequest, "'国' is a piece of the vocabulary already"),
+        ({"base": "bare"}, WrongModelKind, "'bare' is of kind 'unknown' and has no tokenizer.model"),
+        ({"base": "two"}, WrongModelKind, "it has a.model, b.model"),
+        ({"target": "Llama-3"}, ModelExists, "is there already"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_is_queued(
+    store: ModelStore, fields: dict[str, Any], error: type[GraftwerkError], message: str
+) -> None:
+    (store.root / "bare").mkdir()
+    (store.root / "two").mkdir()
+    for name in ("a", "b"):
+        (store.root / "two" / f"{name}.model").write_bytes(BASE)
+    with pytest.raises(error) as caught:
+        preflight(asked(**fields), store, {})
+    assert message in caught.value.message
+
+
+def test_a_tokenizer_that_an_earlier_job_will_make_is_waited_for(store: ModelStore) -> None:
+    promised = ImportRequest(kind="import", source=PathSource(path="incoming/x"), target="later")
+    plan = preflight(asked(addition="later"), store, {"later": promised})
+    assert plan.warnings == ["later is not there yet: it is checked when the job starts"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"pad_token": "a b"}, {"pad_token": "\n"}, {"pad_token": ""}, {"target": "BASE"}]
+)
+def test_a_request_that_means_nothing_is_refused_by_its_shape(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        asked(**fields)

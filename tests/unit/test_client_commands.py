@@ -156,6 +156,15 @@ def test_merge_keeps_the_order_of_adapters_however_they_are_written(service: Ser
     }
 
 
+@pytest.mark.parametrize(("options", "sent"), [([], {}), (["--pad-token", "[PAD]"], {"pad_token": "[PAD]"})])
+def test_extend_tokenizer_sends_the_padding_token_where_there_is_one(
+    service: Service, run: Run, options: list[str], sent: dict[str, str]
+) -> None:
+    run("extend-tokenizer", "llama", "zh", "-t", "x", *options)
+    names = {"kind": "extend-tokenizer", "base": "llama", "addition": "zh", "target": "x"}
+    assert service.body == names | sent
+
+
 def test_a_scale_that_is_no_number_is_a_usage_error(service: Service, run: Run) -> None:
     result = run("merge", "base", "-a", "b@half", "-t", "x")
     assert result.exit_code == 2
