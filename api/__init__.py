@@ -4,7 +4,8 @@ from flask_openapi3.models.info import Info
 from flask_openapi3.openapi import OpenAPI
 from pydantic import BaseModel
 
-from api import answers, auth, bodies, document, errors, headers, health, jobs, metrics, models, pages
+from api import answers, auth, bodies, document, errors, headers, health, jobs, metrics, models, openai, pages
+from api.openai.shapes import ChatBody, CompletionBody, EmbeddingBody
 from api.rooms import EXTENSION, Rooms
 from services.intake import Plan
 from services.jobs.queue import JobQueue, connect
@@ -47,7 +48,7 @@ def create_app(
     app.before_request(auth.guard(settings))
     headers.register(app)
     errors.register(app)
-    for noun in (jobs, models, metrics, health):
+    for noun in (jobs, models, openai, metrics, health):
         app.register_api(noun.api)
     app.register_blueprint(pages.pages)
     app.register_blueprint(pages.swagger)
@@ -60,5 +61,5 @@ def create_app(
         errors.Problem,
     ]
     shapes += [metrics.System, health.Health, health.Readiness]
-    document.complete(app, answers.JobBody, shapes)
+    document.complete(app, [answers.JobBody, ChatBody, CompletionBody, EmbeddingBody], shapes)
     return app

@@ -20,26 +20,36 @@ def parse_job_request() -> AnyRequest:
     """The job request in the current body.
 
     Raises:
-        UnsupportedMediaType: the body is not announced as JSON (415).
-        RequestEntityTooLarge: it is longer than `BODY_LIMIT_BYTES` (413).
-        BadRequest: it is no JSON (400).
-        InvalidText: a string in it is no Unicode text (422).
         InvalidFields: it is JSON of another shape (422).
+        Also whatever `read_body` raises.
     """
-    if not request.is_json:
-        found = f"{request.mimetype!r}" if request.mimetype else "none"
-        raise UnsupportedMediaType(
-            f"The body must be JSON, with Content-Type: application/json (found {found})."
-        )
-    value = read_json(_read_body())
-    _refuse_surrogates(value)
+    value = read_body()
     try:
         return ANY_REQUEST.validate_python(value)
     except ValidationError as error:
         raise InvalidFields.of(error, kinds=KINDS) from error
 
 
-def _read_body() -> bytes:
+def read_body() -> Any:
+    """The JSON value in the current body.
+
+    Raises:
+        UnsupportedMediaType: the body is not announced as JSON (415).
+        RequestEntityTooLarge: it is longer than `BODY_LIMIT_BYTES` (413).
+        BadRequest: it is no JSON (400).
+        InvalidText: a string in it is no Unicode text (422).
+    """
+    if not request.is_json:
+        found = f"{request.mimetype!r}" if request.mimetype else "none"
+        raise UnsupportedMediaType(
+            f"The body must be JSON, with Content-Type: application/json (found {found})."
+        )
+    value = read_json(_read_bytes())
+    _refuse_surrogates(value)
+    return value
+
+
+def _read_bytes() -> bytes:
     body = request.get_data(cache=False)
     # a body of announced length is refused unread; one that comes in chunks is cut at the limit without a word
     if request.content_length is None and len(body) >= BODY_LIMIT_BYTES:

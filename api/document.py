@@ -1,5 +1,6 @@
 """The OpenAPI document: what flask-openapi3 finds in the views, with the shapes exactly as pydantic tells them."""
 
+from http import HTTPStatus
 from typing import Any
 
 from flask_openapi3.openapi import OpenAPI
@@ -77,19 +78,33 @@ def _content(mimetype: str, description: str, **schema: str) -> dict[str, Any]:
     return {"description": description, "content": {mimetype: {"schema": schema}}}
 
 
-JOB_STREAM = _content("text/event-stream", "Events `status`, `progress` and `token`, each with an id.", type="string")
+JOB_STREAM = _content(
+    "text/event-stream", "Events `status`, `progress` and `token`, each with an id.", type="string"
+)
 PLAIN_TEXT = _content("text/plain", "Lines of text.", type="string")
 METRICS = _content("text/plain", "Prometheus' text format.", type="string")
 FILE = _content("application/octet-stream", "The file's bytes.", type="string", format="binary")
 TAR = _content("application/x-tar", "A tar archive.", type="string", format="binary")
 
 
-def complete(app: OpenAPI, body: type[BaseModel], shapes: list[type[BaseModel]]) -> None:
-    """Puts the schemas of the request body and of the responses into the document of `app`.
+def body_of(shape: type[BaseModel]) -> dict[str, Any]:
+    """What the document says about a body of this shape, which `complete` must be given."""
+    schema = {"$ref": REF_TEMPLATE.format(model=shape.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def object_of(*statuses: int) -> dict[str | int | HTTPStatus, Any]:
+    """Answers that are a JSON object in a shape of OpenAI's."""
+    content = {"application/json": {"schema": {"type": "object"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def complete(app: OpenAPI, bodies: list[type[BaseModel]], shapes: list[type[BaseModel]]) -> None:
+    """Puts the schemas of the request bodies and of the responses into the document of `app`.
 
     flask-openapi3 passes schemas through a model of its own that loses keywords (`examples`, `propertyNames`).
     """
-    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(body, "validation")]
+    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(body, "validation") for body in bodies]
     modes += [(shape, "serialization") for shape in shapes]
     _, schemas = models_json_schema(modes, ref_template=REF_TEMPLATE)
     app.api_doc["components"]["schemas"] = schemas["$defs"]

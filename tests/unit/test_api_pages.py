@@ -104,6 +104,8 @@ def test_the_document_has_every_route_and_no_other(document: Json) -> None:
         ("GET", "/api/models/{name}"), ("DELETE", "/api/models/{name}"),
         ("GET", "/api/models/{name}/files/{file}"), ("GET", "/api/models/{name}/archive"),
         ("GET", "/api/system"), ("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz"),
+        ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"), ("POST", "/v1/embeddings"),
     }  # fmt: skip
 
 
@@ -117,7 +119,8 @@ def test_every_operation_says_what_it_does_takes_and_answers(document: Json) -> 
         assert in_path == set(re.findall(r"{(\w+)}", path))
         for status, response in operation["responses"].items():
             assert response["description"]
-            wanted = "application/problem+json" if status >= "4" and path != "/readyz" else None
+            errors = "application/json" if path.startswith("/v1/") else "application/problem+json"
+            wanted = errors if status >= "4" and path != "/readyz" else None
             assert wanted is None or list(response["content"]) == [wanted]
     assert len(names) == len(list(operations(document)))
 

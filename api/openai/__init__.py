@@ -1,0 +1,8 @@
+"""The OpenAI-compatible front: the same jobs, asked for and answered in that API's shapes.
+
+Source of the shapes: OpenAI's API reference and the types of its Python client (github.com/openai/openai-python).
+"""
+
+from api.openai.views import api
+
+__all__ = ["api"]

@@ -1,0 +1,150 @@
+"""The endpoints under /v1."""
+
+import base64
+import json
+from datetime import datetime
+from struct import pack
+from typing import Any
+
+from flask import Response
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from pydantic import BaseModel
+
+from api.answers import answer_events
+from api.bodies import read_body
+from api.document import SECURITY, body_of, object_of
+from api.openai import errors
+from api.openai.shapes import (
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    embed_request,
+    generate_request,
+    names_of,
+    parse,
+)
+from api.openai.streaming import Stream
+from api.openai.texts import Head
+from api.openai.waiting import submit
+from api.rooms import rooms
+from services.errors import GraftwerkError
+from services.intake import preflight
+from services.jobs.requests import GenerateRequest
+from services.models.manifest import read_manifest
+
+REFUSALS = object_of(401, 403, 404, 500)
+WORK_REFUSALS = object_of(400, 401, 403, 404, 413, 415, 429, 500, 503)
+
+api = APIBlueprint("openai", __name__, url_prefix="/v1", abp_tags=[Tag(name="openai")], abp_security=SECURITY)
+errors.register(api)
+
+
+class ModelPath(BaseModel):
+    """Which model."""
+
+    model: str
+
+
+@api.get("/models", responses={**object_of(200), **REFUSALS})
+def list_models() -> Response:
+    """List the models that can generate."""
+    store = rooms().store
+    return _json({"object": "list", "data": [_model(name) for name in store.names() if _can_generate(name)]})
+
+
+@api.get("/models/<model>", responses={**object_of(200), **REFUSALS})
+def retrieve_model(path: ModelPath) -> Response:
+    """Look at a model, by its name or by `base+adapter`."""
+    preflight(_probe(path.model), rooms().store, {})
+    return _json(_model(path.model))
+
+
+@api.post(
+    "/chat/completions", openapi_extensions=body_of(ChatBody), responses={**object_of(200), **WORK_REFUSALS}
+)
+def chat() -> Response:
+    """Answer a conversation.
+
+    A `generate` job answers, and is canceled when the client goes. Beside OpenAI's parameters there are `top_k`,
+    `min_p`, `repetition_penalty` and `template`. With `stream` the answer comes as server-sent events.
+    """
+    return _complete(parse(ChatBody, read_body()), "chat.completions")
+
+
+@api.post(
+    "/completions", openapi_extensions=body_of(CompletionBody), responses={**object_of(200), **WORK_REFUSALS}
+)
+def completions() -> Response:
+    """Continue a text, or several.
+
+    As for chats; `template` makes the prompt an instruction.
+    """
+    return _complete(parse(CompletionBody, read_body()), "completions")
+
+
+@api.post(
+    "/embeddings", openapi_extensions=body_of(EmbeddingBody), responses={**object_of(200), **WORK_REFUSALS}
+)
+def embeddings() -> Response:
+    """Turn texts into vectors.
+
+    The mean of the last hidden states over a text's tokens, scaled to length 1, by an `embed` job.
+    """
+    body = parse(EmbeddingBody, read_body())
+    result = submit(rooms(), embed_request(body, _origin("embeddings"))).ended().result or {}
+    encode = _base64 if body.encoding_format == "base64" else list
+    data = [
+        {"object": "embedding", "index": index, "embedding": encode(vector)}
+        for index, vector in enumerate(result["embeddings"])
+    ]
+    return _json({"object": "list", "data": data, "model": body.model, "usage": result["usage"]})
+
+
+def _complete(body: ChatBody | CompletionBody, endpoint: str) -> Response:
+    request = generate_request(body, _origin(endpoint))
+    waiting = submit(rooms(), request)
+    head = Head(waiting.job, body.model, is_chat=isinstance(body, ChatBody))
+    if not body.stream:
+        return _json(head.whole(waiting.ended().result or {}))
+    answers = request.sampling.n * len(request.prompts or [None])
+    stream = Stream(waiting, head, answers=answers, with_usage=body.with_usage)
+    response = answer_events(stream.begin())
+    response.call_on_close(stream.close)
+    return response
+
+
+def _origin(endpoint: str) -> dict[str, str]:
+    """The metadata by which such jobs are told from others."""
+    return {"origin": "openai", "endpoint": endpoint}
+
+
+def _probe(model: str) -> GenerateRequest:
+    return GenerateRequest(kind="generate", prompt="", **names_of(model))
+
+
+def _can_generate(name: str) -> bool:
+    try:
+        preflight(_probe(name), rooms().store, {})
+    except (GraftwerkError, OSError):  # what is not whole, and what is deleted this very moment
+        return False
+    return True
+
+
+def _model(name: str) -> dict[str, Any]:
+    folder = rooms().store.path(names_of(name)["model"])
+    manifest = read_manifest(folder)
+    made = manifest.created_at if manifest else datetime.fromtimestamp(folder.stat().st_mtime)
+    owner = "graftwerk" if manifest else "local"
+    return {"id": name, "object": "model", "created": int(made.timestamp()), "owned_by": owner}
+
+
+def _base64(vector: list[float]) -> str:
+    """Little-endian float32, as the official client asks for it."""
+    return base64.b64encode(pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _json(value: Any) -> Response:
+    response = Response(json.dumps(value, ensure_ascii=False), mimetype="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    return response

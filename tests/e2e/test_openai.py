@@ -1,0 +1,280 @@
+"""OpenAI's own Python client, unchanged, against the running product."""
+
+import base64
+import json
+import math
+import struct
+import time
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+
+from tests.e2e.conftest import Line
+from tests.e2e.product import Product
+
+MODEL = "merged"
+LONG = {"max_tokens": 1500, "logit_bias": {"2": -100}}
+"""The end of text is never drawn: it goes on until it is stopped."""
+
+
+@pytest.fixture(scope="module")
+def client(product: Product, line: Line) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def asked(questions: list[dict[str, str]]) -> tuple[list[ChatCompletionMessageParam], str]:
+    """A question as a conversation, and the answer that the model was trained to give."""
+    return [{"role": "user", "content": questions[0]["question"]}], questions[0]["answer"]
+
+
+Asked = tuple[list[ChatCompletionMessageParam], str]
+
+
+def test_the_models_that_generate_are_listed_and_no_others(client: openai.OpenAI) -> None:
+    models = {model.id: model for model in client.models.list()}
+    assert {"merged", "llama-hf"} <= set(models)
+    assert not {"llama", "zh", "alpaca"} & set(models)
+    assert models["merged"].object == "model"
+    assert time.time() - 3600 < models["merged"].created <= time.time()
+    assert client.models.retrieve("merged") == models["merged"]
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nothing")
+
+
+def test_a_chat_is_answered_to_the_letter(product: Product, client: openai.OpenAI, asked: Asked) -> None:
+    messages, answer = asked
+    found = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    (choice,) = found.choices
+    assert choice.message.content == answer
+    assert (choice.message.role, choice.finish_reason, choice.index) == ("assistant", "stop", 0)
+    assert found.object == "chat.completion"
+    assert found.model == MODEL
+    assert found.usage is not None
+    assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
+    assert found.usage.completion_tokens > 3
+    job = product.job(found.id.removeprefix("chatcmpl-"))
+    assert (job["kind"], job["status"]) == ("generate", "succeeded")
+    assert job["metadata"] == {"origin": "openai", "endpoint": "chat.completions"}
+    assert job["result"]["outputs"][0]["text"] == answer
+    assert found.model_extra is not None
+    assert found.model_extra["graftwerk"] == {"job": job["id"], "template": "alpaca"}
+
+
+def test_a_streamed_chat_is_the_same_text_in_pieces(client: openai.OpenAI, asked: Asked) -> None:
+    messages, answer = asked
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == answer
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > 3
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_a_long_text_arrives_while_it_is_written(client: openai.OpenAI) -> None:
+    stream = client.completions.create(
+        model=MODEL, prompt="中国的首都是", seed=1, stream=True, max_tokens=200, logit_bias={"2": -100}
+    )
+    pieces = [chunk.choices[0] for chunk in stream]
+    whole = client.completions.create(
+        model=MODEL, prompt="中国的首都是", seed=1, max_tokens=200, logit_bias={"2": -100}
+    )
+    assert "".join(piece.text for piece in pieces) == whole.choices[0].text
+    assert len(pieces) > 5
+    assert pieces[-1].finish_reason == whole.choices[0].finish_reason == "length"
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 200
+    assert whole.id.startswith("cmpl-")
+    assert whole.object == "text_completion"
+
+
+def test_several_answers_differ_and_a_seed_gives_them_again(client: openai.OpenAI, asked: Asked) -> None:
+    def answers() -> list[str | None]:
+        found = client.chat.completions.create(
+            model=MODEL, messages=asked[0], n=2, seed=5, temperature=2, max_tokens=12
+        )
+        assert [choice.index for choice in found.choices] == [0, 1]
+        return [choice.message.content for choice in found.choices]
+
+    first = answers()
+    assert first[0] != first[1]
+    assert answers() == first
+
+
+def test_several_answers_are_streamed_side_by_side(client: openai.OpenAI, asked: Asked) -> None:
+    options = {"model": MODEL, "messages": asked[0], "n": 2, "seed": 5, "temperature": 2, "max_tokens": 12}
+    whole = client.chat.completions.create(**options)  # type: ignore[call-overload]
+    texts = ["", ""]
+    for chunk in client.chat.completions.create(**options, stream=True):  # type: ignore[call-overload]
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+
+
+def test_a_stop_text_ends_the_answer_and_is_left_out(client: openai.OpenAI, asked: Asked) -> None:
+    messages, answer = asked
+    word = answer.split()[-1]
+    found = client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, stop=[word, "never there"]
+    )
+    assert found.choices[0].message.content == answer[: answer.index(word)]
+    assert found.choices[0].finish_reason == "stop"
+
+
+def test_a_limit_of_tokens_is_told_as_length(client: openai.OpenAI, asked: Asked) -> None:
+    found = client.chat.completions.create(
+        model=MODEL, messages=asked[0], temperature=0, max_completion_tokens=2
+    )
+    assert found.choices[0].finish_reason == "length"
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 2
+
+
+def test_logprobs_of_a_chat_spell_the_text(client: openai.OpenAI, asked: Asked) -> None:
+    messages, answer = asked
+    found = client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, logprobs=True, top_logprobs=3
+    )
+    logprobs = found.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert b"".join(bytes(token.bytes or []) for token in logprobs.content).decode().lstrip() == answer
+    for token in logprobs.content:
+        assert token.logprob <= 0
+        assert len(token.top_logprobs) == 3
+        # greedy: the token itself is the likeliest
+        assert token.top_logprobs[0].token == token.token
+        assert math.isclose(token.top_logprobs[0].logprob, token.logprob)
+
+
+def test_streamed_logprobs_are_those_of_the_whole(client: openai.OpenAI, asked: Asked) -> None:
+    options = {"model": MODEL, "messages": asked[0], "temperature": 0, "logprobs": True}
+    whole = client.chat.completions.create(**options)  # type: ignore[call-overload]
+    found = [
+        token
+        for chunk in client.chat.completions.create(**options, stream=True)  # type: ignore[call-overload]
+        if chunk.choices[0].logprobs
+        for token in chunk.choices[0].logprobs.content
+    ]
+    assert found == whole.choices[0].logprobs.content
+
+
+def test_logprobs_of_a_completion_have_their_offsets(client: openai.OpenAI) -> None:
+    found = client.completions.create(
+        model="llama-hf", prompt="The capital of France is", temperature=0, logprobs=2
+    )
+    logprobs = found.choices[0].logprobs
+    assert found.choices[0].text == "Paris."
+    assert logprobs is not None
+    assert "".join(logprobs.tokens or []).lstrip() == "Paris."
+    assert logprobs.text_offset is not None
+    assert logprobs.text_offset[0] == 0
+    assert [len(top) for top in logprobs.top_logprobs or []] == [2] * len(logprobs.tokens or [])
+
+
+def test_several_prompts_are_completed_in_their_order(client: openai.OpenAI) -> None:
+    found = client.completions.create(
+        model="llama-hf", prompt=["The capital of France is", "The capital of Japan is"], temperature=0
+    )
+    assert [(choice.index, choice.text) for choice in found.choices] == [(0, "Paris."), (1, "Tokyo.")]
+
+
+def test_own_parameters_come_as_extra_body(client: openai.OpenAI, questions: list[dict[str, str]]) -> None:
+    found = client.completions.create(
+        model=MODEL,
+        prompt=questions[3]["question"],
+        max_tokens=60,
+        extra_body={"template": "alpaca", "top_k": 1, "repetition_penalty": 1.0, "min_p": 0.1},
+    )
+    assert found.choices[0].text == questions[3]["answer"]
+
+
+def test_embeddings_have_length_one_and_are_the_same_for_the_same_text(client: openai.OpenAI) -> None:
+    texts = ["What is the capital of China?", "你好", "What is the capital of China?"]
+    found = client.embeddings.create(model=MODEL, input=texts)
+    vectors = [item.embedding for item in found.data]
+    assert [item.index for item in found.data] == [0, 1, 2]
+    assert {len(vector) for vector in vectors} == {112}
+    assert all(math.isclose(sum(number**2 for number in vector), 1, rel_tol=1e-5) for vector in vectors)
+    assert vectors[0] == vectors[2] != vectors[1]
+    assert client.embeddings.create(model=MODEL, input=texts[1]).data[0].embedding == vectors[1]
+    assert found.usage.prompt_tokens == found.usage.total_tokens > 3
+
+
+def test_embeddings_as_numbers_and_as_base64_are_the_same(product: Product, line: Line) -> None:
+    def ask(encoding: str) -> object:
+        body = {"model": MODEL, "input": "hello", "encoding_format": encoding}
+        answer = product.http.post("/v1/embeddings", json=body)
+        return answer.json()["data"][0]["embedding"]
+
+    packed = ask("base64")
+    assert isinstance(packed, str)
+    numbers = struct.unpack("<112f", base64.b64decode(packed))
+    assert ask("float") == pytest.approx(numbers, rel=1e-6)
+
+
+def test_what_is_not_there_and_what_is_not_offered_is_said_in_openais_way(
+    client: openai.OpenAI, asked: Asked
+) -> None:
+    messages = asked[0]
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="nothing", messages=messages)
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError, match="tools is not offered") as tools:
+        client.chat.completions.create(
+            model=MODEL,
+            messages=messages,
+            tools=[{"type": "function", "function": {"name": "f"}}],
+        )
+    assert (tools.value.param, tools.value.type) == ("tools", "invalid_request_error")
+    with pytest.raises(openai.BadRequestError, match="adapters") as adapters:
+        client.chat.completions.create(model="llama-hf+zh+alpaca", messages=messages)
+    assert adapters.value.code == "unsupported_option"
+    with pytest.raises(openai.BadRequestError, match="tokens") as long:
+        client.completions.create(model=MODEL, prompt="word " * 9000, stream=True)
+    assert long.value.code == "context_length_exceeded"
+
+
+def job_id_of(answer: httpx.Response) -> str:
+    for text in answer.iter_lines():
+        if text.startswith("data: {"):
+            found: str = json.loads(text.removeprefix("data: "))["id"]
+            return found.removeprefix("chatcmpl-")
+    raise AssertionError("the stream ended before its first chunk")
+
+
+def test_a_client_that_leaves_its_stream_ends_the_job(product: Product, line: Line, asked: Asked) -> None:
+    body = {"model": MODEL, "messages": asked[0], "stream": True, **LONG}
+    with httpx.Client(base_url=product.url, trust_env=False) as client:  # noqa: SIM117
+        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            job_id = job_id_of(answer)
+    left = time.monotonic()
+    assert product.wait(job_id)["status"] == "canceled"
+    assert time.monotonic() - left < 3
+
+
+def test_a_client_that_stops_waiting_ends_the_job(product: Product, line: Line, asked: Asked) -> None:
+    body = {"model": MODEL, "messages": asked[0], **LONG}
+    client = httpx.Client(base_url=product.url, trust_env=False, timeout=0.5)
+    with client, pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/chat/completions", json=body)
+    job = product.get("/api/jobs", kind="generate", limit=1)["jobs"][0]
+    assert job["metadata"]["origin"] == "openai"
+    left = time.monotonic()
+    assert product.wait(job["id"])["status"] == "canceled"
+    assert time.monotonic() - left < 3
