@@ -151,7 +151,7 @@ def _add_parameters(writer: gguf.GGUFWriter, output: Output) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     _add_scaling(writer, config.rope_scaling or {})
-    writer.add_file_type(FILE_TYPES[_main_encoding(output)])
+    writer.add_file_type(FILE_TYPES["Q8_0" if output.dtype == "Q8_0" else _main_encoding(output)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 

@@ -204,11 +204,19 @@ def _meta_warnings(output: Output) -> list[str]:
 
 
 def gguf_encoding(output: Output, name: str) -> str:
-    """In which encoding a tensor is stored: vectors as float32, the rest as asked for or in its own dtype."""
+    """In which encoding a tensor is stored: vectors as float32, the rest as asked for or in its own dtype.
+
+    Rows that are no whole blocks keep their dtype; llama.cpp's converter makes them float16.
+    """
     computed, shape = output.tensors[name]
     if len(shape) == 1:
         return "F32"
-    return output.dtype if output.dtype is not None and output.dtype in BLOCKS else computed
+    return output.dtype or computed if _takes_blocks(output, shape) else computed
+
+
+def _takes_blocks(output: Output, shape: Shape) -> bool:
+    block, _ = BLOCKS.get(output.dtype or "", (0, 0))
+    return len(shape) == 2 and block > 0 and shape[-1] % block == 0
 
 
 def _check_gguf(output: Output) -> None:
@@ -224,22 +232,44 @@ def _check_gguf(output: Output) -> None:
             f"the model's rotary scaling is of type {kind!r}, written into GGUF are 'linear' and 'llama3'",
             "Use llama.cpp's own converter on the Hugging Face model.",
         )
-    for name, (_, shape) in output.tensors.items():
-        _check_encoding(name, gguf_encoding(output, name), shape)
+    for name in output.tensors:
+        if gguf_encoding(output, name) == "F64":
+            raise UnsupportedOption(
+                f"{name!r} is of float64, which llama.cpp does not compute with",
+                'Ask for dtype "float32", "float16" or "bfloat16".',
+            )
+    _check_blocks(output)
 
 
-def _check_encoding(name: str, encoding: str, shape: Shape) -> None:
-    if encoding == "F64":
-        raise UnsupportedOption(
-            f"{name!r} is of float64, which llama.cpp does not compute with",
-            'Ask for a dtype: "float32", "float16", "bfloat16" or "q8_0".',
-        )
-    block, _ = BLOCKS.get(encoding, (1, 0))
-    if shape[-1] % block:
-        raise UnsupportedOption(
-            f"{name!r} has rows of {shape[-1]} elements, {encoding} encodes blocks of {block} ({shape[-1] % block} are left)",
-            'Ask for dtype "float16", "bfloat16" or "float32".',
-        )
+def _check_blocks(output: Output) -> None:
+    """Some tensor must take the encoding that was asked for."""
+    if output.dtype not in BLOCKS or any(
+        _takes_blocks(output, shape) for _, shape in output.tensors.values()
+    ):
+        return
+    block, _ = BLOCKS[output.dtype]
+    row = output.config.hidden_size
+    raise UnsupportedOption(
+        f"the model has rows of {row} elements, {output.dtype} encodes blocks of {block} ({row % block} are left): no tensor "
+        "could be encoded",
+        'Ask for dtype "float16", "bfloat16" or "float32".',
+    )
+
+
+def _gguf_warnings(output: Output) -> list[str]:
+    if output.dtype not in BLOCKS:
+        return []
+    whole = [
+        name
+        for name, (_, shape) in output.tensors.items()
+        if len(shape) == 2 and not _takes_blocks(output, shape)
+    ]
+    if not whole:
+        return []
+    return [
+        f"{len(whole)} matrices, {whole[0]} the first, have rows that are no whole blocks of {BLOCKS[output.dtype][0]}: they keep "
+        "their dtype"
+    ]
 
 
 def _gguf_size(output: Output, name: str) -> int:
@@ -253,6 +283,6 @@ def _no_warnings(output: Output) -> list[str]:
 FORMATS: Mapping[OutputFormat, _Format] = {
     "huggingface": _Format(_check_huggingface, _plain_size, _no_warnings),
     "meta": _Format(_check_meta, _meta_size, _meta_warnings),
-    "gguf": _Format(_check_gguf, _gguf_size, _no_warnings),
+    "gguf": _Format(_check_gguf, _gguf_size, _gguf_warnings),
 }
 """One row a format: what it refuses, the bytes of a tensor, what is said beforehand."""
