@@ -20,7 +20,8 @@ serve: $(READY) ## the same service, staying up at http://127.0.0.1:8000
 	@$(BIN)/graftwerk serve
 
 test: $(READY) ## every test that needs no Docker and no GPU
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q --numprocesses 2 --dist loadfile tests/unit tests/contract
+	@$(BIN)/pytest -q tests/e2e
 
 unit: $(READY) ## the tests that take seconds
 	@$(BIN)/pytest -q tests/unit
