@@ -15,14 +15,14 @@ from typing import Any
 import tokenizers
 
 from services.errors import UnreadableTokenizer
-from services.tokenizers.loading import load_tokenizer
+from services.tokenizers.loading import load_tokenizer, token_content
 from services.tokenizers.parity import Parity, measure_parity
 from services.tokenizers.tiktoken import is_tiktoken
 from services.tokenizers.tokenizer import Tokenizer
 from services.tokenizers.tokenizer_json import build_table, table_to_json
 
 SENTENCEPIECE_CONFIG: Mapping[str, Any] = {
-    "add_bos_token": True, "add_eos_token": False, "unk_token": "<unk>", "legacy": True,
+    "add_bos_token": True, "add_eos_token": False, "legacy": True,
     "clean_up_tokenization_spaces": False, "model_max_length": 1000000000000000019884624838656,
 }  # fmt: skip
 """What the original tokenizer does; legacy: text after a special token begins like any text."""
@@ -63,6 +63,7 @@ def check_tokenizer(folder: Path) -> None:
     """
     if (folder / "tokenizer.model").is_file():
         load_tokenizer(folder)
+        _read_json(folder / "tokenizer.json")
 
 
 def complete_tokenizer(folder: Path, *, instruct: bool = False) -> CompletedTokenizer:
@@ -106,10 +107,12 @@ def _parity_warnings(parity: Parity) -> tuple[str, ...]:
 
 
 def _write_small_files(folder: Path, model: bytes, tokenizer: Tokenizer, *, instruct: bool) -> None:
+    config = _read_json(folder / "tokenizer_config.json")
     roles = _roles(tokenizer)
     if instruct:
         roles["eos_token"] = LLAMA_3_END_OF_TURN
-    config = _read_json(folder / "tokenizer_config.json")
+    if not is_tiktoken(model):
+        roles["unk_token"] = token_content(config.get("unk_token")) or "<unk>"
     defaults = LLAMA_3_CONFIG if is_tiktoken(model) else SENTENCEPIECE_CONFIG
     config = {"model_input_names": ["input_ids", "attention_mask"], **(config or defaults), **roles}
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -117,9 +120,8 @@ def _write_small_files(folder: Path, model: bytes, tokenizer: Tokenizer, *, inst
     if instruct:
         config.setdefault("chat_template", LLAMA_3_CHAT_TEMPLATE)
     _write_json(folder / "tokenizer_config.json", config)
-    names = {"unk_token": config["unk_token"]} if isinstance(config.get("unk_token"), str) else {}
     named = _read_json(folder / "special_tokens_map.json")
-    _write_json(folder / "special_tokens_map.json", {**names, **named, **roles})
+    _write_json(folder / "special_tokens_map.json", {**named, **roles})
 
 
 def _roles(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -81,12 +81,12 @@ class _Facts:
         """The contents of all tokens that have a role, or are called special."""
         named = [self.role(role) for role in _ROLES]
         for source in (self.special_map, self.tokenizer):
-            named += [_content(entry) for entry in source.get("additional_special_tokens") or []]
+            named += [token_content(entry) for entry in source.get("additional_special_tokens") or []]
         return [content for content in named if content]
 
     def role(self, role: str) -> str | None:
         """The content of `bos_token`, `eos_token` or `pad_token`."""
-        return _content(self.tokenizer.get(role)) or _content(self.special_map.get(role))
+        return token_content(self.tokenizer.get(role)) or token_content(self.special_map.get(role))
 
     def add_bos(self) -> bool | None:
         found = self.tokenizer.get("add_bos_token")
@@ -105,7 +105,7 @@ class _Facts:
         return kind == "llama3" or bool(params.get("use_scaled_rope"))
 
 
-def _content(entry: Any) -> str | None:
+def token_content(entry: Any) -> str | None:
     """Of a token written as a text or as an object with `content`."""
     content = entry.get("content") if isinstance(entry, dict) else entry
     return content if isinstance(content, str) else None

@@ -147,13 +147,16 @@ def _of_tiktoken(model: bytes, name: str) -> tuple[tokenizers.Tokenizer, list[Ad
 
 
 def _carried(table: tokenizers.Tokenizer, earlier: Mapping[str, Any], known: Container[int]) -> list[Added]:
-    pieces = earlier.get("model", {}).get("vocab", {})
+    model = earlier.get("model")
+    pieces = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(pieces, list):
-        pieces = {entry[0]: number for number, entry in enumerate(pieces)}
+        pieces = {
+            entry[0]: number for number, entry in enumerate(pieces) if isinstance(entry, list) and entry
+        }
     if pieces != table.get_vocab(with_added_tokens=False):
         return []
     tokens = earlier.get("added_tokens") or []
-    return [Added(t["id"], t["content"], bool(t["special"])) for t in tokens if t["id"] not in known]
+    return [Added(t["id"], t["content"], bool(t.get("special"))) for t in tokens if t["id"] not in known]
 
 
 def _add_tokens(table: tokenizers.Tokenizer, added: Iterable[Added]) -> None:

@@ -4,20 +4,31 @@ import base64
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
 import tiktoken
+import torch
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models
 from transformers import AutoTokenizer
 
 from services.errors import UnreadableTokenizer
+from services.jobs.requests import AdapterChoice, ConvertRequest, MergeRequest
+from services.models.manifest import read_manifest
+from services.models.store import ModelStore
+from services.settings import Settings
 from services.tokenizers import check_tokenizer, complete_tokenizer, load_tokenizer
 from services.tokenizers.parity import mixed_lines as built_in_lines
 from tests.corpus import mixed_lines
+from tests.reference.make_original import SMALL, random_state, save_original
+from tests.reference.peft_merge import make_adapter, random_model, save_model, write_tokenizer
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
+from worker.lifecycle import Context
+from worker.making import make_convert, make_merge
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real tokenizers are not on this machine")
@@ -155,7 +166,8 @@ def test_added_tokens_a_chat_template_and_empty_roles_of_2023_come_out_right(tmp
     complete_tokenizer(folder)
     found = AutoTokenizer.from_pretrained(folder)
 
-    assert (found.bos_token, found.eos_token, found.chat_template) == ("<s>", "</s>", "{{ 1 }}")
+    assert (found.bos_token, found.eos_token, found.unk_token) == ("<s>", "</s>", "<unk>")
+    assert found.chat_template == "{{ 1 }}"
     assert found("a<image>b<|im_end|>", add_special_tokens=False)["input_ids"] == [263, 32003, 289, 32001]
     assert found.convert_ids_to_tokens([32000, 32002]) == [
         "<|reserved_token_32000|>",
@@ -211,6 +223,68 @@ def test_a_damaged_small_file_is_refused_before_any_work(tmp_path: Path) -> None
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UnreadableTokenizer, match=r"tokenizer_config\.json is no JSON"):
         check_tokenizer(tmp_path)
+
+
+# ---- jobs ---------------------------------------------------------------------------------------------
+
+
+def shelf_of(tmp_path: Path) -> ModelStore:
+    """A base and an adapter that extends its vocabulary, each with a `tokenizer.json` of a vocabulary long gone."""
+    save_model(random_model(torch.float32), tmp_path / "base")
+    saved = ["embed_tokens", "lm_head"]
+    make_adapter(tmp_path / "zh", seed=5, vocabulary=107, modules_to_save=saved)
+    write_tokenizer(tmp_path / "zh", 107)
+    stale = RustTokenizer(models.BPE(vocab={"x": 0}, merges=[]))
+    for name in ("base", "zh"):
+        stale.save(str(tmp_path / name / "tokenizer.json"))
+    return ModelStore(tmp_path)
+
+
+def context_of(store: ModelStore) -> Context:
+    def nothing(*_: object) -> None:
+        pass
+
+    return Context(
+        store=store, settings=Settings(), job_id="j", execution="e", report=nothing, check_canceled=nothing,
+        confirm=nothing, log=nothing, tell_text=nothing,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
+@pytest.mark.parametrize(("kind", "size"), [("convert", 101), ("merge", 107)])
+def test_what_a_job_makes_has_the_table_of_its_own_vocabulary(tmp_path: Path, kind: str, size: int) -> None:
+    store = shelf_of(tmp_path)
+    if kind == "convert":
+        result = make_convert(ConvertRequest(kind="convert", source="base", target="new"), context_of(store))
+    else:
+        result = make_merge(
+            MergeRequest(kind="merge", base="base", adapters=[AdapterChoice(name="zh")], target="new"),
+            context_of(store),
+        )
+
+    table = RustTokenizer.from_file(str(tmp_path / "new" / "tokenizer.json"))
+
+    assert table.get_vocab_size() == size
+    assert result["tokenizer_parity"] == {"lines": 300, "different": 0}
+    manifest = read_manifest(tmp_path / "new")
+    assert manifest is not None
+    assert manifest.result["tokenizer_parity"] == {"lines": 300, "different": 0}
+    assert AutoTokenizer.from_pretrained(tmp_path / "new").convert_ids_to_tokens(size - 1) == f"p{size - 4}"
+
+
+@needs_data
+def test_a_job_says_in_its_manifest_where_the_table_differs(tmp_path: Path) -> None:
+    sizes = replace(SMALL, vocab_size=49953)
+    source = save_original(tmp_path / "llama", [random_state(sizes)], sizes.params)
+    shutil.copy(DATA / "chinese-llama.model", source / "tokenizer.model")
+    store = ModelStore(tmp_path)
+
+    result = make_convert(ConvertRequest(kind="convert", source="llama", target="new"), context_of(store))
+
+    manifest = read_manifest(tmp_path / "new")
+    assert manifest is not None
+    assert manifest.warnings == result["warnings"]
+    assert f"on {result['tokenizer_parity']['different']} of 300 lines" in manifest.warnings[-1]
 
 
 # ---- tiktoken -----------------------------------------------------------------------------------------
