@@ -114,7 +114,8 @@ class Output:
         Literal["huggingface", "meta", "gguf"] | None, _output_option("huggingface unless given.")
     ] = None
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None, _output_option("Each tensor's own unless given.")
+        Literal["float32", "float16", "bfloat16", "q8_0"] | None,
+        _output_option("Each tensor's own unless given; q8_0 is of gguf."),
     ] = None
     max_shard_size: Annotated[str | None, _output_option("Such as 5GB.")] = None
     ranks: Annotated[int | None, _output_option("Rank files of a meta output.")] = None

@@ -109,7 +109,7 @@ def params_warnings(config: ModelConfig, *, dtype: str, tokenizer: str) -> list[
     if config.params.get("multiple_of") is None:
         with_multiplier = f" and ffn_dim_multiplier {m}" if (m := params.get("ffn_dim_multiplier")) else ""
         warnings.append(
-            f"params.json: multiple_of {params['multiple_of']}{with_multiplier} were computed to give the "
+            f"params.json: multiple_of {params['multiple_of']}{with_multiplier}: computed to give the "
             f"feed-forward width {config.intermediate_size}"
         )
     context = params.get("max_seq_len") or CONTEXT[meta_family(params, _sizes(config, dtype), tokenizer)]

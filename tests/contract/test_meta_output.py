@@ -511,7 +511,7 @@ def test_a_plan_says_what_params_cannot_say(tmp_path: Path) -> None:
     save_base(tmp_path / "base", intermediate_size=140, max_position_embeddings=512)
     request = ConvertRequest(kind="convert", source="base", target="new", output_format="meta")
     plan = preflight(request, ModelStore(tmp_path), {})
-    assert any("multiple_of 4 and ffn_dim_multiplier 1.1 were computed" in text for text in plan.warnings)
+    assert any("multiple_of 4 and ffn_dim_multiplier 1.1: computed to give" in text for text in plan.warnings)
     assert any("512 positions" in text for text in plan.warnings)
 
 
