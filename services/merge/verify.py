@@ -181,9 +181,7 @@ def expected_rows(
             scaling = pair.scaling * item.scale
             delta = left @ right * scaling
             weight = weight + delta
-            tolerance = (
-                tolerance + rounding(weight, dtype) + (rounding(delta, dtype) if pair.rounded else 0)
-            )
+            tolerance = tolerance + rounding(weight, dtype) + (rounding(delta, dtype) if pair.rounded else 0)
             tolerance += (
                 left.abs() @ right.abs() * abs(scaling) * (pair.rank + 2) * torch.finfo(torch.float32).eps
             )
