@@ -18,7 +18,6 @@ from services.checkpoints.reading import TensorReader, check_finite
 from services.errors import AdapterMismatch, UnknownAdapterKey
 from services.formats.tuners import TunerLayer
 
-
 NOT_SAVED = ("base_layer.", "vera_A", "vera_B", "ranknum")
 """Parameters inside a layer that its file does not hold: the base's own, views of shared ones, and a count of ranks."""
 
