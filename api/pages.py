@@ -1,11 +1,13 @@
 """What a browser opens: the page, the documentation and the document that it shows. No data is in them."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import flask_openapi3_swagger  # type: ignore[import-untyped]
 from flask import Blueprint, Response, current_app, jsonify, render_template
 from flask_openapi3.openapi import OpenAPI
+
+from services.templates import TEMPLATES
 
 PAGE_POLICY = "; ".join((
     "default-src 'self'", "img-src 'self' data:", "object-src 'none'", "base-uri 'none'", "form-action 'self'",
@@ -28,8 +30,8 @@ swagger = Blueprint(
 
 @pages.get("/")
 def home() -> Response:
-    """The page: jobs as they run, models, and where to read on."""
-    return _page("home.html", PAGE_POLICY)
+    """The page: a model to try, jobs as they run, models, and where to read on."""
+    return _page("home.html", PAGE_POLICY, templates=list(TEMPLATES))
 
 
 @pages.get("/docs")
@@ -44,8 +46,8 @@ def document() -> Response:
     return jsonify(cast(OpenAPI, current_app).api_doc)
 
 
-def _page(template: str, policy: str) -> Response:
-    response = Response(render_template(template), mimetype="text/html")
+def _page(template: str, policy: str, **values: Any) -> Response:
+    response = Response(render_template(template, **values), mimetype="text/html")
     response.headers["Content-Security-Policy"] = policy
     response.headers["Cache-Control"] = "no-cache"
     return response

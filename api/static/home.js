@@ -1,37 +1,13 @@
 // The page of one Graftwerk: jobs as they run (one stream of events for all of them), models, readiness.
 
-const KEY = "graftwerk-api-key";
+import { ENDED, ask, byId, element, eventsOf, keepKey } from "./page.js";
+import { offerModels } from "./playground.js";
+
 const JOBS_SHOWN = 50;
 const RECONNECT_MS = 2000;
 const REFRESH_MS = 15000;
-const ENDED = ["succeeded", "failed", "canceled"];
 
-const byId = (id) => document.getElementById(id);
 const jobs = new Map();
-
-/** An element; text never becomes markup. */
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "onclick") made.addEventListener("click", value);
-    else made.setAttribute(name, value);
-  }
-  made.append(...children.filter((child) => child !== null));
-  return made;
-}
-
-/** A request with the key of this tab, if there is one; a missing key shows the form. */
-async function ask(path, options = {}) {
-  const key = sessionStorage.getItem(KEY);
-  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  const response = await fetch(path, { ...options, headers });
-  byId("key-form").hidden = response.status !== 401;
-  if (!response.ok) {
-    const problem = await response.json().catch(() => ({}));
-    throw new Error(problem.detail ?? `${path} answered ${response.status}`);
-  }
-  return response;
-}
 
 const bytes = new Intl.NumberFormat("en", { notation: "compact", style: "unit", unit: "byte", unitDisplay: "narrow" });
 const count = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
@@ -44,11 +20,16 @@ function seconds(value) {
 // ---- jobs ----
 
 function subject(request) {
-  if (request.kind === "generate") return request.model;
-  const inputs = request.kind === "merge"
-    ? [request.base, ...request.adapters.map((adapter) => adapter.name)].join(" + ")
-    : typeof request.source === "string" ? request.source : Object.values(request.source)[0];
-  return `${inputs} → ${request.target}`;
+  switch (request.kind) {
+    case "generate":
+    case "embed": return request.model;
+    case "merge": return `${[request.base, ...request.adapters.map(({ name }) => name)].join(" + ")} → ${request.target}`;
+    case "extend-tokenizer": return `${request.base} + ${request.addition} → ${request.target}`;
+    default: {
+      const source = typeof request.source === "string" ? request.source : Object.values(request.source)[0];
+      return `${source} → ${request.target}`;
+    }
+  }
 }
 
 function progressOf(job) {
@@ -117,16 +98,7 @@ function onEvent(name, data) {
   showJob(jobs.get(data.id));
 }
 
-function onFrame(frame) {
-  const fields = {};
-  for (const line of frame.split("\n")) {
-    const colon = line.indexOf(": ");
-    if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 2);
-  }
-  if (fields.data) onEvent(fields.event, JSON.parse(fields.data));
-}
-
-/** Reads the stream until it breaks. `fetch` and not `EventSource`, which cannot send a key. */
+/** Reads the stream until it breaks. */
 async function readEvents() {
   const response = await ask("/api/events");
   byId("live").textContent = "live";
@@ -134,15 +106,7 @@ async function readEvents() {
   const listed = await (await ask(`/api/jobs?limit=${JOBS_SHOWN}`)).json();
   for (const job of listed.jobs) jobs.set(job.id, job);
   showJobs();
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let waiting = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const frames = (waiting + value).split("\n\n");
-    waiting = frames.pop();
-    frames.forEach(onFrame);
-  }
+  for await (const { name, data } of eventsOf(response)) onEvent(name, data);
 }
 
 async function followForEver() {
@@ -173,6 +137,7 @@ async function refreshModels() {
     const { models } = await (await ask("/api/models")).json();
     byId("models").replaceChildren(...models.map(modelItem));
     byId("no-models").hidden = models.length > 0;
+    offerModels(models);
   } catch (error) {
     byId("models").replaceChildren(element("li", { class: "error" }, error.message));
   }
@@ -195,7 +160,7 @@ async function refreshReadiness() {
 
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, byId("key").value);
+  keepKey(byId("key").value);
   byId("key").value = "";
   location.reload();
 });

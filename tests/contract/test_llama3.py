@@ -216,5 +216,7 @@ def test_the_folder_of_an_instruct_model_is_whole(tmp_path: Path, scaled: bool) 
 def test_instruct_is_refused_where_the_model_says_it_itself(tmp_path: Path) -> None:
     source = saved(tmp_path / "llama-3", random_state(SIZES))
     (source / "tokenizer.model").write_bytes(sentencepiece_file(piece_names(557)))
-    with pytest.raises(UnsupportedOption, match=r"original Llama 3 checkpoint.* with sentencepiece tokenizer"):
+    with pytest.raises(
+        UnsupportedOption, match=r"original Llama 3 checkpoint.* with sentencepiece tokenizer"
+    ):
         made(tmp_path, instruct=True)
