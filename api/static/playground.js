@@ -1,0 +1,140 @@
+// Trying a model: a conversation, or a text continued, each answer a generate job whose text is shown as it is written.
+
+import { ENDED, ask, byId, element, eventsOf } from "./page.js";
+
+const RAW = "raw";
+const TRIES = 5;
+const RECONNECT_MS = 1000;
+
+const turns = [];
+let running = null;
+
+/** Offers the models that can generate; the choice stays where it can. */
+export function offerModels(models) {
+  const select = byId("try-model");
+  const names = models.filter(({ kind, problems }) => kind === "huggingface" && !problems.length).map(({ name }) => name);
+  const chosen = names.includes(select.value) ? select.value : names[names.length - 1];
+  select.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+  if (chosen) select.value = chosen;
+  byId("try-form").hidden = names.length === 0;
+  byId("no-generators").hidden = names.length > 0;
+}
+
+function requestFor(text) {
+  const template = byId("try-template").value;
+  const asked = template === RAW
+    ? { prompt: text }
+    : { messages: [...turns, { role: "user", content: text }], ...(template && { template }) };
+  return {
+    kind: "generate", model: byId("try-model").value, ...asked, fit_context: true, metadata: { origin: "page" },
+    sampling: {
+      temperature: byId("try-temperature").valueAsNumber,
+      max_new_tokens: byId("try-tokens").valueAsNumber,
+    },
+  };
+}
+
+function turnItem(role, text) {
+  const words = element("p", { class: "words" }, text);
+  const list = byId("try-turns");
+  list.append(element("li", { "data-role": role }, words));
+  list.scrollTop = list.scrollHeight;
+  return words;
+}
+
+/** Shows what is written, from the first event on; gives the ended job. A stream that broke is taken up again. */
+async function watch(id, words) {
+  let lastId = "0-0";
+  for (let tries = 1; ; tries += 1) {
+    const response = await ask(`/api/jobs/${id}/events`, { headers: { "Last-Event-ID": lastId } });
+    try {
+      for await (const event of eventsOf(response)) {
+        tries = 0;
+        lastId = event.id;
+        if (event.name === "token") show(event.data, words);
+        else if (event.name === "status" && ENDED.includes(event.data.status)) return event.data;
+      }
+    } catch (error) {
+      if (tries >= TRIES) throw error;
+    }
+    await new Promise((resume) => setTimeout(resume, RECONNECT_MS));
+  }
+}
+
+function show({ offset, text }, words) {
+  // a job that runs again begins its text again
+  if (offset === 0) words.textContent = "";
+  words.append(text);
+  const list = byId("try-turns");
+  list.scrollTop = list.scrollHeight;
+}
+
+function factsOf(job) {
+  const output = job.result.outputs[0];
+  const tokens = `${output.usage.completion_tokens} tokens`;
+  const cut = output.finish_reason === "length" ? "cut at the limit" : null;
+  return [`template ${job.result.template}`, tokens, `${job.result.tokens_per_second} a second`, cut].filter(Boolean);
+}
+
+async function answer(text) {
+  const question = turnItem("user", text);
+  const words = turnItem("assistant", "");
+  const note = (css, said) => words.parentElement.append(element("p", { class: css }, said));
+  try {
+    const request = requestFor(text);
+    const submitted = await ask("/api/jobs", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request),
+    });
+    running = (await submitted.json()).id;
+    setRunning(true);
+    const job = await watch(running, words);
+    if (job.status === "succeeded") {
+      words.textContent = job.result.outputs[0].text;
+      note("soft", factsOf(job).join(" · "));
+    } else {
+      note("error", job.status === "canceled" ? "stopped" : `${job.error.message} ${job.error.hint}`);
+    }
+    // a stopped answer is part of the conversation, a failed question is none
+    if (job.status !== "failed" && request.messages && words.textContent) {
+      turns.push({ role: "user", content: text }, { role: "assistant", content: words.textContent });
+    }
+  } catch (error) {
+    note("error", error.message);
+    if (!byId("try-text").value) byId("try-text").value = text;
+    question.parentElement.dataset.failed = "";
+  } finally {
+    running = null;
+    setRunning(false);
+  }
+}
+
+function setRunning(isRunning) {
+  byId("try-send").disabled = isRunning;
+  byId("try-stop").hidden = !isRunning;
+}
+
+byId("try-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = byId("try-text").value;
+  if (running || byId("try-send").disabled || !text.trim()) return;
+  byId("try-text").value = "";
+  byId("try-send").disabled = true;
+  answer(text);
+});
+
+byId("try-text").addEventListener("keydown", (event) => {
+  // while an input method composes a character, Enter is its own
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  byId("try-form").requestSubmit();
+});
+
+byId("try-stop").addEventListener("click", () => {
+  // a job that ends in this very moment refuses it, and is shown as ended anyway
+  if (running) ask(`/api/jobs/${running}/cancel`, { method: "POST" }).catch(() => {});
+});
+
+byId("try-reset").addEventListener("click", () => {
+  turns.length = 0;
+  byId("try-turns").replaceChildren();
+});
