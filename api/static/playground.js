@@ -71,9 +71,9 @@ function show({ offset, text }, words) {
 
 function factsOf(job) {
   const output = job.result.outputs[0];
-  const tokens = `${output.usage.completion_tokens} tokens`;
+  const speed = `${output.usage.completion_tokens} tokens at ${job.result.tokens_per_second.toFixed(1)} a second`;
   const cut = output.finish_reason === "length" ? "cut at the limit" : null;
-  return [`template ${job.result.template}`, tokens, `${job.result.tokens_per_second} a second`, cut].filter(Boolean);
+  return [`template ${job.result.template}`, speed, cut].filter(Boolean);
 }
 
 async function answer(text) {

@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 
 from api.document import EXAMPLES
 from services.jobs.requests import ANY_REQUEST, KINDS
+from services.templates import TEMPLATES
 from tests.api_client import Json, client_of
 
 pytestmark = pytest.mark.disable_socket
@@ -58,6 +59,25 @@ def test_a_page_runs_only_scripts_of_ours_and_holds_none_itself(client: FlaskCli
 
 def test_the_page_leads_to_the_documentation(client: FlaskClient) -> None:
     assert 'href="/docs"' in client.get("/").text
+
+
+def test_every_module_that_a_script_imports_is_there(client: FlaskClient) -> None:
+    waiting, seen = ["/static/home.js"], set[str]()
+    while waiting:
+        url = waiting.pop()
+        seen.add(url)
+        script = client.get(url, buffered=True)
+        assert script.status_code == 200, url
+        found = {
+            urljoin(url, address) for address in re.findall(r'^import .* from "(.+)";$', script.text, re.M)
+        }
+        waiting += found - seen
+    assert len(seen) == 3
+
+
+def test_the_page_offers_every_template(client: FlaskClient) -> None:
+    options = re.findall(r'<option value="([^"]*)">', client.get("/").text)
+    assert options == ["", *TEMPLATES]
 
 
 # ---- the document -------------------------------------------------------------------------------------
