@@ -407,19 +407,13 @@ def _refuse_generate_options(request: GenerateRequest) -> None:
         find_template(request.template)
     for text in _texts(request):
         check_text(text)
-    if request.prompts_file:
-        raise UnsupportedOption(
-            "prompts_file is not offered by generate in this version", "Send prompts as a list."
-        )
 
 
 def _plan_answering(request: GenerateRequest | EmbedRequest, store: ModelStore, waiting: list[str]) -> Plan:
     """The plan of what a loaded model answers: generate and embed."""
     kind = request.kind
-    if request.adapters:
-        raise UnsupportedOption(
-            f"adapters is not offered by {kind} in this version", "Merge the adapters first."
-        )
+    if isinstance(request, GenerateRequest) and request.prompts_file is not None:
+        store.incoming(request.prompts_file)
     if waiting:
         return _later(request, waiting)
     folder = store.path(request.model)
@@ -435,10 +429,17 @@ def _plan_answering(request: GenerateRequest | EmbedRequest, store: ModelStore, 
             f"{request.model!r} has no tokenizer (tokenizer.model or tokenizer.json)",
             "Add the model's tokenizer files.",
         )
+    adapters = [_adapter(store, choice.name) for choice in request.adapters]
+    stack = check_stack(checkpoint, adapters)
+    check_scales([(a, choice.scale) for a, choice in zip(adapters, request.adapters, strict=True)])
     return Plan(
         kind=kind,
-        reads=[_read(request.model, "model", checkpoint.size_bytes)],
+        reads=[
+            _read(request.model, "model", checkpoint.size_bytes),
+            *(_read(adapter.name, "adapter", adapter.weights.stat().st_size) for adapter in adapters),
+        ],
         peak_memory_bytes=PROCESS_BYTES + checkpoint.parameters * 4,
+        warnings=list(stack.warnings),
     )
 
 

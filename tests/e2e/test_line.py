@@ -37,6 +37,26 @@ def test_the_base_alone_answers_none(product: Product, line: Line, questions: li
     assert right(ask(product, line.convert["request"]["target"], questions), questions) == 0
 
 
+def test_adapters_on_the_fly_answer_as_the_merged_model_does(
+    product: Product, line: Line, questions: list[dict[str, str]]
+) -> None:
+    job = ask(product, line.convert["request"]["target"], questions, "zh", "alpaca")
+    assert answers(job) == [question["answer"] for question in questions]
+
+
+def test_adapters_on_the_fly_in_the_wrong_order_are_refused(product: Product, line: Line) -> None:
+    request = {
+        "kind": "generate",
+        "model": line.convert["request"]["target"],
+        "adapters": ["alpaca", "zh"],
+        "prompt": "a",
+    }
+    answer = product.http.post("/api/jobs", json=request)
+    assert answer.status_code in (409, 422)
+    assert answer.json()["code"] == "wrong_adapter_order"
+    assert "zh, alpaca" in answer.json()["hint"]
+
+
 def test_every_job_of_the_line_succeeded_and_says_when(line: Line) -> None:
     for job in line:
         assert job["status"] == "succeeded"
