@@ -99,6 +99,7 @@ def connect(settings: Settings) -> Redis:
         socket_timeout=15,
         socket_connect_timeout=3,
         health_check_interval=30,
+        max_connections=2000,  # every event stream that is followed keeps one
         retry=RedisRetry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries=5),
     )
 
