@@ -242,12 +242,21 @@ def test_what_is_not_there_and_what_is_not_offered_is_said_in_openais_way(
             tools=[{"type": "function", "function": {"name": "f"}}],
         )
     assert (tools.value.param, tools.value.type) == ("tools", "invalid_request_error")
-    with pytest.raises(openai.BadRequestError, match="adapters") as adapters:
-        client.chat.completions.create(model="llama-hf+zh+alpaca", messages=messages)
-    assert adapters.value.code == "unsupported_option"
+    with pytest.raises(openai.APIStatusError, match="vocabulary would shrink") as swapped:
+        client.chat.completions.create(model="llama-hf+alpaca+zh", messages=messages)
+    assert swapped.value.code == "wrong_adapter_order"
     with pytest.raises(openai.BadRequestError, match="tokens") as long:
         client.completions.create(model=MODEL, prompt="word " * 9000, stream=True)
     assert long.value.code == "context_length_exceeded"
+
+
+def test_base_and_adapters_answer_as_the_merged_model_does(client: openai.OpenAI, asked: Asked) -> None:
+    answers = [
+        client.chat.completions.create(model=model, messages=asked[0], temperature=0, max_tokens=48)
+        for model in (MODEL, "llama-hf+zh+alpaca")
+    ]
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+    assert answers[1].usage == answers[0].usage
 
 
 def job_id_of(answer: httpx.Response) -> str:
