@@ -94,10 +94,10 @@ def check_known_order(adapters: Sequence[tuple[str, str | None]], merged_already
             unknown_before = True
             continue
         if known.before is not None and known.before not in before and not unknown_before:
-            found = f"{before[-1]} does" if before else "nothing does"
+            found = before[-1] if before else "nothing"
             raise WrongAdapterOrder(
                 f"adapter {shelf_name} is {known.name}, which was trained on {known.base} with {known.before} merged "
-                f"in; here {found} come before it",
+                f"in; here {found} comes before it",
                 f"Put {known.before} before it.",
             )
         before.append(known.name)

@@ -187,11 +187,11 @@ def test_alpaca_plus_and_pro_need_llama_plus_of_the_same_size(edition: str, size
     check_known_order([plus, alpaca], [])
     check_known_order([alpaca], [plus[1]])
     with pytest.raises(
-        WrongAdapterOrder, match=f"with Chinese-LLaMA-Plus-{size} merged in; here nothing does"
+        WrongAdapterOrder, match=f"with Chinese-LLaMA-Plus-{size} merged in; here nothing comes"
     ):
         check_known_order([alpaca], [])
     plain = ("plain", digest_of(f"Chinese-LLaMA-{size}"))
-    with pytest.raises(WrongAdapterOrder, match=f"here Chinese-LLaMA-{size} does come before it"):
+    with pytest.raises(WrongAdapterOrder, match=f"here Chinese-LLaMA-{size} comes before it"):
         check_known_order([plain, alpaca], [])
     other = ("other", digest_of("Chinese-LLaMA-Plus-7B" if size != "7B" else "Chinese-LLaMA-Plus-13B"))
     with pytest.raises(WrongAdapterOrder):
