@@ -153,6 +153,11 @@ class AdapterChoice(Shape):
     name: ModelName
     scale: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone_is_a_choice(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
 
 class MergeRequest(OutputRequest):
     """Merge adapters into a base model, in the order given."""
@@ -165,13 +170,6 @@ class MergeRequest(OutputRequest):
         default="per_adapter", description="per_adapter equals merging one after another with PEFT."
     )
     verify: bool = True
-
-    @field_validator("adapters", mode="before")
-    @classmethod
-    def _names_are_choices(cls, value: object) -> object:
-        if isinstance(value, list):
-            return [{"name": item} if isinstance(item, str) else item for item in value]
-        return value
 
     @model_validator(mode="after")
     def _target_is_new(self) -> "MergeRequest":
@@ -222,13 +220,6 @@ class ModelRequest(JobRequest):
     adapters: list[AdapterChoice] = Field(default=[], max_length=8)
     quantization: Literal["8bit", "4bit"] | None = None
     rope_alpha: float | None = Field(default=None, gt=0, le=64)
-
-    @field_validator("adapters", mode="before")
-    @classmethod
-    def _names_are_choices(cls, value: object) -> object:
-        if isinstance(value, list):
-            return [{"name": item} if isinstance(item, str) else item for item in value]
-        return value
 
 
 class GenerateRequest(ModelRequest):
