@@ -1,6 +1,5 @@
 """What people see: a bar while a job runs, tables when it has ended, two lines when something is wrong."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -201,17 +200,17 @@ def _heading(name: str) -> str:
 
 
 def _plain(name: str, value: Any) -> str:
-    if value is None:
-        return ""
+    if isinstance(value, list):
+        return ", ".join(_plain(name, item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(key, item)}" for key, item in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return decimal(value) if name.endswith("bytes") else f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.6g}"
-    if isinstance(value, list):
-        return ", ".join(_plain(name, item) for item in value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "" if value is None else str(value)
 
 
 def plan_view(plan: JsonObject) -> RenderableType:

@@ -1,11 +1,12 @@
 """Making models: the kinds of job that publish one. Staging folder, work, manifest, one rename."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from services.checkpoints.huggingface import Watch, WrittenModel, write_json
+from services.checkpoints.reading import TensorReader
 from services.convert import ConvertOptions, convert, summarize
 from services.formats.outputs import OUTPUT_DTYPES, OutputFormat
 from services.intake import import_source, preflight, tokenizer_file, weights_digest
@@ -18,6 +19,7 @@ from services.jobs.requests import (
     parse_size,
 )
 from services.merge import Merged, MergeOptions, merge
+from services.merge.norms import ChangeNorms, change_norms, nothing_changed
 from services.merge.verify import verify_merge
 from services.models.inspect import Kind
 from services.models.lineage import template_of_lineage
@@ -121,9 +123,10 @@ def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
     with _publishing(request, request.target, context) as staging:
         merged = merge(base, adapters, staging, options=options, watch=_watch(context))
         report = verify_merge(merged, options, _watch(context)) if request.verify else None
+        norms = _norms(merged, context)
         tokenizer = _completed(staging, request.output_format)
-        warnings = [*plan.warnings, *tokenizer.warnings]
-        figures = {**_merge_figures(merged, report), "tokenizer_parity": tokenizer.figures}
+        warnings = [*plan.warnings, *nothing_changed(merged.adapters, norms), *tokenizer.warnings]
+        figures = {**_merge_figures(merged, report, norms), "tokenizer_parity": tokenizer.figures}
         inputs = [_input("base", request.base, base), *_adapter_inputs(merged)]
         manifest = _manifest(request, merged.written, context, inputs, warnings)
         write_manifest(staging, manifest.model_copy(update={"result": figures}))
@@ -171,10 +174,21 @@ def _completed(staging: Path, output_format: OutputFormat, *, instruct: bool = F
     return complete_tokenizer(staging, instruct=instruct)
 
 
-def _merge_figures(merged: Merged, report: Mapping[str, Any] | None) -> dict[str, Any]:
+def _norms(merged: Merged, context: Context) -> list[ChangeNorms]:
+    with TensorReader() as reader:
+        return change_norms(reader, merged.base, merged.adapters, _watch(context))
+
+
+def _merge_figures(
+    merged: Merged, report: Mapping[str, Any] | None, norms: Sequence[ChangeNorms]
+) -> dict[str, Any]:
+    accounts = [
+        {**account, "rows_added": norm.rows_added, "change_norms": dict(norm.by_kind)}
+        for account, norm in zip(merged.accounts, norms, strict=True)
+    ]
     return {
         "bytes_read": merged.base.size_bytes, "bytes_written": merged.written.size_bytes,
-        "tensors": len(merged.written.plans), "adapters": list(merged.accounts), "verification": report,
+        "tensors": len(merged.written.plans), "adapters": accounts, "verification": report,
         "vocabulary_size": merged.stack.vocabulary_rows,
     }  # fmt: skip
 

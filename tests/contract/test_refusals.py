@@ -520,6 +520,9 @@ def test_a_merge_that_is_accepted_is_published_with_its_lineage(store: ModelStor
     assert store.names() == ["base", "fits", "new"]
     figures = {"adapter": "fits", "scale": 1.0, "tensors": 12, "merged": 6, "replaced": 0}
     assert {key: result["adapters"][0][key] for key in figures} == figures
+    assert result["adapters"][0]["rows_added"] == 0
+    assert result["adapters"][0]["change_norms"] == {"q_proj": 0.0, "v_proj": 0.0}
+    assert any(warning.startswith("adapter fits changes nothing") for warning in result["warnings"])
     manifest = json.loads((store.root / "new" / "manifest.json").read_text())
     assert manifest["operation"] == "merge"
     assert [(entry["role"], entry["name"]) for entry in manifest["inputs"]] == [

@@ -96,6 +96,15 @@ def test_facts_show_sizes_readably_and_leave_out_what_is_empty() -> None:
     ]
 
 
+def test_an_object_in_a_table_is_its_names_and_values() -> None:
+    console = console_of(terminal=False)
+    console.print(rows_view([{"adapter": "zh", "change_norms": {"q_proj": 1.23456789, "lm_head": 20.5}}]))
+    assert printed(console).splitlines()[1].strip().split(maxsplit=1) == [
+        "zh",
+        "q_proj 1.23457, lm_head 20.5",
+    ]
+
+
 def test_markup_in_values_is_text() -> None:
     console = console_of(terminal=False)
     console.print(facts_view({"message": "[red]x[/nothing]"}))
