@@ -62,6 +62,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up .venv (once; some minutes, torch is large)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-	    -e '.[api,worker,client,embedded,test,lint,bench]' \
+	    -e '.[api,worker,quantization,client,embedded,test,lint,bench]' \
 	  | awk '/^(Collecting|Processing|Installing)/ {print "  " $$1, $$2; fflush()}'
 	@touch $@

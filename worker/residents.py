@@ -13,7 +13,7 @@ import torch
 
 from services.checkpoints.huggingface import Watch
 from services.generate import Engine, LoadedModel, load_model, resolve_device
-from services.generate.loading import Quantization
+from services.generate.quantizing import Quantization, quantized_bytes
 from services.jobs.requests import ModelRequest
 from services.merge import merge
 from services.models.store import STAGING, ModelStore
@@ -139,9 +139,13 @@ def _needed_bytes(request: ModelRequest, store: ModelStore, device: str) -> int:
     """Parameters of the base times what one takes in memory; adapters add next to nothing."""
     summary = store.describe(request.model)
     parameters = summary.parameters or summary.size_bytes
-    if request.quantization is not None:
-        return parameters if request.quantization == "8bit" else parameters // 2
-    return parameters * (4 if resolve_device(device).type == "cpu" else 2)
+    width = 4 if resolve_device(device).type == "cpu" else 2
+    if request.quantization is None:
+        return parameters * width
+    sizes = summary.architecture or {}
+    embeddings = (summary.vocabulary_size or 0) * int(sizes.get("hidden_size", 0))
+    kept = embeddings if sizes.get("tie_word_embeddings") else 2 * embeddings
+    return quantized_bytes(parameters, min(kept, parameters), request.quantization, width=width)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A model and its tokenizer from a folder, ready to generate. Nothing of what is loaded is run."""
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
 )
@@ -24,11 +22,11 @@ from services.errors import (
     VocabularyMismatch,
     WrongModelKind,
 )
+from services.generate.quantizing import Quantization, held_bytes, quantization_config
 from services.progress import Progress, Report, ignore_progress
 from services.tokenizers import Tokenizer, load_tokenizer
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
-Quantization = Literal["8bit", "4bit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def load_model(
         dtype: None is float32 on a CPU, and bfloat16 on a GPU, or float16 where that has no bfloat16.
         rope_alpha: NTK scaling of the rotary base, `theta * alpha ** (d / (d - 2))` with d = head_dim (posts of
             "bloc97", r/LocalLLaMA 2023), which also stretches the context by `alpha`.
-        quantization: "8bit" or "4bit", on GPUs with bitsandbytes.
+        quantization: "8bit" or "4bit", by bitsandbytes; see `services.generate.quantizing`.
 
     Raises:
         WrongModelKind: the folder is an original checkpoint, an adapter or no model at all.
@@ -82,7 +80,11 @@ def load_model(
         file.stat().st_size for file in folder.iterdir() if file.suffix in {".safetensors", ".bin"}
     )
     report(Progress("loading", 0, size_bytes, "bytes"))
-    model = _read_weights(folder, config, _choose_dtype(dtype, target), _placement(target, quantization))
+    chosen = _choose_dtype(dtype, target)
+    placement: dict[str, Any] = {} if target.type == "cpu" else {"device_map": {"": str(target)}}
+    if quantization is not None:
+        placement["quantization_config"] = quantization_config(quantization, chosen)
+    model = _read_weights(folder, config, chosen, placement)
     report(Progress("loading", size_bytes, size_bytes, "bytes"))
     loaded = prepare(model, tokenizer, folder=folder, context_length=context_length)
     if tokenizer.text_vocabulary_size > loaded.rows:
@@ -110,7 +112,7 @@ def prepare(
         folder=folder,
         dtype=model.dtype,
         device=model.device,
-        size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()),
+        size_bytes=held_bytes(model),
         context_length=context_length,
         rows=int(embeddings.weight.shape[0]),
         chat_template=read_chat_template(folder),
@@ -208,28 +210,9 @@ def _choose_dtype(dtype: DTypeName | None, device: torch.device) -> torch.dtype:
     if dtype is not None:
         return names[dtype]
     if device.type == "cpu":
+        # Measured (docs/benchmarks.md): without AVX-512 or AMX, 16 bits are slower at every size but one row.
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def _placement(device: torch.device, quantization: Quantization | None) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that say where the weights go."""
-    placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
-    if quantization is None:
-        return placement
-    if device.type == "cpu":
-        raise UnsupportedOption(
-            f"Loading in {quantization} needs a GPU and the device is the CPU.",
-            "Leave quantization out; on a CPU the dtype bfloat16 halves the memory.",
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UnsupportedOption(
-            f"Loading in {quantization} needs the package bitsandbytes, which is not installed in this worker.",
-            "Install it, or leave quantization out.",
-        )
-    choice = {"load_in_8bit": True} if quantization == "8bit" else {"load_in_4bit": True}
-    make: Any = BitsAndBytesConfig
-    return placement | {"quantization_config": make(**choice)}
 
 
 def _read_weights(

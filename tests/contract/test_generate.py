@@ -701,8 +701,6 @@ def test_a_model_that_brings_code_is_not_run(folder: Path, tmp_path: Path) -> No
 
 
 def test_options_that_this_machine_lacks_are_refused_in_a_sentence(folder: Path) -> None:
-    with pytest.raises(UnsupportedOption, match="8bit needs a GPU"):
-        load_model(folder, quantization="8bit")
     with pytest.raises(UnsupportedOption, match="'tpu'"):
         load_model(folder, device="tpu")
     with pytest.raises(UnsupportedOption, match="cuda:99"):
