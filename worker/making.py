@@ -9,6 +9,7 @@ from services.checkpoints.huggingface import Watch, WrittenModel, write_json
 from services.checkpoints.reading import TensorReader
 from services.convert import ConvertOptions, convert, summarize
 from services.formats.outputs import OUTPUT_DTYPES, OutputFormat
+from services.generate import resolve_device
 from services.intake import import_source, preflight, tokenizer_file, weights_digest
 from services.jobs.requests import (
     AnyRequest,
@@ -119,6 +120,8 @@ def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
     options = MergeOptions(
         request.rounding, _dtype(request.dtype), parse_size(request.max_shard_size), request.output_format,
         request.ranks, _template(request, request.base, context),
+        # asked here, in the job's own process: one that forks must not touch CUDA
+        str(resolve_device(context.settings.device)),
     )  # fmt: skip
     with _publishing(request, request.target, context) as staging:
         merged = merge(base, adapters, staging, options=options, watch=_watch(context))
@@ -189,7 +192,7 @@ def _merge_figures(
     return {
         "bytes_read": merged.base.size_bytes, "bytes_written": merged.written.size_bytes,
         "tensors": len(merged.written.plans), "adapters": accounts, "verification": report,
-        "vocabulary_size": merged.stack.vocabulary_rows,
+        "vocabulary_size": merged.stack.vocabulary_rows, "device": merged.device,
     }  # fmt: skip
 
 

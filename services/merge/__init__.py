@@ -16,6 +16,7 @@ from services.formats.checkpoint import Checkpoint, TensorSource, read_checkpoin
 from services.formats.outputs import Output, OutputFormat, plan_output
 from services.formats.stack import Stack, check_scales, check_stack, merged_tensors
 from services.merge.delta import Change, changed_blocks
+from services.merge.devices import CPU, device_name, exact_products
 from services.tokenizers import check_tokenizer
 
 
@@ -23,7 +24,8 @@ from services.tokenizers import check_tokenizer
 class MergeOptions:
     """How to merge; `rounding` is "per_adapter" (as PEFT, one after another) or "once".
 
-    `ranks` counts for Meta's layout, None: as many as the base has; `template` for GGUF's Modelfile.
+    `ranks` counts for Meta's layout, None: as many as the base has; `template` for GGUF's Modelfile; `device`, "cpu" or
+    "cuda:N", multiplies and adds. A CPU gives PEFT's bits.
     """
 
     rounding: Literal["per_adapter", "once"] = "per_adapter"
@@ -32,6 +34,7 @@ class MergeOptions:
     output_format: OutputFormat = "huggingface"
     ranks: int | None = None
     template: str | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class ScaledAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What went in and what came out."""
+    """What went in and what came out; `device` says for people what computed."""
 
     base: Checkpoint
     adapters: Sequence[ScaledAdapter]
@@ -52,6 +55,7 @@ class Merged:
     output: Output
     written: WrittenModel
     accounts: Sequence[Mapping[str, Any]]
+    device: str = "cpu"
 
 
 def merge(
@@ -78,16 +82,18 @@ def merge(
     output = merged_output(checkpoint, scaled, stack, options)
     layout = Layout(output, stack.tokenizer_folder, options.max_shard_bytes, options.template)
     accounts = _Accounts(scaled)
-    with TensorReader() as reader:
+    device = torch.device(options.device)
+    with TensorReader() as reader, exact_products(device):
 
         def produce(name: str) -> Iterator[torch.Tensor]:
             dtype = TORCH_DTYPES[output.tensors[name][0]]
             changes = accounts.take(name)
             once = options.rounding == "once"
-            yield from merged_blocks(reader, checkpoint.tensors[name], changes, dtype, once=once)
+            source = checkpoint.tensors[name]
+            yield from merged_blocks(reader, source, changes, dtype, once=once, device=device)
 
         written = write_model(target, layout, produce, watch)
-    return Merged(checkpoint, scaled, stack, output, written, accounts.closed())
+    return Merged(checkpoint, scaled, stack, output, written, accounts.closed(), device_name(device))
 
 
 def merged_output(
@@ -108,6 +114,7 @@ def merged_blocks(
     dtype: torch.dtype,
     *,
     once: bool,
+    device: torch.device = CPU,
 ) -> Iterator[torch.Tensor]:
     """One tensor of the merged model, as blocks of rows in order.
 
@@ -115,7 +122,7 @@ def merged_blocks(
         NonFiniteTensor: the base, an adapter or the sum holds NaN or infinity.
     """
     base = reader.load(source)
-    blocks = changed_blocks(reader, base, changes, once=once) if changes else iter([base])
+    blocks = changed_blocks(reader, base, changes, once=once, device=device) if changes else iter([base])
     for block in blocks:
         result = block.to(dtype)
         if result is not base:

@@ -1,9 +1,9 @@
 """The arithmetic of a merge.
 
 `w = round(float32(w) + (float32(B) @ float32(A)) * scaling)` for each adapter in order, rounded to the base's dtype
-each time: bit for bit what PEFT's `merge_and_unload` gives on a CPU when the adapters are merged one after another
+each time: on a CPU bit for bit what PEFT's `merge_and_unload` gives there when the adapters are merged one after another
 (peft/tuners/lora/layer.py, Linear.get_delta_weight and merge), and what the scripts of 2023 computed. With `once` the sum stays in
-float32 and is rounded at the end.
+float32 and is rounded at the end. A GPU sums in another order: there a product may differ in float32's last places.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,14 @@ from services.checkpoints.reading import TensorReader, check_finite
 from services.formats.adapter import Adapter, LoraPair
 from services.formats.tensors import TensorHeader
 from services.formats.tuners import TokenRows, TunerLayer
+from services.merge.devices import CPU
 from services.merge.peft_layers import merge_layer
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of the blocks of rows in which a tensor is computed: 4 MB in float32, so that blocks stay in the cache."""
+
+GPU_BLOCK_ELEMENTS = 1 << 24
+"""The same on a GPU, 64 MB in float32: each block is a copy there and back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +77,25 @@ class _Factors:
 
 
 def changed_blocks(
-    reader: TensorReader, weight: torch.Tensor, changes: Sequence[Change], *, once: bool
+    reader: TensorReader,
+    weight: torch.Tensor,
+    changes: Sequence[Change],
+    *,
+    once: bool,
+    device: torch.device = CPU,
 ) -> Iterator[torch.Tensor]:
     """The weight after all changes, as blocks of rows in order: in its own dtype, or in the wide one with `once`.
 
     Args:
         weight: shape (out, in); not modified.
         once: do not round; the caller rounds to the dtype that it writes.
+        device: what multiplies and adds; the blocks are on the CPU again. Whole rows and PEFT's layers stay on the CPU.
 
     Raises:
         NonFiniteTensor: a tensor of an adapter holds NaN or infinity.
     """
     if any(change.layer is not None or change.rows is not None for change in changes):
-        yield _changed_whole(reader, weight, changes, once=once)
+        yield _changed_whole(reader, weight, changes, once=once, device=device)
         return
     dtype = weight.dtype
     last = max((i for i, change in enumerate(changes) if change.replaced is not None), default=0)
@@ -94,12 +104,13 @@ def changed_blocks(
         if change.replaced is not None:
             weight = _checked(reader, change.adapter, change.replaced)
         if change.pair is not None:
-            factors.append(_factors(reader, change, change.pair))
-    step = max(1, BLOCK_ELEMENTS // max(1, weight[0].numel()))
+            factors.append(_factors(reader, change, change.pair, device))
+    most_elements = BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
+    step = max(1, most_elements // max(1, weight[0].numel()))
     for start in range(0, weight.shape[0], step):
         rows = slice(start, start + step)
         deltas = [factor.rows(rows, None if once else dtype) for factor in factors]
-        yield _changed(weight[rows].to(dtype), deltas, once=once)
+        yield _changed(weight[rows].to(device).to(dtype), deltas, once=once).cpu()
 
 
 def _changed(block: torch.Tensor, deltas: Sequence[torch.Tensor], *, once: bool) -> torch.Tensor:
@@ -113,7 +124,12 @@ def _changed(block: torch.Tensor, deltas: Sequence[torch.Tensor], *, once: bool)
 
 
 def _changed_whole(
-    reader: TensorReader, weight: torch.Tensor, changes: Sequence[Change], *, once: bool
+    reader: TensorReader,
+    weight: torch.Tensor,
+    changes: Sequence[Change],
+    *,
+    once: bool,
+    device: torch.device,
 ) -> torch.Tensor:
     """As `changed_blocks`, for changes that need the tensor whole."""
     dtype = weight.dtype
@@ -121,7 +137,8 @@ def _changed_whole(
     for change in changes:
         if change.replaced is not None or change.pair is not None:
             plain = Change(change.adapter, change.scale, change.pair, change.replaced)
-            weight = torch.cat(list(changed_blocks(reader, weight.to(working), [plain], once=once)))
+            blocks = changed_blocks(reader, weight.to(working), [plain], once=once, device=device)
+            weight = torch.cat(list(blocks))
         if change.rows is not None:
             indices = torch.tensor(change.rows.indices, dtype=torch.long)
             trained = _checked(reader, change.adapter, change.rows.rows).to(working)
@@ -131,8 +148,8 @@ def _changed_whole(
     return weight
 
 
-def _factors(reader: TensorReader, change: Change, pair: LoraPair) -> _Factors:
-    a, b = (_checked(reader, change.adapter, header).float() for header in (pair.a, pair.b))
+def _factors(reader: TensorReader, change: Change, pair: LoraPair, device: torch.device) -> _Factors:
+    a, b = (_checked(reader, change.adapter, header).to(device).float() for header in (pair.a, pair.b))
     return _Factors(a, b, pair.scaling * change.scale, pair.transposed, pair.rounded)
 
 

@@ -515,15 +515,21 @@ def test_a_base_of_values_that_are_no_numbers_leaves_nothing(store: ModelStore) 
     assert_nothing_left(store, before)
 
 
+def manifest_of(store: ModelStore) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((store.root / "new" / "manifest.json").read_text())
+    return manifest
+
+
 def test_a_merge_that_is_accepted_is_published_with_its_lineage(store: ModelStore) -> None:
     result = make_merge(merge_of("fits", metadata={"for": "test"}), context(store))
     assert store.names() == ["base", "fits", "new"]
     figures = {"adapter": "fits", "scale": 1.0, "tensors": 12, "merged": 6, "replaced": 0}
     assert {key: result["adapters"][0][key] for key in figures} == figures
+    assert result["device"] == manifest_of(store)["result"]["device"] == "cpu"
     assert result["adapters"][0]["rows_added"] == 0
     assert result["adapters"][0]["change_norms"] == {"q_proj": 0.0, "v_proj": 0.0}
     assert any(warning.startswith("adapter fits changes nothing") for warning in result["warnings"])
-    manifest = json.loads((store.root / "new" / "manifest.json").read_text())
+    manifest = manifest_of(store)
     assert manifest["operation"] == "merge"
     assert [(entry["role"], entry["name"]) for entry in manifest["inputs"]] == [
         ("base", "base"), ("adapter", "fits"),
