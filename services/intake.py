@@ -88,12 +88,14 @@ def preflight(
     promised: Mapping[str, AnyRequest],
     *,
     digest_limit_bytes: int = HASHED_BYTES,
+    staged_bytes: int = 0,
 ) -> Plan:
     """What the request would do, or the reason why it cannot.
 
     Args:
         promised: models that are not there yet and that jobs before this one will make.
         digest_limit_bytes: weight files up to this size are digested to know published ones.
+        staged_bytes: room that the job has taken on the volume already, in an execution that was killed.
 
     Raises:
         ModelNotFound, SourceNotFound, ModelExists, WrongModelKind, UnsupportedOption, DiskFull, InvalidText, and whatever the
@@ -125,7 +127,7 @@ def preflight(
             for text in request.inputs:
                 check_text(text)
             plan = _plan_answering(request, store, waiting)
-    return _with_disk(plan, store)
+    return _with_disk(plan, store, staged_bytes)
 
 
 def _later(request: AnyRequest, waiting: list[str]) -> Plan:
@@ -136,9 +138,9 @@ def _later(request: AnyRequest, waiting: list[str]) -> Plan:
     )
 
 
-def _with_disk(plan: Plan, store: ModelStore) -> Plan:
+def _with_disk(plan: Plan, store: ModelStore, staged_bytes: int) -> Plan:
     needed = plan.output_bytes + DISK_MARGIN_BYTES if plan.output_bytes else 0
-    free = store.free_bytes()
+    free = store.free_bytes() + staged_bytes
     if needed > free:
         raise DiskFull(
             f"the job needs {needed} bytes on the volume, {free} are free",

@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError, LockError, TimeoutError
 
 from services.errors import NotReady
-from services.jobs.upkeep import live_executions, tidy
+from services.jobs.upkeep import active_jobs, tidy
 from services.jobs.workers import HEARTBEAT_SECONDS
 from services.models.store import ModelStore
 from services.settings import Settings
@@ -50,8 +50,10 @@ class Janitor:
             return False
         try:
             self._report(tidy(self.redis))
-            alive = live_executions(self.redis)
-            self._report([f"swept {path}" for path in self.store.sweep(alive.__contains__)])
+            active = active_jobs(self.redis)
+            # what a killed execution has left is kept as long as its job may go on with it
+            gone = self.store.sweep(lambda execution: execution.partition(".")[0] in active)
+            self._report([f"swept {path}" for path in gone])
         finally:
             with suppress(LockError):  # a sweep that outlived the lock has done no harm
                 lock.release()

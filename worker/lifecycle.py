@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a task is handed. `confirm` is called right before publishing and raises if it must not."""
+    """What a task is handed. `confirm` is called right before publishing and raises if it must not.
+
+    `execution` is `<job>.<run>`, as the store names what is being made.
+    """
 
     store: ModelStore
     settings: Settings
@@ -66,7 +69,7 @@ def context_of(running: Running, settings: Settings) -> Context:
         store=ModelStore(settings.models_dir),
         settings=settings,
         job_id=running.job_id,
-        execution=running.execution_id,
+        execution=f"{running.job_id}.{running.execution_id}",
         report=running.report,
         check_canceled=running.check_canceled,
         confirm=running.confirm,

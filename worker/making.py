@@ -33,6 +33,7 @@ from services.models.manifest import (
     tensor_digest,
     write_manifest,
 )
+from services.models.store import journal_of
 from services.models.uploads import digest_file, import_members
 from services.progress import Progress
 from services.tokenizers import CompletedTokenizer, complete_tokenizer
@@ -94,14 +95,15 @@ def make_import(request: ImportRequest, context: Context) -> Mapping[str, Any]:
 
 def make_convert(request: ConvertRequest, context: Context) -> Mapping[str, Any]:
     """Converts and publishes a checkpoint."""
-    plan = preflight(request, context.store, {})
+    plan = preflight(request, context.store, {}, staged_bytes=context.store.staged_bytes(context.job_id))
     source = context.store.path(request.source)
     options = ConvertOptions(
         _dtype(request.dtype), parse_size(request.max_shard_size), request.instruct, request.output_format,
         request.ranks, _template(request, request.source, context),
     )  # fmt: skip
     with _publishing(request, request.target, context) as staging:
-        checkpoint, written = convert(source, staging, options, _watch(context))
+        checkpoint, written = convert(source, staging, options, _watch(context, staging))
+        _log_resumed(written, context)
         tokenizer = _completed(staging, request.output_format, instruct=request.instruct)
         warnings = [*plan.warnings, *tokenizer.warnings]
         figures = {**summarize(checkpoint, written), "tokenizer_parity": tokenizer.figures}
@@ -114,7 +116,8 @@ def make_convert(request: ConvertRequest, context: Context) -> Mapping[str, Any]
 
 def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
     """Merges, verifies and publishes; a merge that fails its own check publishes nothing."""
-    plan = preflight(request, context.store, {}, digest_limit_bytes=ANY_SIZE)
+    staged_bytes = context.store.staged_bytes(context.job_id)
+    plan = preflight(request, context.store, {}, digest_limit_bytes=ANY_SIZE, staged_bytes=staged_bytes)
     base = context.store.path(request.base)
     adapters = [(choice.name, context.store.path(choice.name), choice.scale) for choice in request.adapters]
     options = MergeOptions(
@@ -124,9 +127,11 @@ def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
         str(resolve_device(context.settings.device)),
     )  # fmt: skip
     with _publishing(request, request.target, context) as staging:
-        merged = merge(base, adapters, staging, options=options, watch=_watch(context))
-        report = verify_merge(merged, options, _watch(context)) if request.verify else None
-        norms = _norms(merged, context)
+        watch = _watch(context, staging)
+        merged = merge(base, adapters, staging, options=options, watch=watch)
+        _log_resumed(merged.written, context)
+        report = verify_merge(merged, options, watch) if request.verify else None
+        norms = _norms(merged, watch)
         tokenizer = _completed(staging, request.output_format)
         warnings = [*plan.warnings, *nothing_changed(merged.adapters, norms), *tokenizer.warnings]
         figures = {**_merge_figures(merged, report, norms), "tokenizer_parity": tokenizer.figures}
@@ -177,9 +182,9 @@ def _completed(staging: Path, output_format: OutputFormat, *, instruct: bool = F
     return complete_tokenizer(staging, instruct=instruct)
 
 
-def _norms(merged: Merged, context: Context) -> list[ChangeNorms]:
+def _norms(merged: Merged, watch: Watch) -> list[ChangeNorms]:
     with TensorReader() as reader:
-        return change_norms(reader, merged.base, merged.adapters, _watch(context))
+        return change_norms(reader, merged.base, merged.adapters, watch)
 
 
 def _merge_figures(
@@ -192,20 +197,31 @@ def _merge_figures(
     return {
         "bytes_read": merged.base.size_bytes, "bytes_written": merged.written.size_bytes,
         "tensors": len(merged.written.plans), "adapters": accounts, "verification": report,
-        "vocabulary_size": merged.stack.vocabulary_rows, "device": merged.device,
+        "vocabulary_size": merged.stack.vocabulary_rows, "device": merged.device, "resumed": merged.written.resumed,
     }  # fmt: skip
 
 
 @contextmanager
 def _publishing(request: AnyRequest, target: str, context: Context) -> Iterator[Path]:
     context.log(f"{request.kind} into {target} begins")
-    with context.store.publishing(target, execution=context.execution, confirm=context.confirm) as staging:
+    take_over = isinstance(request, ConvertRequest | MergeRequest)
+    with context.store.publishing(
+        target, execution=context.execution, confirm=context.confirm, take_over=take_over
+    ) as staging:
         yield staging
     context.log(f"{target} is published")
 
 
-def _watch(context: Context) -> Watch:
-    return Watch(context.report, context.check_canceled)
+def _watch(context: Context, staging: Path) -> Watch:
+    return Watch(context.report, context.check_canceled, journal_of(staging))
+
+
+def _log_resumed(written: WrittenModel, context: Context) -> None:
+    if written.kept:
+        context.log(
+            f"an earlier try of this job had written {len(written.kept)} of {len(written.plans)} tensors "
+            f"({written.kept_bytes} bytes): they were checked by their digests and kept"
+        )
 
 
 def _dtype(name: str | None) -> str | None:

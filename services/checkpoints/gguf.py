@@ -24,11 +24,12 @@ from services.checkpoints.blocks import (
 )
 from services.checkpoints.gguf_tokens import add_tokenizer
 from services.checkpoints.huggingface import Layout, Watch, WrittenModel
+from services.checkpoints.journal import Journal, open_journal
 from services.checkpoints.ledger import Ledger, TensorPlan
 from services.checkpoints.modelfile import write_modelfile
 from services.checkpoints.reading import check_finite
 from services.checkpoints.streaming import Produce, stream_tensors
-from services.checkpoints.writer import disk_errors, write_at
+from services.checkpoints.writer import digest_at, disk_errors, write_at
 from services.errors import NonFiniteTensor
 from services.formats.checkpoint import rotary_heads
 from services.formats.config import ModelConfig
@@ -59,20 +60,21 @@ def write_gguf(target: Path, layout: Layout, produce: Produce, watch: Watch) -> 
     """
     output = layout.output
     check_output(output)
+    journal = open_journal(watch.journal, layout.identity, target)
     path = target / MODEL_FILE
     extra = rope_factors(output.config)
     stored = gguf_plans(output)
     everything = [*stored.values(), *(_extra_plan(name, tensor) for name, tensor in extra.items())]
-    _write_header(path, layout, everything)
-    with GgufFile(path, layout.plans, output) as writer:
+    with GgufFile(path, _header(path, layout, everything), layout, journal) as writer:
         writer.write_extra(extra)
         stream_tensors(
             layout.plans, produce, writer, report=watch.report, check_canceled=watch.check_canceled
         )  # fmt: skip
     write_modelfile(target, MODEL_FILE, layout.template)
     return WrittenModel(
-        target, everything, writer.stored_digests, sum(plan.size_bytes for plan in everything)
-    )
+        target, everything, writer.stored_digests, sum(plan.size_bytes for plan in everything),
+        frozenset(writer.kept), layout.kept_bytes(writer.kept),
+    )  # fmt: skip
 
 
 def gguf_plans(output: Output) -> dict[str, TensorPlan]:
@@ -117,8 +119,9 @@ def _extra_plan(name: str, tensor: torch.Tensor) -> TensorPlan:
 # ---- the header ---------------------------------------------------------------------------------------
 
 
-def _write_header(path: Path, layout: Layout, plans: Iterable[TensorPlan]) -> None:
-    """Writes metadata, tokenizer and the tensors' places."""
+def _header(path: Path, layout: Layout, plans: Iterable[TensorPlan]) -> bytes:
+    """Metadata, tokenizer and the tensors' places. The package writes them to a file, which an earlier try's must survive."""
+    aside = path.with_suffix(".header")
     writer = gguf.GGUFWriter(path=None, arch=gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     _add_parameters(writer, layout.output)
     add_tokenizer(writer, layout.tokenizer_folder, layout.output.config)
@@ -128,11 +131,13 @@ def _write_header(path: Path, layout: Layout, plans: Iterable[TensorPlan]) -> No
             plan.name, plan.shape, torch.empty(0).numpy().dtype, plan.size_bytes, raw_dtype=encoding
         )
     with disk_errors(path, 0):
-        writer.write_header_to_file(path)
+        writer.write_header_to_file(aside)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         writer.close()
-    path.chmod(0o644)  # whatever the umask: other containers read it
+    header = aside.read_bytes()
+    aside.unlink()
+    return header
 
 
 def _add_parameters(writer: gguf.GGUFWriter, output: Output) -> None:
@@ -180,18 +185,19 @@ class _Place:
 
 
 class GgufFile:
-    """Writes the tensors behind a header; a context manager that ends complete or raises. Safe from several threads.
+    """Writes a header and the tensors behind it; a context manager that ends complete or raises. Safe from several threads.
 
-    The places follow GGUFWriter's rule (write_ti_data_to_file): one after another, each padded to the alignment.
+    A file of an earlier try is filled further where the journal knows of one. The places follow GGUFWriter's rule (write_ti_data_to_file): one after another, each padded to the alignment.
     """
 
-    def __init__(self, path: Path, plans: Iterable[TensorPlan], output: Output) -> None:
+    def __init__(self, path: Path, header: bytes, layout: Layout, journal: Journal) -> None:
         self._path = path
+        self._header = header
         self._places: dict[str, _Place] = {}
-        self._ledger = Ledger(list(plans))
-        self._end = _padded(path.stat().st_size)
-        for name, stored in gguf_plans(output).items():
-            self._places[name] = _Place(stored, self._end, heads_of(output, name))
+        self._ledger = Ledger(layout.plans, journal)
+        self._end = _padded(len(header))
+        for name, stored in gguf_plans(layout.output).items():
+            self._places[name] = _Place(stored, self._end, heads_of(layout.output, name))
             self._end = _padded(self._end + stored.size_bytes)
         self._extra_digests: dict[str, str] = {}
 
@@ -206,8 +212,16 @@ class GgufFile:
         digests = {self._places[name].plan.name: digest for name, digest in self._ledger.digests.items()}
         return digests | self._extra_digests
 
+    @property
+    def kept(self) -> set[str]:
+        """The tensors (by Hugging Face's names) that an earlier try had written."""
+        return self._ledger.kept
+
     def __enter__(self) -> Self:
-        self._descriptor = os.open(self._path, os.O_RDWR)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.fchmod(self._descriptor, 0o644)  # whatever the umask: other containers read it
+        with disk_errors(self._path, len(self._header)):
+            write_at(self._descriptor, memoryview(self._header), 0)
         return self
 
     def __exit__(
@@ -228,6 +242,15 @@ class GgufFile:
             for (name, tensor), offset in zip(tensors.items(), offsets, strict=True):
                 write_at(self._descriptor, tensor_bytes(tensor), offset)
                 self._extra_digests[name] = hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+
+    def keep(self, name: str) -> bool:
+        """Whether an earlier try wrote this tensor: its bytes are read again and must have the digest noted then."""
+        entry, place = self._ledger.entry(name), self._places[name]
+        size_bytes = place.plan.size_bytes
+        if entry is None or digest_at(self._descriptor, place.offset, size_bytes) != entry["sha256"]:
+            return False
+        self._ledger.keep(name)
+        return True
 
     def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
         """Encodes and writes one tensor, given as blocks of rows in Hugging Face's order.

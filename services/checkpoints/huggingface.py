@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.checkpoints.journal import open_journal
 from services.checkpoints.ledger import TensorPlan
 from services.checkpoints.streaming import Produce, stream_tensors
 from services.checkpoints.writer import SafetensorsWriter
@@ -29,20 +30,34 @@ LLAMA_TOKENIZER_CONFIG: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class WrittenModel:
-    """What was written: plans of all tensors, the SHA-256 of each one's bytes, and the bytes of all together."""
+    """What was written: plans of all tensors, the SHA-256 of each one's bytes, and the bytes of all together.
+
+    `kept` are the tensors (by Hugging Face's names) that an earlier try had written, `kept_bytes` what they take as computed.
+    """
 
     folder: Path
     plans: Sequence[TensorPlan]
     digests: Mapping[str, str]
     size_bytes: int
+    kept: frozenset[str] = frozenset()
+    kept_bytes: int = 0
+
+    @property
+    def resumed(self) -> dict[str, int]:
+        """How much an earlier try has saved, for a job's result."""
+        return {"tensors": len(self.kept), "bytes": self.kept_bytes}
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """How a caller follows and stops a piece of work."""
+    """How a caller follows and stops a piece of work, and where it notes what is finished, so that it can go on when killed.
+
+    `journal` must not lie in the folder that is written.
+    """
 
     report: Report = ignore_progress
     check_canceled: CheckCanceled = never_canceled
+    journal: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +65,23 @@ class Layout:
     """What the folder is to hold besides the tensors' values.
 
     `max_shard_bytes` counts for Hugging Face's layout, `template` (a name in services/templates.py) for GGUF's Modelfile.
+    `identity` tells it from other work of a journal (services/checkpoints/journal.py).
     """
 
     output: Output
     tokenizer_folder: Path
     max_shard_bytes: int = MAX_SHARD_BYTES
     template: str | None = None
+    identity: str = ""
 
     @property
     def plans(self) -> list[TensorPlan]:
         """The tensors as they are computed, under Hugging Face's names."""
         return [TensorPlan(name, dtype, shape) for name, (dtype, shape) in self.output.tensors.items()]
+
+    def kept_bytes(self, names: Collection[str]) -> int:
+        """Bytes of some tensors as they are computed."""
+        return sum(plan.size_bytes for plan in self.plans if plan.name in names)
 
 
 def write_huggingface(target: Path, layout: Layout, produce: Produce, watch: Watch) -> WrittenModel:
@@ -69,13 +90,21 @@ def write_huggingface(target: Path, layout: Layout, produce: Produce, watch: Wat
     Raises:
         DiskFull, JobCanceled, InternalError, and whatever `produce` raises.
     """
+    journal = open_journal(watch.journal, layout.identity, target)
     write_config(target, layout)
     copy_tokenizer(layout.tokenizer_folder, target)
-    with SafetensorsWriter(target, layout.plans, layout.max_shard_bytes) as writer:
+    with SafetensorsWriter(target, layout.plans, layout.max_shard_bytes, journal) as writer:
         stream_tensors(
             layout.plans, produce, writer, report=watch.report, check_canceled=watch.check_canceled
         )  # fmt: skip
-    return WrittenModel(target, layout.plans, writer.digests, writer.size_bytes)
+    return WrittenModel(
+        target,
+        layout.plans,
+        writer.digests,
+        writer.size_bytes,
+        frozenset(writer.kept),
+        layout.kept_bytes(writer.kept),
+    )
 
 
 def write_config(target: Path, layout: Layout) -> None:

@@ -1,10 +1,12 @@
 """What a writer of any format keeps book of: planned tensors, each written once, and the digest of each."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from services.checkpoints.journal import Journal
 from services.errors import InternalError
 from services.formats.tensors import TensorHeader
 
@@ -24,13 +26,18 @@ class TensorPlan:
 
 
 class Ledger:
-    """Which planned tensors are claimed, and the digests of those written; safe from several threads."""
+    """Which planned tensors are claimed, and the digests of those written; safe from several threads.
 
-    def __init__(self, plans: Sequence[TensorPlan]) -> None:
+    `kept` are those that an earlier try had written.
+    """
+
+    def __init__(self, plans: Sequence[TensorPlan], journal: Journal | None = None) -> None:
         self._plans = {plan.name: plan for plan in plans}
+        self._journal = journal or Journal()
         self._claimed: set[str] = set()
         self._digests: dict[str, str] = {}
         self._lock = threading.Lock()
+        self.kept: set[str] = set()
 
     @property
     def size_bytes(self) -> int:
@@ -54,9 +61,26 @@ class Ledger:
             self._claimed.add(name)
             return self._plans[name]
 
-    def record(self, name: str, sha256: str) -> None:
-        """Enters a tensor as written, with the digest of its bytes."""
+    def record(self, name: str, sha256: str, **more: Any) -> None:
+        """Enters a tensor as written, with the digest of its bytes and what else its writer needs to find it again."""
         self._digests[name] = sha256
+        with self._lock:
+            self._journal.record(name, sha256=sha256, **more)
+
+    def entry(self, name: str) -> Mapping[str, Any] | None:
+        """What an earlier try has recorded of a tensor: `sha256` and what came with it."""
+        return self._journal.entries.get(name)
+
+    def keep(self, name: str) -> None:
+        """Enters a tensor as written by an earlier try, once its bytes have been checked."""
+        self.claim(name)
+        self._digests[name] = self._journal.entries[name]["sha256"]
+        self.kept.add(name)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Takes back entries of an earlier try."""
+        with self._lock:
+            self._journal.forget(names)
 
     def check_complete(self) -> None:
         """Every planned tensor was written.

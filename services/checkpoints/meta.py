@@ -6,6 +6,7 @@ Names, splits and the rotary order are those of `formats/key_map.py`, read from 
 import hashlib
 import shutil
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
@@ -23,11 +24,12 @@ from services.checkpoints.blocks import (
     tensor_bytes,
 )
 from services.checkpoints.huggingface import Layout, Watch, WrittenModel, write_json
+from services.checkpoints.journal import Journal, open_journal
 from services.checkpoints.ledger import Ledger, TensorPlan
 from services.checkpoints.streaming import Produce, stream_tensors
 from services.checkpoints.torch_file import TorchFile
 from services.checkpoints.writer import disk_errors
-from services.formats.outputs import Output, Split, check_output, output_bytes, split_of
+from services.formats.outputs import Split, check_output, output_bytes, split_of
 from services.formats.params import config_to_params
 
 
@@ -43,32 +45,43 @@ def write_meta(target: Path, layout: Layout, produce: Produce, watch: Watch) -> 
     """
     output = layout.output
     check_output(output)
+    journal = open_journal(watch.journal, layout.identity, target)
     write_json(target / "params.json", config_to_params(output.config))
     tokenizer = layout.tokenizer_folder / "tokenizer.model"
     if tokenizer.is_file():
         shutil.copyfile(tokenizer, target / tokenizer.name)
-    with RankWriter(target, layout.plans, output) as writer:
+    with RankWriter(target, layout, journal) as writer:
         stream_tensors(
             layout.plans, produce, writer, report=watch.report, check_canceled=watch.check_canceled
         )  # fmt: skip
-    return WrittenModel(target, layout.plans, writer.digests, output_bytes(output))
+    return WrittenModel(
+        target,
+        layout.plans,
+        writer.digests,
+        output_bytes(output),
+        frozenset(writer.kept),
+        layout.kept_bytes(writer.kept),
+    )
 
 
 class RankWriter:
     """Writes a model's tensors into the files of all ranks, which are open at once; ends complete or raises.
 
-    A file takes one tensor at a time, so threads take turns; the next one's first block is computed meanwhile.
+    A file takes one tensor at a time, so threads take turns; the next one's first block is computed meanwhile. Files of an
+    earlier try are filled further where the journal knows of one.
     """
 
-    def __init__(self, folder: Path, plans: Sequence[TensorPlan], output: Output) -> None:
+    def __init__(self, folder: Path, layout: Layout, journal: Journal) -> None:
         self._folder = folder
+        plans, output = layout.plans, layout.output
         self._splits = {plan.name: split_of(output, plan.name) for plan in plans}
         self._files = [
             TorchFile(folder / f"consolidated.{rank:02d}.pth", self._parts(plans, rank))
             for rank in range(output.ranks)
         ]
         self._stack = ExitStack()
-        self._ledger = Ledger(plans)
+        self._ledger = Ledger(plans, journal)
+        self._earlier = deque(journal.entries)
         self._turn = threading.Lock()
 
     def _parts(self, plans: Sequence[TensorPlan], rank: int) -> list[TensorPlan]:
@@ -88,6 +101,11 @@ class RankWriter:
         """SHA-256 of each written tensor's bytes as Hugging Face has them, in the order of the plan."""
         return self._ledger.digests
 
+    @property
+    def kept(self) -> set[str]:
+        """The tensors that an earlier try had written."""
+        return self._ledger.kept
+
     def __enter__(self) -> Self:
         with ExitStack() as stack, disk_errors(self._folder, self.size_bytes):
             for file in self._files:
@@ -103,6 +121,29 @@ class RankWriter:
         if kind is None:
             self._ledger.check_complete()
 
+    def keep(self, name: str) -> bool:
+        """Whether an earlier try wrote this tensor, by the CRC-32 of its bytes in the files of all ranks.
+
+        A file's tensors lie in the order in which they were written: those before it are taken over first, all of them
+        where this one is to be written now.
+        """
+        with self._turn:
+            while self._earlier and name not in self.kept:
+                self._take_over(self._earlier.popleft())
+            return name in self.kept
+
+    def _take_over(self, name: str) -> None:
+        entry, part = self._ledger.entry(name), self._splits[name].name
+        assert entry is not None
+        pairs = list(zip(self._files, entry["crcs"], strict=True))
+        if not all(file.holds_next(part, crc) for file, crc in pairs):
+            self._ledger.forget([name, *self._earlier])
+            self._earlier.clear()
+            return
+        for file, crc in pairs:
+            file.keep_tensor(part, crc)
+        self._ledger.keep(name)
+
     def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
         """Writes one tensor to the ranks that hold it, given as blocks of rows in Hugging Face's order.
 
@@ -114,14 +155,19 @@ class RankWriter:
         rows = digested_blocks(checked_blocks(plan, blocks), digest.update)
         ordered = _in_metas_order(rows, split, plan.shape[0])
         first = list(islice(ordered, 1))
-        with self._turn, disk_errors(self._folder, plan.size_bytes), ExitStack() as stack:
+        with self._turn, disk_errors(self._folder, plan.size_bytes):
+            self._write_parts(split, chain(first, ordered))
+            crcs = [file.close_tensor(split.name) for file in self._files]
+            self._ledger.record(name, digest.hexdigest(), crcs=crcs)
+
+    def _write_parts(self, split: Split, blocks: Iterable[torch.Tensor]) -> None:
+        with ExitStack() as stack:
             members = [stack.enter_context(file.open_tensor(split.name)) for file in self._files]
             start = 0
-            for block in chain(first, ordered):
+            for block in blocks:
                 for rank, part in _parts_of(block, split, start):
                     members[rank].write(tensor_bytes(part))
                 start += block.shape[0]
-        self._ledger.record(name, digest.hexdigest())
 
 
 def _in_metas_order(blocks: Iterable[torch.Tensor], split: Split, rows: int) -> Iterator[torch.Tensor]:

@@ -27,6 +27,10 @@ class TensorWriter(Protocol):
         """Bytes of all planned tensors."""
         ...
 
+    def keep(self, name: str) -> bool:
+        """Whether an earlier try has written this tensor, as far as its bytes on the disk prove it."""
+        ...
+
     def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
         """Writes one tensor, given as blocks of rows in order."""
 
@@ -39,7 +43,7 @@ def stream_tensors(
     report: Report,
     check_canceled: CheckCanceled,
 ) -> None:
-    """Produces and writes every planned tensor; at most THREADS of them are under way at once.
+    """Produces and writes every planned tensor that is not written yet; at most THREADS of them are under way at once.
 
     Raises:
         JobCanceled: what `check_canceled` raises, at the latest POLL_SECONDS after it would.
@@ -47,7 +51,8 @@ def stream_tensors(
     """
 
     def work(plan: TensorPlan) -> int:
-        writer.write(plan.name, produce(plan.name))
+        if not writer.keep(plan.name):
+            writer.write(plan.name, produce(plan.name))
         return plan.size_bytes
 
     total, done = writer.size_bytes, 0

@@ -9,6 +9,7 @@ import io
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
@@ -34,13 +35,22 @@ PADDING_ID = b"FB"
 ZIP64_FROM_BYTES = 2**31 - 2**20
 """Members from this size on have sizes of 64 bits in their headers."""
 
+FILE_MODE = 0o600
+"""What zipfile gives members that it writes itself."""
+
+READ_BYTES = 16 * 2**20
+
 STORAGE_TYPES = {
     "F64": torch.DoubleStorage, "F32": torch.FloatStorage, "F16": torch.HalfStorage, "BF16": torch.BFloat16Storage,
 }  # fmt: skip
 
 
 class TorchFile:
-    """Writes one file; a context manager. Tensors may come in any order, one at a time."""
+    """Writes one file; a context manager. Tensors may come in any order, one at a time.
+
+    What an earlier try left in the file stays until it is written over: `keep_tensor` takes over its tensors, first of
+    all and in the order in which they were written then.
+    """
 
     def __init__(self, path: Path, plans: Sequence[TensorPlan]) -> None:
         self._path = path
@@ -48,8 +58,10 @@ class TorchFile:
         self._root = path.stem
 
     def __enter__(self) -> Self:
-        self._archive = zipfile.ZipFile(self._path, "x", zipfile.ZIP_STORED)
+        self._path.touch()
         self._path.chmod(0o644)  # whatever the umask: other containers read it
+        self._file = self._path.open("r+b")
+        self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._put("data.pkl", _pickled(list(self._plans.values())))
         self._put("byteorder", b"little")
         return self
@@ -57,26 +69,68 @@ class TorchFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._put("version", ZIP_VERSION)
-        self._archive.close()
+        with self._file:
+            if kind is None:
+                self._put("version", ZIP_VERSION)
+            self._archive.close()
+            self._file.truncate(self._file.tell())
 
     def open_tensor(self, name: str) -> IO[bytes]:
         """A file that takes the bytes of a tensor in row-major order; close it before the next is opened."""
         key, plan = self._plans[name]
         return self._open(f"data/{key}", plan.size_bytes)
 
+    def close_tensor(self, name: str) -> int:
+        """Hands a tensor whose file was closed to the system; gives the CRC-32 of its bytes."""
+        self._file.flush()
+        return self._archive.getinfo(f"{self._root}/data/{self._plans[name][0]}").CRC
+
+    def holds_next(self, name: str, crc: int) -> bool:
+        """Whether an earlier try wrote this tensor where the next one comes, by the CRC-32 of its bytes."""
+        member = self._next_member(name)
+        self._file.seek(self._archive.start_dir + _header_bytes(member))
+        found, left = 0, member.file_size
+        while chunk := self._file.read(min(READ_BYTES, left)):
+            found, left = zlib.crc32(chunk, found), left - len(chunk)
+        return left == 0 and found == crc
+
+    def keep_tensor(self, name: str, crc: int) -> None:
+        """Takes over the tensor that `holds_next` found."""
+        member = self._next_member(name)
+        member.CRC, member.compress_size, member.external_attr = crc, member.file_size, FILE_MODE << 16
+        member.header_offset = self._archive.start_dir
+        self._file.seek(member.header_offset)
+        self._file.write(member.FileHeader(_is_large(member)))
+        self._archive.start_dir = self._file.tell() + member.file_size
+        self._archive.filelist.append(member)
+        self._archive.NameToInfo[member.filename] = member
+
+    def _next_member(self, name: str) -> zipfile.ZipInfo:
+        key, plan = self._plans[name]
+        return self._member(f"data/{key}", plan.size_bytes)
+
     def _put(self, name: str, data: bytes) -> None:
         with self._open(name, len(data)) as member:
             member.write(data)
 
     def _open(self, name: str, size_bytes: int) -> IO[bytes]:
+        member = self._member(name, size_bytes)
+        return self._archive.open(member, "w", force_zip64=_is_large(member))
+
+    def _member(self, name: str, size_bytes: int) -> zipfile.ZipInfo:
         member = zipfile.ZipInfo(f"{self._root}/{name}")  # of 1980: the same tensors make the same file
         member.file_size = size_bytes
-        large = size_bytes >= ZIP64_FROM_BYTES
-        start = self._archive.start_dir + LOCAL_HEADER_BYTES + len(member.filename.encode())
-        member.extra = _padding(start + (ZIP64_EXTRA_BYTES if large else 0))
-        return self._archive.open(member, "w", force_zip64=large)
+        member.extra = _padding(self._archive.start_dir + _header_bytes(member))
+        return member
+
+
+def _header_bytes(member: zipfile.ZipInfo) -> int:
+    zip64 = ZIP64_EXTRA_BYTES if _is_large(member) else 0
+    return LOCAL_HEADER_BYTES + len(member.filename.encode()) + zip64 + len(member.extra)
+
+
+def _is_large(member: zipfile.ZipInfo) -> bool:
+    return member.file_size >= ZIP64_FROM_BYTES
 
 
 def _padding(start: int) -> bytes:

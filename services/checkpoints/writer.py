@@ -20,6 +20,7 @@ from typing import Self
 import torch
 
 from services.checkpoints.blocks import checked_blocks, digested_blocks, tensor_bytes
+from services.checkpoints.journal import Journal
 from services.checkpoints.ledger import Ledger, TensorPlan
 from services.errors import DiskFull
 
@@ -44,22 +45,27 @@ def split_shards(plans: Sequence[TensorPlan], max_shard_bytes: int) -> list[list
 class _Place:
     descriptor: int
     offset: int
+    size_bytes: int
 
 
 class SafetensorsWriter:
     """Writes a model's tensors into `folder`; a context manager that ends complete or raises.
+
+    Files of an earlier try are filled further where the journal knows of one.
 
     Raises:
         DiskFull: when the files are laid out, before any tensor is computed, or later if the room is taken.
         InternalError: on leaving, when a planned tensor was not written, or one was written twice or unplanned.
     """
 
-    def __init__(self, folder: Path, plans: Sequence[TensorPlan], max_shard_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, plans: Sequence[TensorPlan], max_shard_bytes: int, journal: Journal | None = None
+    ) -> None:
         self._folder = folder
         self._shards = split_shards(plans, max_shard_bytes)
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
-        self._ledger = Ledger(plans)
+        self._ledger = Ledger(plans, journal)
 
     @property
     def size_bytes(self) -> int:
@@ -70,6 +76,11 @@ class SafetensorsWriter:
     def digests(self) -> dict[str, str]:
         """SHA-256 of each written tensor's bytes, in the order of the plan."""
         return self._ledger.digests
+
+    @property
+    def kept(self) -> set[str]:
+        """The tensors that an earlier try had written."""
+        return self._ledger.kept
 
     def __enter__(self) -> Self:
         count = len(self._shards)
@@ -90,7 +101,7 @@ class SafetensorsWriter:
 
     def _open(self, path: Path, shard: list[TensorPlan]) -> None:
         header, data_bytes = _header(shard)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         self._descriptors.append(descriptor)
         os.fchmod(descriptor, 0o644)  # whatever the umask: other containers read it
         with disk_errors(path, len(header) + data_bytes):
@@ -98,7 +109,7 @@ class SafetensorsWriter:
         write_at(descriptor, memoryview(header), 0)
         offset = len(header)
         for plan in shard:
-            self._places[plan.name] = _Place(descriptor, offset)
+            self._places[plan.name] = _Place(descriptor, offset, plan.size_bytes)
             offset += plan.size_bytes
 
     def _write_index(self) -> None:
@@ -110,6 +121,14 @@ class SafetensorsWriter:
         }
         index = {"metadata": {"total_size": self.size_bytes}, "weight_map": weight_map}
         (self._folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def keep(self, name: str) -> bool:
+        """Whether an earlier try wrote this tensor: its bytes are read again and must have the digest noted then."""
+        entry, place = self._ledger.entry(name), self._places[name]
+        if entry is None or digest_at(place.descriptor, place.offset, place.size_bytes) != entry["sha256"]:
+            return False
+        self._ledger.keep(name)
+        return True
 
     def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
         """Writes one tensor to its place, given as blocks of rows in order, and records its digest; safe from several threads.
@@ -148,6 +167,15 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
             written = os.pwrite(descriptor, chunk, offset)
             offset += written
             chunk = chunk[written:]
+
+
+def digest_at(descriptor: int, offset: int, size_bytes: int) -> str:
+    """SHA-256 of some bytes of an open file."""
+    digest, end = hashlib.sha256(), offset + size_bytes
+    while chunk := os.pread(descriptor, min(WRITE_BYTES, end - offset), offset):
+        digest.update(chunk)
+        offset += len(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

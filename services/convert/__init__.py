@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel
+from services.checkpoints.journal import identity_of, stamps
 from services.checkpoints.outputs import write_model
 from services.checkpoints.reading import TORCH_DTYPES, TensorReader, check_finite
 from services.formats.checkpoint import Checkpoint, read_checkpoint
@@ -35,6 +36,8 @@ def convert(
 ) -> tuple[Checkpoint, WrittenModel]:
     """Writes the checkpoint in `source` in another layout into the empty folder `target`.
 
+    With a journal (`Watch`) `target` may hold what a try that was killed has left: what it finished is kept.
+
     Peak memory: two of the largest tensors that need joining, permuting or casting; others are copied from
     mapped pages.
 
@@ -48,7 +51,10 @@ def convert(
         options.output_format, checkpoint.config, checkpoint.stored, vocabulary=checkpoint.vocabulary,
         dtype=options.dtype, ranks=options.ranks or checkpoint.ranks,
     )  # fmt: skip
-    layout = Layout(output, checkpoint.tokenizer_folder, options.max_shard_bytes, options.template)
+    layout = Layout(
+        output, checkpoint.tokenizer_folder, options.max_shard_bytes, options.template,
+        identity_of("convert", options, output.config, output.tensors, stamps(checkpoint.weight_files)),
+    )  # fmt: skip
     with TensorReader() as reader:
 
         def produce(name: str) -> Iterator[torch.Tensor]:
@@ -81,4 +87,5 @@ def summarize(checkpoint: Checkpoint, written: WrittenModel) -> dict[str, Any]:
         "tensors": len(written.plans),
         "dropped": list(checkpoint.dropped),
         "ranks": checkpoint.ranks,
+        "resumed": written.resumed,
     }

@@ -25,6 +25,7 @@ from services.formats.tuners import (
 )
 from services.formats.vocabulary import Vocabulary, read_vocabulary
 
+CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 HARMLESS_KEYS = frozenset({
@@ -95,6 +96,11 @@ class Adapter:
     rows: Mapping[str, TokenRows] = field(default_factory=dict)
 
     @property
+    def config_file(self) -> Path:
+        """Its `adapter_config.json`."""
+        return self.folder / CONFIG_FILE
+
+    @property
     def changed(self) -> frozenset[str]:
         """The names of all tensors that it changes."""
         return frozenset({*self.pairs, *self.replaced, *self.layers, *self.rows})
@@ -119,7 +125,7 @@ class Adapter:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder has what makes an adapter: its config or its weights."""
-    return any((folder / name).is_file() for name in ("adapter_config.json", *WEIGHT_FILES))
+    return any((folder / name).is_file() for name in (CONFIG_FILE, *WEIGHT_FILES))
 
 
 def read_adapter(folder: Path, name: str | None = None) -> Adapter:
@@ -132,7 +138,7 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
         ShapeMismatch: the halves of a pair do not fit each other or the declared rank.
     """
     name = name or folder.name
-    config_path = folder / "adapter_config.json"
+    config_path = folder / CONFIG_FILE
     if not config_path.is_file():
         raise IncompleteAdapter(
             f"adapter {name} has no adapter_config.json",

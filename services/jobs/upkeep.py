@@ -54,13 +54,9 @@ def tidy(redis: Redis) -> list[str]:
     return lines + _finish_endings(redis) + _forget_expired(redis)
 
 
-def live_executions(redis: Redis) -> set[str]:
-    """The ids of the executions that may still publish: the latest of each job that has not ended.
-
-    One that has not been heard of for a while is among them until the job's next one has started.
-    """
-    records = read_records(redis, active_ids(redis))
-    return {record.execution for record in records if record is not None and record.execution}
+def active_jobs(redis: Redis) -> set[str]:
+    """The ids of the jobs that have not ended, or whose end is not settled."""
+    return set(active_ids(redis))
 
 
 def _reclaim_lost(redis: Redis, queue: Queue) -> list[str]:

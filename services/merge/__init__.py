@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel
+from services.checkpoints.journal import identity_of, stamps
 from services.checkpoints.outputs import write_model
 from services.checkpoints.reading import TORCH_DTYPES, TensorReader, check_finite
 from services.errors import InternalError
@@ -68,6 +69,8 @@ def merge(
 ) -> Merged:
     """Merges adapters (name, folder, scale) into the base model in `base` and writes it into the empty folder `target`.
 
+    With a journal (`Watch`) `target` may hold what a try that was killed has left: what it finished is kept.
+
     Peak memory: a few blocks of rows (delta.BLOCK_ELEMENTS); from an original base also two of its joined tensors.
 
     Raises:
@@ -80,7 +83,11 @@ def merge(
     check_scales([(item.adapter, item.scale) for item in scaled])
     check_tokenizer(stack.tokenizer_folder)
     output = merged_output(checkpoint, scaled, stack, options)
-    layout = Layout(output, stack.tokenizer_folder, options.max_shard_bytes, options.template)
+    changes = [(item.scale, stamps([item.adapter.weights, item.adapter.config_file])) for item in scaled]
+    layout = Layout(
+        output, stack.tokenizer_folder, options.max_shard_bytes, options.template,
+        identity_of("merge", options, output.config, output.tensors, stamps(checkpoint.weight_files), changes),
+    )  # fmt: skip
     accounts = _Accounts(scaled)
     device = torch.device(options.device)
     with TensorReader() as reader, exact_products(device):
@@ -93,6 +100,8 @@ def merge(
             yield from merged_blocks(reader, source, changes, dtype, once=once, device=device)
 
         written = write_model(target, layout, produce, watch)
+    for name in written.kept:
+        accounts.take(name)
     return Merged(checkpoint, scaled, stack, output, written, accounts.closed(), device_name(device))
 
 

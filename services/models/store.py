@@ -1,16 +1,20 @@
 """The model volume: models appear whole or not at all.
 
-A model is a folder `<root>/<name>`. What is being made lies in `<root>/.staging/<execution>` on the same volume and
+A model is a folder `<root>/<name>`. What is being made lies in `<root>/.staging/<execution>/model` on the same volume and
 gets its name by one rename, after everything is on the disk. `<root>/incoming` is where people put files.
+
+An execution is named `<job>.<run>`. A run takes over what a killed run of its job has left, which the kernel's lock on the
+staging folder tells from one that still works there.
 """
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from services.errors import InvalidName, ModelExists, ModelNotFound, NotReady, SourceNotFound
@@ -18,6 +22,7 @@ from services.models.inspect import ModelSummary, describe_folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 INCOMING, RESULTS, STAGING, TRASH = "incoming", "results", ".staging", ".trash"
+STAGED_MODEL = "model"
 RESERVED = (INCOMING, RESULTS)
 
 
@@ -140,31 +145,61 @@ class ModelStore:
 
     @contextmanager
     def publishing(
-        self, name: str, *, execution: str, confirm: Callable[[], None] = _no_confirmation
+        self,
+        name: str,
+        *,
+        execution: str,
+        confirm: Callable[[], None] = _no_confirmation,
+        take_over: bool = False,
     ) -> Iterator[Path]:
         """A staging folder that becomes the model `name` when the block ends well, and vanishes when it does not.
 
         Args:
-            execution: names the staging folder, so that two executions of a job never share one.
+            execution: `<job>.<run>`; names the staging folder, so that two executions of a job never work in the same one.
             confirm: called last, before the rename; raises if this execution may not publish any more.
+            take_over: the folder may hold what a killed execution of the same job has left, beside the journal of it.
 
         Raises:
             InvalidName, ModelExists; whatever the block or `confirm` raises.
         """
         self._check_new(name)
-        staging = self.root / STAGING / execution
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        try:
+        place = self.root / STAGING / execution
+        with self._staged(place, take_over=take_over):
+            staging = place / STAGED_MODEL
+            staging.mkdir(exist_ok=True)
             yield staging
             _settle(staging)
             self._check_new(name)
             confirm()
             self._rename(staging, name)
             _sync(self.root)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+
+    @contextmanager
+    def _staged(self, place: Path, *, take_over: bool) -> Iterator[None]:
+        """The place exists and is locked within, and is gone afterwards."""
+        job, _, _ = place.name.partition(".")
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(exist_ok=True)
+        with ExitStack() as locks:
+            left = [path for path in self._leftovers(STAGING) if path.name.startswith(f"{job}.")]
+            free = [path for path in left if locks.enter_context(_lock(path))]
+            kept = free.pop().rename(place) if free and take_over else None
+            for other in free:
+                shutil.rmtree(other, ignore_errors=True)
+            if kept is None:
+                place.mkdir()
+                locks.enter_context(_lock(place))
+            try:
+                yield
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+
+    def staged_bytes(self, job: str) -> int:
+        """Room that a job's executions take in staging, as the file system counts it."""
+        places = [path for path in self._leftovers(STAGING) if path.name.startswith(f"{job}.")]
+        return sum(
+            file.stat().st_blocks * 512 for place in places for file in place.rglob("*") if file.is_file()
+        )
 
     def _rename(self, staging: Path, name: str) -> None:
         try:
@@ -195,7 +230,7 @@ class ModelStore:
         shutil.rmtree(trash, ignore_errors=True)
 
     def sweep(self, is_alive: Callable[[str], bool]) -> list[str]:
-        """Removes the staging folders of executions that no longer live, and emptied trash; returns their names."""
+        """Removes the staging folders of executions that are not needed any more, and emptied trash; returns their names."""
         gone = []
         for folder in self._leftovers(STAGING):
             if not is_alive(folder.name):
@@ -208,6 +243,33 @@ class ModelStore:
     def _leftovers(self, place: str) -> list[Path]:
         folder = self.root / place
         return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def journal_of(staging: Path) -> Path:
+    """Where the journal of what is written into a staging folder lies: beside it, and gone with it."""
+    return staging.parent / "journal"
+
+
+@contextmanager
+def _lock(place: Path) -> Iterator[bool]:
+    """Whether no other process works in a staging place; this one has it to itself within.
+
+    The kernel gives the lock up when a process dies, however it dies. Where a file system has no locks nothing is taken over.
+    """
+    try:
+        descriptor = os.open(place, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except OSError:
+        locked = False
+    try:
+        yield locked
+    finally:
+        os.close(descriptor)
 
 
 def _settle(folder: Path) -> None:

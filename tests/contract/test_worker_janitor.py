@@ -144,17 +144,19 @@ def test_what_is_expired_is_forgotten_without_a_trace(
     assert queue.list() == ([], None)
 
 
-def test_staging_folders_of_dead_executions_are_swept_and_live_ones_kept(
+def test_staging_folders_are_kept_while_their_job_may_go_on_and_swept_afterwards(
     queue: JobQueue, janitor: Janitor, worker: ForkWorker, settings: Settings
 ) -> None:
     queue.submit(convert("a"))
     job = take(worker)
     execution = worker.prepare_execution(job)
     worker.prepare_job_execution(job, True)
-    for name in (execution.id, "0123456789abcdef"):
+    killed, present = f"{job.id}.0123456789abcdef", f"{job.id}.{execution.id}"
+    for name in (killed, present, "ended-job.0123456789abcdef"):
         (settings.models_dir / ".staging" / name).mkdir(parents=True)
     janitor.round()
-    assert [path.name for path in (settings.models_dir / ".staging").iterdir()] == [execution.id]
+    left = sorted(path.name for path in (settings.models_dir / ".staging").iterdir())
+    assert left == sorted([killed, present])
 
 
 def test_only_one_janitor_works_at_a_time(janitor: Janitor, redis: Redis) -> None:

@@ -13,16 +13,25 @@ def test_a_merge_whose_worker_is_killed_is_finished_by_its_successor(
 ) -> None:
     product.run(**slow, target="undisturbed")
     job = product.submit(**slow, target="disturbed")
-    product.wait_until_running(job["id"])
+    wait_until_half_written(product, job["id"])
     workers = [pid for pid, line in stack.descendants().items() if line.endswith("-m worker merge")]
     assert workers
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
-    product.succeeded(job["id"])
+    resumed = product.succeeded(job["id"])["result"]["resumed"]
+    assert resumed["tensors"] > 0, "what the first worker had written is kept"
     made = [stack.models_dir / name / "model.safetensors" for name in ("undisturbed", "disturbed")]
     assert made[0].read_bytes() == made[1].read_bytes()
     for name in ("undisturbed", "disturbed"):
         product.http.delete(f"/api/models/{name}")
+
+
+def wait_until_half_written(product: Product, job_id: str) -> None:
+    for event in product.events(job_id):
+        progress = event.data.get("progress")
+        if progress and progress["stage"] == "writing tensors" and progress["fraction"] > 0.3:
+            return
+    raise AssertionError("the merge ended before its progress was seen")
 
 
 def test_sigterm_ends_every_process_and_leaves_no_half_model(tmp_path: Path) -> None:

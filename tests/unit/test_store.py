@@ -14,7 +14,7 @@ from services.errors import (
     NotReady,
     SourceNotFound,
 )
-from services.models.store import ModelStore
+from services.models.store import ModelStore, journal_of
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_confirming_is_the_last_thing_before_the_name(store: ModelStore) -> None
     seen: list[str] = []
 
     def confirm() -> None:
-        seen.extend(path.name for path in (store.root / ".staging" / "job-1").iterdir())
+        seen.extend(path.name for path in (store.root / ".staging" / "job-1" / "model").iterdir())
         seen.extend(store.names())
 
     with store.publishing("a", execution="job-1", confirm=confirm) as staging:
@@ -117,6 +117,50 @@ def test_what_a_crashed_run_left_in_the_staging_folder_is_not_taken(store: Model
     (stale / "model-00001-of-00002.safetensors").write_bytes(b"stale")
     with store.publishing("a", execution="job-1") as staging:
         assert list(staging.iterdir()) == []
+
+
+def leave(store: ModelStore, execution: str) -> Path:
+    """What a killed execution leaves: files in staging, and nobody who holds the lock."""
+    place = store.root / ".staging" / execution
+    (place / "model").mkdir(parents=True)
+    (place / "model" / "part").write_bytes(b"part")
+    (place / "journal").write_text("noted")
+    return place
+
+
+def test_what_a_killed_run_of_the_same_job_left_is_taken_over(store: ModelStore) -> None:
+    leave(store, "job.1")
+    leave(store, "other.1")
+    with store.publishing("a", execution="job.2", take_over=True) as staging:
+        assert (staging / "part").read_bytes() == b"part"
+        assert journal_of(staging).read_text() == "noted"
+        assert staged(store) == ["job.2", "other.1"]
+    assert [path.name for path in store.path("a").iterdir()] == ["part"]
+    assert staged(store) == ["other.1"]
+
+
+def test_what_a_killed_run_left_is_removed_where_it_is_of_no_use(store: ModelStore) -> None:
+    leave(store, "job.1")
+    with store.publishing("a", execution="job.2") as staging:
+        assert list(staging.iterdir()) == []
+        assert staged(store) == ["job.2"]
+
+
+def test_what_a_run_still_works_on_is_not_taken_over(store: ModelStore) -> None:
+    """A run that was out of reach for a while and is superseded writes on, to its own folder."""
+    with store.publishing("a", execution="job.1") as first:
+        (first / "mine").write_text("first")
+        with store.publishing("b", execution="job.2", take_over=True) as second:
+            assert list(second.iterdir()) == []
+        assert (first / "mine").read_text() == "first"
+    assert store.names() == ["a", "b"]
+
+
+def test_what_a_job_has_staged_is_counted_in_bytes_of_the_disk(store: ModelStore) -> None:
+    place = leave(store, "job.1")
+    (place / "model" / "shard").write_bytes(b"x" * 100_000)
+    assert 100_000 <= store.staged_bytes("job") <= 130_000
+    assert store.staged_bytes("jo") == 0
 
 
 def test_files_are_readable_by_all_whatever_the_umask(store: ModelStore) -> None:

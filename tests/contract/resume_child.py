@@ -1,0 +1,50 @@
+"""A worker that is killed in the middle of a merge or a conversion, in a process of its own."""
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from services.jobs.requests import ANY_REQUEST, ConvertRequest, MergeRequest
+from services.models.store import ModelStore
+from services.progress import Progress
+from services.settings import Settings
+from worker.lifecycle import Context
+from worker.making import make_convert, make_merge
+
+
+def context(root: Path, run: int, report: Any) -> Context:
+    """What a worker hands to a task, without a queue: the run-th execution of the job "job"."""
+
+    def ignore(*_: object) -> None:
+        """Nobody watches."""
+
+    return cast(
+        Context,
+        SimpleNamespace(
+            store=ModelStore(root), settings=Settings(models_dir=root), job_id="job", execution=f"job.{run}",
+            report=report, check_canceled=ignore, confirm=ignore, log=ignore,
+        ),
+    )  # fmt: skip
+
+
+def make(request: Any, at: Context) -> dict[str, Any]:
+    """The result of the request's job."""
+    if isinstance(request, ConvertRequest):
+        return dict(make_convert(request, at))
+    assert isinstance(request, MergeRequest)
+    return dict(make_merge(request, at))
+
+
+def run_until_killed(root: Path, request: dict[str, Any], stage: str, share: float) -> None:
+    """Kill this process once so much of the stage is done."""
+    torch.set_num_threads(1)
+
+    def kill(progress: Progress) -> None:
+        if progress.stage == stage and progress.done >= share * progress.total:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    make(ANY_REQUEST.validate_python(request), context(root, 1, kill))
