@@ -51,6 +51,15 @@ EXAMPLES: dict[str, Any] = {
         "summary": "Turn texts into vectors",
         "value": {"kind": "embed", "model": "chinese-alpaca-7b", "inputs": ["Tell me about alpacas."]},
     },
+    "perplexity": {
+        "summary": "Score a text with a base and adapters on the fly",
+        "value": {
+            "kind": "perplexity",
+            "model": "llama-7b",
+            "adapters": ["chinese-llama-lora", "chinese-alpaca-lora"],
+            "text_file": "incoming/held-out.txt",
+        },
+    },
     "extend-tokenizer": {
         "summary": "Append Chinese pieces to LLaMA's vocabulary",
         "value": {

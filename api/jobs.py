@@ -73,7 +73,9 @@ class SubmitHeader(BaseModel):
 class ListQuery(Strict):
     """Which jobs."""
 
-    kind: Literal["import", "convert", "merge", "generate", "embed", "extend-tokenizer"] | None = None
+    kind: (
+        Literal["import", "convert", "merge", "generate", "embed", "perplexity", "extend-tokenizer"] | None
+    ) = None
     status: JobStatus | None = None
     limit: int = Field(default=50, ge=1, le=1000)
     after: str | None = Field(default=None, description="`next` of the page before.")

@@ -12,10 +12,13 @@ from client.answers import ClientError, JsonObject, UsageError
 from client.chat import Conversation, converse
 from client.demo import demo
 from client.display import complain, open_console
-from client.options import Asking, Connection, Output, SamplingOptions, Submission, expanded, given
+from client.options import Asking, Connection, Output, SamplingOptions, Scoring, Submission, expanded, given
 from client.running import carry_out
 from client.serve import serve
 from client.texts import read_text
+
+TEXT_LIMIT = 1_000_000
+"""Most characters of a text in a request."""
 
 
 class Commands(TyperGroup):
@@ -165,6 +168,21 @@ def generate(
 
 @app.command()
 @expanded
+def perplexity(
+    model: ModelName,
+    *,
+    connection: Connection,
+    submission: Submission,
+    scoring: Scoring,
+    adapters: Adapters = [],  # noqa: B006
+) -> None:
+    """Score a text: how well a model, or a base with adapters, expects it."""
+    names = given(kind="perplexity", model=model, adapters=parse_adapters(adapters))
+    carry_out(connection, submission, names | scoring.as_request() | scored_text(scoring.file))
+
+
+@app.command()
+@expanded
 def chat(
     model: ModelName,
     *,
@@ -228,3 +246,16 @@ def prompts_of(prompts: list[str], prompts_file: str | None) -> JsonObject:
     if not prompts:
         raise UsageError("there is no prompt in what was given", "Give at least one line of text.")
     return {"prompt": prompts[0]} if len(prompts) == 1 else {"prompts": prompts}
+
+
+def scored_text(file: str) -> JsonObject:
+    """The part of a request that says which text is scored: a local file's text, or a file of the volume."""
+    if file.startswith("incoming/") and not Path(file).exists():
+        return {"text_file": file}
+    text = read_text(file)
+    if len(text) > TEXT_LIMIT:
+        raise UsageError(
+            f"{file} has {len(text)} characters, at most {TEXT_LIMIT} are sent with a request",
+            "Put it under incoming/ on the model volume, and name it so.",
+        )
+    return {"text": text}

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
 
 import typer
@@ -43,11 +43,17 @@ def _field_parameters(bundle: Any) -> list[inspect.Parameter]:
         inspect.Parameter(
             item.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=item.default if item.default_factory is MISSING else item.default_factory(),
+            default=_default_of(item),
             annotation=hints[item.name],
         )
         for item in fields(bundle)
     ]
+
+
+def _default_of(item: Field[Any]) -> Any:
+    if item.default_factory is not MISSING:
+        return item.default_factory()
+    return inspect.Parameter.empty if item.default is MISSING else item.default
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def _option(panel: str, help_text: str, *names: str) -> Any:
 _output_option = functools.partial(_option, "Output")
 _prompt_option = functools.partial(_option, "Prompt")
 _sampling_option = functools.partial(_option, "Sampling")
+_scoring_option = functools.partial(_option, "Text")
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,28 @@ class SamplingOptions:
         return given(sampling=given(**sampling)) | given(
             **rest | {"return_token_ids": self.return_token_ids or None}
         )
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which text is scored, and in which windows."""
+
+    file: Annotated[
+        str, _scoring_option("A UTF-8 text; incoming/… is on the volume, - is stdin.", "--file", "-f")
+    ]
+    context: Annotated[
+        int | None, _scoring_option("Tokens of a window; the model's, at most 2048, unless given.")
+    ] = None
+    stride: Annotated[
+        int | None, _scoring_option("Tokens from window to window; half of one unless given.")
+    ] = None
+    quantization: Annotated[Literal["8bit", "4bit"] | None, _scoring_option("Load the model so.")] = None
+    rope_alpha: Annotated[float | None, _scoring_option("NTK scaling for longer texts.")] = None
+
+    def as_request(self) -> dict[str, Any]:
+        """The fields of a `perplexity` request that were given, save the text."""
+        names = ("context", "stride", "quantization", "rope_alpha")
+        return given(**{name: getattr(self, name) for name in names})
 
 
 def given(**values: object) -> dict[str, Any]:

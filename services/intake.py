@@ -43,6 +43,8 @@ from services.jobs.requests import (
     ImportRequest,
     MergeRequest,
     PathSource,
+    PerplexityRequest,
+    ResidentRequest,
     inputs_of,
     target_of,
 )
@@ -62,6 +64,9 @@ HASHED_BYTES = 64 * 2**20
 
 PROCESS_BYTES = 350 * 2**20
 """What a worker process with torch takes before its first tensor."""
+
+SCORED_TEXT_BYTES = 16 * 2**20
+"""Longest text that one perplexity job takes; the test text of WikiText-103 has 1.3 MB."""
 
 TABLE_BYTES_A_PIECE = 64
 """What a piece takes in tokenizer.json, its merges included."""
@@ -126,6 +131,9 @@ def preflight(
         case EmbedRequest():
             for text in request.inputs:
                 check_text(text)
+            plan = _plan_answering(request, store, waiting)
+        case PerplexityRequest():
+            _check_scored_text(request, store)
             plan = _plan_answering(request, store, waiting)
     return _with_disk(plan, store, staged_bytes)
 
@@ -401,7 +409,7 @@ def _sentencepiece_only(role: str, path: Path) -> Vocabulary:
     return vocabulary
 
 
-# ---- generate, embed ----------------------------------------------------------------------------------
+# ---- generate, embed, perplexity ----------------------------------------------------------------------
 
 
 def _refuse_generate_options(request: GenerateRequest) -> None:
@@ -411,8 +419,24 @@ def _refuse_generate_options(request: GenerateRequest) -> None:
         check_text(text)
 
 
-def _plan_answering(request: GenerateRequest | EmbedRequest, store: ModelStore, waiting: list[str]) -> Plan:
-    """The plan of what a loaded model answers: generate and embed."""
+def _check_scored_text(request: PerplexityRequest, store: ModelStore) -> None:
+    if request.text is not None:
+        check_text(request.text)
+    if request.text_file is None:
+        return
+    path = store.incoming(request.text_file)
+    if not path.is_file():
+        raise InvalidRequest(f"{request.text_file!r} is no file", "Name a UTF-8 text file.")
+    size_bytes = path.stat().st_size
+    if size_bytes > SCORED_TEXT_BYTES:
+        raise InvalidRequest(
+            f"{request.text_file!r} has {size_bytes} bytes, at most {SCORED_TEXT_BYTES} are scored in one job",
+            "Score a part of it.",
+        )
+
+
+def _plan_answering(request: ResidentRequest, store: ModelStore, waiting: list[str]) -> Plan:
+    """The plan of what a loaded model answers."""
     kind = request.kind
     if isinstance(request, GenerateRequest) and request.prompts_file is not None:
         store.incoming(request.prompts_file)

@@ -31,7 +31,7 @@ class Embedding:
         """Whether every text has its vector."""
         return len(self.vectors) == len(self.request.inputs)
 
-    def embed_next(self) -> None:
+    def advance(self) -> None:
         """Turn the next text into its vector.
 
         Raises PromptTooLong, NonFiniteLogits, InvalidRequest: for all texts, since a list with gaps helps nobody.
@@ -68,7 +68,7 @@ def embed_once(request: EmbedRequest, context: Context) -> Mapping[str, Any]:
     assert resident is not None  # there is always room for the first
     embedding = Embedding(request, context, resident)
     while not embedding.is_done:
-        embedding.embed_next()
+        embedding.advance()
         embedding.report()
     return embedding.result()
 

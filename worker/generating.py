@@ -26,17 +26,28 @@ from rq.worker.base import WorkerStatus
 
 from services.errors import ExecutionSuperseded, GraftwerkError, JobCanceled, JobTimeout
 from services.generate import resolve_device
-from services.jobs.requests import RESIDENT_REQUEST, EmbedRequest
+from services.jobs.requests import (
+    RESIDENT_REQUEST,
+    EmbedRequest,
+    GenerateRequest,
+    PerplexityRequest,
+    ResidentRequest,
+)
 from services.jobs.running import INTERVAL_SECONDS, Running
 from services.jobs.workers import MONITORING_SECONDS, Bookkeeping
 from services.progress import Progress
 from services.settings import Settings
 from worker.answering import Asking
 from worker.embedding import Embedding
-from worker.lifecycle import attempted, context_of, fail, plain
+from worker.lifecycle import Context, attempted, context_of, fail, plain
 from worker.residents import Resident, Residents, memory_limit_bytes
+from worker.scoring import Scoring
 
 logger = logging.getLogger("graftwerk.generate")
+
+
+Work = Asking | Embedding | Scoring
+"""One job on its model: answers that an engine writes, or what goes on a text or a window a step."""
 
 
 class Interrupted(BaseException):
@@ -52,7 +63,7 @@ class Seat:
     execution: Execution
     running: Running
     deadline: float
-    asking: Asking | Embedding | None = None
+    asking: Work | None = None
     stop: GraftwerkError | None = None
 
 
@@ -133,7 +144,7 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         else:
             seat.asking = outcome
 
-    def _asking(self, seat: Seat) -> Asking | Embedding | None:
+    def _asking(self, seat: Seat) -> Work | None:
         request = RESIDENT_REQUEST.validate_python(seat.job.args[0])
         context = context_of(seat.running, self.settings)
         context.check_canceled()
@@ -141,9 +152,7 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         if resident is None:
             context.report(Progress("waiting for room in memory"))
             return None
-        if isinstance(request, EmbedRequest):
-            return Embedding(request, context, resident)
-        outcome = attempted(lambda: Asking(request, context, resident))
+        outcome = attempted(lambda: _work(request, context, resident))
         if isinstance(outcome, Exception):
             resident.users -= 1
             raise outcome
@@ -158,7 +167,7 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
             if isinstance(outcome, Exception):
                 self._fail_engine(resident, outcome)
         for seat in self.seats.copy():
-            self._embed(seat)
+            self._advance(seat)
         for seat in [seat for seat in self.seats if seat.asking and seat.asking.is_done]:
             # The answers of a job that is to stop are done too, cut off: it ends with the next round.
             if seat.stop is None and not self.asked_to_stop:
@@ -182,16 +191,16 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         for asking in askings:
             asking.report()
 
-    def _embed(self, seat: Seat) -> None:
-        """One text of an embed job: like the reading of one prompt, so that answers go on in between."""
-        embedding = seat.asking
-        if not isinstance(embedding, Embedding) or embedding.is_done:
+    def _advance(self, seat: Seat) -> None:
+        """One text of an embed job, one window of a perplexity job, so that answers go on in between."""
+        work = seat.asking
+        if work is None or isinstance(work, Asking) or work.is_done:
             return
-        outcome = attempted(embedding.embed_next)
+        outcome = attempted(work.advance)
         if isinstance(outcome, Exception):
             self._fail(seat, outcome)
         else:
-            embedding.report()
+            work.report()
 
     # ---- ending ---------------------------------------------------------------------------------------
 
@@ -288,3 +297,13 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
             )
         if seat.stop is not None or self.asked_to_stop:
             self._cancel_requests(seat)
+
+
+def _work(request: ResidentRequest, context: Context, resident: Resident) -> Work:
+    match request:
+        case EmbedRequest():
+            return Embedding(request, context, resident)
+        case PerplexityRequest():
+            return Scoring(request, context, resident)
+        case GenerateRequest():
+            return Asking(request, context, resident)

@@ -9,11 +9,13 @@ from services.jobs.requests import (
     GenerateRequest,
     ImportRequest,
     MergeRequest,
+    PerplexityRequest,
 )
 from worker.answering import answer_once
 from worker.embedding import embed_once
 from worker.lifecycle import run
 from worker.making import made_once, make_convert, make_extended_tokenizer, make_import, make_merge
+from worker.scoring import score_once
 
 
 def import_model(request: dict[str, Any]) -> dict[str, Any]:
@@ -47,3 +49,8 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
 def embed(request: dict[str, Any]) -> dict[str, Any]:
     """Turns texts into vectors, with a model that is loaded for this job alone."""
     return run(EmbedRequest, request, embed_once)
+
+
+def perplexity(request: dict[str, Any]) -> dict[str, Any]:
+    """Scores a text, with a model that is loaded for this job alone."""
+    return run(PerplexityRequest, request, score_once)

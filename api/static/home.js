@@ -23,6 +23,7 @@ function subject(request) {
   switch (request.kind) {
     case "generate":
     case "embed": return request.model;
+    case "perplexity": return [request.model, ...request.adapters.map(({ name }) => name)].join(" + ");
     case "merge": return `${[request.base, ...request.adapters.map(({ name }) => name)].join(" + ")} → ${request.target}`;
     case "extend-tokenizer": return `${request.base} + ${request.addition} → ${request.target}`;
     default: {

@@ -66,6 +66,7 @@ QUEUE_OF = {
     "merge": "merge",
     "generate": "generate",
     "embed": "generate",
+    "perplexity": "generate",
     "extend-tokenizer": "convert",
 }
 
@@ -75,6 +76,7 @@ TASK_OF = {
     "merge": "worker.tasks.merge",
     "generate": "worker.tasks.generate",
     "embed": "worker.tasks.embed",
+    "perplexity": "worker.tasks.perplexity",
     "extend-tokenizer": "worker.tasks.extend_tokenizer",
 }
 """The names on the wire."""

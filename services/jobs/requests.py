@@ -267,20 +267,62 @@ class EmbedRequest(ModelRequest):
     )
 
 
+class PerplexityRequest(ModelRequest):
+    """Score a text: how well a model, or a base with adapters on the fly, expects each of its tokens."""
+
+    kind: Literal["perplexity"]
+    text: str | None = Field(default=None, min_length=1, max_length=1_000_000)
+    text_file: str | None = Field(
+        default=None, max_length=1024, description="A UTF-8 text on the volume, under `incoming/`."
+    )
+    context: int | None = Field(
+        default=None,
+        ge=2,
+        le=1_000_000,
+        description="Tokens of a window; null is the model's context, at most 2048.",
+    )
+    stride: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Tokens from window to window; null is half a window."
+    )
+
+    @model_validator(mode="after")
+    def _one_text(self) -> "PerplexityRequest":
+        if (self.text is None) == (self.text_file is None):
+            found = "none of them" if self.text is None else "both"
+            raise ValueError(f"exactly one of text, text_file is needed, found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_overlap(self) -> "PerplexityRequest":
+        if self.context is not None and self.stride is not None and self.stride >= self.context:
+            raise ValueError(
+                f"stride = {self.stride} must be below context = {self.context}: each scored token needs one before it"
+            )
+        return self
+
+
 AnyRequest = Annotated[
-    ImportRequest | ConvertRequest | MergeRequest | GenerateRequest | EmbedRequest | ExtendTokenizerRequest,
+    ImportRequest
+    | ConvertRequest
+    | MergeRequest
+    | GenerateRequest
+    | EmbedRequest
+    | PerplexityRequest
+    | ExtendTokenizerRequest,
     Field(discriminator="kind"),
 ]
 """A request of any kind, told apart by its `kind`."""
 
 ANY_REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
 
-RESIDENT_REQUEST: TypeAdapter[GenerateRequest | EmbedRequest] = TypeAdapter(
-    Annotated[GenerateRequest | EmbedRequest, Field(discriminator="kind")]
+ResidentRequest = GenerateRequest | EmbedRequest | PerplexityRequest
+
+RESIDENT_REQUEST: TypeAdapter[ResidentRequest] = TypeAdapter(
+    Annotated[ResidentRequest, Field(discriminator="kind")]
 )
 """The requests that the resident generation worker answers."""
 
-KINDS = ("import", "convert", "merge", "generate", "embed", "extend-tokenizer")
+KINDS = ("import", "convert", "merge", "generate", "embed", "perplexity", "extend-tokenizer")
 
 
 def inputs_of(request: AnyRequest) -> list[str]:
@@ -294,7 +336,7 @@ def inputs_of(request: AnyRequest) -> list[str]:
             return [request.base, *(adapter.name for adapter in request.adapters)]
         case ExtendTokenizerRequest():
             return [request.base, request.addition]
-        case GenerateRequest() | EmbedRequest():
+        case ModelRequest():
             return [request.model, *(adapter.name for adapter in request.adapters)]
 
 

@@ -240,6 +240,38 @@ def test_generate_without_any_prompt_is_a_usage_error(service: Service, run: Run
     assert service.seen == []
 
 
+def test_perplexity_sends_a_local_text_and_its_options(service: Service, run: Run, tmp_path: Any) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("one\n二\n", encoding="utf-8")
+    service.result = {"perplexity": 12.5, "tokens": 7}
+    options = ["-a", "p,q@0.5", "--context", "512", "--stride", "256", "--rope-alpha", "2"]
+    result = run("perplexity", "m", "--file", str(file), *options)
+    assert service.body == {
+        "kind": "perplexity",
+        "model": "m",
+        "adapters": ["p", {"name": "q", "scale": 0.5}],
+        "context": 512,
+        "stride": 256,
+        "rope_alpha": 2.0,
+        "text": "one\n二\n",
+    }
+    assert "12.5" in result.stdout
+
+
+def test_perplexity_leaves_a_file_of_the_volume_to_the_service(service: Service, run: Run) -> None:
+    run("perplexity", "m", "--file", "incoming/text.txt")
+    assert service.body == {"kind": "perplexity", "model": "m", "text_file": "incoming/text.txt"}
+
+
+def test_a_text_too_long_to_send_is_a_usage_error(service: Service, run: Run, tmp_path: Any) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("a" * 1_000_001, encoding="utf-8")
+    result = run("perplexity", "m", "--file", str(file))
+    assert result.exit_code == 2
+    assert "incoming/" in result.stderr
+    assert service.seen == []
+
+
 def test_a_job_waits_for_the_jobs_named(service: Service, run: Run) -> None:
     run("convert", "a", "b", "--after", "j1", "--after", "j2")
     assert service.body["after"] == ["j1", "j2"]

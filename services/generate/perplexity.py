@@ -1,0 +1,175 @@
+"""How well a model expects a text: windows that slide over its tokens, each token scored once.
+
+The windows are those of "Perplexity of fixed-length models" in the documentation of transformers: a window begins every
+`stride` tokens, its first tokens are context only, and what it scores is what no window before it has.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from services.errors import InvalidRequest, NonFiniteLogits
+from services.generate.loading import LoadedModel
+from services.progress import CheckCanceled, Progress, Report, ignore_progress, never_canceled
+
+DEFAULT_CONTEXT = 2048
+"""Longest window where none is asked for: what LLaMA's first version was trained with."""
+
+SLICE = 128
+"""Tokens that are read at once: with 128 k pieces their scores take 64 MiB in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens `start` to `end` of a text (exclusive); those from `scored_from` on are scored."""
+
+    start: int
+    scored_from: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The negative log-likelihood of `tokens` tokens together, in nats."""
+
+    total: float = 0.0
+    tokens: int = 0
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.total + other.total, self.tokens + other.tokens)
+
+    @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return self.total / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean); infinity where a float64 cannot hold it."""
+        try:
+            return math.exp(self.mean)
+        except OverflowError:
+            return math.inf
+
+    def bits_per_byte(self, size_bytes: int) -> float:
+        """Comparable between vocabularies: the bits that the model needs for each byte of the text."""
+        return self.total / math.log(2) / size_bytes
+
+
+def window_sizes(
+    context_length: int, *, context: int | None = None, stride: int | None = None
+) -> tuple[int, int]:
+    """Window and stride in tokens, with what was left open: the model's context, at most 2048, and half of that.
+
+    Raises:
+        InvalidRequest: the window is longer than the model's context, or the stride leaves a token without context.
+    """
+    window = min(context_length, DEFAULT_CONTEXT) if context is None else context
+    if not 2 <= window <= context_length:
+        raise InvalidRequest(
+            f"The window has {window} tokens and the model's context is {context_length}.",
+            f"Set context to between 2 and {context_length}, or leave it out.",
+        )
+    step = window // 2 if stride is None else stride
+    if not 1 <= step < window:
+        raise InvalidRequest(
+            f"The stride is {step} and the window has {window} tokens: each scored token needs one before it.",
+            f"Set stride to {window - 1} at most, or leave it out.",
+        )
+    return window, step
+
+
+def windows_of(tokens: int, *, context: int, stride: int) -> list[Window]:
+    """The windows over a text of so many tokens. Its very first token has nothing before it and is not scored.
+
+    Raises:
+        InvalidRequest: there is no second token.
+    """
+    if tokens < 2:
+        raise InvalidRequest(
+            f"The text has {tokens} token(s), the beginning of text included: nothing can be scored.",
+            "Give a longer text.",
+        )
+    windows = [Window(0, 1, min(context, tokens))]
+    while windows[-1].end < tokens:
+        last = windows[-1]
+        start = last.start + stride
+        windows.append(Window(start, last.end, min(start + context, tokens)))
+    return windows
+
+
+def perplexity(
+    loaded: LoadedModel,
+    token_ids: Sequence[int],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    report: Report = ignore_progress,
+    check_canceled: CheckCanceled = never_canceled,
+) -> Score:
+    """The score of a whole text. Raises as `window_sizes`, `windows_of` and `score_window` do."""
+    window, step = window_sizes(loaded.context_length, context=context, stride=stride)
+    score = Score()
+    for place in windows_of(len(token_ids), context=window, stride=step):
+        score += score_window(loaded, token_ids, place, check_canceled)
+        report(Progress("scoring", score.tokens, len(token_ids) - 1, "tokens"))
+    return score
+
+
+@torch.inference_mode()
+def score_window(
+    loaded: LoadedModel,
+    token_ids: Sequence[int],
+    window: Window,
+    check_canceled: CheckCanceled = never_canceled,
+) -> Score:
+    """The score of one window's tokens: log-softmax in float32, summed in float64.
+
+    It is read in slices, with their keys and values kept: memory is the window's cache and the scores of one slice.
+
+    Raises:
+        NonFiniteLogits; and what `check_canceled` raises, which is asked before each slice.
+    """
+    cache = DynamicCache()
+    total = 0.0
+    for start in range(window.start, window.end - 1, SLICE):
+        check_canceled()
+        end = min(start + SLICE, window.end - 1)  # the last token is expected, never read
+        kept = end - max(start, window.scored_from - 1)
+        logits = _read(loaded, token_ids[start:end], cache, at=start - window.start, kept=max(kept, 1))
+        if kept > 0:
+            total += _negative_log_likelihood(logits, token_ids[end - kept + 1 : end + 1], end - kept + 1)
+    return Score(total, window.end - window.scored_from)
+
+
+def _read(
+    loaded: LoadedModel, token_ids: Sequence[int], cache: DynamicCache, *, at: int, kept: int
+) -> torch.Tensor:
+    """Logits (kept, vocabulary) in float32 after the last `kept` of these tokens, whose first is the `at`-th."""
+    model: Any = loaded.model
+    outcome = model(
+        input_ids=torch.tensor([list(token_ids)], device=loaded.device),
+        position_ids=torch.arange(at, at + len(token_ids), device=loaded.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=kept,
+    )
+    logits: torch.Tensor = outcome.logits[0]
+    return logits.float()
+
+
+def _negative_log_likelihood(logits: torch.Tensor, expected: Sequence[int], position: int) -> float:
+    """Of the expected tokens together, in nats; the first of them is the text's `position`-th (from 0)."""
+    if not bool(logits.isfinite().all()):
+        row = int((~logits.isfinite()).any(dim=-1).nonzero()[0])
+        raise NonFiniteLogits(
+            f"The model computed NaN or infinity where it was to expect token {position + row + 1} of the text.",
+            "Its weights are damaged, or float16 overflows: verify the model, or load it as float32 or bfloat16.",
+        )
+    targets = torch.tensor(list(expected), device=logits.device)[:, None]
+    likelihoods = logits.log_softmax(dim=-1).gather(-1, targets)
+    return -float(likelihoods.double().sum())
