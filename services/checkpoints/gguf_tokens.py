@@ -1,6 +1,10 @@
-"""A SentencePiece tokenizer as GGUF's metadata (ggml-org/llama.cpp `convert_hf_to_gguf.py`, _create_vocab_sentencepiece)."""
+"""A tokenizer as GGUF's metadata, the way llama.cpp's converter writes it (ggml-org/llama.cpp `convert_hf_to_gguf.py`).
 
-from collections.abc import Mapping
+SentencePiece as `_create_vocab_sentencepiece` does; Llama 3's tiktoken as `_set_vocab_gpt2` does from the tokenizer.json that
+transformers makes of it: bytes in GPT-2's alphabet, every split of a token into two as a merge, in the order of ranks.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,14 @@ from sentencepiece import SentencePieceProcessor
 
 from services.checkpoints.huggingface import LLAMA_TOKENIZER_CONFIG
 from services.formats.config import ModelConfig, read_json
+from services.formats.llama3 import (
+    LLAMA_3_1_SPECIAL_TOKENS,
+    LLAMA_3_CHAT_TEMPLATE,
+    LLAMA_3_END_OF_TURN,
+    LLAMA_3_SPECIAL_TOKENS,
+)
+from services.formats.merges import byte_alphabet, ranks_to_merges
+from services.formats.vocabulary import read_vocabulary
 
 PADDING_SCORE = -10000.0
 ADDED_SCORE = -1000.0
@@ -16,26 +28,45 @@ ADDED_SCORE = -1000.0
 Token = tuple[str, float, int]
 """Text, score and type (gguf.TokenType)."""
 
+Added = Mapping[int, tuple[str, bool]]
+"""By number: a token's text, and whether it is special."""
+
 
 def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -> None:
     """Adds the pieces of `tokenizer.model`, tokens added behind them, and padding up to the rows of the embeddings."""
-    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    settings = _settings(folder)
+    vocabulary = read_vocabulary(folder / "tokenizer.model")
+    settings = _settings(folder, {} if vocabulary.kind == "tiktoken" else LLAMA_TOKENIZER_CONFIG)
+    template = _chat_template(folder, settings)
+    if vocabulary.kind == "tiktoken":
+        instruct = _add_byte_pairs(writer, vocabulary.pieces, settings, config)
+        template = template or (LLAMA_3_CHAT_TEMPLATE if instruct else None)
+    else:
+        _add_sentencepiece(writer, folder / "tokenizer.model", settings, config)
+    writer.add_add_bos_token(bool(settings.get("add_bos_token", True)))
+    writer.add_add_eos_token(bool(settings.get("add_eos_token", False)))
+    if template is not None:
+        writer.add_chat_template(template)
+
+
+# ---- SentencePiece ------------------------------------------------------------------------------------
+
+
+def _add_sentencepiece(
+    writer: gguf.GGUFWriter, model: Path, settings: Mapping[str, Any], config: ModelConfig
+) -> None:
+    pieces = SentencePieceProcessor(model_file=str(model))
     tokens = sentencepiece_tokens(pieces)
-    for number in range(len(tokens), config.vocab_size):
-        tokens.append(_behind(number, settings))
+    tokens += [_behind(number, settings["added"]) for number in range(len(tokens), config.vocab_size)]
     texts, scores, types = zip(*tokens, strict=True)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(list(texts))
     writer.add_token_scores(list(scores))
     writer.add_token_types(list(types))
-    _add_special(writer, pieces, config)
-    writer.add_add_bos_token(bool(settings.get("add_bos_token", True)))
-    writer.add_add_eos_token(bool(settings.get("add_eos_token", False)))
-    template = _chat_template(folder, settings)
-    if template is not None:
-        writer.add_chat_template(template)
+    bos, eos = config.bos_token_id, _ends(config)
+    writer.add_bos_token_id(bos if isinstance(bos, int) else pieces.bos_id())
+    writer.add_eos_token_id(eos[0] if eos else pieces.eos_id())
+    writer.add_unk_token_id(pieces.unk_id())
 
 
 def sentencepiece_tokens(pieces: Any) -> list[Token]:
@@ -56,10 +87,72 @@ def _type_of(pieces: Any, number: int) -> gguf.TokenType:
     return gguf.TokenType.NORMAL
 
 
-def _settings(folder: Path) -> Mapping[str, Any]:
+# ---- tiktoken -----------------------------------------------------------------------------------------
+
+
+def _add_byte_pairs(
+    writer: gguf.GGUFWriter, pieces: Sequence[bytes], settings: Mapping[str, Any], config: ModelConfig
+) -> bool:
+    """Adds Llama 3's tokens and merges; gives whether answers end at the end of a turn, as an instruct model's do."""
+    special = LLAMA_3_1_SPECIAL_TOKENS if _is_scaled(config) else LLAMA_3_SPECIAL_TOKENS
+    added = {len(pieces) + number: (name, True) for number, name in enumerate(special)} | settings["added"]
+    alphabet = byte_alphabet()
+    texts = {piece: "".join(alphabet[byte] for byte in piece) for piece in pieces}
+    tokens: list[Token] = [(text, 0.0, int(gguf.TokenType.NORMAL)) for text in texts.values()]
+    tokens += [_behind(number, added) for number in range(len(tokens), config.vocab_size)]
+    merges = ranks_to_merges({piece: rank for rank, piece in enumerate(pieces)})
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list([text for text, _, _ in tokens])
+    writer.add_token_types([kind for _, _, kind in tokens])
+    writer.add_token_merges([f"{texts[left]} {texts[right]}" for left, right in merges])
+    numbers = {text: number for number, (text, _) in added.items() if number < len(tokens)}
+    return _add_special(writer, numbers, settings, config)
+
+
+def _add_special(
+    writer: gguf.GGUFWriter, numbers: Mapping[str, int], settings: Mapping[str, Any], config: ModelConfig
+) -> bool:
+    """Beginning, end and end of a turn. Of several ends the tokenizer's own counts, or a turn's, as in Meta's instruct models."""
+    ends, turn = _ends(config), numbers.get(LLAMA_3_END_OF_TURN)
+    named = numbers.get(_content(settings.get("eos_token")) or "")
+    first = ends[0] if ends else numbers.get("<|end_of_text|>")
+    eos = named if named is not None else turn if turn in ends else first
+    bos = config.bos_token_id if isinstance(config.bos_token_id, int) else numbers.get("<|begin_of_text|>")
+    for number, add in (
+        (bos, writer.add_bos_token_id),
+        (eos, writer.add_eos_token_id),
+        (turn, writer.add_eot_token_id),
+    ):
+        if number is not None:
+            add(number)
+    return turn is not None and turn in (*ends, eos)
+
+
+def _is_scaled(config: ModelConfig) -> bool:
+    """Whether the rotary frequencies are scaled, which began with 3.1."""
+    scaling = config.rope_scaling or {}
+    return bool(scaling.get("rope_type", scaling.get("type")) == "llama3")
+
+
+# ---- what both have -----------------------------------------------------------------------------------
+
+
+def _ends(config: ModelConfig) -> list[int]:
+    eos = config.eos_token_id
+    return [number for number in (eos if isinstance(eos, list) else [eos]) if isinstance(number, int)]
+
+
+def _content(entry: Any) -> str | None:
+    """Of a token written as a text or as an object with `content`."""
+    content = entry.get("content") if isinstance(entry, dict) else entry
+    return content if isinstance(content, str) else None
+
+
+def _settings(folder: Path, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
     """What transformers' files say of the tokenizer, with tokens added behind the pieces under "added"."""
     path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.is_file() else dict(LLAMA_TOKENIZER_CONFIG)
+    settings = read_json(path) if path.is_file() else dict(defaults)
     decoder = settings.get("added_tokens_decoder")
     added = {
         int(number): (token.get("content"), bool(token.get("special")))
@@ -72,22 +165,13 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     return {**settings, "added": added}
 
 
-def _behind(number: int, settings: Mapping[str, Any]) -> Token:
+def _behind(number: int, added: Added) -> Token:
     """A row behind the pieces: an added token, or padding that no text gives."""
-    text, special = settings["added"].get(number, (None, False))
+    text, special = added.get(number, (None, False))
     if not isinstance(text, str):
         return f"[PAD{number}]", PADDING_SCORE, int(gguf.TokenType.UNUSED)
     kind = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
     return text, ADDED_SCORE, int(kind)
-
-
-def _add_special(writer: gguf.GGUFWriter, pieces: Any, config: ModelConfig) -> None:
-    eos = config.eos_token_id
-    first_eos = eos[0] if isinstance(eos, list) and eos else eos
-    bos = config.bos_token_id
-    writer.add_bos_token_id(bos if isinstance(bos, int) else pieces.bos_id())
-    writer.add_eos_token_id(first_eos if isinstance(first_eos, int) else pieces.eos_id())
-    writer.add_unk_token_id(pieces.unk_id())
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:

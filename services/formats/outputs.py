@@ -220,10 +220,9 @@ def _takes_blocks(output: Output, shape: Shape) -> bool:
 
 
 def _check_gguf(output: Output) -> None:
-    if output.vocabulary is None or output.vocabulary.kind != "sentencepiece":
-        found = "none" if output.vocabulary is None else f"a {output.vocabulary.kind} tokenizer"
+    if output.vocabulary is None:
         raise UnsupportedFormat(
-            f"a GGUF file carries its tokenizer, written are SentencePiece ones (tokenizer.model); the model has {found}",
+            "a GGUF file carries its tokenizer, which is written from tokenizer.model; the model has none",
             "Add the original tokenizer.model.",
         )
     kind = (output.config.rope_scaling or {}).get("rope_type", (output.config.rope_scaling or {}).get("type"))

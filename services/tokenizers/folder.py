@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 
 from services.errors import UnreadableTokenizer
+from services.formats.llama3 import LLAMA_3_CHAT_TEMPLATE, LLAMA_3_END_OF_TURN
 from services.tokenizers.loading import load_tokenizer, token_content
 from services.tokenizers.parity import Parity, measure_parity
 from services.tokenizers.tiktoken import is_tiktoken
@@ -30,16 +31,6 @@ SENTENCEPIECE_CONFIG: Mapping[str, Any] = {
 LLAMA_3_CONFIG: Mapping[str, Any] = {
     "clean_up_tokenization_spaces": False, "model_max_length": 1000000000000000019884624838656,
 }  # fmt: skip
-
-LLAMA_3_END_OF_TURN = "<|eot_id|>"
-
-LLAMA_3_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-    "{{ message['content'] | trim }}{{ '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
-"""Turns as Meta's ChatFormat writes them (meta-llama/llama3 `tokenizer.py`, encode_dialog_prompt)."""
 
 
 @dataclass(frozen=True, slots=True)

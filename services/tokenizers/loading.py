@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from services.errors import UnreadableTokenizer
+from services.formats.llama3 import LLAMA_3_1_SPECIAL_TOKENS, LLAMA_3_SPECIAL_TOKENS
 from services.tokenizers.huggingface import HuggingFaceCodec
 from services.tokenizers.sentencepiece import SentencePieceCodec
-from services.tokenizers.tiktoken import (
-    LLAMA_3_1_SPECIAL_TOKENS,
-    LLAMA_3_SPECIAL_TOKENS,
-    TiktokenCodec,
-    is_tiktoken,
-)
+from services.tokenizers.tiktoken import TiktokenCodec, is_tiktoken
 from services.tokenizers.tokenizer import Codec, SpecialTokens, Tokenizer
 
 _ROLES = ("bos_token", "eos_token", "pad_token")

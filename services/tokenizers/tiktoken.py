@@ -1,8 +1,7 @@
 """Tokenizers of Llama 3: byte-pair ranks in tiktoken's text format.
 
-Pattern and special tokens are those of `llama/tokenizer.py` in Meta's `llama3` repository and of
-`api/tokenizer.py` of Llama 3.1 in `llama-models`, the latter with the names that its published Hugging Face
-models have. The ranks of 3 and 3.1 are the same file; only the names of a few special tokens differ.
+The pattern is that of `llama/tokenizer.py` in Meta's `llama3` repository. The ranks of 3 and 3.1 are the same file; only the
+names of a few special tokens differ (services/formats/llama3.py).
 """
 
 import base64
@@ -24,35 +23,6 @@ _RUN = re.compile(r"\s+|\S+")
 _MAX_CHARACTERS = 400_000
 _MAX_RUN = 25_000
 _FIRST_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
-
-
-def _reserved(numbers: Sequence[int]) -> tuple[str, ...]:
-    return tuple(f"<|reserved_special_token_{number}|>" for number in numbers)
-
-
-LLAMA_3_SPECIAL_TOKENS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    *_reserved(range(4)),
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|reserved_special_token_4|>",
-    "<|eot_id|>",
-    *_reserved(range(5, 251)),
-)
-LLAMA_3_1_SPECIAL_TOKENS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    *_reserved(range(2)),
-    "<|finetune_right_pad_id|>",
-    "<|reserved_special_token_2|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|python_tag|>",
-    *_reserved(range(3, 248)),
-)
 
 
 def is_tiktoken(content: bytes) -> bool:

@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from services.errors import UnreadableTokenizer
-from services.tokenizers.merges import byte_alphabet, ranks_to_merges, scores_to_merges
+from services.formats.merges import byte_alphabet, ranks_to_merges, scores_to_merges
 from services.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, read_proto
 from services.tokenizers.tiktoken import PATTERN, is_tiktoken, read_ranks
 from services.tokenizers.tokenizer import Tokenizer

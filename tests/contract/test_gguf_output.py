@@ -39,7 +39,7 @@ from services.settings import Settings
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import make_adapter
-from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
+from tests.reference.tokenizer_files import piece_names, sentencepiece_file
 from worker.lifecycle import Context
 from worker.making import make_convert, make_merge
 
@@ -357,10 +357,10 @@ def test_a_model_without_a_sentencepiece_tokenizer_is_refused(tmp_path: Path) ->
     refused(tmp_path / "base", UnsupportedFormat, "carries its tokenizer", "the model has none")
 
 
-def test_a_tiktoken_tokenizer_is_refused(tmp_path: Path) -> None:
-    save_llama(tmp_path / "base", vocab_size=557)
-    (tmp_path / "base" / "tokenizer.model").write_bytes(tiktoken_file(301))
-    refused(tmp_path / "base", UnsupportedFormat, "the model has a tiktoken tokenizer")
+def test_a_model_without_a_tokenizer_model_is_refused(tmp_path: Path) -> None:
+    save_llama(tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.model").unlink()
+    refused(tmp_path / "base", UnsupportedFormat, "is written from tokenizer.model; the model has none")
 
 
 def test_an_unknown_scaling_is_refused_by_its_type(tmp_path: Path) -> None:
