@@ -4,20 +4,20 @@ Every key is `base_model.model.<module>.<parameter of the tuner>`; a few tuners 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.errors import IncompleteAdapter, UnknownAdapterKey
+from services.errors import IncompleteAdapter, UnknownAdapterKey, UnsupportedAdapter
 from services.formats.tensors import TensorHeader
 
 LAYER_TYPES = frozenset({
-    "ADALORA", "BOFT", "FOURIERFT", "GRALORA", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT", "VERA",
+    "ADALORA", "BOFT", "FOURIERFT", "GRALORA", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT", "RANDLORA", "VERA",
 })  # fmt: skip
 """PEFT's tuner types that are merged with PEFT's own layers, one module at a time; each is tested against PEFT."""
 
-SHARED = {"VERA": ("vera_A", "vera_B")}
-"""Tensors that all modules of a tuner use."""
+SHARED = {"RANDLORA": ("randlora_A", "randlora_B"), "VERA": ("vera_A", "vera_B")}
+"""Tensors that all modules of a tuner use, each a part of its own size (peft/tuners/vera/layer.py, get_delta_weight)."""
 
 PREFIX = "base_model.model."
 
@@ -62,6 +62,7 @@ def tuner_layers(
 
     Raises:
         UnknownAdapterKey: a key that names no module of a LLaMA model.
+        IncompleteAdapter, UnsupportedAdapter: tensors that all modules share are not in the file.
     """
     shared = {key: header for key, header in tensors.items() if _is_shared(config, key)}
     modules: dict[str, dict[str, TensorHeader]] = {}
@@ -74,8 +75,32 @@ def tuner_layers(
                 f"adapter {name} ({config.get('peft_type')}) holds {key!r}, which belongs to no module of a LLaMA model",
                 "Nothing is dropped without being understood: re-save the adapter with PEFT.",
             )
+    _check_shared(name, config, modules, shared)
     layers = [TunerLayer(module, config, found, shared) for module, found in modules.items()]
     return {layer.tensor: layer for layer in layers}
+
+
+def _check_shared(
+    name: str, config: Mapping[str, Any], modules: Iterable[str], shared: Mapping[str, TensorHeader]
+) -> None:
+    """Shared projections are in the file, or drawn again from a seed: what is drawn depends on the sizes of all modules, and
+    with RandLoRA on the dtypes that the machine has."""
+    tuner = str(config.get("peft_type"))
+    wanted = SHARED.get(tuner, ())
+    if len(shared) == len(wanted):
+        return
+    if config.get("save_projection", True):
+        raise IncompleteAdapter(
+            f"adapter {name} ({tuner}): save_projection is set, the file holds {len(shared)} of {', '.join(wanted)}",
+            "The adapter's file is incomplete: fetch it again.",
+        )
+    kinds = sorted({module.rsplit(".", 1)[-1] for module in modules})
+    if len(kinds) > 1 or tuner == "RANDLORA":
+        raise UnsupportedAdapter(
+            f"adapter {name} ({tuner}) was saved with save_projection = false and changes {', '.join(kinds)}: the projections "
+            "that they share are not in the file",
+            "Save it again with save_projection=True.",
+        )
 
 
 def _is_shared(config: Mapping[str, Any], key: str) -> bool:

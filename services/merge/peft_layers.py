@@ -18,7 +18,7 @@ from services.checkpoints.reading import TensorReader, check_finite
 from services.errors import AdapterMismatch, UnknownAdapterKey
 from services.formats.tuners import TunerLayer
 
-NOT_SAVED = ("base_layer.", "vera_A", "vera_B", "ranknum")
+NOT_SAVED = ("base_layer.", "randlora_A", "randlora_B", "vera_A", "vera_B", "ranknum")
 """Parameters inside a layer that its file does not hold: the base's own, views of shared ones, and a count of ranks."""
 
 
@@ -42,7 +42,8 @@ def layer_model(reader: TensorReader, adapter: str, layer: TunerLayer, weight: t
     """A model of this one module with PEFT's layer around it, the tuner's tensors loaded."""
     tensors = {}
     for key, header in {**layer.tensors, **layer.shared}.items():
-        tensors[key] = reader.view(header).clone()
+        part = _part(layer, key, reader.view(header), weight.shape)
+        tensors[key] = part.clone(memory_format=torch.contiguous_format)
         check_finite(f"{adapter}: {key}", tensors[key])
     with warnings.catch_warnings():
         # PEFT tells trainers about defaults that were changed; the config here is the adapter's own
@@ -54,10 +55,29 @@ def layer_model(reader: TensorReader, adapter: str, layer: TunerLayer, weight: t
             raise AdapterMismatch(
                 f"adapter {adapter}: its tensors for {layer.module!r} do not fit a weight of shape "
                 f"{list(weight.shape)}: {str(error).splitlines()[-1].strip()}",
-                "The adapter was trained on another base, or shares tensors between modules of different sizes.",
+                "The adapter was trained on another base: use that one.",
             ) from error
     _check_loaded(adapter, layer, result, model)
     return model
+
+
+def _part(layer: TunerLayer, key: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """What a module of this shape uses of a tensor: all of its own, of a shared one as much as PEFT's layer slices off
+    (peft/tuners/vera/layer.py, get_delta_weight; peft/tuners/randlora/layer.py, get_scaled_bases).
+
+    RandLoRA's files hold a copy of the shared ones under each module's name as well."""
+    rows, columns = shape
+    smaller, larger = sorted(shape)
+    match key.rsplit(".", 1)[-1]:
+        case "vera_A":
+            return tensor[:, :columns]
+        case "vera_B":
+            return tensor[:rows]
+        case "randlora_A":
+            return tensor[..., :smaller]
+        case "randlora_B":
+            return tensor[:larger, : -(-smaller // int(layer.config["r"]))]
+    return tensor
 
 
 def _check_loaded(adapter: str, layer: TunerLayer, result: Any, model: PeftModel) -> None:

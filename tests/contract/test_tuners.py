@@ -7,10 +7,11 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.checkpoints.huggingface import Watch
-from services.errors import AdapterMismatch, UnsupportedAdapter, VerificationFailed
+from services.errors import AdapterMismatch, IncompleteAdapter, UnsupportedAdapter, VerificationFailed
 from services.formats.adapter import read_adapter
 from services.formats.checkpoint import read_weights
 from services.formats.tuners import LAYER_TYPES
@@ -36,6 +37,11 @@ CONFIGS: dict[str, Any] = {
     "HRA": lambda: peft.HRAConfig(r=4, target_modules=TARGETS),
     "FOURIERFT": lambda: peft.FourierFTConfig(n_frequency=20, target_modules=TARGETS),
     "VERA": lambda: peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"]),
+    "VERA_SIZES": lambda: peft.VeraConfig(r=4, target_modules=[*TARGETS, "up_proj"]),
+    "VERA_SEED": lambda: peft.VeraConfig(r=4, target_modules=["v_proj"], save_projection=False),
+    "RANDLORA": lambda: peft.RandLoraConfig(r=5, target_modules=["q_proj"]),
+    "RANDLORA_SIZES": lambda: peft.RandLoraConfig(r=5, target_modules=[*TARGETS, "up_proj"]),
+    "RANDLORA_SPARSE": lambda: peft.RandLoraConfig(r=4, target_modules=TARGETS, sparse=True),
     "ADALORA": lambda: peft.AdaLoraConfig(init_r=4, target_r=4, total_step=10, target_modules=TARGETS),
     "MISS": lambda: peft.MissConfig(r=4, target_modules=["q_proj"]),
     "GRALORA": lambda: peft.GraloraConfig(r=4, target_modules=["q_proj"]),
@@ -129,6 +135,31 @@ def test_a_tuner_for_other_sizes_is_refused_by_module(tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
     with pytest.raises(AdapterMismatch, match=r"down_proj.*\[48, 96\]"):
         merge(tmp_path / "other", [("a", adapter, 1.0)], tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (
+            peft.VeraConfig(r=4, target_modules=["q_proj", "down_proj"], save_projection=False),
+            "down_proj, q_proj",
+        ),
+        (peft.RandLoraConfig(r=5, target_modules=["q_proj"], save_projection=False), "q_proj"),
+    ],
+    ids=["VERA", "RANDLORA"],
+)
+def test_projections_that_would_be_drawn_anew_are_refused(tmp_path: Path, config: Any, changes: str) -> None:
+    """Which numbers are drawn depends on the sizes of all modules together, and on the machine."""
+    peft.get_peft_model(base_model(torch.float32), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UnsupportedAdapter, match=rf"save_projection = false and changes {changes}:"):
+        read_adapter(tmp_path / "adapter")
+
+
+def test_shared_projections_that_are_missing_are_refused(tmp_path: Path) -> None:
+    path = make_adapter(tmp_path / "adapter", "VERA") / "adapter_model.safetensors"
+    save_file({key: t for key, t in load_file(path).items() if key != "base_model.vera_B"}, path)
+    with pytest.raises(IncompleteAdapter, match="holds 1 of vera_A, vera_B"):
+        read_adapter(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "XLORA", "QUANTUM"])
