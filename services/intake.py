@@ -14,6 +14,7 @@ from services.errors import (
     DiskFull,
     InvalidRequest,
     ModelExists,
+    UnreadableFile,
     UnsupportedFormat,
     UnsupportedOption,
     VocabularyMismatch,
@@ -51,6 +52,7 @@ from services.jobs.requests import (
 from services.models.inspect import kind_of_folder
 from services.models.known import check_known_order
 from services.models.manifest import read_manifest
+from services.models.prompt_file import read_prompt_file
 from services.models.store import ModelStore
 from services.models.uploads import Member, digest_file, list_archive, list_folder
 from services.settings import Settings
@@ -61,6 +63,9 @@ DISK_MARGIN_BYTES = 64 * 2**20
 
 HASHED_BYTES = 64 * 2**20
 """Weight files up to this size are digested at submission; larger ones when the job starts."""
+
+PARSED_BYTES = 16 * 2**20
+"""Files of prompts up to this size are read at submission; larger ones when the job starts."""
 
 PROCESS_BYTES = 350 * 2**20
 """What a worker process with torch takes before its first tensor."""
@@ -439,7 +444,7 @@ def _plan_answering(request: ResidentRequest, store: ModelStore, waiting: list[s
     """The plan of what a loaded model answers."""
     kind = request.kind
     if isinstance(request, GenerateRequest) and request.prompts_file is not None:
-        store.incoming(request.prompts_file)
+        _check_prompt_file(request.prompts_file, store)
     if waiting:
         return _later(request, waiting)
     folder = store.path(request.model)
@@ -467,6 +472,15 @@ def _plan_answering(request: ResidentRequest, store: ModelStore, waiting: list[s
         peak_memory_bytes=PROCESS_BYTES + checkpoint.parameters * 4,
         warnings=list(stack.warnings),
     )
+
+
+def _check_prompt_file(name: str, store: ModelStore) -> None:
+    """Refuse what is no file of prompts; a large one is left to the worker."""
+    path = store.incoming(name)
+    if path.is_dir():
+        raise UnreadableFile(f"{name} is a folder", "Name one file of prompts in it.")
+    if path.stat().st_size <= PARSED_BYTES:
+        read_prompt_file(path, name)
 
 
 def _texts(request: GenerateRequest) -> list[str]:
