@@ -1,13 +1,16 @@
 """One generate job: its prompts one by one to an engine, its answers together as the job's result."""
 
-import json
+import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from services.errors import GraftwerkError, UnreadableFile
+from services.errors import GraftwerkError
 from services.generate import (
     AnswerFailed,
     AnswerFinished,
@@ -21,23 +24,25 @@ from services.generate import (
 )
 from services.jobs.requests import TOLD_ANSWERS, GenerateRequest
 from services.models.lineage import template_of_lineage
+from services.models.prompt_file import Question, read_prompt_file
 from services.models.store import ModelStore
 from services.progress import Progress
 from services.sampling import Sampling
 from services.templates import Message
+from worker.answers import Answers, Entry, FiledAnswers, KeptAnswers
 from worker.lifecycle import Context
-from worker.residents import Resident, Residents
+from worker.residents import ModelKey, Resident, Residents
 from worker.telling import TextTeller
 
 
 @dataclass(slots=True)
 class Open:
-    """A prompt that the engine works on: its number, how it is sampled, and how many answers are missing."""
+    """A prompt that the engine works on: its number, how it is sampled, and the outputs that it has so far."""
 
     number: int
     prompt: BuiltPrompt
     sampling: Sampling
-    missing: int
+    entries: list[Entry] = field(default_factory=list)
 
 
 class Asking:
@@ -47,24 +52,26 @@ class Asking:
         self.request = request
         self.context = context
         self.resident = resident
-        self.questions = questions_of(request, context.store)
-        self.entries: list[list[dict[str, Any]]] = [[] for _ in self.questions]
+        self.questions, digest = questions_of(request, context.store)
         self.first_error: GraftwerkError | None = None
         self.template = ""
         self.tokens = 0
-        self.expected = len(self.questions) * request.sampling.n * request.sampling.max_new_tokens
         self._open: dict[str, Open] = {}  # by the engine's id
-        self._next = 0
         self._started = time.monotonic()
-        self._template = self._chosen_template()
         self._special_ids = frozenset(resident.loaded.tokenizer.special_tokens.values())
         few = len(self.questions) * request.sampling.n <= TOLD_ANSWERS
         self._text = TextTeller(context, with_token_ids=request.return_token_ids) if few else None
+        self.answers: Answers = KeptAnswers(len(self.questions))
+        if digest is not None:
+            asked = _digest_of(request, digest, resident.key)
+            self.answers = FiledAnswers(context, asked, len(self.questions))
+        self._waiting = deque(sorted(set(range(len(self.questions))) - self.answers.known))
+        self.expected = len(self._waiting) * request.sampling.n * request.sampling.max_new_tokens
 
     @property
     def has_more(self) -> bool:
         """Whether prompts are left that the engine has not got."""
-        return self._next < len(self.questions)
+        return bool(self._waiting)
 
     @property
     def is_done(self) -> bool:
@@ -78,17 +85,17 @@ class Asking:
 
     def ask_next(self) -> None:
         """Give the engine the next prompt; one that it refuses gets its error as its answer."""
-        number = self._next
-        self._next += 1
+        number = self._waiting.popleft()
         try:
             prompt = self._build(self.questions[number])
             sampling = self._fitted(prompt)
             request = GenerationRequest(
                 prompt.token_ids, sampling, stop=prompt.stop, stop_token_ids=prompt.stop_token_ids
             )
-            self._open[self.resident.engine.submit(request)] = Open(number, prompt, sampling, sampling.n)
+            self._open[self.resident.engine.submit(request)] = Open(number, prompt, sampling)
         except GraftwerkError as error:
-            self._refuse(number, error, answers=self.request.sampling.n)
+            self.expected -= self.request.sampling.max_new_tokens * self.request.sampling.n
+            self.answers.put(number, self.questions[number].text, [self._failure(number, error)])
         else:
             self.expected -= (self.request.sampling.max_new_tokens - sampling.max_new_tokens) * sampling.n
 
@@ -100,13 +107,15 @@ class Asking:
         if isinstance(event, TokenGenerated):
             self._hear_token(asked, event)
             return True
-        asked.missing -= 1
-        if asked.missing == 0:
-            del self._open[event.request_id]
         if isinstance(event, AnswerFinished):
             self._hear_end(asked, event.output)
         elif isinstance(event, AnswerFailed):
-            self._refuse(asked.number, event.error, answers=1)
+            self.expected -= asked.sampling.max_new_tokens
+            asked.entries.append(self._failure(asked.number, event.error))
+        if len(asked.entries) == asked.sampling.n:
+            del self._open[event.request_id]
+            entries = sorted(asked.entries, key=_index)
+            self.answers.put(asked.number, self.questions[asked.number].text, entries)
         return True
 
     def _hear_token(self, asked: Open, event: TokenGenerated) -> None:
@@ -117,16 +126,24 @@ class Asking:
             self._text.add(index, event.text, event.token_id, logprob)
 
     def _hear_end(self, asked: Open, output: Output) -> None:
-        self.entries[asked.number].append(self._entry(asked.number, asked.prompt, output))
+        asked.entries.append(self._entry(asked.number, asked.prompt, output))
         self.expected -= asked.sampling.max_new_tokens - len(output.token_ids)
         if self._text is not None:
             self._text.end(asked.number * asked.sampling.n + output.index, output.finish_reason)
 
     def report(self) -> None:
-        """Say how far it is."""
-        self.context.report(Progress("generating", self.tokens, max(self.tokens, self.expected), "tokens"))
+        """Say how far it is, and put the answers that are complete in their place. Raises OSError."""
+        self.answers.save()
+        self.context.report(self._progress())
         if self._text is not None:
             self._text.tell()
+
+    def _progress(self) -> Progress:
+        """In tokens; a file of prompts has too many of them that are never written, and is counted in prompts."""
+        if self.request.prompts_file is None:
+            return Progress("generating", self.tokens, max(self.tokens, self.expected), "tokens")
+        total = len(self.questions)
+        return Progress("generating", total - len(self._waiting) - len(self._open), total, "prompts")
 
     def result(self) -> Mapping[str, Any]:
         """The job's result.
@@ -135,37 +152,46 @@ class Asking:
         """
         if self._text is not None:
             self._text.tell_rest()
-        answers = [entry for entries in self.entries for entry in sorted(entries, key=_index)]
-        if self.first_error is not None and all("error" in answer for answer in answers):
+        if self.first_error is not None and not self.answers.answered:
             raise self.first_error
+        result = self.answers.result()
         seconds = time.monotonic() - self._started
         loaded = self.resident.loaded
         return {
-            "outputs": answers,
-            "template": self.template,
+            **result,
+            # Where all answers were there before, nothing has been built yet.
+            "template": self.template or self._build(self.questions[0]).template,
             "seconds": round(seconds, 3),
             "tokens_per_second": round(self.tokens / seconds, 2),
             "device": str(loaded.device),
             "dtype": str(loaded.dtype).removeprefix("torch."),
         }
 
-    def _chosen_template(self) -> str | None:
-        """The request's, or for a conversation with a model that has none of its own that of the model's lineage."""
-        request = self.request
-        if request.template is not None or request.messages is None or self.resident.loaded.chat_template:
-            return request.template
-        adapters = [choice.name for choice in request.adapters]
-        return template_of_lineage(self.context.store, request.model, adapters)
+    def close(self) -> None:
+        """Let go of what is open, whether the job has ended or not."""
+        self.answers.close()
 
-    def _build(self, question: "Question") -> BuiltPrompt:
+    @cached_property
+    def _template_of_lineage(self) -> str | None:
+        adapters = [choice.name for choice in self.request.adapters]
+        return template_of_lineage(self.context.store, self.request.model, adapters)
+
+    def _template_for(self, question: Question) -> str | None:
+        """The request's, or for a conversation with a model that has none of its own that of the model's lineage."""
+        given = self.request.template
+        if given is not None or question.messages is None or self.resident.loaded.chat_template:
+            return given
+        return self._template_of_lineage
+
+    def _build(self, question: Question) -> BuiltPrompt:
         loaded, request = self.resident.loaded, self.request
         prompt = build_prompt(
             loaded.tokenizer,
-            template=self._template,
-            prompt=question if isinstance(question, str) else None,
-            messages=None if isinstance(question, str) else question,
-            system=request.system,
-            input=request.input,
+            template=self._template_for(question),
+            prompt=question.prompt,
+            messages=question.messages,
+            system=request.system if question.system is None else question.system,
+            input=request.input if question.input is None else question.input,
             chat_template=loaded.chat_template,
         )
         self.template = prompt.template
@@ -180,15 +206,14 @@ class Asking:
         least = min(sampling.min_new_tokens, room)
         return sampling.model_copy(update={"max_new_tokens": room, "min_new_tokens": least})
 
-    def _refuse(self, number: int, error: GraftwerkError, *, answers: int) -> None:
+    def _failure(self, number: int, error: GraftwerkError) -> Entry:
         self.first_error = self.first_error or error
         failure = {"code": error.code, "message": error.message, "hint": error.hint}
-        self.entries[number].append({"prompt": _text_of(self.questions[number]), "error": failure})
-        self.expected -= self.request.sampling.max_new_tokens * answers
+        return {"prompt": self.questions[number].text, "error": failure}
 
-    def _entry(self, number: int, prompt: BuiltPrompt, output: Output) -> dict[str, Any]:
-        entry: dict[str, Any] = {
-            "prompt": _text_of(self.questions[number]),
+    def _entry(self, number: int, prompt: BuiltPrompt, output: Output) -> Entry:
+        entry: Entry = {
+            "prompt": self.questions[number].text,
             "index": output.index,
             "text": output.text,
             "finish_reason": output.finish_reason,
@@ -208,37 +233,25 @@ class Asking:
         return fields | ({"top": [self._logprob(other) for other in item.top]} if item.top else {})
 
 
-Question = str | list[Message]
+def questions_of(request: GenerateRequest, store: ModelStore) -> tuple[list[Question], str | None]:
+    """The prompts of a request in order, or its one conversation; and the digest of the file that they stand in.
 
-
-def questions_of(request: GenerateRequest, store: ModelStore) -> list[Question]:
-    """The prompts of a request in order, or its one conversation.
-
-    Raises UnreadableFile, SourceNotFound, InvalidName.
+    Raises UnreadableFile, InvalidText, SourceNotFound, InvalidName.
     """
     if request.messages is not None:
-        return [[Message(role=turn.role, content=turn.content) for turn in request.messages]]
+        turns = tuple(Message(role=turn.role, content=turn.content) for turn in request.messages)
+        return [Question(messages=turns)], None
     if request.prompts_file is not None:
-        return list(_read_prompts(request.prompts_file, store))
-    return [request.prompt] if request.prompt is not None else list(request.prompts or [])
+        found = read_prompt_file(store.incoming(request.prompts_file), request.prompts_file)
+        return found.questions, found.digest
+    prompts = [request.prompt] if request.prompt is not None else request.prompts or []
+    return [Question(prompt=prompt) for prompt in prompts], None
 
 
-def _read_prompts(relative: str, store: ModelStore) -> Iterator[str]:
-    """Prompts of a file under `incoming/`: a JSON list of texts, or else one a line."""
-    path = store.incoming(relative)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        prompts = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise UnreadableFile(
-            f"{relative} is no UTF-8 text of prompts: {error}", "One prompt a line, or a JSON list."
-        ) from error
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise UnreadableFile(f"{relative} is no JSON list of texts", 'Write it like this: ["Hello"].')
-    prompts = [prompt for prompt in prompts if prompt.strip()]
-    if not prompts:
-        raise UnreadableFile(f"{relative} holds no prompt", "One prompt a line, or a JSON list.")
-    yield from prompts
+def _digest_of(request: GenerateRequest, prompts_digest: str, model: ModelKey) -> str:
+    """What the answers of a file of prompts depend on: file, request and the model's files."""
+    asked = request.model_dump_json(exclude={"after", "metadata"})
+    return hashlib.sha256(f"{prompts_digest}\n{asked}\n{model}".encode()).hexdigest()
 
 
 def answer_once(request: GenerateRequest, context: Context) -> Mapping[str, Any]:
@@ -246,21 +259,17 @@ def answer_once(request: GenerateRequest, context: Context) -> Mapping[str, Any]
     settings = context.settings
     resident = Residents(settings.device, sys.maxsize, settings.generate_slots).take(request, context)
     assert resident is not None  # there is always room for the first
-    asking = Asking(request, context, resident)
-    while not asking.is_done:
-        context.check_canceled()
-        while asking.has_more and resident.engine.free_slots:
-            asking.ask_next()
-        for event in resident.engine.step():
-            asking.hear(event)
-        asking.report()
-    return asking.result()
+    with closing(Asking(request, context, resident)) as asking:
+        while not asking.is_done:
+            context.check_canceled()
+            while asking.has_more and resident.engine.free_slots:
+                asking.ask_next()
+            for event in resident.engine.step():
+                asking.hear(event)
+            asking.report()
+        return asking.result()
 
 
 def _index(entry: Mapping[str, Any]) -> int:
     index: int = entry.get("index", 0)
     return index
-
-
-def _text_of(question: Question) -> str:
-    return question if isinstance(question, str) else question[-1].content

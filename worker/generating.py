@@ -168,6 +168,8 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
                 self._fail_engine(resident, outcome)
         for seat in self.seats.copy():
             self._advance(seat)
+        for seat in [seat for seat in self.seats if isinstance(seat.asking, Asking)]:
+            self._report(seat)
         for seat in [seat for seat in self.seats if seat.asking and seat.asking.is_done]:
             # The answers of a job that is to stop are done too, cut off: it ends with the next round.
             if seat.stop is None and not self.asked_to_stop:
@@ -188,8 +190,13 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         for event in resident.engine.step():
             # What nobody takes belongs to a job that was stopped.
             any(asking.hear(event) for asking in askings)
-        for asking in askings:
-            asking.report()
+
+    def _report(self, seat: Seat) -> None:
+        """A volume that cannot be written fails the job that writes to it, and no other."""
+        assert isinstance(seat.asking, Asking)
+        outcome = attempted(seat.asking.report)
+        if isinstance(outcome, Exception):
+            self._fail(seat, outcome)
 
     def _advance(self, seat: Seat) -> None:
         """One text of an embed job, one window of a perplexity job, so that answers go on in between."""
@@ -247,6 +254,8 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         if seat.asking is not None:
             seat.asking.resident.users -= 1
             self._cancel_requests(seat)
+            if isinstance(seat.asking, Asking):
+                seat.asking.close()
 
     def _cancel_requests(self, seat: Seat) -> None:
         if seat.asking is not None:

@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from services.errors import InvalidName, ModelExists, ModelNotFound, NotReady, SourceNotFound
@@ -24,6 +25,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 INCOMING, RESULTS, STAGING, TRASH = "incoming", "results", ".staging", ".trash"
 STAGED_MODEL = "model"
 RESERVED = (INCOMING, RESULTS)
+LINES, PREDICTIONS = ".jsonl", ".predictions.json"
+"""What follows a job's id in the names of the files that it leaves under `results/`."""
 
 
 def _no_confirmation() -> None:
@@ -141,7 +144,39 @@ class ModelStore:
                 "Names begin with a letter or digit and have up to 96 letters, digits, dots, dashes and underscores.",
             )
 
+    def result(self, name: str) -> Path:
+        """Where a file that a job writes for people lies, or will lie: `results/<name>`."""
+        return self.root / RESULTS / name
+
     # ---- changing ----
+
+    @contextmanager
+    def replacing_result(self, name: str, *, execution: str, confirm: Callable[[], None]) -> Iterator[FileIO]:
+        """A new file, readable by all, that becomes `results/<name>` when the block ends well.
+
+        Whoever keeps it open afterwards writes into the file of that name as long as no other replaces it.
+
+        Args:
+            execution: names the staging folder.
+            confirm: called last, before the rename; raises if this execution may not publish any more.
+        """
+        staging = self.root / STAGING / execution
+        staging.mkdir(parents=True, exist_ok=True)
+        target = self.result(name)
+        try:
+            with ExitStack() as opened:
+                file = opened.enter_context((staging / name).open("w+b", buffering=0))
+                os.fchmod(file.fileno(), 0o644)
+                yield file
+                with suppress(OSError):  # some file systems refuse fsync
+                    os.fsync(file.fileno())
+                _make_readable(target.parent)
+                confirm()
+                (staging / name).rename(target)
+                opened.pop_all()
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
     @contextmanager
     def publishing(
@@ -270,6 +305,13 @@ def _lock(place: Path) -> Iterator[bool]:
         yield locked
     finally:
         os.close(descriptor)
+
+
+def _make_readable(folder: Path) -> None:
+    """Make a folder that all may read, whatever the umask; one that is there already stays as it is."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+        folder.chmod(0o755)
 
 
 def _settle(folder: Path) -> None:

@@ -263,13 +263,6 @@ def test_a_prompt_can_be_tokenized_only(queue: JobQueue) -> None:
     assert output["usage"]["prompt_tokens"] == len(output["prompt_token_ids"]) > 0
 
 
-def test_prompts_can_come_from_a_file_on_the_volume(queue: JobQueue, volume: Path) -> None:
-    (volume / "incoming").mkdir(exist_ok=True)
-    (volume / "incoming" / "p.txt").write_text("The capital of France is\n\nThe capital of Japan is\n")
-    job = ended(queue, ask(queue, prompts_file="incoming/p.txt"))
-    assert [output["text"] for output in outputs(job)] == ["Paris.", "Tokyo."]
-
-
 def test_one_prompt_that_is_too_long_spoils_only_itself(queue: JobQueue) -> None:
     long = "The capital of France is " * 1000
     job = ended(queue, ask(queue, prompts=["The capital of France is", long]))
