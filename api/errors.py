@@ -34,6 +34,7 @@ STATUS_OF: dict[type[e.GraftwerkError], HTTPStatus] = {
     e.ModelExists: HTTPStatus.CONFLICT,
     e.ModelInUse: HTTPStatus.CONFLICT,
     e.SourceNotFound: HTTPStatus.NOT_FOUND,
+    e.ResultsNotFound: HTTPStatus.NOT_FOUND,
     e.UnsafeArchive: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.DigestMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.DiskFull: HTTPStatus.INSUFFICIENT_STORAGE,

@@ -6,26 +6,30 @@ from typing import Literal
 from urllib.parse import urlencode
 from uuid import UUID, uuid5
 
-from flask import Response, url_for
+from flask import Response, send_file, url_for
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.answers import JobAnswer, JobPage, answer, answer_events, answer_job
 from api.bodies import parse_job_request
-from api.document import JOB_BODY, JOB_STREAM, PLAIN_TEXT, SECURITY
+from api.document import FILE, JOB_BODY, JOB_STREAM, PLAIN_TEXT, SECURITY
 from api.errors import problems
 from api.rooms import rooms
-from services.errors import InvalidRequest, JobNotFound, NotReady
+from services.errors import InvalidRequest, JobNotFound, NotReady, ResultsNotFound
 from services.intake import Plan, preflight
 from services.jobs.events import Event, follow
 from services.jobs.requests import ANY_REQUEST, AnyRequest
 from services.jobs.status import ENDED, Job, JobStatus
+from services.models.store import LINES, PREDICTIONS
 
 UUID_PATTERN = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
 KEY_NAMESPACE = UUID("5f0f3e0c-6d0b-5b0e-9a53-5a0d6b1a7c11")
 """An Idempotency-Key names a job: its id is the UUID (version 5) of the key in this namespace."""
+
+RESULT_FILES = {"lines": (LINES, "application/x-ndjson"), "predictions": (PREDICTIONS, "application/json")}
+"""What follows a job's id in the name of each file, and what is in it."""
 
 KEEPALIVE = ": keep-alive\n\n"
 """A comment: without it nobody would notice that a client has gone."""
@@ -79,6 +83,15 @@ class ListQuery(Strict):
     status: JobStatus | None = None
     limit: int = Field(default=50, ge=1, le=1000)
     after: str | None = Field(default=None, description="`next` of the page before.")
+
+
+class ResultsQuery(Strict):
+    """Which of a job's files."""
+
+    format: Literal["lines", "predictions"] = Field(
+        default="lines",
+        description="`lines`: one JSON object a prompt, as they come; `predictions`: one JSON list, at the end.",
+    )
 
 
 class EventsHeader(BaseModel):
@@ -175,6 +188,26 @@ def all_events(query: EventsQuery, header: EventsHeader) -> Response:
 def log(path: JobPath) -> Response:
     """Read what a job has written: a line of text each."""
     response = Response(rooms().queue.log(_known_form(path)), mimetype="text/plain")
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+@api.get("/jobs/<job_id>/results", responses={200: FILE, 206: FILE, **problems(404, 416, 422, 503)})
+def results(path: JobPath, query: ResultsQuery) -> Response:
+    """Download what a generate job with a `prompts_file` writes, also while it runs.
+
+    Ranges are answered, so that a reader can go on where it was. The files outlive the job's record.
+    """
+    job_id = _known_form(path)
+    suffix, mimetype = RESULT_FILES[query.format]
+    file = rooms().store.result(job_id + suffix)
+    if not file.is_file():
+        rooms().queue.get(job_id)  # an unknown job is the better answer
+        raise ResultsNotFound(
+            f"job {job_id} has left no file {file.name}",
+            "Only generate jobs with a prompts_file do; the predictions are there when it has succeeded.",
+        )
+    response = send_file(file, mimetype, as_attachment=True, download_name=file.name, conditional=True)
     response.headers["Cache-Control"] = "no-store"
     return response
 

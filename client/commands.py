@@ -1,6 +1,7 @@
 """The `graftwerk` command: one function a job kind; groups for jobs and models; `chat`, `serve`, `demo`."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from client.demo import demo
 from client.display import complain, open_console
 from client.options import Asking, Connection, Output, SamplingOptions, Scoring, Submission, expanded, given
 from client.running import carry_out
+from client.saving import check_output, save_answers
 from client.serve import serve
 from client.texts import read_text
 
@@ -163,7 +165,14 @@ def generate(
         input=asking.input,
     )
     prompts = prompts_of(asking.prompt, asking.prompts_file)
-    carry_out(connection, submission, request | sampling.as_request() | prompts)
+    request = request | sampling.as_request() | prompts
+    if (output := asking.output) is None:
+        carry_out(connection, submission, request)
+        return
+    if submission.no_wait or submission.dry_run:
+        raise UsageError("--output needs a job that is waited for", "Leave out --no-wait and --dry-run.")
+    check_output(output, on_the_volume="prompts_file" in prompts)
+    carry_out(connection, submission, request, save=partial(save_answers, output=output))
 
 
 @app.command()
@@ -237,8 +246,14 @@ def prompts_of(prompts: list[str], prompts_file: str | None) -> JsonObject:
         raise UsageError("both --prompt and --prompts-file were given", "Give one of them.")
     if prompts_file and prompts_file.startswith("incoming/") and not Path(prompts_file).exists():
         return {"prompts_file": prompts_file}
+    if prompts_file and prompts_file.endswith((".json", ".jsonl", ".ndjson")):
+        raise UsageError(
+            f"{prompts_file} is read as JSON by the service only",
+            "Put it into incoming/ on the volume and name it incoming/…, or give a text with one prompt a line.",
+        )
     if prompts_file:
-        prompts = [line for line in read_text(prompts_file).splitlines() if line.strip()]
+        lines = read_text(prompts_file).split("\n")
+        prompts = [line.removesuffix("\r") for line in lines if line.strip()]
     elif not prompts and sys.stdin.isatty():
         raise UsageError("there is no prompt", "Give --prompt or --prompts-file, or pipe one in.")
     elif not prompts:

@@ -142,7 +142,9 @@ class Lines:
 
 def print_result(console: Console, job: Job) -> None:
     """An ended job's result: text for `generate`, facts for the other kinds."""
-    if job.kind == "generate" and job.result is not None:
+    if job.result is not None and "results_file" in job.result:
+        console.print(facts_view({name: value for name, value in job.result.items() if name != "outputs"}))
+    elif job.kind == "generate" and job.result is not None:
         print_generated(console, job.result.get("outputs", []))
     elif job.result is not None:
         console.print(facts_view(job.result))
@@ -154,7 +156,10 @@ def print_generated(console: Console, outputs: Sequence[JsonObject]) -> None:
         if len(outputs) > 1:
             prompt = Text(str(output.get("prompt") or f"answer {number + 1}"), style="bold")
             console.print(prompt, soft_wrap=True)
-        print_text(console, output["text"])
+        if "error" in output:
+            complain(console, output["error"]["message"], output["error"]["hint"])
+        else:
+            print_text(console, output["text"])
 
 
 def print_text(console: Console, text: str) -> None:

@@ -9,7 +9,8 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -99,6 +100,24 @@ class Graftwerk:
     def log(self, job_id: str) -> str:
         """The lines that a job has written."""
         return self._send("GET", f"{_job_path(job_id)}/log").text
+
+    def save_results(self, job_id: str, format: Literal["lines", "predictions"], file: Path) -> None:
+        """Copies what a job with a file of prompts has written into a local file; whole, or not at all."""
+        path = f"{_job_path(job_id)}/results"
+        part = file.with_name(f"{file.name}.part")
+        try:
+            with self._http.stream(
+                "GET", path, params={"format": format}, timeout=STREAM_TIMEOUT
+            ) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _refusal(response)
+                with part.open("wb") as written:
+                    for piece in response.iter_bytes():
+                        written.write(piece)
+        except httpx.HTTPError as error:
+            raise UnreachableError(f"the download from {self.url} broke ({error})", "Try again.") from error
+        part.replace(file)
 
     def models(self) -> list[JsonObject]:
         """What is on the shelf."""

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 
 import typer
 from rich.console import Console
@@ -16,8 +17,17 @@ EXIT_FAILED = 1
 EXIT_CANCELED = 130
 
 
-def carry_out(connection: Connection, submission: Submission, request: JsonObject) -> None:
+def carry_out(
+    connection: Connection,
+    submission: Submission,
+    request: JsonObject,
+    *,
+    save: Callable[[Graftwerk, Job], None] | None = None,
+) -> None:
     """Submits a job and sees it through, or shows its plan.
+
+    Args:
+        save: called with a job that has succeeded, before its result is printed.
 
     Raises:
         typer.Exit: with the job's outcome as exit code.
@@ -32,6 +42,8 @@ def carry_out(connection: Connection, submission: Submission, request: JsonObjec
             typer.echo(job.model_dump_json(indent=2) if submission.as_json else job.id)
             return
         job = attend(graftwerk, job)
+        if save is not None and job.status == "succeeded":
+            save(graftwerk, job)
     finish(job, as_json=submission.as_json)
 
 

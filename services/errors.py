@@ -136,6 +136,12 @@ class SourceNotFound(GraftwerkError):
     code = "source_not_found"
 
 
+class ResultsNotFound(GraftwerkError):
+    """The job has left no such file on the volume."""
+
+    code = "results_not_found"
+
+
 class UnsafeArchive(GraftwerkError):
     """A zip archive would write outside its folder, holds links, or unpacks to more than the limits."""
 

@@ -46,6 +46,7 @@ def test_an_unknown_job_is_404_whatever_its_form(client: FlaskClient, job_id: st
         client.get(url),
         client.get(f"{url}/log"),
         client.get(f"{url}/events"),
+        client.get(f"{url}/results"),
         client.post(f"{url}/cancel"),
         client.post(f"{url}/retry"),
         client.delete(url),
@@ -134,3 +135,38 @@ def test_a_stream_that_loses_redis_ends_and_says_so(
 def test_an_event_id_that_is_none_is_refused(client: FlaskClient) -> None:
     response = client.get("/api/events", headers={"Last-Event-ID": "yesterday"})
     assert "yesterday" in problem(response, 422, "invalid_request")["detail"]
+
+
+def put_results(root: Path, job_id: str) -> bytes:
+    lines = '{"job": "x"}\n{"number": 0, "prompt": "一"}\n'.encode()
+    (root / "results").mkdir()
+    (root / "results" / f"{job_id}.jsonl").write_bytes(lines)
+    return lines
+
+
+def test_the_lines_of_a_job_are_downloaded_also_in_parts(client: FlaskClient, tmp_path: Path) -> None:
+    job_id = submit(client, tmp_path, "a")
+    lines = put_results(tmp_path, job_id)
+    with client.get(f"/api/jobs/{job_id.upper()}/results") as response:
+        assert (response.status_code, response.data) == (200, lines)
+        assert response.mimetype == "application/x-ndjson"
+        assert response.headers["Content-Disposition"] == f"attachment; filename={job_id}.jsonl"
+    with client.get(f"/api/jobs/{job_id}/results", headers={"Range": "bytes=13-"}) as rest:
+        assert (rest.status_code, rest.data) == (206, lines[13:])
+    (tmp_path / "results" / f"{job_id}.predictions.json").write_text("[]")
+    with client.get(f"/api/jobs/{job_id}/results?format=predictions") as predictions:
+        assert (predictions.mimetype, predictions.get_json()) == ("application/json", [])
+
+
+def test_a_job_without_files_says_so(client: FlaskClient, tmp_path: Path) -> None:
+    job_id = submit(client, tmp_path, "a")
+    problem(client.get(f"/api/jobs/{job_id}/results"), 404, "results_not_found")
+    put_results(tmp_path, job_id)
+    problem(client.get(f"/api/jobs/{job_id}/results?format=predictions"), 404, "results_not_found")
+    problem(client.get(f"/api/jobs/{job_id}/results?format=csv"), 422, "invalid_request")
+
+
+def test_the_files_of_a_forgotten_job_are_still_there(client: FlaskClient, tmp_path: Path) -> None:
+    lines = put_results(tmp_path, UNKNOWN)
+    with client.get(f"/api/jobs/{UNKNOWN}/results") as response:
+        assert response.data == lines

@@ -119,7 +119,7 @@ def test_the_document_has_every_route_and_no_other(document: Json) -> None:
     assert {(method.upper(), path) for path, method, _ in operations(document)} == {
         ("POST", "/api/jobs"), ("GET", "/api/jobs"), ("PUT", "/api/jobs/{job_id}"),
         ("GET", "/api/jobs/{job_id}"), ("DELETE", "/api/jobs/{job_id}"), ("GET", "/api/jobs/{job_id}/events"),
-        ("GET", "/api/jobs/{job_id}/log"), ("POST", "/api/jobs/{job_id}/cancel"),
+        ("GET", "/api/jobs/{job_id}/log"), ("GET", "/api/jobs/{job_id}/results"), ("POST", "/api/jobs/{job_id}/cancel"),
         ("POST", "/api/jobs/{job_id}/retry"), ("GET", "/api/events"), ("GET", "/api/models"),
         ("GET", "/api/models/{name}"), ("DELETE", "/api/models/{name}"),
         ("GET", "/api/models/{name}/files/{file}"), ("GET", "/api/models/{name}/archive"),

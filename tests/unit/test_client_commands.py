@@ -60,8 +60,9 @@ class Service:
             case "events", _:
                 ended = json.dumps(self.job(self.status))
                 return httpx.Response(200, text=f"event: status\ndata: {ended}\n\n")
-            case "log", _:
-                return httpx.Response(200, text="reading\nwriting\n")
+            case "log" | "results", _:
+                found = request.url.params.get("format")
+                return httpx.Response(200, text=f"{found} of it" if found else "reading\nwriting\n")
             case "jobs", "GET":
                 return httpx.Response(200, json={"jobs": [self.job("running")], "next": None})
             case "cancel", _:
@@ -233,6 +234,53 @@ def test_a_file_that_is_not_utf_8_is_a_usage_error(service: Service, run: Run, t
 def test_a_prompts_file_on_the_volume_is_left_to_the_service(service: Service, run: Run) -> None:
     run("generate", "m", "--prompts-file", "incoming/questions.json")
     assert service.body["prompts_file"] == "incoming/questions.json"
+
+
+@pytest.mark.parametrize(("name", "written"), [("a.json", "predictions of it"), ("a.jsonl", "lines of it")])
+def test_the_answers_to_a_file_on_the_volume_are_saved(
+    service: Service, run: Run, tmp_path: Any, name: str, written: str
+) -> None:
+    service.result = {"results_file": "results/x.jsonl", "answered": 4000, "outputs": [{"text": "not shown"}]}
+    result = run("generate", "m", "--prompts-file", "incoming/q.txt", "--output", str(tmp_path / name))
+    assert result.exit_code == 0
+    assert (tmp_path / name).read_text() == written
+    assert "4,000" in result.stdout
+    assert "not shown" not in result.stdout
+
+
+def test_the_answers_to_prompts_of_ones_own_are_saved_in_the_same_shape(
+    service: Service, run: Run, tmp_path: Any
+) -> None:
+    failed = {"prompt": "二", "error": {"code": "c", "message": "too long", "hint": "h"}}
+    service.result = {"outputs": [{"prompt": "一", "text": "甲"}, failed]}
+    result = run("generate", "m", "-p", "一", "-p", "二", "-o", str(tmp_path / "a.json"))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == [
+        {"Input": "一", "Output": "甲"},
+        {"Input": "二", "Output": None},
+    ]
+    assert "too long" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-p", "x", "-o", "a.jsonl"],
+        ["-p", "x", "-o", "missing/a.json"],
+        ["-p", "x", "-o", "a.json", "--no-wait"],
+    ],
+)
+def test_an_output_that_could_not_be_written_is_a_usage_error(
+    service: Service, run: Run, options: list[str]
+) -> None:
+    assert run("generate", "m", *options).exit_code == 2
+    assert service.seen == []
+
+
+def test_a_local_file_of_json_is_a_usage_error(service: Service, run: Run, tmp_path: Any) -> None:
+    (tmp_path / "q.jsonl").write_text('{"prompt": "a"}')
+    result = run("generate", "m", "--prompts-file", str(tmp_path / "q.jsonl"))
+    assert result.exit_code == 2
+    assert "incoming/" in result.stderr
 
 
 def test_generate_without_any_prompt_is_a_usage_error(service: Service, run: Run) -> None:
