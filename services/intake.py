@@ -321,10 +321,17 @@ def _plan_merge(request: MergeRequest, store: ModelStore, digest_limit_bytes: in
         output_bytes=output_bytes(output),
         peak_memory_bytes=PROCESS_BYTES + 2 * (4 + 2 + 2) * widest,
         warnings=[
-            *stack.warnings, *_tokenizer_warnings(base, output), *_scale_warnings(request, adapters),
-            *output_warnings(output),
+            *stack.warnings, *_merged_before(request, store), *_tokenizer_warnings(base, output),
+            *_scale_warnings(request, adapters), *output_warnings(output),
         ],
     )  # fmt: skip
+
+
+def _merged_before(request: MergeRequest, store: ModelStore) -> list[str]:
+    """What stands in the base already: adapters are meant for the base that they were trained on."""
+    manifest = read_manifest(store.path(request.base))
+    names = [entry.name for entry in (manifest.inputs if manifest else []) if entry.role == "adapter"]
+    return [f"{request.base} has {', '.join(names)} merged in already"] if names else []
 
 
 def _scale_warnings(request: MergeRequest, adapters: list[Adapter]) -> list[str]:

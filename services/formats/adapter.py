@@ -6,7 +6,7 @@ name; a key nobody knows passes only where it is null, false or empty (the confi
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,17 @@ class Adapter:
         return frozenset({*self.pairs, *self.replaced, *self.layers, *self.rows})
 
     @property
+    def headers(self) -> Iterator[TensorHeader]:
+        """Every tensor of its file, once."""
+        for pair in self.pairs.values():
+            yield from (pair.a, pair.b)
+        yield from self.replaced.values()
+        yield from (rows.rows for rows in self.rows.values())
+        for layer in self.layers.values():
+            yield from layer.tensors.values()
+        yield from next((layer.shared.values() for layer in self.layers.values()), ())
+
+    @property
     def vocabulary_rows(self) -> int | None:
         """Rows of the embeddings that it brings, None where it brings none."""
         rows = [
@@ -118,9 +129,7 @@ class Adapter:
     @property
     def tensor_count(self) -> int:
         """How many tensors its file holds."""
-        shared = {key for layer in self.layers.values() for key in layer.shared}
-        in_layers = sum(len(layer.tensors) for layer in self.layers.values()) + len(shared)
-        return 2 * len(self.pairs) + len(self.replaced) + in_layers + len(self.rows)
+        return sum(1 for _ in self.headers)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -100,7 +100,13 @@ def describe_folder(folder: Path, name: str) -> ModelSummary:
         if manifest is not None:
             found |= _of_manifest(manifest)
         found["kind"] = kind_of_folder(folder)
-        found |= _of_kind(folder, name, found["kind"])
+        of_kind = _of_kind(folder, name, found["kind"])
+        found |= of_kind
+        found["warnings"] = [
+            *(manifest.warnings if manifest else []),
+            *of_kind.get("warnings", []),
+            *_needs(manifest),
+        ]
         found["known_as"] = _known_as(found["kind"], manifest)
     except GraftwerkError as error:
         found["problems"] = [f"{error.message} {error.hint}".strip()]
@@ -173,18 +179,37 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _of_adapter(adapter: Adapter) -> dict[str, Any]:
-    modules = sorted({pair.module.rsplit(".", 1)[-1] for pair in adapter.pairs.values()})
-    headers = [*adapter.replaced.values(), *(h for pair in adapter.pairs.values() for h in (pair.a, pair.b))]
+    headers = list(adapter.headers)
+    config = adapter.config
     return {
         "parameters": sum(header.elements for header in headers),
         "dtypes": sorted({DTYPE_NAMES[header.dtype] for header in headers}),
         "vocabulary_size": adapter.vocabulary_rows, "tokenizer": _tokenizer(adapter.vocabulary),
         "adapter": {
-            "r": adapter.config["r"], "lora_alpha": adapter.config["lora_alpha"], "target_modules": modules,
+            "type": config["peft_type"], "r": config.get("r"), "lora_alpha": config.get("lora_alpha"),
+            "target_modules": sorted({_module(tensor) for tensor in (*adapter.pairs, *adapter.layers)}),
             "replaces": sorted(adapter.replaced), "tensors": adapter.tensor_count,
-            "base_model_name_or_path": adapter.config.get("base_model_name_or_path"),
+            "base_model_name_or_path": config.get("base_model_name_or_path"),
         },
+        "warnings": _served_unmerged(adapter),
     }  # fmt: skip
+
+
+def _module(tensor: str) -> str:
+    return tensor.rsplit(".", 2)[-2]
+
+
+def _served_unmerged(adapter: Adapter) -> list[str]:
+    """What keeps servers such as vLLM from applying the adapter to a base: they take LoRA pairs alone (vllm-project/vllm,
+    vllm/lora/peft_helper.py, PEFTHelper._validate_features)."""
+    whole = sorted({_module(tensor) for tensor in (*adapter.replaced, *adapter.rows)})
+    kind = "DoRA" if adapter.config.get("use_dora") else adapter.config["peft_type"]
+    what = (
+        f"holds {', '.join(whole)} beside its LoRA pairs (modules_to_save)" if whole else f"is of type {kind}"
+    )
+    if not whole and not adapter.layers:
+        return []
+    return [f"the adapter {what}: vLLM refuses such adapters unmerged, merge it into its base first"]
 
 
 def _tokenizer(vocabulary: Vocabulary | None) -> TokenizerSummary | None:
@@ -194,6 +219,16 @@ def _tokenizer(vocabulary: Vocabulary | None) -> TokenizerSummary | None:
     return TokenizerSummary(
         kind=vocabulary.kind, size=vocabulary.size, sha256=vocabulary.sha256, known_as=known
     )
+
+
+def _needs(manifest: Manifest | None) -> list[str]:
+    """Of a published adapter: what it is merged into."""
+    for digest in manifest.files.values() if manifest else ():
+        known = KNOWN_ADAPTERS.get(digest)
+        if known is not None:
+            before = f", after {known.before}" if known.before else ""
+            return [f"{known.name} is merged into {known.base}{before}"]
+    return []
 
 
 def _known_as(kind: Kind, manifest: Manifest | None) -> str | None:
