@@ -38,8 +38,10 @@ down: ## stop the compose services; models and jobs stay in their volumes
 e2e-compose: $(READY) ## the end-to-end tests against the compose services
 	@PYTHON=$(BIN)/python deploy/e2e-compose.sh
 
-bench: $(READY) ## measure converting and merging against cp, PEFT and transformers
-	@$(BIN)/python -m bench
+bench: $(READY) ## measure converting, merging and generating, as ratios within one run
+	@$(BIN)/python -m bench weights
+	@$(BIN)/python -m bench generate
+	@$(BIN)/python -m bench batching
 
 lint: $(READY) ## style, types and the directions between rooms
 	@$(BIN)/ruff check

@@ -1,1 +1,1 @@
-"""Speed and memory as ratios within one run: `python -m bench`, or `make bench`. Needs 25 GB of disk."""
+"""Speed and memory as ratios within one run: `python -m bench weights|generate|batching`, or all by `make bench`."""

@@ -1,99 +1,50 @@
-"""Measures converting and merging against `cp`, PEFT and the script of transformers 4.31, in turn, and prints medians."""
+"""`python -m bench weights|generate|batching`: each measures one thing as ratios within one run, and prints JSON."""
 
 import argparse
 import json
 import os
 import platform
-import statistics
-import subprocess
-import sys
-import time
 from datetime import date
 from pathlib import Path
+from types import ModuleType
 
-import psutil
+from bench import batching, generate, weights
 
-from bench.contenders import CONTENDERS, clear
-from bench.fixtures import ADAPTERS, make_adapter, make_original
-
-SAMPLE_SECONDS = 0.02
-FAST = ("cp_source", "graftwerk_convert", "graftwerk_merge", "cp_output", "graftwerk_merge_verified")
-SLOW = ("transformers_convert", "peft_merge")
+SUBJECTS: dict[str, ModuleType] = {"weights": weights, "generate": generate, "batching": batching}
 
 
-def measure(name: str, folder: Path) -> dict[str, float]:
-    """Wall seconds of one run, and the peaks of anonymous and of all resident memory over its processes, in MB."""
-    clear(folder, name)
-    os.sync()
-    start = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "bench.contenders", name, str(folder)])
-    anonymous = resident = 0
-    while process.poll() is None:
-        sample = _memory(process.pid)
-        anonymous, resident = max(anonymous, sample[0]), max(resident, sample[1])
-        time.sleep(SAMPLE_SECONDS)
-    if process.returncode:
-        raise SystemExit(f"{name} ended with {process.returncode}")
+def machine() -> dict[str, object]:
+    """What was measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "seconds": time.monotonic() - start,
-        "anonymous_mb": anonymous / 2**20,
-        "resident_mb": resident / 2**20,
-    }
-
-
-def _memory(pid: int) -> tuple[int, int]:
-    try:
-        root = psutil.Process(pid)
-        infos = [process.memory_info() for process in (root, *root.children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return 0, 0
-    return sum(info.rss - info.shared for info in infos), sum(info.rss for info in infos)
-
-
-def prepare(folder: Path, layers: int) -> None:
-    """Make the fixtures where they are missing."""
-    if not (folder / "original").is_dir():
-        make_original(folder / "original", layers)
-        for name, (rank, rows) in ADAPTERS.items():
-            make_adapter(folder / name, layers, rank, rows)
-
-
-def run(folder: Path, runs: int, peers: bool) -> dict[str, list[dict[str, float]]]:
-    """All contenders in turn, `runs` times the fast ones, once the slow ones."""
-    results: dict[str, list[dict[str, float]]] = {}
-    for number in range(runs):
-        for name in (*FAST, *(SLOW if peers and number == 0 else ())):
-            if name == "transformers_convert" and not (folder / "transformers-4.31").is_dir():
-                continue
-            figures = measure(name, folder)
-            results.setdefault(name, []).append(figures)
-            print(
-                f"{name:26} {figures['seconds']:7.1f} s  {figures['anonymous_mb']:6.0f} MB anonymous",
-                flush=True,
-            )
-    return results
+        "date": date.today().isoformat(), "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(), "load_before": [round(load, 2) for load in os.getloadavg()],
+    }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("var/bench"))
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--no-peers", action="store_true", help="leave out PEFT and transformers")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("var/bench"), help="for what is made and measured"
+    )
+    parser.add_argument("--plots", type=Path, default=Path("docs/benchmarks"), help="for the SVG files")
+    commands = parser.add_subparsers(dest="subject", required=True)
+    for name, module in SUBJECTS.items():
+        summary = str(module.__doc__).splitlines()[0]
+        module.add_options(commands.add_parser(name, help=summary, description=summary))
     options = parser.parse_args()
-    folder = (options.folder / f"{options.layers}-layers").resolve()
-    prepare(folder, options.layers)
-    results = run(folder, options.runs, not options.no_peers)
-    medians = {
-        name: {key: round(statistics.median(run[key] for run in figures), 2) for key in figures[0]}
-        for name, figures in results.items()
-    }
-    report = {
-        "date": date.today().isoformat(), "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(), "layers": options.layers, "runs": options.runs, "medians": medians,
-    }  # fmt: skip
-    print(json.dumps(report, indent=1))
-    assert set(medians) <= set(CONTENDERS)
+    options.folder = options.folder.resolve()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    options.plots.mkdir(parents=True, exist_ok=True)
+    before = machine()
+    report, violations = SUBJECTS[options.subject].measure_all(options)
+    report = {"subject": options.subject, **before, **report, "violations": violations}
+    text = json.dumps(report, indent=1)
+    (options.folder / f"{options.subject}.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    if violations:
+        raise SystemExit("violated: " + "; ".join(violations))
 
 
 if __name__ == "__main__":

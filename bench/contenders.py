@@ -1,104 +1,149 @@
-"""What is measured, each as a process of its own: `python -m bench.contenders NAME FOLDER`."""
+"""What is measured with our packages, each as a process of its own: `python -m bench.contenders NAME FOLDER`.
 
+Each prints JSON: `work_seconds` without the imports, and what else it found out.
+"""
+
+import json
 import shutil
-import subprocess
 import sys
+import threading
+import time
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bench.fixtures import ADAPTERS
+ADAPTERS = ("a", "b")
+"""With embeddings of a larger vocabulary, as the published ones."""
+
+PLAIN_ADAPTER = "plain"
+"""Without embeddings: what mergekit can merge as well."""
+
+CANCEL_AT = 0.3
+"""After which part of a merge it is canceled."""
+
+Found = dict[str, Any]
 
 
-def cp_source(folder: Path) -> None:
-    """Copy the original checkpoint's file, as a lower bound for a conversion."""
-    subprocess.run(["cp", folder / "original/consolidated.00.pth", folder / "copy"], check=True)
-
-
-def cp_output(folder: Path) -> None:
-    """Copy a merged model's files, as a lower bound for a merge."""
-    subprocess.run(["cp", "-r", folder / "volume/merged", folder / "copy"], check=True)
-
-
-def graftwerk_convert(folder: Path) -> None:
-    """A conversion until its model is published, fsync included."""
-    from services.convert import convert
+def _publishing(folder: Path, name: str) -> AbstractContextManager[Path]:
     from services.models.store import ModelStore
 
-    with ModelStore(folder / "volume").publishing("converted", execution=uuid.uuid4().hex) as staging:
+    return ModelStore(folder / "volume").publishing(name, execution=uuid.uuid4().hex)
+
+
+def graftwerk_convert(folder: Path) -> Found:
+    """A conversion until its model is published, fsync included."""
+    from services.convert import convert
+
+    start = time.monotonic()
+    with _publishing(folder, "converted") as staging:
         convert(folder / "original", staging)
+    return {"work_seconds": time.monotonic() - start}
 
 
-def graftwerk_merge(folder: Path, *, verify: bool = False) -> None:
-    """A merge of both adapters until its model is published, fsync included."""
+def _merge(folder: Path, adapters: tuple[str, ...], *, verify: bool) -> Found:
+    from bench.foresight import Foresight
     from services.checkpoints.huggingface import Watch
     from services.merge import MergeOptions, merge
     from services.merge.verify import verify_merge
-    from services.models.store import ModelStore
 
-    adapters = [(name, folder / name, 1.0) for name in ADAPTERS]
-    with ModelStore(folder / "volume").publishing("merged", execution=uuid.uuid4().hex) as staging:
-        merged = merge(folder / "volume/converted", adapters, staging)
+    foresight = Foresight()
+    watch = Watch(foresight.report)
+    start = time.monotonic()
+    with _publishing(folder, "merged") as staging:
+        stack = [(name, folder / name, 1.0) for name in adapters]
+        merged = merge(folder / "volume/converted", stack, staging, watch=watch)
         if verify:
-            verify_merge(merged, MergeOptions(), Watch())
+            verify_merge(merged, MergeOptions(), watch)
+    return {"work_seconds": time.monotonic() - start, "eta": foresight.accuracy()}
 
 
-def graftwerk_merge_verified(folder: Path) -> None:
+def graftwerk_merge(folder: Path) -> Found:
+    """A merge of both adapters until its model is published, fsync included."""
+    return _merge(folder, ADAPTERS, verify=False)
+
+
+def graftwerk_merge_verified(folder: Path) -> Found:
     """As `graftwerk_merge`, checked before it is published."""
-    graftwerk_merge(folder, verify=True)
+    return _merge(folder, ADAPTERS, verify=True)
 
 
-def peft_merge(folder: Path) -> None:
+def graftwerk_merge_plain(folder: Path) -> Found:
+    """The one adapter that mergekit can merge as well."""
+    return _merge(folder, (PLAIN_ADAPTER,), verify=False)
+
+
+def graftwerk_merge_canceled(folder: Path) -> Found:
+    """How long a merge goes on after it was canceled, until its staging folder is gone as well."""
+    from services.checkpoints.huggingface import Watch
+    from services.errors import JobCanceled
+    from services.merge import merge
+    from services.progress import Progress
+
+    canceled = threading.Event()
+    asked = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal asked
+        if not canceled.is_set() and (progress.fraction or 0) >= CANCEL_AT:
+            asked = time.monotonic()
+            canceled.set()
+
+    def check() -> None:
+        if canceled.is_set():
+            raise JobCanceled("the job was canceled while it ran")
+
+    try:
+        with _publishing(folder, "canceled") as staging:
+            stack = [(name, folder / name, 1.0) for name in ADAPTERS]
+            merge(folder / "volume/converted", stack, staging, watch=Watch(report, check))
+    except JobCanceled:
+        stopped = time.monotonic()
+    left = [path.name for path in (folder / "volume").glob("canceled*")]
+    assert not left, left
+    return {"work_seconds": 0.0, "cancel_seconds": stopped - asked}
+
+
+def peft_merge(folder: Path) -> Found:
     """Load, merge one after another, save: what PEFT's documentation shows."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    start = time.monotonic()
     model: Any = AutoModelForCausalLM.from_pretrained(folder / "volume/converted", dtype=torch.float16)
-    for name, (_, rows) in ADAPTERS.items():
+    for name in ADAPTERS:
+        rows = json.loads((folder / name / "rows.json").read_text())
         model.resize_token_embeddings(rows, mean_resizing=False)
         model = PeftModel.from_pretrained(model, str(folder / name)).merge_and_unload()
     model.save_pretrained(folder / "peft")
+    return {"work_seconds": time.monotonic() - start}
 
 
-def transformers_convert(folder: Path) -> None:
-    """The conversion script that transformers 4.31 carried, in an environment of its own beside the fixtures."""
-    python = folder / "transformers-4.31/bin/python"
-    layout = folder / "layout"
-    (layout / "7B").mkdir(parents=True, exist_ok=True)
-    for name in ("consolidated.00.pth", "params.json"):
-        link = layout / "7B" / name
-        if not link.exists():
-            link.symlink_to(folder / "original" / name)
-    script = "transformers.models.llama.convert_llama_weights_to_hf"
-    code = (
-        f"import {script} as s; s.write_model(model_path={str(folder / 'script')!r}, "
-        f"input_base_path={str(layout / '7B')!r}, model_size='7B')"
-    )
-    subprocess.run([python, "-c", code], check=True)
-
-
-CONTENDERS = {
+CONTENDERS: dict[str, Callable[[Path], Found]] = {
     function.__name__: function
     for function in (
-        cp_source, graftwerk_convert, transformers_convert, graftwerk_merge, graftwerk_merge_verified, cp_output, peft_merge,
+        graftwerk_convert, graftwerk_merge, graftwerk_merge_verified, graftwerk_merge_plain, graftwerk_merge_canceled,
+        peft_merge,
     )
 }  # fmt: skip
 
 OUTPUTS = {
     "cp_source": "copy", "cp_output": "copy", "graftwerk_convert": "volume/converted", "graftwerk_merge": "volume/merged",
-    "graftwerk_merge_verified": "volume/merged", "peft_merge": "peft", "transformers_convert": "script",
+    "graftwerk_merge_verified": "volume/merged", "graftwerk_merge_plain": "volume/merged", "peft_merge": "peft",
+    "transformers_convert": "script", "mergekit_merge_plain": "mergekit",
 }  # fmt: skip
 
 
 def clear(folder: Path, name: str) -> None:
     """Remove what a contender wrote before."""
-    output = folder / OUTPUTS[name]
-    if output.is_dir():
+    output = folder / OUTPUTS[name] if name in OUTPUTS else None
+    if output is not None and output.is_dir():
         shutil.rmtree(output)
-    else:
+    elif output is not None:
         output.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    CONTENDERS[sys.argv[1]](Path(sys.argv[2]))
+    print(json.dumps(CONTENDERS[sys.argv[1]](Path(sys.argv[2]))))

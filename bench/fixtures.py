@@ -1,6 +1,7 @@
 """Weights of LLaMA-7B's width to measure with: random values, an original checkpoint and two adapters.
 
-dim 4096, 32 heads, some layers, float16; adapter a: rank 8 with embeddings of 49,953 rows, adapter b: rank 64 with 49,954.
+dim 4096, 32 heads, some layers, float16; adapter a: rank 8 with embeddings of 49,953 rows, adapter b: rank 64 with 49,954,
+and one of rank 8 without embeddings.
 The tokenizers are stand-ins of those sizes, since only the sizes count here.
 """
 
@@ -15,7 +16,8 @@ PROJECTIONS = {
     "self_attn.q_proj": (DIM, DIM), "self_attn.k_proj": (DIM, DIM), "self_attn.v_proj": (DIM, DIM),
     "self_attn.o_proj": (DIM, DIM), "mlp.gate_proj": (FFN, DIM), "mlp.up_proj": (FFN, DIM), "mlp.down_proj": (DIM, FFN),
 }  # fmt: skip
-ADAPTERS = {"a": (8, 49953), "b": (64, 49954)}
+RANKS_AND_ROWS = {"a": (8, 49953), "b": (64, 49954), "plain": (8, 0)}
+"""Rank and rows of the embeddings; 0 is none."""
 
 
 class Numbers:
@@ -62,7 +64,7 @@ def make_original(folder: Path, layers: int) -> None:
 
 
 def make_adapter(folder: Path, layers: int, rank: int, rows: int) -> None:
-    """An adapter in the form of 2023, with embeddings."""
+    """An adapter in the form of 2023, with embeddings of so many rows, if any."""
     folder.mkdir(parents=True)
     numbers = Numbers(rank)
     state = {}
@@ -71,16 +73,18 @@ def make_adapter(folder: Path, layers: int, rank: int, rows: int) -> None:
             prefix = f"base_model.model.model.layers.{layer}.{name}"
             state[f"{prefix}.lora_A.weight"] = numbers.tensor(rank, width)
             state[f"{prefix}.lora_B.weight"] = numbers.tensor(out, rank)
-    for name in ("model.embed_tokens", "lm_head"):
+    replaced = ["embed_tokens", "lm_head"] if rows else []
+    for name in ("model.embed_tokens", "lm_head") if rows else ():
         state[f"base_model.model.{name}.weight"] = numbers.tensor(rows, DIM)
     torch.save(state, folder / "adapter_model.bin")
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 32, "inference_mode": True,
         "target_modules": [name.rsplit(".", 1)[1] for name in PROJECTIONS],
-        "modules_to_save": ["embed_tokens", "lm_head"],
+        "modules_to_save": replaced or None,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    write_tokenizer(folder / "tokenizer.model", rows)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    write_tokenizer(folder / "tokenizer.model", rows or VOCABULARY)
 
 
 def write_tokenizer(path: Path, size: int) -> None:

@@ -1,0 +1,32 @@
+"""Bar charts as small SVG files: a title, and for each bar its label and its value with a unit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+WIDTH, LEFT, BAR, GAP = 640, 230, 16, 8
+COLOURS = ("#3b6ea5", "#c7702e", "#5a8f4f", "#8a5a9e")
+STYLE = "font-family:sans-serif;font-size:12px;fill:#777"
+"""Grey text is read on a white page and on a dark one."""
+
+
+def draw_bars(
+    path: Path, title: str, bars: Mapping[str, float], *, unit: str, groups: Mapping[str, int] | None = None
+) -> None:
+    """Write horizontal bars, longest value at full width; `groups` gives a bar the number of its colour."""
+    largest = max(bars.values(), default=0) or 1
+    height = 30 + len(bars) * (BAR + GAP)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" style="{STYLE}">',
+        f'<text x="8" y="16" font-weight="bold">{escape(title)}</text>',
+    ]
+    for number, (label, value) in enumerate(bars.items()):
+        y = 28 + number * (BAR + GAP)
+        length = (WIDTH - LEFT - 110) * value / largest
+        colour = COLOURS[(groups or {}).get(label, 0) % len(COLOURS)]
+        lines += [
+            f'<text x="{LEFT - 8}" y="{y + 12}" text-anchor="end">{escape(label)}</text>',
+            f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>',
+            f'<text x="{LEFT + length + 6:.1f}" y="{y + 12}">{value:,.4g} {escape(unit)}</text>',
+        ]
+    path.write_text("\n".join([*lines, "</svg>", ""]), encoding="utf-8")

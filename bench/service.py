@@ -1,0 +1,126 @@
+"""The real product to measure: Redis, API and workers as `graftwerk serve` starts them, and requests over HTTP."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from redis import Redis
+
+from client.events import Event, read_events
+from client.stack import CONFIG_FILE, Place, Stack, free_port
+
+Json = dict[str, Any]
+ENDED = ("succeeded", "failed", "canceled")
+MODEL = "small"
+
+
+class Service:
+    """A running service."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.http = httpx.Client(
+            base_url=place.url, timeout=120, trust_env=False, limits=httpx.Limits(max_connections=None)
+        )
+        config = (place.data_dir / CONFIG_FILE).read_text(encoding="utf-8")
+        found = re.search(r"--bind 127\.0\.0\.1 --port (\d+)", config)
+        assert found is not None
+        self.redis: Redis = Redis(port=int(found[1]), protocol=2)
+
+    def submit(self, ask: Json) -> str:
+        """Queue a generate job that gives its token ids; gives its id."""
+        body = {"kind": "generate", "model": MODEL, "return_token_ids": True, **ask}
+        answer = self.http.post("/api/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def events(self, job_id: str, last_id: str = "") -> Iterator[Event]:
+        """A job's events to its end."""
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        with self.http.stream("GET", f"/api/jobs/{job_id}/events", headers=headers) as answer:
+            assert answer.status_code == 200
+            yield from read_events(answer.iter_lines())
+
+    def wait(self, job_id: str) -> Json:
+        """The job when it has ended."""
+        for event in self.events(job_id):
+            if event.name == "status":
+                job: Json = json.loads(event.data)
+                if job["status"] in ENDED:
+                    return job
+        raise AssertionError(f"the events of {job_id} ended before it")
+
+    def wait_for_text(self, job_id: str) -> None:
+        """Return when the job's first text has been told."""
+        for event in self.events(job_id):
+            if event.name == "token":
+                return
+        raise AssertionError(f"no text of {job_id}")
+
+    def generate_worker(self) -> psutil.Process:
+        """The process that generates."""
+        (found,) = self._processes("-m worker generate")
+        return found
+
+    def api(self) -> list[psutil.Process]:
+        """Gunicorn's processes."""
+        return self._processes("api.wsgi:application")
+
+    def _processes(self, words: str) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if words in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+
+@contextmanager
+def running(folder: Path, *, slots: int, threads: int) -> Iterator[Service]:
+    """A service of its own, on data of its own; its models are those of `folder/models`."""
+    data_dir = folder / "service"
+    shutil.rmtree(data_dir, ignore_errors=True)
+    place = Place(data_dir=data_dir, models_dir=folder / "models", port=free_port())
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWERK_")}
+    environ |= {
+        "GRAFTWERK_GENERATE_SLOTS": str(slots), "GRAFTWERK_TORCH_THREADS": str(threads),
+        "GRAFTWERK_DEVICE": "cpu", "OMP_NUM_THREADS": str(threads), "GRAFTWERK_QUEUE_LIMIT": "100000",
+    }  # fmt: skip
+    with Stack(place, environ) as stack:
+        stack.wait_until_ready()
+        service = Service(place)
+        # The first job loads the model.
+        service.wait(service.submit({"prompt": "warm", "sampling": {"max_new_tokens": 2}}))
+        yield service
+        service.http.close()
+
+
+def token_ids(job: Json) -> list[int]:
+    """What a job wrote. Fails for a job that did not succeed."""
+    assert job["status"] == "succeeded", job["error"]
+    found: list[int] = job["result"]["outputs"][0]["token_ids"]
+    return found
+
+
+def seconds_since(start: float, moment: str) -> float:
+    """From `time.time()` to a time of a job."""
+    return datetime.fromisoformat(moment).timestamp() - start
+
+
+def until(condition: Any, seconds: float = 120) -> None:
+    """Return when the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
