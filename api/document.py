@@ -47,6 +47,20 @@ EXAMPLES: dict[str, Any] = {
             "sampling": {"temperature": 0, "max_new_tokens": 64},
         },
     },
+    "compare": {
+        "summary": "Ask a base, the base with an adapter on the fly and a merged model the same",
+        "value": {
+            "kind": "compare",
+            "variants": [
+                {"model": "llama-7b"},
+                {"model": "llama-7b", "adapters": ["chinese-llama-lora", "chinese-alpaca-lora"]},
+                {"model": "chinese-alpaca-7b", "label": "merged"},
+            ],
+            "prompt": "Tell me about alpacas.",
+            "template": "alpaca",
+            "sampling": {"seed": 7, "max_new_tokens": 64},
+        },
+    },
     "embed": {
         "summary": "Turn texts into vectors",
         "value": {"kind": "embed", "model": "chinese-alpaca-7b", "inputs": ["Tell me about alpacas."]},

@@ -78,7 +78,10 @@ class ListQuery(Strict):
     """Which jobs."""
 
     kind: (
-        Literal["import", "convert", "merge", "generate", "embed", "perplexity", "extend-tokenizer"] | None
+        Literal[
+            "import", "convert", "merge", "generate", "compare", "embed", "perplexity", "extend-tokenizer"
+        ]
+        | None
     ) = None
     status: JobStatus | None = None
     limit: int = Field(default=50, ge=1, le=1000)

@@ -56,8 +56,10 @@ class Job(BaseModel):
     @property
     def title(self) -> str:
         """What the job is about, in a few words: `merge → ab`, `generate with ab`."""
-        if self.kind == "generate":
-            return f"generate with {self.request.get('model', '?')}"
+        if self.kind == "compare":
+            return f"compare {len(self.request.get('variants', []))} models"
+        if "target" not in self.request:
+            return f"{self.kind} with {self.request.get('model', '?')}"
         return f"{self.kind} → {self.request.get('target', '?')}"
 
 

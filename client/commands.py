@@ -154,25 +154,50 @@ def generate(
     asking: Asking,
     sampling: SamplingOptions,
     adapters: Adapters = [],  # noqa: B006
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="A local file for the answers: a JSON list, or .jsonl.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Generate text; without --prompt or --prompts-file the prompt is read from stdin."""
-    request = given(
-        kind="generate",
-        model=model,
-        adapters=parse_adapters(adapters),
-        template=asking.template,
-        system=asking.system,
-        input=asking.input,
-    )
+    request = given(kind="generate", model=model, adapters=parse_adapters(adapters))
     prompts = prompts_of(asking.prompt, asking.prompts_file)
-    request = request | sampling.as_request() | prompts
-    if (output := asking.output) is None:
+    request = request | asking.as_request() | sampling.as_request() | prompts
+    if output is None:
         carry_out(connection, submission, request)
         return
     if submission.no_wait or submission.dry_run:
         raise UsageError("--output needs a job that is waited for", "Leave out --no-wait and --dry-run.")
     check_output(output, on_the_volume="prompts_file" in prompts)
     carry_out(connection, submission, request, save=partial(save_answers, output=output))
+
+
+@app.command()
+@expanded
+def compare(
+    variants: Annotated[
+        list[str],
+        typer.Argument(
+            help="Models, as name, base+adapter[@scale]+… or label=base+adapter.", show_default=False
+        ),
+    ],
+    *,
+    connection: Connection,
+    submission: Submission,
+    asking: Asking,
+    sampling: SamplingOptions,
+) -> None:
+    """Ask several models the same, with one seed; shows where their answers part."""
+    options = sampling.as_request()
+    loading = {name: options.pop(name) for name in ("quantization", "rope_alpha") if name in options}
+    options.pop("return_token_ids", None)  # a comparison always has them
+    prompts = prompts_of(asking.prompt, asking.prompts_file)
+    if "prompts_file" in prompts:
+        raise UsageError("a comparison takes no file of the volume", "Give a local file of prompts.")
+    names = given(kind="compare", variants=[parse_variant(text) | loading for text in variants])
+    carry_out(connection, submission, names | asking.as_request() | options | prompts)
 
 
 @app.command()
@@ -217,6 +242,13 @@ def parse_adapters(texts: list[str]) -> list[str | JsonObject]:
     """Adapters in order, from `["a, b@0.5", "c"]`."""
     choices = [choice.strip() for text in texts for choice in text.split(",")]
     return [_parse_adapter(choice) for choice in choices if choice]
+
+
+def parse_variant(text: str) -> JsonObject:
+    """One of the models of a comparison, from `label=base+adapter@0.5+adapter`."""
+    label, _, names = text.rpartition("=")
+    model, *adapters = names.split("+")
+    return given(label=label or None, model=model, adapters=[_parse_adapter(adapter) for adapter in adapters])
 
 
 def _parse_adapter(choice: str) -> str | JsonObject:

@@ -144,6 +144,8 @@ def print_result(console: Console, job: Job) -> None:
     """An ended job's result: text for `generate`, facts for the other kinds."""
     if job.result is not None and "results_file" in job.result:
         console.print(facts_view({name: value for name, value in job.result.items() if name != "outputs"}))
+    elif job.kind == "compare" and job.result is not None:
+        print_comparison(console, job.result)
     elif job.kind == "generate" and job.result is not None:
         print_generated(console, job.result.get("outputs", []))
     elif job.result is not None:
@@ -160,6 +162,33 @@ def print_generated(console: Console, outputs: Sequence[JsonObject]) -> None:
             complain(console, output["error"]["message"], output["error"]["hint"])
         else:
             print_text(console, output["text"])
+
+
+def print_comparison(console: Console, result: JsonObject) -> None:
+    """The variants' answers to each prompt, and where they part."""
+    labels = [variant["label"] for variant in result["variants"]]
+    for comparison in result["comparisons"]:
+        console.print(Text(comparison["prompt"], style="bold"), soft_wrap=True)
+        for label, output in zip(labels, comparison["outputs"], strict=True):
+            console.print(Text(f"{label}:", style="cyan"), soft_wrap=True)
+            print_generated(console, [output])
+        for difference in comparison["differences"]:
+            console.print(Text(_difference_line(difference), style="dim"), soft_wrap=True)
+    for pair in result["pairs"]:
+        one, other = pair["variants"]
+        line = f"{one} and {other}: {pair['equal']} of {pair['compared']} answers equal"
+        console.print(Text(line, style="dim"), soft_wrap=True)
+    console.print(Text(f"seed {result['seed']}", style="dim"))
+
+
+def _difference_line(difference: JsonObject) -> str:
+    one, other = difference["variants"]
+    if difference["token"] is None:
+        return f"{one} = {other}"
+    where = f"token {difference['token']}"
+    if difference["character"] is not None:
+        where += f", character {difference['character']}"
+    return f"{one} ≠ {other} from {where} on"
 
 
 def print_text(console: Console, text: str) -> None:

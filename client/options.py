@@ -4,7 +4,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
 
 import typer
@@ -139,15 +138,15 @@ class Asking:
     prompts_file: Annotated[
         str | None, _prompt_option("Prompts, one a line; incoming/… is a file on the volume.")
     ] = None
-    output: Annotated[
-        Path | None,
-        _prompt_option("A local file for the answers: a JSON list, or .jsonl.", "--output", "-o"),
-    ] = None
     template: Annotated[
         str | None, _prompt_option("Such as alpaca; the model's own or none unless given.")
     ] = None
     system: Annotated[str | None, _prompt_option("System text.")] = None
     input: Annotated[str | None, _prompt_option("Input of an instruction template.")] = None
+
+    def as_request(self) -> dict[str, Any]:
+        """The fields of a request that were given, save the prompts."""
+        return given(template=self.template, system=self.system, input=self.input)
 
 
 @dataclass(frozen=True)

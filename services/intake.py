@@ -36,6 +36,7 @@ from services.formats.stack import check_scales, check_stack, merged_tensors
 from services.formats.vocabulary import Vocabulary, new_pieces, read_vocabulary
 from services.jobs.requests import (
     AnyRequest,
+    CompareRequest,
     ConvertRequest,
     EmbedRequest,
     ExtendTokenizerRequest,
@@ -45,7 +46,6 @@ from services.jobs.requests import (
     MergeRequest,
     PathSource,
     PerplexityRequest,
-    ResidentRequest,
     inputs_of,
     target_of,
 )
@@ -133,6 +133,8 @@ def preflight(
         case GenerateRequest():
             _refuse_generate_options(request)
             plan = _plan_answering(request, store, waiting)
+        case CompareRequest():
+            plan = _plan_compare(request, store, waiting)
         case EmbedRequest():
             for text in request.inputs:
                 check_text(text)
@@ -421,7 +423,7 @@ def _sentencepiece_only(role: str, path: Path) -> Vocabulary:
     return vocabulary
 
 
-# ---- generate, embed, perplexity ----------------------------------------------------------------------
+# ---- generate, compare, embed, perplexity -------------------------------------------------------------
 
 
 def _refuse_generate_options(request: GenerateRequest) -> None:
@@ -447,7 +449,9 @@ def _check_scored_text(request: PerplexityRequest, store: ModelStore) -> None:
         )
 
 
-def _plan_answering(request: ResidentRequest, store: ModelStore, waiting: list[str]) -> Plan:
+def _plan_answering(
+    request: GenerateRequest | EmbedRequest | PerplexityRequest, store: ModelStore, waiting: list[str]
+) -> Plan:
     """The plan of what a loaded model answers."""
     kind = request.kind
     if isinstance(request, GenerateRequest) and request.prompts_file is not None:
@@ -478,6 +482,22 @@ def _plan_answering(request: ResidentRequest, store: ModelStore, waiting: list[s
         ],
         peak_memory_bytes=PROCESS_BYTES + checkpoint.parameters * 4,
         warnings=list(stack.warnings),
+    )
+
+
+def _plan_compare(request: CompareRequest, store: ModelStore, waiting: list[str]) -> Plan:
+    """The variants run one after another: the largest one says how much memory is needed."""
+    askings = [request.asking(variant, seed=None) for variant in request.variants]
+    _refuse_generate_options(askings[0])
+    if waiting:
+        return _later(request, waiting)
+    plans = [_plan_answering(asking, store, []) for asking in askings]
+    reads = {(read["name"], read["role"]): read for plan in plans for read in plan.reads}
+    return Plan(
+        kind="compare",
+        reads=list(reads.values()),
+        peak_memory_bytes=max(plan.peak_memory_bytes for plan in plans),
+        warnings=list(dict.fromkeys(warning for plan in plans for warning in plan.warnings)),
     )
 
 

@@ -45,11 +45,25 @@ class Open:
     entries: list[Entry] = field(default_factory=list)
 
 
-class Asking:
-    """The state of one generate job on its engine."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one asking is of its job: the stage that it reports, and the index of its first output there."""
 
-    def __init__(self, request: GenerateRequest, context: Context, resident: Resident) -> None:
+    stage: str = "generating"
+    first_index: int = 0
+
+
+WHOLE = Part()
+
+
+class Asking:
+    """The state of one generate job, or of one variant of a compare job, on its engine."""
+
+    def __init__(
+        self, request: GenerateRequest, context: Context, resident: Resident, part: Part = WHOLE
+    ) -> None:
         self.request = request
+        self.part = part
         self.context = context
         self.resident = resident
         self.questions, digest = questions_of(request, context.store)
@@ -122,14 +136,17 @@ class Asking:
         self.tokens += 1
         if self._text is not None:
             logprob = None if event.logprob is None else self._logprob(event.logprob)
-            index = asked.number * asked.sampling.n + event.index
-            self._text.add(index, event.text, event.token_id, logprob)
+            self._text.add(self._place(asked, event.index), event.text, event.token_id, logprob)
 
     def _hear_end(self, asked: Open, output: Output) -> None:
         asked.entries.append(self._entry(asked.number, asked.prompt, output))
         self.expected -= asked.sampling.max_new_tokens - len(output.token_ids)
         if self._text is not None:
-            self._text.end(asked.number * asked.sampling.n + output.index, output.finish_reason)
+            self._text.end(self._place(asked, output.index), output.finish_reason)
+
+    def _place(self, asked: Open, index: int) -> int:
+        """An answer's place among all outputs of the job."""
+        return self.part.first_index + asked.number * asked.sampling.n + index
 
     def report(self) -> None:
         """Say how far it is, and put the answers that are complete in their place. Raises OSError."""
@@ -141,24 +158,26 @@ class Asking:
     def _progress(self) -> Progress:
         """In tokens; a file of prompts has too many of them that are never written, and is counted in prompts."""
         if self.request.prompts_file is None:
-            return Progress("generating", self.tokens, max(self.tokens, self.expected), "tokens")
+            return Progress(self.part.stage, self.tokens, max(self.tokens, self.expected), "tokens")
         total = len(self.questions)
-        return Progress("generating", total - len(self._waiting) - len(self._open), total, "prompts")
+        return Progress(self.part.stage, total - len(self._waiting) - len(self._open), total, "prompts")
 
     def result(self) -> Mapping[str, Any]:
         """The job's result.
 
         Raises the first prompt's error where no prompt has an answer.
         """
-        if self._text is not None:
-            self._text.tell_rest()
         if self.first_error is not None and not self.answers.answered:
             raise self.first_error
-        result = self.answers.result()
+        return {**self.answers.result(), **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """What the result says of the answers as a whole; the last of their text is told."""
+        if self._text is not None:
+            self._text.tell_rest()
         seconds = time.monotonic() - self._started
         loaded = self.resident.loaded
         return {
-            **result,
             # Where all answers were there before, nothing has been built yet.
             "template": self.template or self._build(self.questions[0]).template,
             "seconds": round(seconds, 3),
@@ -260,14 +279,19 @@ def answer_once(request: GenerateRequest, context: Context) -> Mapping[str, Any]
     resident = Residents(settings.device, sys.maxsize, settings.generate_slots).take(request, context)
     assert resident is not None  # there is always room for the first
     with closing(Asking(request, context, resident)) as asking:
-        while not asking.is_done:
-            context.check_canceled()
-            while asking.has_more and resident.engine.free_slots:
-                asking.ask_next()
-            for event in resident.engine.step():
-                asking.hear(event)
-            asking.report()
+        answer_all(asking)
         return asking.result()
+
+
+def answer_all(asking: Asking) -> None:
+    """Have all its prompts answered, with the engine for them alone."""
+    while not asking.is_done:
+        asking.context.check_canceled()
+        while asking.has_more and asking.resident.engine.free_slots:
+            asking.ask_next()
+        for event in asking.resident.engine.step():
+            asking.hear(event)
+        asking.report()
 
 
 def _index(entry: Mapping[str, Any]) -> int:

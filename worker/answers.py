@@ -51,23 +51,23 @@ class KeptAnswers:
 
     def __init__(self, prompts: int) -> None:
         self.known: AbstractSet[int] = frozenset()
-        self._outputs: list[list[Entry]] = [[] for _ in range(prompts)]
+        self.outputs: list[list[Entry]] = [[] for _ in range(prompts)]
 
     @property
     def answered(self) -> int:
         """How many prompts have an answer."""
-        return sum(not _is_failed(outputs) for outputs in self._outputs)
+        return sum(not _is_failed(outputs) for outputs in self.outputs)
 
     def put(self, number: int, prompt: str, outputs: list[Entry]) -> None:
         """Keep the outputs of a prompt."""
-        self._outputs[number] = outputs
+        self.outputs[number] = outputs
 
     def save(self) -> None:
         """Nothing: they stay in memory."""
 
     def result(self) -> Mapping[str, Any]:
         """All outputs in the prompts' order."""
-        return {"outputs": [entry for outputs in self._outputs for entry in outputs]}
+        return {"outputs": [entry for outputs in self.outputs for entry in outputs]}
 
     def close(self) -> None:
         """Nothing is open."""

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,16 +28,17 @@ from services.errors import ExecutionSuperseded, GraftwerkError, JobCanceled, Jo
 from services.generate import resolve_device
 from services.jobs.requests import (
     RESIDENT_REQUEST,
+    CompareRequest,
     EmbedRequest,
     GenerateRequest,
     PerplexityRequest,
-    ResidentRequest,
 )
 from services.jobs.running import INTERVAL_SECONDS, Running
 from services.jobs.workers import MONITORING_SECONDS, Bookkeeping
 from services.progress import Progress
 from services.settings import Settings
 from worker.answering import Asking
+from worker.comparing import Comparing
 from worker.embedding import Embedding
 from worker.lifecycle import Context, attempted, context_of, fail, plain
 from worker.residents import Resident, Residents, memory_limit_bytes
@@ -64,6 +65,7 @@ class Seat:
     running: Running
     deadline: float
     asking: Work | None = None
+    comparing: Comparing | None = None
     stop: GraftwerkError | None = None
 
 
@@ -148,11 +150,18 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         request = RESIDENT_REQUEST.validate_python(seat.job.args[0])
         context = context_of(seat.running, self.settings)
         context.check_canceled()
+        begin: Callable[[Context, Resident], Work]
+        if isinstance(request, CompareRequest):
+            seat.comparing = comparing = seat.comparing or Comparing(request)
+            begin = comparing.begin
+            request = comparing.request_now
+        else:
+            begin = partial(_work, request)
         resident = self.residents.take(request, context)
         if resident is None:
             context.report(Progress("waiting for room in memory"))
             return None
-        outcome = attempted(lambda: _work(request, context, resident))
+        outcome = attempted(lambda: begin(context, resident))
         if isinstance(outcome, Exception):
             resident.users -= 1
             raise outcome
@@ -173,7 +182,7 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         for seat in [seat for seat in self.seats if seat.asking and seat.asking.is_done]:
             # The answers of a job that is to stop are done too, cut off: it ends with the next round.
             if seat.stop is None and not self.asked_to_stop:
-                self._succeed(seat)
+                self._end_part(seat)
 
     def _step_engine(self, resident: Resident) -> None:
         askings = [
@@ -216,10 +225,26 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
             if seat.stop is not None:
                 self._fail(seat, seat.stop)
 
-    def _succeed(self, seat: Seat) -> None:
-        asking = seat.asking
-        assert asking is not None
-        outcome = attempted(lambda: plain(asking.result()))
+    def _end_part(self, seat: Seat) -> None:
+        """End the job, or the variant of a comparison that others follow upon."""
+        work, comparing = seat.asking, seat.comparing
+        assert work is not None
+        if comparing is None:
+            self._succeed(seat, work.result)
+            return
+        assert isinstance(work, Asking)
+        outcome = attempted(lambda: comparing.take(work))
+        if isinstance(outcome, Exception):
+            self._fail(seat, outcome)
+        elif comparing.is_done:
+            self._succeed(seat, comparing.result)
+        else:
+            work.resident.users -= 1
+            work.close()
+            seat.asking = None  # the next round looks for the next variant's model
+
+    def _succeed(self, seat: Seat, result: Callable[[], Mapping[str, Any]]) -> None:
+        outcome = attempted(lambda: plain(result()))
         if isinstance(outcome, Exception):
             self._fail(seat, outcome)
             return
@@ -258,9 +283,10 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
                 seat.asking.close()
 
     def _cancel_requests(self, seat: Seat) -> None:
-        if seat.asking is not None:
-            for request_id in seat.asking.request_ids:
-                seat.asking.resident.engine.cancel(request_id)
+        work = seat.asking  # read once: the pulse is another thread
+        if work is not None:
+            for request_id in work.request_ids:
+                work.resident.engine.cancel(request_id)
 
     # ---- the pulse ------------------------------------------------------------------------------------
 
@@ -308,7 +334,9 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
             self._cancel_requests(seat)
 
 
-def _work(request: ResidentRequest, context: Context, resident: Resident) -> Work:
+def _work(
+    request: GenerateRequest | EmbedRequest | PerplexityRequest, context: Context, resident: Resident
+) -> Work:
     match request:
         case EmbedRequest():
             return Embedding(request, context, resident)

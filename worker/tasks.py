@@ -3,6 +3,7 @@
 from typing import Any
 
 from services.jobs.requests import (
+    CompareRequest,
     ConvertRequest,
     EmbedRequest,
     ExtendTokenizerRequest,
@@ -12,6 +13,7 @@ from services.jobs.requests import (
     PerplexityRequest,
 )
 from worker.answering import answer_once
+from worker.comparing import compare_once
 from worker.embedding import embed_once
 from worker.lifecycle import run
 from worker.making import made_once, make_convert, make_extended_tokenizer, make_import, make_merge
@@ -44,6 +46,11 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
     The resident worker (`generating.py`) does the same for many of these jobs at once.
     """
     return run(GenerateRequest, request, answer_once)
+
+
+def compare(request: dict[str, Any]) -> dict[str, Any]:
+    """Asks several models the same, each loaded for this job alone, one after another."""
+    return run(CompareRequest, request, compare_once)
 
 
 def embed(request: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ function subject(request) {
     case "generate":
     case "embed": return request.model;
     case "perplexity": return [request.model, ...request.adapters.map(({ name }) => name)].join(" + ");
+    case "compare": return request.variants
+      .map(({ label, model, adapters }) => label ?? [model, ...adapters.map(({ name }) => name)].join(" + ")).join(" | ");
     case "merge": return `${[request.base, ...request.adapters.map(({ name }) => name)].join(" + ")} → ${request.target}`;
     case "extend-tokenizer": return `${request.base} + ${request.addition} → ${request.target}`;
     default: {

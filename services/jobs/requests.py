@@ -4,7 +4,7 @@ The API parses a request with these, the queue carries it as JSON, and the worke
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -27,6 +27,12 @@ RESERVED_NAMES = ("incoming", "results")
 
 TOLD_ANSWERS = 16
 """A generate job of at most so many answers tells their text as it grows (`token` events)."""
+
+PROMPT_FIELDS = ("prompt", "prompts", "prompts_file", "messages")
+"""Exactly one of them is given, where a request has them."""
+
+COMPARED_PROMPTS = 256
+"""Most prompts of a compare job: its result holds every variant's answers to each of them."""
 
 SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -213,8 +219,8 @@ class ChatMessage(Shape):
     content: str = Field(max_length=1_000_000)
 
 
-class ModelRequest(JobRequest):
-    """What a request says of the loaded model that is to answer it."""
+class LoadedModel(Shape):
+    """A model as it is loaded: with adapters on the fly, quantized, its positions scaled."""
 
     model: ModelName
     adapters: list[AdapterChoice] = Field(default=[], max_length=8)
@@ -222,15 +228,17 @@ class ModelRequest(JobRequest):
     rope_alpha: float | None = Field(default=None, gt=0, le=64)
 
 
-class GenerateRequest(ModelRequest):
-    """Generate text from one prompt, many prompts or a conversation."""
+class ModelRequest(JobRequest, LoadedModel):
+    """What a request says of the loaded model that is to answer it."""
 
-    kind: Literal["generate"]
+
+class Asked(Shape):
+    """What is asked, and how it is to be answered."""
+
     prompt: str | None = Field(default=None, max_length=1_000_000)
     prompts: list[Annotated[str, Field(max_length=1_000_000)]] | None = Field(
         default=None, min_length=1, max_length=10_000
     )
-    prompts_file: str | None = Field(default=None, max_length=1024)
     messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=1000)
     template: str | None = Field(
         default=None,
@@ -245,17 +253,69 @@ class GenerateRequest(ModelRequest):
         default=False,
         description="Lower max_new_tokens to what the model's context has room for; false refuses what does not fit.",
     )
-    return_token_ids: bool = False
 
     @model_validator(mode="after")
-    def _one_kind_of_prompt(self) -> "GenerateRequest":
-        given = [n for n in ("prompt", "prompts", "prompts_file", "messages") if getattr(self, n) is not None]
+    def _one_kind_of_prompt(self) -> Self:
+        names = [n for n in PROMPT_FIELDS if n in type(self).model_fields]
+        given = [n for n in names if getattr(self, n) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
-            raise ValueError(
-                f"exactly one of prompt, prompts, prompts_file, messages is needed, found {found}"
-            )
+            raise ValueError(f"exactly one of {', '.join(names)} is needed, found {found}")
         return self
+
+
+class GenerateRequest(ModelRequest, Asked):
+    """Generate text from one prompt, many prompts or a conversation."""
+
+    kind: Literal["generate"]
+    prompts_file: str | None = Field(
+        default=None, max_length=1024, description="A file of prompts on the volume, under `incoming/`."
+    )
+    return_token_ids: bool = False
+
+
+class Variant(LoadedModel):
+    """One of the models that are compared."""
+
+    label: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="How the result calls it; null is the model's name and those of its adapters, joined by +.",
+    )
+
+    @property
+    def name(self) -> str:
+        """The label, or what stands for it."""
+        return self.label or "+".join([self.model, *(adapter.name for adapter in self.adapters)])
+
+
+class CompareRequest(JobRequest, Asked):
+    """Ask several models the same, with the same seed, and say where their answers part."""
+
+    kind: Literal["compare"]
+    variants: list[Variant] = Field(min_length=2, max_length=8)
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"several variants are called {', '.join(twice)}: give them labels of their own")
+        return self
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> Self:
+        if self.prompts is not None and len(self.prompts) > COMPARED_PROMPTS:
+            raise ValueError(f"at most {COMPARED_PROMPTS} prompts are compared, found {len(self.prompts)}")
+        return self
+
+    def asking(self, variant: Variant, seed: int | None) -> GenerateRequest:
+        """What one variant is asked."""
+        asked = {name: getattr(self, name) for name in Asked.model_fields}
+        loaded = {name: getattr(variant, name) for name in LoadedModel.model_fields}
+        asked["sampling"] = self.sampling.model_copy(update={"seed": seed})
+        return GenerateRequest(kind="generate", return_token_ids=True, **asked, **loaded)
 
 
 class EmbedRequest(ModelRequest):
@@ -307,6 +367,7 @@ AnyRequest = Annotated[
     | MergeRequest
     | GenerateRequest
     | EmbedRequest
+    | CompareRequest
     | PerplexityRequest
     | ExtendTokenizerRequest,
     Field(discriminator="kind"),
@@ -315,14 +376,14 @@ AnyRequest = Annotated[
 
 ANY_REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
 
-ResidentRequest = GenerateRequest | EmbedRequest | PerplexityRequest
+ResidentRequest = GenerateRequest | CompareRequest | EmbedRequest | PerplexityRequest
 
 RESIDENT_REQUEST: TypeAdapter[ResidentRequest] = TypeAdapter(
     Annotated[ResidentRequest, Field(discriminator="kind")]
 )
 """The requests that the resident generation worker answers."""
 
-KINDS = ("import", "convert", "merge", "generate", "embed", "perplexity", "extend-tokenizer")
+KINDS = ("import", "convert", "merge", "generate", "compare", "embed", "perplexity", "extend-tokenizer")
 
 
 def inputs_of(request: AnyRequest) -> list[str]:
@@ -337,9 +398,15 @@ def inputs_of(request: AnyRequest) -> list[str]:
         case ExtendTokenizerRequest():
             return [request.base, request.addition]
         case ModelRequest():
-            return [request.model, *(adapter.name for adapter in request.adapters)]
+            return _names_of(request)
+        case CompareRequest():
+            return list(dict.fromkeys(name for variant in request.variants for name in _names_of(variant)))
+
+
+def _names_of(loaded: LoadedModel) -> list[str]:
+    return [loaded.model, *(adapter.name for adapter in loaded.adapters)]
 
 
 def target_of(request: AnyRequest) -> str | None:
     """The name of the model that a request makes, if it makes one."""
-    return None if isinstance(request, ModelRequest) else request.target
+    return None if isinstance(request, ModelRequest | CompareRequest) else request.target

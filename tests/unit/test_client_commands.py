@@ -288,6 +288,44 @@ def test_generate_without_any_prompt_is_a_usage_error(service: Service, run: Run
     assert service.seen == []
 
 
+def test_compare_sends_its_variants_and_shows_where_they_part(service: Service, run: Run) -> None:
+    output = {"prompt": "p", "text": "甲乙"}
+    service.result = {
+        "seed": 3,
+        "variants": [{"label": "base"}, {"label": "b+zh"}],
+        "comparisons": [
+            {
+                "prompt": "p",
+                "outputs": [output, output | {"text": "甲丙"}],
+                "differences": [{"variants": ["base", "b+zh"], "token": 2, "character": 1}],
+            }
+        ],
+        "pairs": [{"variants": ["base", "b+zh"], "equal": 0, "compared": 1}],
+    }
+    options = ["-p", "p", "--quantization", "8bit", "--seed", "3", "--template", "alpaca"]
+    result = run("compare", "base=b", "b+zh@0.5+al", *options)
+    assert service.body == {
+        "kind": "compare",
+        "variants": [
+            {"label": "base", "model": "b", "quantization": "8bit"},
+            {"model": "b", "adapters": [{"name": "zh", "scale": 0.5}, "al"], "quantization": "8bit"},
+        ],
+        "template": "alpaca",
+        "sampling": {"seed": 3},
+        "prompt": "p",
+    }
+    assert result.stdout.splitlines() == [
+        "p",
+        "base:",
+        "甲乙",
+        "b+zh:",
+        "甲丙",
+        "base ≠ b+zh from token 2, character 1 on",
+        "base and b+zh: 0 of 1 answers equal",
+        "seed 3",
+    ]
+
+
 def test_perplexity_sends_a_local_text_and_its_options(service: Service, run: Run, tmp_path: Any) -> None:
     file = tmp_path / "text.txt"
     file.write_text("one\n二\n", encoding="utf-8")
