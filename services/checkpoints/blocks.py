@@ -5,9 +5,50 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from services.checkpoints.ledger import TensorPlan
-from services.checkpoints.reading import CODES
-from services.checkpoints.rotary import halves_to_interleaved
-from services.errors import InternalError
+from services.checkpoints.reading import CODES, TensorReader, check_finite
+from services.checkpoints.rotary import halves_to_interleaved, interleaved_to_halves
+from services.errors import InternalError, NonFiniteTensor
+from services.formats.checkpoint import TensorSource
+
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of a block, unless one head's rows are more: 4 MB in float32."""
+
+
+def source_blocks(reader: TensorReader, source: TensorSource) -> Iterator[torch.Tensor]:
+    """What `reader.load` gives, as blocks of rows in order: ranks joined, rotary rows reordered, pages let go behind.
+
+    Raises:
+        ConfigMismatch: ranks hold different values of a tensor that each must have whole.
+        NonFiniteTensor: it holds NaN or infinity.
+    """
+    if source.join_dim is None and len(source.parts) > 1:  # norms, which every rank has
+        yield reader.load(source)
+        return
+    blocks: Iterable[torch.Tensor] = _joined(reader, source)
+    if source.rotary_heads:
+        head_rows = source.shape[0] // source.rotary_heads
+        whole_heads = aligned_blocks(blocks, head_rows, BLOCK_ELEMENTS)
+        blocks = (interleaved_to_halves(block, block.shape[0] // head_rows) for block in whole_heads)
+    for block in blocks:
+        try:
+            check_finite(source.name, block)
+        except NonFiniteTensor:
+            reader.load(source)  # refuses it with the figures of the whole tensor
+            raise
+        yield block
+        reader.release(source)
+
+
+def _joined(reader: TensorReader, source: TensorSource) -> Iterator[torch.Tensor]:
+    parts = [reader.view(part) for part in source.parts]
+    row = max(1, source.shape[-1] if len(source.shape) > 1 else 1)
+    step = max(1, BLOCK_ELEMENTS // row)
+    if source.join_dim == 1 and len(parts) > 1:
+        for start in range(0, source.shape[0], step):
+            yield torch.cat([part[start : start + step] for part in parts], dim=1)
+        return
+    for part in parts:
+        yield from (part[start : start + step] for start in range(0, part.shape[0], step))
 
 
 def checked_blocks(plan: TensorPlan, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -39,7 +80,7 @@ def digested_blocks(
 
 
 def aligned_blocks(
-    blocks: Iterable[torch.Tensor], multiple: int, most_elements: int = 1 << 20
+    blocks: Iterable[torch.Tensor], multiple: int, most_elements: int = BLOCK_ELEMENTS
 ) -> Iterator[torch.Tensor]:
     """The same rows in blocks of whole multiples (of a head's rows, say), of about `most_elements` at most.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from services.checkpoints.blocks import source_blocks
 from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel
 from services.checkpoints.journal import identity_of, stamps
 from services.checkpoints.outputs import write_model
@@ -38,8 +39,7 @@ def convert(
 
     With a journal (`Watch`) `target` may hold what a try that was killed has left: what it finished is kept.
 
-    Peak memory: two of the largest tensors that need joining, permuting or casting; others are copied from
-    mapped pages.
+    Peak memory: a few blocks of rows (blocks.BLOCK_ELEMENTS), whatever is joined, permuted or cast.
 
     Raises:
         Whatever `read_checkpoint` and `check_output` refuse; NonFiniteTensor, ConfigMismatch, DiskFull, JobCanceled.
@@ -58,16 +58,15 @@ def convert(
     with TensorReader() as reader:
 
         def produce(name: str) -> Iterator[torch.Tensor]:
-            source = checkpoint.tensors[name]
-            yield cast(name, reader.load(source), output.tensors[name][0])
-            reader.release(source)
+            for block in source_blocks(reader, checkpoint.tensors[name]):
+                yield cast(name, block, output.tensors[name][0])
 
         written = write_model(target, layout, produce, watch)
     return checkpoint, written
 
 
 def cast(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
-    """A tensor in the requested dtype; what overflows there is refused.
+    """A block of a tensor in the requested dtype; what overflows there is refused.
 
     Raises:
         NonFiniteTensor: a value is too large for the dtype.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from services.checkpoints.blocks import source_blocks
 from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel
 from services.checkpoints.journal import identity_of, stamps
 from services.checkpoints.outputs import write_model
@@ -130,11 +131,14 @@ def merged_blocks(
     Raises:
         NonFiniteTensor: the base, an adapter or the sum holds NaN or infinity.
     """
-    base = reader.load(source)
-    blocks = changed_blocks(reader, base, changes, once=once, device=device) if changes else iter([base])
+    blocks = (
+        changed_blocks(reader, reader.load(source), changes, once=once, device=device)
+        if changes
+        else source_blocks(reader, source)
+    )
     for block in blocks:
         result = block.to(dtype)
-        if result is not base:
+        if changes or result is not block:
             check_finite(source.name, result)
         yield result
     reader.release(source)
