@@ -1,22 +1,31 @@
-"""The check of a finished merge: what lies on the disk is what was computed, and what was computed is right.
+"""The check of a merged model: what lies on the disk is what was computed, and what was computed is right.
 
-Three proofs: the output is read again by its headers and every tensor's digest compared with what was written; sampled rows of
-every changed tensor are computed again in float64 and must lie within the rounding of the output's dtype; the
-configuration and the tokenizer must load and agree with the tensors.
+Four proofs: the output is read again by its headers and every tensor's digest compared with what was written; sampled rows of
+every tensor are computed again in float64 and must lie within the rounding of the output's dtype; the configuration and
+the tokenizer must load and agree with the tensors; and the logits of the whole model must be those of the base with its
+adapters on the fly (logits.py). All but the first hold for any model that claims to be such a merge, whoever made it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from services.checkpoints.huggingface import Watch
 from services.checkpoints.reading import TORCH_DTYPES, TensorReader
-from services.checkpoints.stored import StoredTensor, read_stored
+from services.checkpoints.stored import StoredModel, StoredTensor, read_stored
 from services.errors import VerificationFailed
-from services.formats.checkpoint import Checkpoint
-from services.merge import Merged, MergeOptions, ScaledAdapter
+from services.formats.adapter import read_adapter
+from services.formats.checkpoint import Checkpoint, read_checkpoint
+from services.formats.outputs import Output, OutputFormat
+from services.formats.stack import Stack, check_stack
+from services.merge import Merged, MergeOptions, ScaledAdapter, merged_output
 from services.merge.delta import Change, changed_blocks
+from services.merge.expected import expected_rows, rounding
+from services.merge.logits import LogitsReport, compare_logits
 from services.merge.peft_layers import layer_model
 from services.progress import Progress
 
@@ -27,42 +36,81 @@ linear systems."""
 SAMPLED_ROWS = 16
 """Rows of each changed tensor that are computed again, spread evenly, first and last among them."""
 
+FAULT = "This is a fault of Graftwerk or of this machine: please report it with the job's log."
+
+MOST_FINDINGS = 100
+"""Beyond so many differences a model is another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a stored model is said to be: a base with adapters merged in, in this order."""
+
+    base: Checkpoint
+    adapters: Sequence[ScaledAdapter]
+    stack: Stack
+    output: Output
+    once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A tensor that is not as claimed, and what that may come from."""
+
+    name: str
+    message: str
+    hint: str = ""
+
+
+def claim_of(base: Path, adapters: Sequence[tuple[str, Path, float]], output_format: OutputFormat) -> Claim:
+    """The claim that a model of this format is the base with these adapters (name, folder, scale).
+
+    Raises:
+        Whatever `read_checkpoint`, `read_adapter` and `check_stack` refuse: such a merge does not exist.
+    """
+    checkpoint = read_checkpoint(base)
+    scaled = [ScaledAdapter(read_adapter(folder, name), scale) for name, folder, scale in adapters]
+    stack = check_stack(checkpoint, [item.adapter for item in scaled])
+    options = MergeOptions(output_format=output_format)
+    return Claim(checkpoint, scaled, stack, merged_output(checkpoint, scaled, stack, options))
+
 
 def verify_merge(merged: Merged, options: MergeOptions, watch: Watch) -> dict[str, Any]:
-    """The report of the check.
+    """The report on what a merge has written.
 
     Raises:
         VerificationFailed: which tensor, what was found, what was expected.
     """
-    output = read_stored(merged.written.folder, merged.output)
-    if output.keys != set(merged.written.digests):
-        raise VerificationFailed("the output's headers do not list the tensors that were written")
-    largest = _Largest()
-    total, done = output.size_bytes, 0
-    with TensorReader() as reader:
-        for stored in output.tensors.values():
-            watch.check_canceled()
-            _check_digest(reader, merged, stored)
-            _check_rows(reader, merged, options, stored, largest)
-            reader.release(stored.source)
-            done += sum(part.size_bytes for part in stored.source.parts)
-            watch.report(Progress("verifying tensors", done, total))
-    return {
-        "passed": True, "tensors": len(output.tensors), "digests_equal": len(output.tensors),
-        "rows_recomputed": largest.rows, "largest_difference": largest.difference,
-        "largest_share_of_tolerance": largest.share, "largest_difference_at": largest.name,
-        "vocabulary_size": output.vocabulary_size, "tokenizer_size": output.tokenizer_size,
-    }  # fmt: skip
+    claim = Claim(merged.base, merged.adapters, merged.stack, merged.output, options.rounding == "once")
+    report = _Report()
+    for finding in _examine(merged.written.folder, claim, watch, report, digests=merged.written.digests):
+        raise VerificationFailed(finding.message, finding.hint)
+    return {"passed": True, **report.figures, "digests_equal": report.tensors}
 
 
-class _Largest:
-    """The largest difference seen so far."""
+def verify_model(folder: Path, claim: Claim, watch: Watch) -> dict[str, Any]:
+    """The report on a model that somebody made: `passed`, the figures, and `differences` by tensor, MOST_FINDINGS at most.
+
+    Raises:
+        Whatever the model's headers are refused for.
+    """
+    report = _Report()
+    found = list(islice(_examine(folder, claim, watch, report), MOST_FINDINGS))
+    differences = [{"tensor": finding.name, "message": finding.message} for finding in found]
+    return {"passed": not found, **report.figures, "differences": differences}
+
+
+class _Report:
+    """What has been seen so far: the largest difference among it."""
 
     def __init__(self) -> None:
         self.difference = 0.0
         self.share = 0.0
         self.name: str | None = None
         self.rows = 0
+        self.tensors = 0
+        self.sizes: dict[str, int | None] = {}
+        self.logits: LogitsReport | None = None
 
     def see(self, name: str, difference: float, share: float, rows: int) -> None:
         self.rows += rows
@@ -70,27 +118,106 @@ class _Largest:
         if share > self.share:
             self.share, self.name = share, name
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        return {
+            "tensors": self.tensors, "rows_recomputed": self.rows, "largest_difference": self.difference,
+            "largest_share_of_tolerance": self.share, "largest_difference_at": self.name, **self.sizes,
+            "logits": self.logits.as_json() if self.logits else None,
+        }  # fmt: skip
 
-def _check_digest(reader: TensorReader, merged: Merged, stored: StoredTensor) -> None:
-    found, written = stored.digest(reader), merged.written.digests[stored.key]
+
+def _examine(
+    folder: Path, claim: Claim, watch: Watch, report: _Report, *, digests: Mapping[str, str] | None = None
+) -> Iterator[Finding]:
+    """Every tensor that is not as claimed; then, where there is none, whether the logits are."""
+    model = read_stored(folder, claim.output)
+    report.sizes = {"vocabulary_size": model.vocabulary_size, "tokenizer_size": model.tokenizer_size}
+    if digests is not None and model.keys != set(digests):
+        yield Finding("", "the output's headers do not list the tensors that were written")
+    same = True
+    with TensorReader() as reader:
+        for finding in _tensor_findings(reader, model, claim, watch, report, digests):
+            same = False
+            yield finding
+        if not same:
+            return
+        report.logits = compare_logits(
+            reader,
+            model,
+            claim.base,
+            claim.adapters,
+            tokenizer_folder=claim.stack.tokenizer_folder,
+            watch=watch,
+        )
+        if not report.logits.passed:
+            yield _logits_finding(report.logits)
+
+
+def _logits_finding(found: LogitsReport) -> Finding:
+    return Finding(
+        "logits",
+        f"the model's logits differ from those of base and adapters by {found.relative_difference:.3g} of their size, "
+        f"rounding explains {found.tolerance:.3g}",
+        FAULT,
+    )
+
+
+def _tensor_findings(
+    reader: TensorReader,
+    model: StoredModel,
+    claim: Claim,
+    watch: Watch,
+    report: _Report,
+    digests: Mapping[str, str] | None,
+) -> Iterator[Finding]:
+    total, done = model.size_bytes, 0
+    yield from _shape_findings(model, claim)
+    for stored in model.tensors.values():
+        watch.check_canceled()
+        if stored.name in claim.output.tensors and stored.shape == claim.output.tensors[stored.name][1]:
+            if digests is not None:
+                yield from _check_digest(reader, digests[stored.key], stored)
+            yield from _check_rows(reader, claim, stored, report)
+        report.tensors += 1
+        reader.release(stored.source)
+        done += sum(part.size_bytes for part in stored.source.parts)
+        watch.report(Progress("verifying tensors", done, total))
+
+
+def _shape_findings(model: StoredModel, claim: Claim) -> Iterator[Finding]:
+    expected = {name: shape for name, (_, shape) in claim.output.tensors.items()}
+    for name in sorted(expected.keys() | model.tensors.keys()):
+        if name not in model.tensors:
+            yield Finding(name, f"{name!r} is missing")
+        elif name not in expected:
+            yield Finding(name, f"{name!r} is no tensor of base and adapters")
+        elif model.tensors[name].shape != expected[name]:
+            found = list(model.tensors[name].shape)
+            yield Finding(name, f"{name!r} has shape {found}, base and adapters give {list(expected[name])}")
+
+
+def _check_digest(reader: TensorReader, written: str, stored: StoredTensor) -> Iterator[Finding]:
+    found = stored.digest(reader)
     if found != written:
-        raise VerificationFailed(
+        yield Finding(
+            stored.name,
             f"{stored.key!r} on the disk has SHA-256 {found}, written was {written}",
             "The disk or the memory of this machine may be faulty: check them, then merge again.",
         )
 
 
 def _check_rows(
-    reader: TensorReader, merged: Merged, options: MergeOptions, stored: StoredTensor, largest: _Largest
-) -> None:
-    if any(stored.name in item.adapter.layers for item in merged.adapters):
-        _check_layer(reader, merged, options, stored, largest)
+    reader: TensorReader, claim: Claim, stored: StoredTensor, report: _Report
+) -> Iterator[Finding]:
+    if any(stored.name in item.adapter.layers for item in claim.adapters):
+        yield from _check_layer(reader, claim, stored, report)
         return
     rows = _spread(stored.shape[0])
     found, slack = stored.rows(reader, rows)
-    expected, tolerance = expected_rows(reader, merged.base, merged.adapters, stored.name, rows)
+    expected, tolerance = expected_rows(reader, claim.base, claim.adapters, stored.name, rows)
     tolerance = tolerance + rounding(expected, TORCH_DTYPES[stored.dtype]) + slack
-    _judge(stored, found, expected, tolerance, largest)
+    yield from _judge(stored, found, expected, tolerance, report)
 
 
 def _judge(
@@ -98,16 +225,17 @@ def _judge(
     found: torch.Tensor,
     expected: torch.Tensor,
     tolerance: torch.Tensor,
-    largest: _Largest,
-) -> None:
+    report: _Report,
+) -> Iterator[Finding]:
     difference = (found - expected).abs()
     share = difference / tolerance
-    largest.see(stored.name, float(difference.max()), float(share.max()), len(found))
+    report.see(stored.name, float(difference.max()), float(share.max()), len(found))
     if not float(share.max()) <= 1:
-        raise VerificationFailed(
+        yield Finding(
+            stored.name,
             f"{stored.name!r} differs from the expected values by {float(difference.max()):.3g}, which is "
             f"{float(share.max()):.2f} times what rounding to {stored.encoding} explains",
-            "This is a fault of Graftwerk or of this machine: please report it with the job's log.",
+            FAULT,
         )
 
 
@@ -117,18 +245,17 @@ def _spread(count: int) -> torch.Tensor:
 
 
 def _check_layer(
-    reader: TensorReader, merged: Merged, options: MergeOptions, stored: StoredTensor, largest: _Largest
-) -> None:
+    reader: TensorReader, claim: Claim, stored: StoredTensor, report: _Report
+) -> Iterator[Finding]:
     """A module that PEFT's layer merged: sampled columns against that layer's forward pass before merging, in float32.
 
     Only the last layer is passed through; what came before it is taken as the merge computed it.
     """
-    changes = [c for item in merged.adapters if (c := Change.of(item.adapter, item.scale, stored.name))]
+    changes = [c for item in claim.adapters if (c := Change.of(item.adapter, item.scale, stored.name))]
     last = max(i for i, change in enumerate(changes) if change.layer is not None)
-    weight = reader.load(merged.base.tensors[stored.name])
-    once = options.rounding == "once"
+    weight = reader.load(claim.base.tensors[stored.name])
     if last:
-        weight = torch.cat(list(changed_blocks(reader, weight, changes[:last], once=once)))
+        weight = torch.cat(list(changed_blocks(reader, weight, changes[:last], once=claim.once)))
     layer = changes[last].layer
     assert layer is not None
     model = layer_model(reader, changes[last].adapter, layer, weight.float())
@@ -142,56 +269,9 @@ def _check_layer(
         rest = list(changed_blocks(reader, weight.float(), changes[last + 1 :], once=True))
         expected = expected + (torch.cat(rest) - weight.float())[:, columns]
     found, slack = stored.rows(reader, torch.arange(stored.shape[0]))
-    dtypes = (TORCH_DTYPES[merged.base.tensors[stored.name].dtype], TORCH_DTYPES[stored.dtype])
+    dtypes = (TORCH_DTYPES[claim.base.tensors[stored.name].dtype], TORCH_DTYPES[stored.dtype])
     reached = torch.maximum(weight[:, columns].double().abs(), expected.double().abs())
     tolerance = sum(2 * len(changes) * rounding(torch.maximum(reached, step), dtype) for dtype in dtypes)
     tolerance = tolerance + LAYER_TOLERANCE * expected.double().abs().max()
     tolerance = tolerance + (slack[:, columns] if stored.by_blocks else slack)
-    _judge(stored, found[:, columns], expected.double(), tolerance, largest)
-
-
-def rounding(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """One unit in the last place of `dtype` at each value, the smallest normal number's at least."""
-    info = torch.finfo(dtype)
-    return torch.exp2(torch.floor(torch.log2(values.abs().clamp(min=info.smallest_normal)))) * info.eps
-
-
-def expected_rows(
-    reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAdapter], name: str, rows: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of one merged tensor in float64 without any rounding, and how far rounding may take the merge from them.
-
-    Each step may be off by one rounding of the base's dtype at the value it reached, and the product by the float32 error
-    of a sum of r terms, r * eps * sum|B||A| (Higham 2002, eq. 3.5).
-    """
-    source = base.tensors[name]
-    dtype = TORCH_DTYPES[source.dtype]
-    last = max((i for i, item in enumerate(adapters) if name in item.adapter.replaced), default=None)
-    used = adapters if last is None else adapters[last:]  # what a later adapter replaces whole does not count
-    whole = reader.load(source) if last is None else reader.view(used[0].adapter.replaced[name])
-    weight = whole[rows].double()
-    tolerance = rounding(weight, dtype)
-    for item in used:
-        if name in item.adapter.rows:
-            weight = _with_rows(reader, item, name, rows, weight)
-        pair = item.adapter.pairs.get(name)
-        if pair is not None:
-            a, b = reader.view(pair.a).double(), reader.view(pair.b).double()
-            left, right = (a[:, rows].T, b.T) if pair.transposed else (b[rows], a)
-            scaling = pair.scaling * item.scale
-            delta = left @ right * scaling
-            weight = weight + delta
-            tolerance = tolerance + rounding(weight, dtype) + (rounding(delta, dtype) if pair.rounded else 0)
-            tolerance += (
-                left.abs() @ right.abs() * abs(scaling) * (pair.rank + 2) * torch.finfo(torch.float32).eps
-            )
-    return weight, tolerance
-
-
-def _with_rows(
-    reader: TensorReader, item: ScaledAdapter, name: str, rows: torch.Tensor, weight: torch.Tensor
-) -> torch.Tensor:
-    """The rows of a weight, those that the adapter trained taken from it."""
-    token_rows = item.adapter.rows[name]
-    trained = dict(zip(token_rows.indices, reader.view(token_rows.rows).double(), strict=True))
-    return torch.stack([trained.get(int(row), kept) for row, kept in zip(rows, weight, strict=True)])
+    yield from _judge(stored, found[:, columns], expected.double(), tolerance, report)
