@@ -84,6 +84,15 @@ EXAMPLES: dict[str, Any] = {
             "pad_token": "[PAD]",
         },
     },
+    "verify": {
+        "summary": "Check a model against what it was merged from",
+        "value": {
+            "kind": "verify",
+            "model": "chinese-alpaca-7b",
+            "base": "llama-7b",
+            "adapters": ["chinese-llama-lora", "chinese-alpaca-lora"],
+        },
+    },
 }
 """One request of each kind (a test parses them)."""
 

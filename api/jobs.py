@@ -77,12 +77,7 @@ class SubmitHeader(BaseModel):
 class ListQuery(Strict):
     """Which jobs."""
 
-    kind: (
-        Literal[
-            "import", "convert", "merge", "generate", "compare", "embed", "perplexity", "extend-tokenizer"
-        ]
-        | None
-    ) = None
+    kind: JobKind | None = None
     status: JobStatus | None = None
     limit: int = Field(default=50, ge=1, le=1000)
     after: str | None = Field(default=None, description="`next` of the page before.")

@@ -122,6 +122,23 @@ def merge(
     carry_out(connection, submission, names | options)
 
 
+@app.command()
+@expanded
+def verify(
+    model: ModelName,
+    *,
+    connection: Connection,
+    submission: Submission,
+    base: Annotated[
+        str | None, typer.Option(help="Check also that it was made of this base.", show_default=False)
+    ] = None,
+    adapters: Adapters = [],  # noqa: B006
+) -> None:
+    """Check a model against its manifest, and against the base and adapters that it was made of."""
+    request = given(kind="verify", model=model, base=base, adapters=parse_adapters(adapters))
+    carry_out(connection, submission, request)
+
+
 @app.command("extend-tokenizer")
 @expanded
 def extend_tokenizer(

@@ -102,6 +102,10 @@ def finish(job: Job, *, as_json: bool) -> None:
         typer.echo(job.model_dump_json(indent=2))
     elif job.status == "succeeded":
         print_result(open_console(), job)
+    if job.result is not None and job.result.get("passed") is False:
+        differences = len(job.result.get("differences", []))
+        complain(open_console(stderr=True), f"the check did not pass: {differences} differences", "")
+        raise typer.Exit(EXIT_FAILED)
     if job.status == "failed":
         message = f"{job.error.message} [{job.error.code}]" if job.error else "the job failed"
         complain(open_console(stderr=True), message, job.error.hint if job.error else "")

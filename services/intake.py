@@ -27,6 +27,7 @@ from services.formats.key_map import Shape
 from services.formats.outputs import (
     OUTPUT_DTYPES,
     Output,
+    OutputFormat,
     check_output,
     output_bytes,
     output_warnings,
@@ -46,10 +47,11 @@ from services.jobs.requests import (
     MergeRequest,
     PathSource,
     PerplexityRequest,
+    VerifyRequest,
     inputs_of,
     target_of,
 )
-from services.models.inspect import kind_of_folder
+from services.models.inspect import folder_bytes, kind_of_folder
 from services.models.known import check_known_order
 from services.models.manifest import read_manifest
 from services.models.prompt_file import read_prompt_file
@@ -78,6 +80,12 @@ BLOCKS_BYTES = 128 * 2**20
 
 TABLE_BYTES_A_PIECE = 64
 """What a piece takes in tokenizer.json, its merges included."""
+
+
+VERIFIED_FORMATS: Mapping[str, OutputFormat] = {
+    "huggingface": "huggingface", "original": "meta", "gguf": "gguf",
+}  # fmt: skip
+"""The kinds of model that conversions and merges make, and the output format that each is of."""
 
 
 class Plan(BaseModel):
@@ -145,6 +153,8 @@ def preflight(
         case PerplexityRequest():
             _check_scored_text(request, store)
             plan = _plan_answering(request, store, waiting)
+        case VerifyRequest():
+            plan = _later(request, waiting) if waiting else _plan_verify(request, store)
     return _with_disk(plan, store, staged_bytes)
 
 
@@ -373,6 +383,44 @@ def _check_lineage(request: MergeRequest, store: ModelStore, digests: list[tuple
                 "Leave it out, or start from the base without it.",
             )
     check_known_order(digests, merged)
+
+
+# ---- verify -------------------------------------------------------------------------------------------
+
+
+def _plan_verify(request: VerifyRequest, store: ModelStore) -> Plan:
+    folder = store.path(request.model)
+    kind = kind_of_folder(folder)
+    if request.base is None:
+        if read_manifest(folder) is None:
+            raise InvalidRequest(
+                f"{request.model!r} has no manifest.json: its digests are not known",
+                "Name the base (and the adapters) that it was made of, or import it: then its files are digested.",
+            )
+        return Plan(
+            kind="verify",
+            reads=[_read(request.model, "model", folder_bytes(folder))],
+            peak_memory_bytes=PROCESS_BYTES,
+        )
+    if kind not in VERIFIED_FORMATS:
+        raise WrongModelKind(
+            f"{request.model!r} is of kind {kind!r}, a merge or conversion makes one of {', '.join(VERIFIED_FORMATS)}",
+            "Name the model that was made.",
+        )
+    base = _base(store, request.base)
+    adapters = [_adapter(store, choice.name) for choice in request.adapters]
+    stack = check_stack(base, adapters)
+    check_scales([(a, choice.scale) for a, choice in zip(adapters, request.adapters, strict=True)])
+    return Plan(
+        kind="verify",
+        reads=[
+            _read(request.model, "model", folder_bytes(folder)),
+            _read(request.base, "base", base.size_bytes),
+            *(_read(adapter.name, "adapter", adapter.weights.stat().st_size) for adapter in adapters),
+        ],
+        peak_memory_bytes=PROCESS_BYTES,
+        warnings=list(stack.warnings),
+    )
 
 
 # ---- extend-tokenizer ---------------------------------------------------------------------------------

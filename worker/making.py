@@ -10,7 +10,7 @@ from services.checkpoints.reading import TensorReader
 from services.convert import ConvertOptions, convert, summarize
 from services.formats.outputs import OUTPUT_DTYPES, OutputFormat
 from services.generate import resolve_device
-from services.intake import import_source, preflight, tokenizer_file, weights_digest
+from services.intake import VERIFIED_FORMATS, import_source, preflight, tokenizer_file, weights_digest
 from services.jobs.requests import (
     AnyRequest,
     ConvertRequest,
@@ -22,7 +22,6 @@ from services.jobs.requests import (
 from services.merge import Merged, MergeOptions, merge
 from services.merge.norms import ChangeNorms, change_norms, nothing_changed
 from services.merge.verify import verify_merge
-from services.models.inspect import Kind
 from services.models.lineage import template_of_lineage
 from services.models.manifest import (
     InputEntry,
@@ -40,12 +39,11 @@ from services.tokenizers import CompletedTokenizer, complete_tokenizer
 from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
 from worker.lifecycle import Context
 
-MANIFEST_KINDS: Mapping[OutputFormat, Kind] = {
-    "huggingface": "huggingface",
-    "meta": "original",
-    "gguf": "gguf",
-}
+MANIFEST_KINDS: Mapping[OutputFormat, str] = {output: kind for kind, output in VERIFIED_FORMATS.items()}
 """What kind of model each output format makes."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".gguf")
+"""Files whose tensors the manifest has digests of, each on its own."""
 
 M = TypeVar("M", ImportRequest, ConvertRequest, MergeRequest, ExtendTokenizerRequest)
 
@@ -277,8 +275,14 @@ def _manifest(
     earlier = [entry for entry in (base.inputs if base else []) if entry.role == "adapter"]
     return new_manifest(
         kind=MANIFEST_KINDS[request.output_format], operation=request.kind, inputs=[inputs[0], *earlier, *inputs[1:]], tensors=tensors,
-        options=options, job_id=context.job_id, warnings=list(warnings),
+        files=_digests_beside(written.folder), options=options, job_id=context.job_id, warnings=list(warnings),
     )  # fmt: skip
+
+
+def _digests_beside(staging: Path) -> dict[str, str]:
+    """SHA-256 of each file beside the weights: configuration and tokenizer are as much of a model as its tensors."""
+    files = sorted(path for path in staging.iterdir() if path.suffix not in WEIGHT_SUFFIXES)
+    return {path.name: digest_file(path) for path in files}
 
 
 def _result(target: str, context: Context, figures: Mapping[str, Any]) -> dict[str, Any]:

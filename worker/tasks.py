@@ -11,6 +11,7 @@ from services.jobs.requests import (
     ImportRequest,
     MergeRequest,
     PerplexityRequest,
+    VerifyRequest,
 )
 from worker.answering import answer_once
 from worker.comparing import compare_once
@@ -18,6 +19,7 @@ from worker.embedding import embed_once
 from worker.lifecycle import run
 from worker.making import made_once, make_convert, make_extended_tokenizer, make_import, make_merge
 from worker.scoring import score_once
+from worker.verifying import verify_once
 
 
 def import_model(request: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +35,11 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
 def merge(request: dict[str, Any]) -> dict[str, Any]:
     """Merges adapters into a base."""
     return run(MergeRequest, request, made_once(make_merge))
+
+
+def verify(request: dict[str, Any]) -> dict[str, Any]:
+    """Checks a model against its manifest, or against what it was made of."""
+    return run(VerifyRequest, request, verify_once)
 
 
 def extend_tokenizer(request: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ function subject(request) {
   switch (request.kind) {
     case "generate":
     case "embed": return request.model;
+    case "verify": return [request.model, ...(request.base ? [[request.base, ...request.adapters.map(({ name }) => name)].join(" + ")] : [])].join(" = ");
     case "perplexity": return [request.model, ...request.adapters.map(({ name }) => name)].join(" + ");
     case "compare": return request.variants
       .map(({ label, model, adapters }) => label ?? [model, ...adapters.map(({ name }) => name)].join(" + ")).join(" | ");

@@ -61,6 +61,24 @@ def _lies_plain(source: TensorSource) -> bool:
     return len(source.parts) == 1 and not source.rotary_heads
 
 
+def tensors_of(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model of any format, under the names by which its manifest has them: Hugging Face's or GGUF's.
+
+    Raises:
+        Whatever the headers are refused for.
+    """
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        found = read_checkpoint(folder).tensors
+        return {name: StoredTensor(name, name, source.dtype, source) for name, source in found.items()}
+    header = read_gguf_header(path)
+    sources = {
+        key: TensorSource(key, raw.dtype, raw.shape, (raw,), None, 0)
+        for key, raw in ((key, header.raw(key)) for key in header.tensors)
+    }
+    return {key: StoredTensor(key, key, source.dtype, source) for key, source in sources.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class StoredModel:
     """All tensors of a written model, and every key that its headers list."""

@@ -69,6 +69,7 @@ QUEUE_OF = {
     "embed": "generate",
     "perplexity": "generate",
     "extend-tokenizer": "convert",
+    "verify": "merge",
 }
 
 TASK_OF = {
@@ -80,6 +81,7 @@ TASK_OF = {
     "embed": "worker.tasks.embed",
     "perplexity": "worker.tasks.perplexity",
     "extend-tokenizer": "worker.tasks.extend_tokenizer",
+    "verify": "worker.tasks.verify",
 }
 """The names on the wire."""
 

@@ -219,6 +219,27 @@ class ChatMessage(Shape):
     content: str = Field(max_length=1_000_000)
 
 
+class VerifyRequest(JobRequest):
+    """Check a model: its tensors and files against its manifest; with `base`, also against base and adapters."""
+
+    kind: Literal["verify"]
+    model: ModelName
+    base: ModelName | None = Field(
+        default=None, description="What it was made of; null checks the manifest alone."
+    )
+    adapters: list[AdapterChoice] = Field(
+        default=[], max_length=32, description="Merged into the base in this order."
+    )
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> "VerifyRequest":
+        if self.adapters and self.base is None:
+            raise ValueError("adapters were given without the base that they were merged into")
+        if self.base is not None and self.model.lower() == self.base.lower():
+            raise ValueError(f"model and base are both {self.model!r}")
+        return self
+
+
 class LoadedModel(Shape):
     """A model as it is loaded: with adapters on the fly, quantized, its positions scaled."""
 
@@ -369,7 +390,8 @@ AnyRequest = Annotated[
     | EmbedRequest
     | CompareRequest
     | PerplexityRequest
-    | ExtendTokenizerRequest,
+    | ExtendTokenizerRequest
+    | VerifyRequest,
     Field(discriminator="kind"),
 ]
 """A request of any kind, told apart by its `kind`."""
@@ -383,7 +405,12 @@ RESIDENT_REQUEST: TypeAdapter[ResidentRequest] = TypeAdapter(
 )
 """The requests that the resident generation worker answers."""
 
-KINDS = ("import", "convert", "merge", "generate", "compare", "embed", "perplexity", "extend-tokenizer")
+JobKind = Literal[
+    "import", "convert", "merge", "generate", "compare", "embed", "perplexity", "extend-tokenizer", "verify"
+]
+"""One word for each kind of job; it walks the whole way."""
+
+KINDS: tuple[str, ...] = get_args(JobKind)
 
 
 def inputs_of(request: AnyRequest) -> list[str]:
@@ -397,6 +424,9 @@ def inputs_of(request: AnyRequest) -> list[str]:
             return [request.base, *(adapter.name for adapter in request.adapters)]
         case ExtendTokenizerRequest():
             return [request.base, request.addition]
+        case VerifyRequest():
+            bases = [] if request.base is None else [request.base]
+            return [request.model, *bases, *(adapter.name for adapter in request.adapters)]
         case ModelRequest():
             return _names_of(request)
         case CompareRequest():
@@ -410,3 +440,4 @@ def _names_of(loaded: LoadedModel) -> list[str]:
 def target_of(request: AnyRequest) -> str | None:
     """The name of the model that a request makes, if it makes one."""
     return None if isinstance(request, ModelRequest | CompareRequest) else request.target
+    return None if isinstance(request, ModelRequest | VerifyRequest) else request.target

@@ -6,6 +6,7 @@ the tokenizer must load and agree with the tensors; and the logits of the whole 
 adapters on the fly (logits.py). All but the first hold for any model that claims to be such a merge, whoever made it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -108,15 +109,23 @@ class _Report:
         self.share = 0.0
         self.name: str | None = None
         self.rows = 0
+        self.rounding_square = 0.0
         self.tensors = 0
         self.sizes: dict[str, int | None] = {}
         self.logits: LogitsReport | None = None
 
-    def see(self, name: str, difference: float, share: float, rows: int) -> None:
-        self.rows += rows
-        self.difference = max(self.difference, difference)
+    def see(self, name: str, found: torch.Tensor, expected: torch.Tensor, tolerance: torch.Tensor) -> float:
+        """Takes in some values of a tensor; gives the largest share of the tolerance that a difference takes."""
+        difference = (found - expected).abs()
+        share = float((difference / tolerance).max())
+        self.rows += len(found)
+        self.difference = max(self.difference, float(difference.max()))
         if share > self.share:
             self.share, self.name = share, name
+        size = float(expected.norm())
+        if size:
+            self.rounding_square += (float(tolerance.expand_as(expected).norm()) / size) ** 2
+        return share
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -143,13 +152,9 @@ def _examine(
         if not same:
             return
         report.logits = compare_logits(
-            reader,
-            model,
-            claim.base,
-            claim.adapters,
-            tokenizer_folder=claim.stack.tokenizer_folder,
-            watch=watch,
-        )
+            reader, model, claim.base, claim.adapters, rounding=math.sqrt(report.rounding_square),
+            tokenizer_folder=claim.stack.tokenizer_folder, watch=watch,
+        )  # fmt: skip
         if not report.logits.passed:
             yield _logits_finding(report.logits)
 
@@ -227,14 +232,12 @@ def _judge(
     tolerance: torch.Tensor,
     report: _Report,
 ) -> Iterator[Finding]:
-    difference = (found - expected).abs()
-    share = difference / tolerance
-    report.see(stored.name, float(difference.max()), float(share.max()), len(found))
-    if not float(share.max()) <= 1:
+    share = report.see(stored.name, found, expected, tolerance)
+    if not share <= 1:
+        difference = float((found - expected).abs().max())
         yield Finding(
             stored.name,
-            f"{stored.name!r} differs from the expected values by {float(difference.max()):.3g}, which is "
-            f"{float(share.max()):.2f} times what rounding to {stored.encoding} explains",
+            f"{stored.name!r} differs from the expected values by {difference:.3g}, which is {share:.2f} times what rounding to {stored.encoding} explains",
             FAULT,
         )
 

@@ -86,6 +86,11 @@ def kind_of_folder(folder: Path) -> Kind:
     return "unknown"
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files of a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def describe_folder(folder: Path, name: str) -> ModelSummary:
     """A folder's summary; what is wrong with it stands in `problems`, never in an exception."""
     files = [

@@ -52,7 +52,10 @@ class Manifest(BaseModel):
         default=None, description="SHA-256 over the tensors' names, dtypes, shapes and digests"
     )
     tensors: dict[str, TensorEntry] = {}
-    files: dict[str, str] = Field(default={}, description="SHA-256 of each file as it was imported")
+    files: dict[str, str] = Field(
+        default={},
+        description="SHA-256 of each file as it was imported, or beside the weights of what was made",
+    )
     versions: dict[str, str] = {}
     warnings: list[str] = []
     result: dict[str, Any] = Field(default={}, description="The figures of the job that made it")

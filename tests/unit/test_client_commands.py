@@ -526,3 +526,17 @@ def test_chat_goes_on_after_a_failed_answer(service: Service, run: Run) -> None:
 )
 def test_typed_text_is_freed_of_half_characters(typed: str, text: str) -> None:
     assert cleaned(typed) == text
+
+
+def test_verify_names_what_the_model_was_made_of(service: Service, run: Run) -> None:
+    run("verify", "ab", "--base", "llama", "-a", "a,b@0.5")
+    rest = {"base": "llama", "adapters": ["a", {"name": "b", "scale": 0.5}]}
+    assert service.body == {"kind": "verify", "model": "ab"} | rest
+
+
+def test_a_check_that_did_not_pass_ends_with_an_exit_code(service: Service, run: Run) -> None:
+    service.result = {"passed": False, "differences": [{"tensor": "lm_head.weight", "message": "is missing"}]}
+    result = run("verify", "ab")
+    assert result.exit_code == 1
+    assert "the check did not pass: 1 difference" in result.stderr
+    assert "lm_head.weight" in result.stdout

@@ -1,0 +1,235 @@
+"""What a check finds: nothing in what PEFT or we made rightly, and everything that was changed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from services.checkpoints.huggingface import Watch
+from services.checkpoints.reading import TensorReader
+from services.checkpoints.stored import read_stored
+from services.errors import InvalidRequest, WrongModelKind
+from services.formats.adapter import read_adapter
+from services.formats.checkpoint import read_checkpoint
+from services.intake import preflight
+from services.jobs.requests import ConvertRequest, ImportRequest, MergeRequest, VerifyRequest
+from services.merge import ScaledAdapter
+from services.merge.logits import MergedSide, OnTheFlySide, _llama_config, _logits
+from services.merge.verify import claim_of, verify_model
+from services.models.store import ModelStore
+from tests.contract.resume_child import context, make
+from tests.reference.huggingface_model import save_llama
+from tests.reference.peft_merge import make_adapter, peft_merged, random_model, save_model
+from worker.making import make_import
+from worker.verifying import verify_once
+
+pytestmark = [
+    # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+IDS = torch.tensor([[1, 57, 100, 3, 99, 12, 76]])
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A base, two adapters that fit, and what PEFT makes of them: `merged`."""
+    model = random_model(torch.float16)
+    save_model(model, tmp_path / "base")
+    adapters = [make_adapter(tmp_path / name, seed=seed) for name, seed in (("a", 3), ("b", 4))]
+    save_llama(tmp_path / "merged")
+    save_state(tmp_path / "merged", peft_merged(model, adapters))
+    for name in ("config.json", "tokenizer.model"):
+        (tmp_path / "merged" / name).write_bytes((tmp_path / "base" / name).read_bytes())
+    return tmp_path
+
+
+def save_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def run(root: Path, **request: Any) -> dict[str, Any]:
+    def ignore(*_: object) -> None:
+        """Nobody watches."""
+
+    return dict(verify_once(VerifyRequest(kind="verify", **request), context(root, 1, ignore)))
+
+
+# ---- the logits ---------------------------------------------------------------------------------------
+
+
+def test_the_merged_sides_logits_are_those_of_transformers(tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "m", torch.float32)
+    checkpoint = read_checkpoint(tmp_path / "m")
+    claim = claim_of(tmp_path / "m", [], "huggingface")
+    with TensorReader() as reader, torch.no_grad():
+        side = MergedSide(reader, read_stored(tmp_path / "m", claim.output))
+        found = _logits(side, _llama_config(checkpoint.config, 101), IDS, lambda layer: None)
+        assert torch.allclose(found, model(IDS).logits, atol=1e-5)
+
+
+def test_the_other_sides_logits_are_those_of_peft_unmerged(tmp_path: Path) -> None:
+    model = random_model(torch.float32)
+    save_model(model, tmp_path / "base")
+    options = {"target_modules": ["q_proj", "down_proj", "lm_head", "embed_tokens"], "use_rslora": True}
+    folder = make_adapter(tmp_path / "a", seed=3, **options)
+    base = read_checkpoint(tmp_path / "base")
+    scaled = [ScaledAdapter(read_adapter(folder, "a"), 1.0)]
+    with TensorReader() as reader, torch.no_grad():
+        side = OnTheFlySide(reader, base, scaled)
+        found = _logits(side, _llama_config(base.config, 101), IDS, lambda layer: None)
+        expected = PeftModel.from_pretrained(model, folder)(IDS).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(
+        found, LlamaForCausalLM.from_pretrained(tmp_path / "base")(IDS).logits, atol=1e-2
+    )
+
+
+# ---- against base and adapters ------------------------------------------------------------------------
+
+
+def test_what_peft_merged_passes_against_base_and_adapters(root: Path) -> None:
+    report = run(root, model="merged", base="base", adapters=["a", "b"])
+    assert (report["passed"], report["against"], report["differences"]) == (True, ["base and adapters"], [])
+    assert report["tensors"] == 30
+    assert 0 < report["largest_share_of_tolerance"] <= 1
+    assert report["logits"]["greedy_agreement"] == 1
+    assert 0 < report["logits"]["relative_difference"] < report["logits"]["tolerance"]
+
+
+@pytest.mark.parametrize(
+    "adapters",
+    [["a"], [{"name": "a", "scale": 0.9}, "b"], []],
+    ids=["one is missing", "another scale", "none at all"],
+)
+def test_a_model_of_other_adapters_does_not_pass(root: Path, adapters: list[Any]) -> None:
+    report = run(root, model="merged", base="base", adapters=adapters)
+    assert not report["passed"]
+    assert len(report["differences"]) == 21, "seven projections in each of three layers"
+    assert "times what rounding to F16 explains" in report["differences"][0]["message"]
+    assert report["logits"] is None
+
+
+def test_a_conversion_passes_against_its_base_in_every_format(root: Path) -> None:
+    def ignore(*_: object) -> None:
+        """Nobody watches."""
+
+    for layout in ("huggingface", "meta", "gguf"):
+        request = ConvertRequest(kind="convert", source="merged", target=layout, output_format=layout)
+        make(request, context(root, 1, ignore))
+        report = run(root, model=layout, base="merged")
+        assert report["passed"], report["differences"]
+        assert report["against"] == ["manifest", "base and adapters"]
+        assert report["largest_difference"] == 0
+
+
+def test_rows_that_no_sample_meets_are_seen_by_the_logits(root: Path) -> None:
+    """Of 48 rows 16 are sampled: row 1 is none of them."""
+    state = load_file(root / "merged/model.safetensors")
+    state[DOWN][1] *= 30
+    save_state(root / "merged", state)
+    report = run(root, model="merged", base="base", adapters=["a", "b"])
+    assert not report["passed"]
+    assert [difference["tensor"] for difference in report["differences"]] == ["logits"]
+    assert report["logits"]["relative_difference"] > report["logits"]["tolerance"]
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(root: Path) -> None:
+    claim = claim_of(root / "base", [], "huggingface")
+    folder = root / "other"
+    save_llama(folder, vocab_size=103)
+    found = {item["tensor"]: item["message"] for item in verify_model(folder, claim, Watch())["differences"]}
+    assert found["lm_head.weight"] == (
+        "'lm_head.weight' has shape [103, 48], base and adapters give [101, 48]"
+    )
+    tied = root / "tied"
+    save_llama(tied, tie_word_embeddings=True)
+    found = {item["tensor"]: item["message"] for item in verify_model(tied, claim, Watch())["differences"]}
+    assert found["lm_head.weight"] == "'lm_head.weight' is missing"
+
+
+# ---- against the manifest -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(root: Path) -> Path:
+    def ignore(*_: object) -> None:
+        """Nobody watches."""
+
+    make(
+        MergeRequest(kind="merge", base="base", adapters=["a", "b"], target="made"), context(root, 1, ignore)
+    )
+    return root / "made"
+
+
+def test_what_was_made_passes_against_its_manifest(root: Path, made: Path) -> None:
+    report = run(root, model="made")
+    assert (report["passed"], report["digests_equal"], report["against"]) == (True, 30, ["manifest"])
+    assert report["files"] == len([path for path in made.iterdir() if path.suffix != ".safetensors"]) - 1
+    assert report["unlisted_files"] == []
+
+
+def test_a_changed_bit_is_found_and_its_tensor_named(root: Path, made: Path) -> None:
+    data = bytearray((made / "model.safetensors").read_bytes())
+    header_bytes = int.from_bytes(data[:8], "little")
+    start, _ = json.loads(data[8 : 8 + header_bytes])[DOWN]["data_offsets"]
+    data[8 + header_bytes + start + 7] ^= 1
+    (made / "model.safetensors").write_bytes(data)
+    report = run(root, model="made")
+    assert (report["passed"], report["digests_equal"]) == (False, 29)
+    assert [difference["tensor"] for difference in report["differences"]] == [DOWN]
+
+
+def test_changed_missing_and_added_files_are_told_apart(root: Path, made: Path) -> None:
+    with (made / "tokenizer.model").open("ab") as file:
+        file.write(b"\0")
+    (made / "generation_config.json").unlink()
+    (made / "notes.txt").write_text("mine")
+    report = run(root, model="made")
+    assert not report["passed"]
+    assert [difference["file"] for difference in report["differences"]] == [
+        "made", "generation_config.json", "tokenizer.model",
+    ]  # fmt: skip
+    assert "the model cannot be read" in report["differences"][0]["message"]
+    assert report["unlisted_files"] == ["model.safetensors", "notes.txt"]
+
+
+def test_a_model_without_a_manifest_needs_a_base(root: Path) -> None:
+    request = VerifyRequest(kind="verify", model="merged")
+    with pytest.raises(InvalidRequest, match=r"has no manifest\.json"):
+        preflight(request, ModelStore(root), {})
+
+
+def test_an_adapter_is_no_merged_model(root: Path) -> None:
+    request = VerifyRequest(kind="verify", model="a", base="base", adapters=["b"])
+    with pytest.raises(WrongModelKind, match="'a' is of kind 'adapter'"):
+        preflight(request, ModelStore(root), {})
+
+
+def test_a_file_of_an_import_that_was_changed_is_found(root: Path) -> None:
+    def ignore(*_: object) -> None:
+        """Nobody watches."""
+
+    (root / "incoming").mkdir()
+    (root / "a").rename(root / "incoming/a")
+    request = ImportRequest(kind="import", source={"path": "incoming/a"}, target="taken")
+    make_import(request, context(root, 1, ignore))
+    assert run(root, model="taken")["passed"]
+    (root / "taken/adapter_config.json").write_text("{}")
+    report = run(root, model="taken")
+    assert [difference["file"] for difference in report["differences"]] == ["adapter_config.json"]

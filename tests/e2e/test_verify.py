@@ -1,0 +1,26 @@
+"""A model is checked against its manifest and against what it was made of."""
+
+from tests.e2e.conftest import Line
+from tests.e2e.product import Product
+
+
+def test_the_merged_model_is_what_base_and_adapters_give(product: Product, line: Line) -> None:
+    plan = product.plan(kind="verify", model="merged", base="llama", adapters=["zh", "alpaca"])
+    assert [entry["name"] for entry in plan["reads"]] == ["merged", "llama", "zh", "alpaca"]
+    result = product.run(kind="verify", model="merged", base="llama", adapters=["zh", "alpaca"])["result"]
+    assert (result["passed"], result["differences"]) == (True, [])
+    assert result["against"] == ["manifest", "base and adapters"]
+    assert result["logits"]["greedy_agreement"] == 1
+    assert result["digests_equal"] == result["tensors"]
+
+
+def test_a_model_of_one_adapter_less_is_another_one(product: Product, line: Line) -> None:
+    result = product.run(kind="verify", model="merged", base="llama", adapters=["zh"])["result"]
+    assert not result["passed"]
+    shapes = [item["message"] for item in result["differences"] if item["tensor"] == "lm_head.weight"]
+    assert "has shape" in shapes[0]
+
+
+def test_a_model_with_no_manifest_and_no_base_is_refused(product: Product, line: Line) -> None:
+    product.refusal(422, "invalid_request", kind="verify", model="merged", adapters=["zh"])
+    product.refusal(404, "model_not_found", kind="verify", model="absent")
