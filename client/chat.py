@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from client.answers import ClientError, Job, JsonObject
-from client.display import complain, open_console, print_text
+from client.display import complain, open_console, print_piece, print_text
 from client.http import Graftwerk
 from client.running import cancel_if_possible
 from client.texts import cleaned
@@ -25,11 +25,40 @@ class Conversation:
         """The request for an answer to `text`."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         question = {"role": "user", "content": text}
-        return self.request | {"kind": "generate", "messages": [*system, *self.turns, question]}
+        messages = [*system, *self.turns, question]
+        return self.request | {"kind": "generate", "messages": messages, "fit_context": True}
 
     def answered(self, text: str, answer: str) -> None:
         """Remembers a question and its answer."""
         self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+
+class GrowingText:
+    """An answer as it is shown: piece by piece, and in the end whole."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown = ""
+
+    def add(self, piece: JsonObject) -> None:
+        """Show a piece. One that begins again (its worker died) begins a new line."""
+        if piece["offset"] < len(self._shown):
+            self.end()
+        self._shown += piece["text"]
+        print_piece(self._console, piece["text"])
+
+    def complete(self, text: str) -> None:
+        """Show what is missing of the whole text, and end the line."""
+        if not text.startswith(self._shown):
+            self.end()
+        print_text(self._console, text[len(self._shown) :])
+        self._shown = ""
+
+    def end(self) -> None:
+        """End the line, if there is one."""
+        if self._shown:
+            print_text(self._console, "")
+        self._shown = ""
 
 
 def converse(graftwerk: Graftwerk, conversation: Conversation) -> None:
@@ -67,30 +96,43 @@ def read_line(console: Console, notes: Console) -> str | None:
 
 
 def answer_line(graftwerk: Graftwerk, conversation: Conversation, text: str) -> None:
-    """Asks for an answer and prints it; an error is told, and the conversation goes on as if not asked."""
+    """Asks for an answer and shows it as it grows; an error is told, and the conversation goes on as if not asked."""
     console, notes = open_console(), open_console(stderr=True)
+    growing = GrowingText(console)
     try:
         job = graftwerk.submit(conversation.asking(text))
-        job = await_answer(graftwerk, job, notes)
+        job = await_answer(graftwerk, job, notes, growing)
     except ClientError as error:
+        growing.end()
         complain(notes, error.detail, error.hint)
         return
     if job.status == "failed":
+        growing.end()
         complain(
             notes, job.error.message if job.error else "the job failed", job.error.hint if job.error else ""
         )
     elif job.status == "succeeded" and job.result is not None:
-        answer = job.result["outputs"][0]["text"]
-        print_text(console, answer)
-        conversation.answered(text, answer)
+        output = job.result["outputs"][0]
+        growing.complete(output["text"])
+        conversation.answered(text, output["text"])
+        if dropped := output.get("dropped_turns"):
+            notes.print(f"the oldest {dropped} turns no longer fit the model's context", style="dim")
 
 
-def await_answer(graftwerk: Graftwerk, job: Job, notes: Console) -> Job:
+def await_answer(graftwerk: Graftwerk, job: Job, notes: Console, growing: GrowingText) -> Job:
     """The ended job; Ctrl-C cancels it."""
     try:
-        with notes.status("thinking"):
-            return graftwerk.wait(job.id)
+        with notes.status("thinking") as status:
+
+            def show(piece: JsonObject) -> None:
+                status.stop()
+                growing.add(piece)
+
+            for latest in graftwerk.follow(job.id, on_text=show):
+                job = latest
+        return job
     except KeyboardInterrupt:
+        growing.end()
         cancel_if_possible(graftwerk, job)
         notes.print("stopped", style="yellow")
-        return graftwerk.job(job.id)
+        return job

@@ -193,8 +193,16 @@ def _difference_line(difference: JsonObject) -> str:
 
 def print_text(console: Console, text: str) -> None:
     """A model's text, letter for letter; on a terminal it must not steer the terminal."""
-    shown = text.replace("\x1b", "␛") if console.is_terminal else text
-    console.print(Text(shown), soft_wrap=True)
+    console.print(Text(_harmless(console, text)), soft_wrap=True)
+
+
+def print_piece(console: Console, text: str) -> None:
+    """A piece of a model's text, right behind the one before."""
+    console.out(_harmless(console, text), end="", highlight=False)
+
+
+def _harmless(console: Console, text: str) -> str:
+    return text.replace("\x1b", "␛") if console.is_terminal else text
 
 
 def facts_view(facts: Mapping[str, Any]) -> RenderableType:

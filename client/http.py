@@ -139,8 +139,11 @@ class Graftwerk:
             return False
         return True
 
-    def follow(self, job_id: str) -> Iterator[Job]:
+    def follow(self, job_id: str, *, on_text: Callable[[JsonObject], None] | None = None) -> Iterator[Job]:
         """The job each time that something changes, until it has ended.
+
+        Args:
+            on_text: called with each piece of text that the job tells of while it writes.
 
         Reads the event stream; when that breaks, asks for the job itself and takes the stream up again after the
         last event that it has seen.
@@ -150,6 +153,10 @@ class Graftwerk:
             try:
                 for event in self._events(job_id, last_id):
                     last_id, failures = event.id or last_id, 0
+                    if event.name == "token":
+                        if on_text is not None:
+                            on_text(json.loads(event.data))
+                        continue
                     job = self._changed(job, event)
                     if job is not None:
                         yield job

@@ -4,10 +4,10 @@ import hashlib
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from services.errors import GraftwerkError
@@ -20,6 +20,7 @@ from services.generate import (
     Output,
     TokenGenerated,
     TokenLogprob,
+    build_fitting,
     build_prompt,
 )
 from services.jobs.requests import TOLD_ANSWERS, GenerateRequest
@@ -34,14 +35,19 @@ from worker.lifecycle import Context
 from worker.residents import ModelKey, Resident, Residents
 from worker.telling import TextTeller
 
+ANSWER_SHARE = 4
+"""Turns are left out until the answer has room for its new tokens, or for this part of the context."""
+
 
 @dataclass(slots=True)
 class Open:
-    """A prompt that the engine works on: its number, how it is sampled, and the outputs that it has so far."""
+    """A prompt that the engine works on: its number, how it is sampled, how many turns were left out
+    (None where none may be), and the outputs that it has so far."""
 
     number: int
     prompt: BuiltPrompt
     sampling: Sampling
+    dropped_turns: int | None
     entries: list[Entry] = field(default_factory=list)
 
 
@@ -101,12 +107,12 @@ class Asking:
         """Give the engine the next prompt; one that it refuses gets its error as its answer."""
         number = self._waiting.popleft()
         try:
-            prompt = self._build(self.questions[number])
+            prompt, dropped = self._built(self.questions[number])
             sampling = self._fitted(prompt)
             request = GenerationRequest(
                 prompt.token_ids, sampling, stop=prompt.stop, stop_token_ids=prompt.stop_token_ids
             )
-            self._open[self.resident.engine.submit(request)] = Open(number, prompt, sampling)
+            self._open[self.resident.engine.submit(request)] = Open(number, prompt, sampling, dropped)
         except GraftwerkError as error:
             self.expected -= self.request.sampling.max_new_tokens * self.request.sampling.n
             self.answers.put(number, self.questions[number].text, [self._failure(number, error)])
@@ -139,7 +145,7 @@ class Asking:
             self._text.add(self._place(asked, event.index), event.text, event.token_id, logprob)
 
     def _hear_end(self, asked: Open, output: Output) -> None:
-        asked.entries.append(self._entry(asked.number, asked.prompt, output))
+        asked.entries.append(self._entry(asked, output))
         self.expected -= asked.sampling.max_new_tokens - len(output.token_ids)
         if self._text is not None:
             self._text.end(self._place(asked, output.index), output.finish_reason)
@@ -179,7 +185,7 @@ class Asking:
         loaded = self.resident.loaded
         return {
             # Where all answers were there before, nothing has been built yet.
-            "template": self.template or self._build(self.questions[0]).template,
+            "template": self.template or self._built(self.questions[0])[0].template,
             "seconds": round(seconds, 3),
             "tokens_per_second": round(self.tokens / seconds, 2),
             "device": str(loaded.device),
@@ -202,13 +208,21 @@ class Asking:
             return given
         return self._template_of_lineage
 
-    def _build(self, question: Question) -> BuiltPrompt:
+    def _built(self, question: Question) -> tuple[BuiltPrompt, int | None]:
+        """A question's prompt, and how many turns of a conversation were left out where the request allows that."""
+        if question.messages is None or self.request.fit_context is not True:
+            return self._build(question, question.messages), None
+        context = self.resident.loaded.context_length
+        room = min(self.request.sampling.max_new_tokens, context // ANSWER_SHARE)
+        return build_fitting(partial(self._build, question), question.messages, context - room)
+
+    def _build(self, question: Question, messages: Sequence[Message] | None) -> BuiltPrompt:
         loaded, request = self.resident.loaded, self.request
         prompt = build_prompt(
             loaded.tokenizer,
             template=self._template_for(question),
             prompt=question.prompt,
-            messages=question.messages,
+            messages=messages,
             system=request.system if question.system is None else question.system,
             input=request.input if question.input is None else question.input,
             chat_template=loaded.chat_template,
@@ -230,9 +244,9 @@ class Asking:
         failure = {"code": error.code, "message": error.message, "hint": error.hint}
         return {"prompt": self.questions[number].text, "error": failure}
 
-    def _entry(self, number: int, prompt: BuiltPrompt, output: Output) -> Entry:
+    def _entry(self, asked: Open, output: Output) -> Entry:
         entry: Entry = {
-            "prompt": self.questions[number].text,
+            "prompt": self.questions[asked.number].text,
             "index": output.index,
             "text": output.text,
             "finish_reason": output.finish_reason,
@@ -240,7 +254,9 @@ class Asking:
             "seed": output.seed,
         }
         if self.request.return_token_ids:
-            entry |= {"prompt_token_ids": list(prompt.token_ids), "token_ids": output.token_ids}
+            entry |= {"prompt_token_ids": list(asked.prompt.token_ids), "token_ids": output.token_ids}
+        if asked.dropped_turns is not None:
+            entry["dropped_turns"] = asked.dropped_turns
         if output.logprobs is not None:
             entry["logprobs"] = [self._logprob(item) for item in output.logprobs]
         return entry

@@ -183,7 +183,8 @@ class ChatBody(SamplingBody):
             sampling=self.sampling(
                 max_new_tokens=AS_MANY_AS_FIT if limit is None else limit, logprobs=logprobs
             ),
-            fit_context=limit is None,
+            # OpenAI refuses a conversation that is too long: no turn is left out behind its client's back
+            fit_context="answer" if limit is None else False,
             metadata=metadata,
         )
 

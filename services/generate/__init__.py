@@ -15,6 +15,7 @@ from services.generate.request import (
     TokenLogprob,
 )
 from services.generate.run import GenerationResult, PromptResult, generate
+from services.generate.turns import build_fitting
 
 __all__ = [
     "AnswerFailed",
@@ -31,6 +32,7 @@ __all__ = [
     "TokenGenerated",
     "TokenLogprob",
     "Window",
+    "build_fitting",
     "build_prompt",
     "embed",
     "generate",

@@ -270,9 +270,10 @@ class Asked(Shape):
     system: str | None = Field(default=None, max_length=100_000)
     input: str | None = Field(default=None, max_length=1_000_000)
     sampling: Sampling = Sampling()
-    fit_context: bool = Field(
+    fit_context: bool | Literal["answer"] = Field(
         default=False,
-        description="Lower max_new_tokens to what the model's context has room for; false refuses what does not fit.",
+        description="true leaves out a conversation's oldest turns where it is too long for the model's context, and lowers "
+        'max_new_tokens to what there is room for; "answer" does the latter alone; false refuses what does not fit.',
     )
 
     @model_validator(mode="after")

@@ -156,7 +156,7 @@ def test_what_asks_for_nothing_is_taken_and_the_rest_becomes_the_job(volume: Pat
         {"role": "assistant", "content": "Three"},
         {"role": "user", "content": "Four"},
     ]
-    assert request["fit_context"] is True
+    assert request["fit_context"] == "answer"
     changed = {"top_k": 3, "seed": 7, "stop": ["end"], "logit_bias": {"5": -100.0}, "logprobs": 0}
     openais_own = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "n": 1}
     assert request["sampling"].items() >= (changed | openais_own).items()

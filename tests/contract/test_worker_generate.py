@@ -228,6 +228,45 @@ def test_new_tokens_are_fitted_to_the_context_where_the_request_says_so(
     assert output["usage"]["completion_tokens"] > 30
 
 
+def test_the_oldest_turns_of_a_long_conversation_are_left_out(queue: JobQueue, volume: Path) -> None:
+    turns = [
+        {"role": role, "content": f"{number} " + "alpaca " * 60}
+        for number in range(12)
+        for role in ("user", "assistant")
+    ]
+    system = {"role": "system", "content": "Below is an instruction."}
+    more: dict[str, Any] = {"template": "alpaca", "return_token_ids": True, "sampling": GREEDY | {"seed": 1}}
+    question = {"role": "user", "content": "The capital of France is"}
+    refused = ended(queue, ask(queue, messages=[system, *turns, question], **more))
+    assert refused.error is not None
+    assert refused.error.code == "prompt_too_long"
+    (output,) = outputs(
+        ended(queue, ask(queue, messages=[system, *turns, question], fit_context=True, **more))
+    )
+    dropped = output.pop("dropped_turns")
+    assert 0 < dropped < 12
+    rest = [system, *turns[2 * dropped :], question]
+    assert outputs(ended(queue, ask(queue, messages=rest, **more))) == [output]
+    one_more = [system, *turns[2 * dropped - 2 :], question]
+    assert ended(queue, ask(queue, messages=one_more, **more)).status == "failed", (
+        "no turn was dropped in vain"
+    )
+    alone = ended(
+        queue, ask(queue, messages=[{"role": "user", "content": "alpaca " * 2000}], fit_context=True)
+    )
+    assert alone.error is not None
+    assert alone.error.code == "prompt_too_long"
+    short = ended(queue, ask(queue, messages=[question], fit_context=True))
+    assert outputs(short)[0]["dropped_turns"] == 0
+
+
+def test_an_answer_that_is_fitted_alone_leaves_out_no_turn(queue: JobQueue) -> None:
+    turns = [{"role": role, "content": "alpaca " * 700} for role in ("user", "assistant", "user")]
+    job = ended(queue, ask(queue, messages=turns, fit_context="answer"))
+    assert job.error is not None
+    assert job.error.code == "prompt_too_long"
+
+
 def test_a_conversation_gets_the_template_of_the_models_lineage(queue: JobQueue) -> None:
     row = QUESTIONS[0]
     messages = [{"role": "user", "content": row["question"]}]

@@ -22,6 +22,7 @@ class Service:
         self.result: dict[str, Any] = {"name": "ab", "size_bytes": 1234567}
         self.error: dict[str, str] | None = None
         self.refusal: httpx.Response | None = None
+        self.pieces: list[dict[str, Any]] = []
         self.seen: list[httpx.Request] = []
 
     def job(self, status: str) -> dict[str, Any]:
@@ -59,7 +60,8 @@ class Service:
         match request.url.path.rpartition("/")[2], request.method:
             case "events", _:
                 ended = json.dumps(self.job(self.status))
-                return httpx.Response(200, text=f"event: status\ndata: {ended}\n\n")
+                told = "".join(f"event: token\ndata: {json.dumps(piece)}\n\n" for piece in self.pieces)
+                return httpx.Response(200, text=f"{told}event: status\ndata: {ended}\n\n")
             case "log" | "results", _:
                 found = request.url.params.get("format")
                 return httpx.Response(200, text=f"{found} of it" if found else "reading\nwriting\n")
@@ -502,10 +504,59 @@ def test_chat_sends_all_that_was_said_and_forgets_on_reset(service: Service, run
         "model": "m",
         "sampling": {"temperature": 0.0},
         "messages": [system, user],
+        "fit_context": True,
     }
     answer = {"role": "assistant", "content": "hello"}
     assert asked[1]["messages"] == [system, user, answer, {"role": "user", "content": "again"}]
     assert asked[2]["messages"] == [system, {"role": "user", "content": "new"}]
+
+
+def piece(offset: int, text: str) -> dict[str, Any]:
+    return {"id": ID, "index": 0, "offset": offset, "text": text, "finish_reason": None}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        ([piece(0, "  he"), piece(4, "llo [red]")], "  hello [red]!\n"),
+        ([], "  hello [red]!\n"),
+        ([piece(0, "  he"), piece(0, "  hello"), piece(7, " [red]!")], "  he\n  hello [red]!\n"),
+        ([piece(0, "other")], "other\n  hello [red]!\n"),
+    ],
+)
+def test_chat_shows_the_text_as_it_grows_and_in_the_end_whole(
+    service: Service, run: Run, pieces: list[dict[str, Any]], shown: str
+) -> None:
+    service.pieces, service.result = pieces, {"outputs": [{"text": "  hello [red]!"}]}
+    assert run("chat", "m", input="hi\n").stdout == shown
+
+
+def test_chat_tells_of_the_turns_that_no_longer_fit(service: Service, run: Run) -> None:
+    service.result = {"outputs": [{"text": "hello", "dropped_turns": 3}]}
+    assert "oldest 3 turns" in run("chat", "m", input="hi\n").stderr
+
+
+def test_ctrl_c_in_chat_cancels_the_answer_and_keeps_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, service: Service, run: Run
+) -> None:
+    follow, interrupts = app_follow(), iter([False, True])
+
+    def second_interrupted(graftwerk: Any, job_id: str, *, on_text: Any) -> Any:
+        if next(interrupts, False):
+            on_text(piece(0, "hel"))
+            raise KeyboardInterrupt
+        return follow(graftwerk, job_id, on_text=on_text)
+
+    monkeypatch.setattr("client.http.Graftwerk.follow", second_interrupted)
+    service.result = {"outputs": [{"text": "hello"}]}
+    result = run("chat", "m", input="one\ntwo\nthree\n")
+    assert result.exit_code == 0
+    assert result.stdout == "hello\nhel\nhello\n"
+    assert "stopped" in result.stderr
+    paths = [request.url.path for request in service.seen]
+    assert paths.count(f"/api/jobs/{ID}/cancel") == 1
+    asked = [json.loads(request.content) for request in service.seen if request.url.path == "/api/jobs"]
+    assert [turn["content"] for turn in asked[2]["messages"]] == ["one", "hello", "three"]
 
 
 def test_chat_goes_on_after_a_failed_answer(service: Service, run: Run) -> None:
