@@ -89,8 +89,13 @@ def speeds(loaded: LoadedModel, running: Any, options: argparse.Namespace) -> Js
             tokens[name] = way()
             rates[name].append(sum(greedy.new_tokens) / (time.monotonic() - start))
     expected = tokens["one at a time"]
+    alone = rates["one at a time"]
     return {
         "new_tokens": sum(greedy.new_tokens),
+        "times_one_at_a_time": {
+            name: round(statistics.median(a / b for a, b in zip(found[1:], alone[1:], strict=True)), 2)
+            for name, found in rates.items()
+        },
         "tokens_per_second": {name: round(statistics.median(found[1:]), 1) for name, found in rates.items()},
         "greedy_equal_to_one_at_a_time": {name: _equal(found, expected) for name, found in tokens.items()},
     }

@@ -47,6 +47,12 @@ def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
         if options.soak:
             report["soak"], wrong = soak.soak(service, options.soak)
             violations += wrong
+    if options.soak:
+        with running(
+            folder, slots=8, threads=options.threads, retention_seconds=soak.RETENTION_SECONDS
+        ) as service:
+            report["expiry"], wrong = soak.expire(service)
+            violations += wrong
     _draw(options.plots, report)
     return report, violations
 

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -87,7 +87,7 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, *, slots: int, threads: int) -> Iterator[Service]:
+def running(folder: Path, *, slots: int, threads: int, retention_seconds: int = 86400) -> Iterator[Service]:
     """A service of its own, on data of its own; its models are those of `folder/models`."""
     data_dir = folder / "service"
     shutil.rmtree(data_dir, ignore_errors=True)
@@ -96,6 +96,7 @@ def running(folder: Path, *, slots: int, threads: int) -> Iterator[Service]:
     environ |= {
         "GRAFTWERK_GENERATE_SLOTS": str(slots), "GRAFTWERK_TORCH_THREADS": str(threads),
         "GRAFTWERK_DEVICE": "cpu", "OMP_NUM_THREADS": str(threads), "GRAFTWERK_QUEUE_LIMIT": "100000",
+        "GRAFTWERK_JOB_RETENTION_SECONDS": str(retention_seconds),
     }  # fmt: skip
     with Stack(place, environ) as stack:
         stack.wait_until_ready()
@@ -118,9 +119,8 @@ def seconds_since(start: float, moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp() - start
 
 
-def until(condition: Any, seconds: float = 120) -> None:
-    """Return when the condition holds."""
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Return when the condition holds, or when the time is over: what follows looks again."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)

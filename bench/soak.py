@@ -8,9 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bench.asks import Json, ask
 from bench.memory import memory
-from bench.service import Service
+from bench.service import Service, until
 
 CONCURRENCY = 16
+RETENTION_SECONDS = 60
+"""The least that the service takes; with the janitor's round the jobs are forgotten within twice that."""
+
+FORGOTTEN_SECONDS = 120.0
 LARGEST_GROWTH = 0.10
 """Of anonymous memory between a tenth of the requests and all of them."""
 
@@ -60,6 +64,24 @@ def soak(service: Service, requests: int) -> tuple[Json, list[str]]:
     if done["succeeded"] != requests:
         wrong.append(f"of {requests} requests {dict(done)}")
     return report, wrong
+
+
+def expire(service: Service) -> tuple[Json, list[str]]:
+    """Jobs that nobody deletes: what is left of them when they have been forgotten."""
+    ids = [service.submit(ask(f"forget {number}", 4, seed=number)) for number in range(CONCURRENCY)]
+    for job_id in ids:
+        service.wait(job_id)
+    started = time.monotonic()
+    until(lambda: not remains(service, set(ids))[0], FORGOTTEN_SECONDS)
+    left, expiring = remains(service, set(ids))
+    seconds = round(time.monotonic() - started, 1)
+    report: Json = {
+        "jobs": len(ids),
+        "seconds_until_forgotten": seconds,
+        "left": left,
+        "expiring_by_themselves": expiring,
+    }
+    return report, [f"{len(left)} keys or members are left of expired jobs: {left[:3]}"] if left else []
 
 
 def sample(service: Service) -> dict[str, int]:
