@@ -19,7 +19,7 @@ from api.rooms import rooms
 from services.errors import InvalidRequest, JobNotFound, NotReady, ResultsNotFound
 from services.intake import Plan, preflight
 from services.jobs.events import Event, follow
-from services.jobs.requests import ANY_REQUEST, AnyRequest
+from services.jobs.requests import ANY_REQUEST, AnyRequest, JobKind
 from services.jobs.status import ENDED, Job, JobStatus
 from services.models.store import LINES, PREDICTIONS
 

@@ -44,9 +44,11 @@ from services.jobs.requests import (
     GenerateRequest,
     HubSource,
     ImportRequest,
+    MakingRequest,
     MergeRequest,
     PathSource,
     PerplexityRequest,
+    ResidentRequest,
     VerifyRequest,
     inputs_of,
     target_of,
@@ -132,30 +134,43 @@ def preflight(
     for name in inputs_of(request):
         if name not in promised:
             store.path(name)
+    if isinstance(request, ResidentRequest):
+        plan = _plan_asking(request, store, waiting)
+    elif waiting:
+        plan = _later(request, waiting)
+    else:
+        plan = _plan_making(request, store, digest_limit_bytes)
+    return _with_disk(plan, store, staged_bytes)
+
+
+def _plan_making(request: MakingRequest | VerifyRequest, store: ModelStore, digest_limit_bytes: int) -> Plan:
+    """The plan of what makes a model, or checks one."""
     match request:
         case ImportRequest():
-            plan = _plan_import(request, store)
+            return _plan_import(request, store)
         case ConvertRequest():
-            plan = _later(request, waiting) if waiting else _plan_convert(request, store)
+            return _plan_convert(request, store)
         case MergeRequest():
-            plan = _later(request, waiting) if waiting else _plan_merge(request, store, digest_limit_bytes)
+            return _plan_merge(request, store, digest_limit_bytes)
         case ExtendTokenizerRequest():
-            plan = _later(request, waiting) if waiting else _plan_extend_tokenizer(request, store)
+            return _plan_extend_tokenizer(request, store)
+        case VerifyRequest():
+            return _plan_verify(request, store)
+
+
+def _plan_asking(request: ResidentRequest, store: ModelStore, waiting: list[str]) -> Plan:
+    """The plan of what a loaded model answers; its texts are checked even where the model is not there yet."""
+    match request:
+        case CompareRequest():
+            return _plan_compare(request, store, waiting)
         case GenerateRequest():
             _refuse_generate_options(request)
-            plan = _plan_answering(request, store, waiting)
-        case CompareRequest():
-            plan = _plan_compare(request, store, waiting)
         case EmbedRequest():
             for text in request.inputs:
                 check_text(text)
-            plan = _plan_answering(request, store, waiting)
         case PerplexityRequest():
             _check_scored_text(request, store)
-            plan = _plan_answering(request, store, waiting)
-        case VerifyRequest():
-            plan = _later(request, waiting) if waiting else _plan_verify(request, store)
-    return _with_disk(plan, store, staged_bytes)
+    return _plan_answering(request, store, waiting)
 
 
 def _later(request: AnyRequest, waiting: list[str]) -> Plan:

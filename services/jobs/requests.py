@@ -4,7 +4,8 @@ The API parses a request with these, the queue carries it as JSON, and the worke
 """
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self, get_args
 from uuid import UUID
 
 from pydantic import (
@@ -399,6 +400,9 @@ AnyRequest = Annotated[
 
 ANY_REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
 
+MakingRequest = ImportRequest | ConvertRequest | MergeRequest | ExtendTokenizerRequest
+"""The requests that make a model, their `target`."""
+
 ResidentRequest = GenerateRequest | CompareRequest | EmbedRequest | PerplexityRequest
 
 RESIDENT_REQUEST: TypeAdapter[ResidentRequest] = TypeAdapter(
@@ -418,27 +422,27 @@ def inputs_of(request: AnyRequest) -> list[str]:
     """The names of the models that a request reads, in the order in which it names them."""
     match request:
         case ImportRequest():
-            return []
+            names = []
         case ConvertRequest():
-            return [request.source]
+            names = [request.source]
         case MergeRequest():
-            return [request.base, *(adapter.name for adapter in request.adapters)]
+            names = _with_adapters(request.base, request.adapters)
         case ExtendTokenizerRequest():
-            return [request.base, request.addition]
+            names = [request.base, request.addition]
         case VerifyRequest():
-            bases = [] if request.base is None else [request.base]
-            return [request.model, *bases, *(adapter.name for adapter in request.adapters)]
-        case ModelRequest():
-            return _names_of(request)
+            base = [] if request.base is None else [request.base]
+            names = [*_with_adapters(request.model, request.adapters), *base]
         case CompareRequest():
-            return list(dict.fromkeys(name for variant in request.variants for name in _names_of(variant)))
+            names = [name for one in request.variants for name in _with_adapters(one.model, one.adapters)]
+        case _:
+            names = _with_adapters(request.model, request.adapters)
+    return list(dict.fromkeys(names))
 
 
-def _names_of(loaded: LoadedModel) -> list[str]:
-    return [loaded.model, *(adapter.name for adapter in loaded.adapters)]
+def _with_adapters(model: str, adapters: Sequence[AdapterChoice]) -> list[str]:
+    return [model, *(adapter.name for adapter in adapters)]
 
 
 def target_of(request: AnyRequest) -> str | None:
     """The name of the model that a request makes, if it makes one."""
-    return None if isinstance(request, ModelRequest | CompareRequest) else request.target
-    return None if isinstance(request, ModelRequest | VerifyRequest) else request.target
+    return request.target if isinstance(request, MakingRequest) else None

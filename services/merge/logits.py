@@ -151,10 +151,11 @@ def compare_logits(
         for side, first in zip(sides, (0, config.num_hidden_layers), strict=True)
     )
     difference = (found - expected).double()
-    scale = expected.double().square().mean().sqrt()
+    size = float(expected.double().square().mean().sqrt())
+    apart = float(difference.square().mean().sqrt())
     return LogitsReport(
         positions=ids.numel(), largest_difference=float(difference.abs().max()),
-        relative_difference=float(difference.square().mean().sqrt() / scale),
+        relative_difference=apart / size if size else apart,
         tolerance=max(LEAST_TOLERANCE, rounding),
         greedy_agreement=float((found.argmax(-1) == expected.argmax(-1)).double().mean()),
     )  # fmt: skip
