@@ -21,6 +21,10 @@ from services.merge.peft_layers import merge_layer
 BLOCK_ELEMENTS = 1 << 20
 """Elements of the blocks of rows in which a tensor is computed: 4 MB in float32, so that blocks stay in the cache."""
 
+LEAST_ROWS = 64
+"""No block of a larger tensor has fewer rows: products of less than a dozen rows are summed by other kernels, with other bits (oneMKL
+through torch 2.13), and a rest of one to three rows is what 3072 columns would leave of 3072 or 1024 rows."""
+
 GPU_BLOCK_ELEMENTS = 1 << 24
 """The same on a GPU, 64 MB in float32: each block is a copy there and back."""
 
@@ -106,11 +110,16 @@ def changed_blocks(
         if change.pair is not None:
             factors.append(_factors(reader, change, change.pair, device))
     most_elements = BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
-    step = max(1, most_elements // max(1, weight[0].numel()))
-    for start in range(0, weight.shape[0], step):
-        rows = slice(start, start + step)
+    for rows in even_rows(weight.shape[0], most_elements // max(1, weight[0].numel())):
         deltas = [factor.rows(rows, None if once else dtype) for factor in factors]
         yield _changed(weight[rows].to(device).to(dtype), deltas, once=once).cpu()
+
+
+def even_rows(rows: int, most: int) -> Iterator[slice]:
+    """All rows in blocks of about equal size, at most `most` (or twice LEAST_ROWS) each."""
+    count = -(-rows // max(most, 2 * LEAST_ROWS))
+    for number in range(count):
+        yield slice(rows * number // count, rows * (number + 1) // count)
 
 
 def _changed(block: torch.Tensor, deltas: Sequence[torch.Tensor], *, once: bool) -> torch.Tensor:
