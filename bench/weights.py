@@ -28,6 +28,9 @@ RATIOS = {
     "mergekit against merge, one adapter": ("mergekit_merge_plain", "graftwerk_merge_plain"),
     "verified against not": ("graftwerk_merge_verified", "graftwerk_merge"),
 }
+NEEDED = ("graftwerk_convert", "graftwerk_merge_plain", "graftwerk_merge", "graftwerk_merge_verified")
+"""What others start from or copy; the rest goes at once, for the sake of the disk."""
+
 SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
 
 
@@ -50,6 +53,8 @@ def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
         prepare(folder, layers)
         results = run(folder, environments, options.runs, peers=not options.no_peers)
         report[f"{layers} layers"] = summary(results)
+        for name in NEEDED:
+            clear(folder, name)
     _draw(options.plots, report, options.layers)
     return report, []
 
@@ -77,6 +82,8 @@ def run(folder: Path, environments: Path, runs: int, *, peers: bool) -> dict[str
                 continue
             found = measure(name, folder, environments)
             results.setdefault(name, []).append(found)
+            if name not in NEEDED:
+                clear(folder, name)
             print(
                 f"{name:26} {found['seconds']:7.1f} s  {found['anonymous_mb']:6.0f} MB anonymous", flush=True
             )
