@@ -185,20 +185,29 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
                 self._end_part(seat)
 
     def _step_engine(self, resident: Resident) -> None:
-        askings = [
-            seat.asking
-            for seat in self.seats
-            if isinstance(seat.asking, Asking) and seat.asking.resident is resident
-        ]
-        in_turn = deque(asking for asking in askings if asking.has_more)
-        while in_turn and resident.engine.free_slots:
-            asking = in_turn.popleft()
-            asking.ask_next()
-            if asking.has_more:
-                in_turn.append(asking)
+        self._ask(resident)
+        askings = [asking for _, asking in self._asking_of(resident)]
         for event in resident.engine.step():
             # What nobody takes belongs to a job that was stopped.
             any(asking.hear(event) for asking in askings)
+
+    def _ask(self, resident: Resident) -> None:
+        """Fill the free slots with the jobs' next prompts in turn. A prompt that nobody foresaw fails its job alone."""
+        in_turn = deque((seat, asking) for seat, asking in self._asking_of(resident) if asking.has_more)
+        while in_turn and resident.engine.free_slots:
+            seat, asking = in_turn.popleft()
+            outcome = attempted(asking.ask_next)
+            if isinstance(outcome, Exception):
+                self._fail(seat, outcome)
+            elif asking.has_more:
+                in_turn.append((seat, asking))
+
+    def _asking_of(self, resident: Resident) -> list[tuple[Seat, Asking]]:
+        return [
+            (seat, seat.asking)
+            for seat in self.seats
+            if isinstance(seat.asking, Asking) and seat.asking.resident is resident
+        ]
 
     def _report(self, seat: Seat) -> None:
         """A volume that cannot be written fails the job that writes to it, and no other."""

@@ -76,9 +76,11 @@ def _rendered(chat_template: str, turns: list[dict[str, str]], tokenizer: Tokeni
         ArithmeticError,
         LookupError,
         AttributeError,
+        RuntimeError,  # macros that call each other without end
+        MemoryError,
     ) as error:
         raise InvalidRequest(
-            f"The model's own chat template does not take this conversation: {error}",
+            f"The model's own chat template does not take this conversation: {str(error) or type(error).__name__}",
             "Change the messages, or choose one of our templates.",
         ) from error
 

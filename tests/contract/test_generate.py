@@ -591,6 +591,15 @@ def test_messages_without_a_template_of_the_models_own_are_an_alpaca_conversatio
         ({"prompt": "x", "template": "model"}, "no chat template"),
         ({"prompt": "x", "template": "model", "chat_template": "{{ raise_exception('not so') }}"}, "not so"),
         ({"prompt": "x", "template": "model", "chat_template": "{% if %}"}, "chat template"),
+        ({"prompt": "x", "template": "model", "chat_template": "{{ 'a' * 10**15 }}"}, "MemoryError"),
+        (
+            {
+                "prompt": "x",
+                "template": "model",
+                "chat_template": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            },
+            "recursion",
+        ),
         (
             {"prompt": "x", "template": "model", "chat_template": "{{ ''.__class__.__mro__ }}"},
             "'__class__' of 'str' object is unsafe|unsafe",
