@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.e2e.conftest import Incoming, Line
@@ -98,6 +99,22 @@ def test_a_body_that_is_no_json_is_refused_with_the_place(product: Product) -> N
         "/api/jobs", content=b'{"kind": merge}', headers={"Content-Type": "application/json"}
     )
     assert "line 1, column 10" in problem(answer, 400, "malformed_request")["detail"]
+
+
+@pytest.mark.parametrize("path", ["/api/jobs", "/v1/chat/completions"])
+def test_text_that_is_none_is_refused_in_a_sentence(product: Product, path: str) -> None:
+    def post(body: bytes) -> httpx.Response:
+        return product.http.post(path, content=body, headers={"Content-Type": "application/json"})
+
+    body = (
+        rb'{"kind": "generate", "model": "merged", "messages": [{"role": "user", "content": "half \ud83d"}]}'
+    )
+    half = post(body)
+    assert half.is_client_error
+    assert "half of a surrogate pair" in half.text
+    bytes_ = post(body.replace(rb"\ud83d", b"\xe4\xbd"))
+    assert bytes_.status_code == 400
+    assert "not UTF-8" in bytes_.text
 
 
 def test_a_body_that_is_not_announced_as_json_is_refused(product: Product) -> None:

@@ -7,11 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from services.intake import PARSED_BYTES
+from services.jobs.requests import (
+    COMPARED_PROMPTS,
+    TOLD_ANSWERS,
+    CompareRequest,
+    GenerateRequest,
+    JobRequest,
+    Variant,
+)
 from services.models.lineage import TEMPLATE_OF_NAME
+from services.models.prompt_file import JSON_LINES
 from services.sampling import Sampling
 from services.templates import TEMPLATES, Message, Segment, Text, render
+from worker.answers import SHOWN_PROMPTS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "jobs" / "generate.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "jobs" / "generate.md").read_text(encoding="utf-8")
 CELLS = re.compile(r"(?<!\\)\|")
 ROLES = {"bos": "<s>", "eos": "</s>"}
 CONVERSATION = [
@@ -97,6 +109,41 @@ def test_the_defaults_are_those_of_the_inference_script_of_2023() -> None:
         found.max_new_tokens,
     ] == numbers
     assert (found.do_sample, found.num_beams, found.seed) == (True, 1, None)
+
+
+def fields_of(page: str, before: str = "") -> list[str]:
+    """Every name in the first column of the first `field` table after this text."""
+    lines = page[page.index("\n| field | is |", page.index(before)) + 1 :].splitlines()
+    names = []
+    for line in lines[2:]:
+        if not line.startswith("|"):
+            break
+        names += codes(CELLS.split(line)[1])
+    return names
+
+
+def test_the_page_has_every_field_of_a_request_and_no_other() -> None:
+    names = set(GenerateRequest.model_fields) - set(JobRequest.model_fields) - {"kind"}
+    found = fields_of(PAGE)
+    assert set(found) == names
+    assert len(found) == len(names)
+
+
+def test_the_page_of_comparisons_has_every_field_of_a_request_and_no_other() -> None:
+    page = (ROOT / "docs" / "jobs" / "compare.md").read_text(encoding="utf-8")
+    found = fields_of(page)
+    assert set(found) == set(CompareRequest.model_fields) - set(JobRequest.model_fields) - {"kind"}
+    (variants,) = re.findall(r"2 to 8 of `\{(.+?)\}`", page)
+    assert set(re.findall(r'"(\w+)"', variants)) == set(Variant.model_fields)
+    assert f"up to {COMPARED_PROMPTS} texts" in page
+
+
+def test_the_numbers_and_names_of_the_page_are_those_of_the_code() -> None:
+    assert f"A job of at most {TOLD_ANSWERS} answers tells its text" in PAGE
+    assert f"those of the first {SHOWN_PROMPTS} prompts" in PAGE
+    assert f"(up to {PARSED_BYTES // 2**20} MiB)" in PAGE
+    names = [codes(cells[0]) for cells in rows("name")]
+    assert [name.removeprefix("…") for name in names[0]] == list(JSON_LINES)
 
 
 def test_the_names_that_tell_a_template_are_on_the_page() -> None:
