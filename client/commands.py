@@ -95,7 +95,7 @@ def convert(
 ) -> None:
     """Turn a checkpoint of one layout into another."""
     names = given(kind="convert", source=source, target=target, instruct=instruct or None)
-    carry_out(connection, submission, names | given(**vars(output)))
+    carry_out(connection, submission, names | output.as_request())
 
 
 @app.command()
@@ -118,8 +118,8 @@ def merge(
 ) -> None:
     """Merge adapters into a base model, in the order given."""
     names = given(kind="merge", base=base, adapters=parse_adapters(adapters), target=target)
-    options = given(rounding=rounding, verify=False if no_verify else None, **vars(output))
-    carry_out(connection, submission, names | options)
+    options = given(rounding=rounding, verify=False if no_verify else None)
+    carry_out(connection, submission, names | options | output.as_request())
 
 
 @app.command()

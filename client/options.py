@@ -126,6 +126,13 @@ class Output:
     ] = None
     max_shard_size: Annotated[str | None, _output_option("Such as 5GB.")] = None
     ranks: Annotated[int | None, _output_option("Rank files of a meta output.")] = None
+    force: Annotated[
+        bool, _output_option("Make it anew even where the same request has made it before.", "--force")
+    ] = False
+
+    def as_request(self) -> dict[str, Any]:
+        """The fields of a request that were given."""
+        return given(**{**vars(self), "force": self.force or None})
 
 
 @dataclass(frozen=True)

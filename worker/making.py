@@ -38,6 +38,7 @@ from services.progress import Progress
 from services.tokenizers import CompletedTokenizer, complete_tokenizer
 from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
 from worker.lifecycle import Context
+from worker.reusing import find_same, identity_of_request, take_same
 
 MANIFEST_KINDS: Mapping[OutputFormat, str] = {output: kind for kind, output in VERIFIED_FORMATS.items()}
 """What kind of model each output format makes."""
@@ -99,14 +100,17 @@ def make_convert(request: ConvertRequest, context: Context) -> Mapping[str, Any]
         _dtype(request.dtype), parse_size(request.max_shard_size), request.instruct, request.output_format,
         request.ranks, _template(request, request.source, context),
     )  # fmt: skip
-    with _publishing(request, request.target, context) as staging:
+    identity = identity_of_request(request, options, context.store)
+    if not request.force and (same := find_same(context.store, identity)):
+        return _made_before(request, same, context)
+    with _publishing(request, request.target, context, take_over=True) as staging:
         checkpoint, written = convert(source, staging, options, _watch(context, staging))
         _log_resumed(written, context)
         tokenizer = _completed(staging, request.output_format, instruct=request.instruct)
         warnings = [*plan.warnings, *tokenizer.warnings]
         figures = {**summarize(checkpoint, written), "tokenizer_parity": tokenizer.figures}
         manifest = _manifest(request, written, context, [_input("source", request.source, source)], warnings)
-        write_manifest(staging, manifest.model_copy(update={"result": figures}))
+        write_manifest(staging, manifest.model_copy(update={"result": figures, "identity": identity}))
     return _result(
         request.target, context, {**figures, "tensor_digest": manifest.digest, "warnings": warnings}
     )
@@ -124,7 +128,10 @@ def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
         # asked here, in the job's own process: one that forks must not touch CUDA
         str(resolve_device(context.settings.device)),
     )  # fmt: skip
-    with _publishing(request, request.target, context) as staging:
+    identity = identity_of_request(request, options, context.store)
+    if not request.force and (same := find_same(context.store, identity)):
+        return _made_before(request, same, context)
+    with _publishing(request, request.target, context, take_over=True) as staging:
         watch = _watch(context, staging)
         merged = merge(base, adapters, staging, options=options, watch=watch)
         _log_resumed(merged.written, context)
@@ -135,10 +142,16 @@ def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
         figures = {**_merge_figures(merged, report, norms), "tokenizer_parity": tokenizer.figures}
         inputs = [_input("base", request.base, base), *_adapter_inputs(merged)]
         manifest = _manifest(request, merged.written, context, inputs, warnings)
-        write_manifest(staging, manifest.model_copy(update={"result": figures}))
+        write_manifest(staging, manifest.model_copy(update={"result": figures, "identity": identity}))
     return _result(
         request.target, context, {**figures, "tensor_digest": manifest.digest, "warnings": warnings}
     )
+
+
+def _made_before(request: ConvertRequest | MergeRequest, same: str, context: Context) -> Mapping[str, Any]:
+    with _publishing(request, request.target, context) as staging:
+        figures = take_same(same, staging, context)
+    return _result(request.target, context, figures)
 
 
 def make_extended_tokenizer(request: ExtendTokenizerRequest, context: Context) -> Mapping[str, Any]:
@@ -200,9 +213,11 @@ def _merge_figures(
 
 
 @contextmanager
-def _publishing(request: AnyRequest, target: str, context: Context) -> Iterator[Path]:
+def _publishing(
+    request: AnyRequest, target: str, context: Context, *, take_over: bool = False
+) -> Iterator[Path]:
+    """A staging folder; with `take_over` it may hold what a killed try of this job has left."""
     context.log(f"{request.kind} into {target} begins")
-    take_over = isinstance(request, ConvertRequest | MergeRequest)
     with context.store.publishing(
         target, execution=context.execution, confirm=context.confirm, take_over=take_over
     ) as staging:
@@ -270,7 +285,9 @@ def _manifest(
         plan.name: TensorEntry(dtype=plan.dtype, shape=list(plan.shape), sha256=written.digests[plan.name])
         for plan in written.plans
     }
-    options = request.model_dump(mode="json", exclude={"kind", "after", "metadata", "webhook", "target"})
+    options = request.model_dump(
+        mode="json", exclude={"kind", "after", "metadata", "webhook", "target", "force"}
+    )
     base = read_manifest(context.store.path(inputs[0].name))
     earlier = [entry for entry in (base.inputs if base else []) if entry.role == "adapter"]
     return new_manifest(

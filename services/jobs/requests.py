@@ -124,6 +124,10 @@ class OutputRequest(JobRequest):
         description="Rank count of a `meta` output; null: as many as the input has.",
     )
 
+    force: bool = Field(
+        default=False, description="Make it anew even where the same request has made the same model before."
+    )
+
     @model_validator(mode="after")
     def _options_fit_the_format(self) -> "OutputRequest":
         if self.ranks is not None and self.output_format != "meta":

@@ -45,6 +45,10 @@ class Manifest(BaseModel):
     kind: str
     created_at: datetime
     job_id: str | None = None
+    identity: str | None = Field(
+        default=None,
+        description="SHA-256 over the inputs' content and all options: the same request has the same",
+    )
     operation: str = Field(description="the kind of job: import, convert, …")
     options: dict[str, Any] = {}
     inputs: list[InputEntry] = []
@@ -68,6 +72,26 @@ def tensor_digest(tensors: Mapping[str, TensorEntry]) -> str:
         for name, entry in tensors.items()
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def content_identity(folder: Path) -> str:
+    """One SHA-256 for what a folder holds: from the digests of its manifest, as long as no file is younger than that.
+
+    Where somebody has put files or changed them since, names, sizes and times of change stand for the content.
+
+    Raises:
+        UnreadableFile: the manifest is damaged.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = {str(path.relative_to(folder)): path.stat() for path in files}
+    manifest = read_manifest(folder)
+    written_ns = stats[MANIFEST_NAME].st_mtime_ns if manifest is not None else 0
+    facts: object
+    if manifest is not None and all(stat.st_mtime_ns <= written_ns for stat in stats.values()):
+        facts = ("digests", manifest.digest, sorted(manifest.files.items()))
+    else:
+        facts = ("files", [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()])
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def package_versions() -> dict[str, str]:

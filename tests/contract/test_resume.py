@@ -73,7 +73,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def undisturbed(root: Path, request: dict[str, Any]) -> dict[str, bytes]:
-    run(root, {**request, "target": "undisturbed"})
+    run(root, {**request, "target": "undisturbed", "force": True})
     return content(root / "undisturbed")
 
 
@@ -87,7 +87,7 @@ def test_a_killed_merge_keeps_what_it_had_written_and_ends_with_the_same_tensors
     assert 0 < result["resumed"]["tensors"] < TENSORS
     assert 0 < result["resumed"]["bytes"] < result["bytes_written"]
     assert result["verification"]["passed"]
-    run(root, {**request, "target": "undisturbed"})
+    run(root, {**request, "target": "undisturbed", "force": True})
     manifests = [read_manifest(root / name) for name in ("new", "undisturbed")]
     assert manifests[0] is not None and manifests[1] is not None
     assert manifests[0].tensors == manifests[1].tensors

@@ -118,7 +118,7 @@ def line(product: Product, incoming: Incoming) -> Line:
 
 @pytest.fixture(scope="session")
 def slow(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Json:
-    """A merge request that takes seconds: everything but its target. Leaves `slow` and `slow-adapter`."""
+    """A merge request that takes seconds each time: everything but its target. Leaves `slow` and `slow-adapter`."""
     folder = tmp_path_factory.mktemp("slow")
     write_slow_model(folder / "slow", MINIATURE / "llama" / "tokenizer.model", vocab_size=608)
     write_slow_adapter(folder / "slow-adapter")
@@ -126,7 +126,7 @@ def slow(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Json:
         product.run(
             kind="import", source={"path": product.volume.put_incoming(folder / name, name)}, target=name
         )
-    return {"kind": "merge", "base": "slow", "adapters": ["slow-adapter"], "dtype": "float32"}
+    return {"kind": "merge", "base": "slow", "adapters": ["slow-adapter"], "dtype": "float32", "force": True}
 
 
 @pytest.fixture(scope="session")

@@ -24,3 +24,12 @@ def test_a_model_of_one_adapter_less_is_another_one(product: Product, line: Line
 def test_a_model_with_no_manifest_and_no_base_is_refused(product: Product, line: Line) -> None:
     product.refusal(422, "invalid_request", kind="verify", model="merged", adapters=["zh"])
     product.refusal(404, "model_not_found", kind="verify", model="absent")
+
+
+def test_the_same_merge_under_another_name_is_found_at_once(product: Product, line: Line) -> None:
+    result = product.run(kind="merge", base="llama-hf", adapters=["zh", "alpaca"], target="once-more")[
+        "result"
+    ]
+    assert result["same_as"] == "merged"
+    assert result["tensor_digest"] == line.merge["result"]["tensor_digest"]
+    product.http.delete("/api/models/once-more")
