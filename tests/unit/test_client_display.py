@@ -120,3 +120,16 @@ def test_a_models_text_cannot_steer_a_terminal_and_is_unchanged_in_a_pipe(termin
     console = console_of(terminal=terminal)
     print_text(console, "a\x1b[31mb")
     assert printed(console) == shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_", "title"),
+    [
+        ("merge", {"target": "ab"}, "merge → ab"),
+        ("generate", {"model": "ab"}, "generate with ab"),
+        ("embed", {"model": "ab"}, "embed with ab"),
+        ("compare", {"variants": [{"model": "a"}, {"model": "b"}]}, "compare 2 models"),
+    ],
+)
+def test_a_job_is_titled_by_what_it_is_about(kind: str, request_: dict[str, object], title: str) -> None:
+    assert job("queued", kind=kind, request=request_).title == title
