@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from api import answers, auth, bodies, document, errors, headers, health, jobs, metrics, models, openai, pages
 from api.openai.shapes import ChatBody, CompletionBody, EmbeddingBody
 from api.rooms import EXTENSION, Rooms
+from services.backend import Backend
 from services.intake import Plan
 from services.jobs.queue import JobQueue, connect
 from services.models.store import ModelStore
@@ -39,10 +40,12 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = bodies.BODY_LIMIT_BYTES
     app.url_map.merge_slashes = False  # a path of a file is taken as it is, not redirected to another
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    queue = queue or JobQueue(connect(settings), settings)
     app.extensions[EXTENSION] = Rooms(
         settings=settings,
-        queue=queue or JobQueue(connect(settings), settings),
+        queue=queue,
         store=store or ModelStore(settings.models_dir),
+        backend=Backend.of(settings, queue.identity),
     )
 
     app.before_request(auth.guard(settings))

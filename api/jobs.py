@@ -241,7 +241,7 @@ def _known_form(path: JobPath) -> str:
 
 def _plan(request: AnyRequest) -> Plan:
     promised = rooms().queue.promised([str(job_id) for job_id in request.after])
-    return preflight(request, rooms().store, promised)
+    return preflight(request, rooms().store, promised, served=rooms().served(request))
 
 
 def _submit(request: AnyRequest, job_id: str | None) -> tuple[Job, bool]:

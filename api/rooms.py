@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from flask import current_app
 
+from services.backend import Backend, ServedModel, may_forward
 from services.jobs.queue import JobQueue
+from services.jobs.requests import AnyRequest, GenerateRequest
 from services.models.store import ModelStore
 from services.settings import Settings
 
@@ -13,11 +15,18 @@ EXTENSION = "graftwerk"
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """One application's settings, queue and store."""
+    """One application's settings, queue and store, and the server that takes generation, if one does."""
 
     settings: Settings
     queue: JobQueue
     store: ModelStore
+    backend: Backend | None
+
+    def served(self, request: AnyRequest) -> ServedModel | None:
+        """The other server's model that answers a request, where one does. Raises NotReady, InvalidSettings."""
+        if self.backend is None or not isinstance(request, GenerateRequest) or not may_forward(request):
+            return None
+        return self.backend.models().get(request.model)
 
 
 def rooms() -> Rooms:

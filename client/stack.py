@@ -27,7 +27,11 @@ WORKERS = ("convert", "merge", "generate", "janitor")
 PACKAGES = Path(__file__).parent.parent
 API_COMMAND = ("-m", "gunicorn", "--config", str(PACKAGES / "api/serving.py"), "api.wsgi:application")
 
-FILE_SETTINGS = ("GRAFTWERK_API_KEYS_FILE", "GRAFTWERK_REDIS_URL_FILE")
+FILE_SETTINGS = (
+    "GRAFTWERK_API_KEYS_FILE",
+    "GRAFTWERK_GENERATE_BACKEND_KEY_FILE",
+    "GRAFTWERK_REDIS_URL_FILE",
+)
 """Settings that name a file: relative to our folder, not to the one that the processes run in."""
 
 START_SECONDS = 120.0

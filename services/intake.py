@@ -3,6 +3,7 @@
 The API asks before it queues, the worker asks again before it works: between the two the volume may have changed.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from services.backend import ServedModel, check_forwardable
 from services.errors import (
     DiskFull,
     InvalidRequest,
     ModelExists,
+    ModelNotFound,
     UnreadableFile,
     UnsupportedFormat,
     UnsupportedOption,
@@ -36,6 +39,7 @@ from services.formats.outputs import (
 from services.formats.stack import check_scales, check_stack, merged_tensors
 from services.formats.vocabulary import Vocabulary, new_pieces, read_vocabulary
 from services.jobs.requests import (
+    MODEL_NAME_PATTERN,
     AnyRequest,
     CompareRequest,
     ConvertRequest,
@@ -111,6 +115,7 @@ def preflight(
     promised: Mapping[str, AnyRequest],
     *,
     digest_limit_bytes: int = HASHED_BYTES,
+    served: ServedModel | None = None,
     staged_bytes: int = 0,
 ) -> Plan:
     """What the request would do, or the reason why it cannot.
@@ -118,6 +123,7 @@ def preflight(
     Args:
         promised: models that are not there yet and that jobs before this one will make.
         digest_limit_bytes: weight files up to this size are digested to know published ones.
+        served: the other server's model that answers a generate job, where one does.
         staged_bytes: room that the job has taken on the volume already, in an execution that was killed.
 
     Raises:
@@ -130,6 +136,12 @@ def preflight(
             f"a model named {target!r} is there already (letter case does not count)",
             "Choose another target, or delete that model first.",
         )
+    if isinstance(request, ResidentRequest):
+        _check_asked(request, store)
+    if isinstance(request, GenerateRequest):
+        if served is not None:
+            return _with_disk(_plan_forwarded(request, served), store, staged_bytes)
+        _need_name_of_the_shelf(request.model)
     waiting = [name for name in inputs_of(request) if name in promised]
     for name in inputs_of(request):
         if name not in promised:
@@ -159,17 +171,9 @@ def _plan_making(request: MakingRequest | VerifyRequest, store: ModelStore, dige
 
 
 def _plan_asking(request: ResidentRequest, store: ModelStore, waiting: list[str]) -> Plan:
-    """The plan of what a loaded model answers; its texts are checked even where the model is not there yet."""
-    match request:
-        case CompareRequest():
-            return _plan_compare(request, store, waiting)
-        case GenerateRequest():
-            _refuse_generate_options(request)
-        case EmbedRequest():
-            for text in request.inputs:
-                check_text(text)
-        case PerplexityRequest():
-            _check_scored_text(request, store)
+    """The plan of what a loaded model of the shelf answers."""
+    if isinstance(request, CompareRequest):
+        return _plan_compare(request, store, waiting)
     return _plan_answering(request, store, waiting)
 
 
@@ -491,11 +495,36 @@ def _sentencepiece_only(role: str, path: Path) -> Vocabulary:
 # ---- generate, compare, embed, perplexity -------------------------------------------------------------
 
 
-def _refuse_generate_options(request: GenerateRequest) -> None:
-    if request.template not in (None, OWN_TEMPLATE):
-        find_template(request.template)
-    for text in _texts(request):
-        check_text(text)
+def _check_asked(request: ResidentRequest, store: ModelStore) -> None:
+    """What the texts and files of a request are refused for, whoever answers it."""
+    match request:
+        case GenerateRequest():
+            if request.prompts_file is not None:
+                _check_prompt_file(request.prompts_file, store)
+            if request.template not in (None, OWN_TEMPLATE):
+                find_template(request.template)
+            for text in _texts(request):
+                check_text(text)
+        case EmbedRequest():
+            for text in request.inputs:
+                check_text(text)
+        case PerplexityRequest():
+            _check_scored_text(request, store)
+        case CompareRequest():
+            _check_asked(request.asking(request.variants[0], seed=None), store)
+
+
+def _plan_forwarded(request: GenerateRequest, model: ServedModel) -> Plan:
+    check_forwardable(request, model)
+    return Plan(kind=request.kind, reads=[{"name": model.id, "role": "model", "backend": model.server}])
+
+
+def _need_name_of_the_shelf(name: str) -> None:
+    if not re.fullmatch(MODEL_NAME_PATTERN, name):
+        raise ModelNotFound(
+            f"no model is named {name!r}: on the shelf no name has these characters",
+            "Check the name: GET /v1/models also lists what the server of GENERATE_BACKEND_URL has.",
+        )
 
 
 def _check_scored_text(request: PerplexityRequest, store: ModelStore) -> None:
@@ -519,8 +548,6 @@ def _plan_answering(
 ) -> Plan:
     """The plan of what a loaded model answers."""
     kind = request.kind
-    if isinstance(request, GenerateRequest) and request.prompts_file is not None:
-        _check_prompt_file(request.prompts_file, store)
     if waiting:
         return _later(request, waiting)
     folder = store.path(request.model)
@@ -553,7 +580,6 @@ def _plan_answering(
 def _plan_compare(request: CompareRequest, store: ModelStore, waiting: list[str]) -> Plan:
     """The variants run one after another: the largest one says how much memory is needed."""
     askings = [request.asking(variant, seed=None) for variant in request.variants]
-    _refuse_generate_options(askings[0])
     if waiting:
         return _later(request, waiting)
     plans = [_plan_answering(asking, store, []) for asking in askings]

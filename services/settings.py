@@ -1,5 +1,6 @@
 """The settings of every process: one frozen class, read from `GRAFTWERK_*` in the entry points only."""
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,8 @@ class Settings(BaseSettings):
         0, ge=0, description="Room for loaded models; 0 takes half of the device's memory."
     )
     generate_backend_url: str | None = Field(None, description="An OpenAI-compatible server for generation.")
+    generate_backend_key: SecretStr | None = Field(None, description="The API key of that server.")
+    generate_backend_key_file: Path | None = Field(None, description="A file that holds that key.")
     job_timeout_seconds: int = Field(6 * 3600, ge=1, description="Longest time that one job may run.")
     job_retention_seconds: int = Field(7 * 86400, ge=60, description="How long an ended job is remembered.")
     queue_limit: int = Field(1000, ge=1, description="Jobs that may wait at once; more are refused.")
@@ -45,6 +48,24 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
+
+    @field_validator("generate_backend_url")
+    @classmethod
+    def _server(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        if not re.match(r"https?://[^/]+", value):
+            raise ValueError(f'an address looks like "http://vllm:8000", not {value!r}')
+        return value.rstrip("/").removesuffix("/v1")  # where OpenAI's clients want it
+
+    @property
+    def backend_key(self) -> str | None:
+        """The key of the generation server, from the setting or the file that it names."""
+        if self.generate_backend_key is not None:
+            return self.generate_backend_key.get_secret_value()
+        if self.generate_backend_key_file is not None:
+            return self.generate_backend_key_file.read_text(encoding="utf-8").strip()
+        return None
 
     @cached_property
     def redis_address(self) -> str:

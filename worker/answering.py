@@ -190,6 +190,7 @@ class Asking:
             "tokens_per_second": round(self.tokens / seconds, 2),
             "device": str(loaded.device),
             "dtype": str(loaded.dtype).removeprefix("torch."),
+            "backend": None,
         }
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +25,10 @@ from rq.job import Job as RQJob
 from rq.utils import now
 from rq.worker.base import WorkerStatus
 
+from services.backend import Backend, ServedModel, may_forward
 from services.errors import ExecutionSuperseded, GraftwerkError, JobCanceled, JobTimeout
 from services.generate import resolve_device
+from services.jobs.queue import identity_of
 from services.jobs.requests import (
     RESIDENT_REQUEST,
     CompareRequest,
@@ -40,15 +43,19 @@ from services.settings import Settings
 from worker.answering import Asking
 from worker.comparing import Comparing
 from worker.embedding import Embedding
+from worker.forwarding import Forwarding
 from worker.lifecycle import Context, attempted, context_of, fail, plain
 from worker.residents import Resident, Residents, memory_limit_bytes
 from worker.scoring import Scoring
 
+REST_SECONDS = 0.05
+"""So often it is looked for new jobs while another server does all the work."""
+
 logger = logging.getLogger("graftwerk.generate")
 
 
-Work = Asking | Embedding | Scoring
-"""One job on its model: answers that an engine writes, or what goes on a text or a window a step."""
+Work = Asking | Embedding | Scoring | Forwarding
+"""One job: answers that an engine writes, what goes on a text or a window a step, or what another server answers."""
 
 
 class Interrupted(BaseException):
@@ -57,7 +64,10 @@ class Interrupted(BaseException):
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """One job that the worker has begun; `asking` is None while it waits for room in memory."""
+    """One job that the worker has begun.
+
+    `asking` is None while it waits for room in memory, or for the list of what another server's models are (`inquiry`).
+    """
 
     job: RQJob
     queue: Queue
@@ -66,6 +76,7 @@ class Seat:
     deadline: float
     asking: Work | None = None
     comparing: Comparing | None = None
+    inquiry: Future[Mapping[str, ServedModel]] | None = None
     stop: GraftwerkError | None = None
 
 
@@ -76,8 +87,11 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         super().__init__(queue_name, name=name, redis=redis, settings=settings)
         limit_bytes = settings.resident_models_bytes or memory_limit_bytes(settings.device)
         self.residents = Residents(settings.device, limit_bytes, settings.generate_slots)
+        self.backend = Backend.of(settings, lambda: identity_of(redis))
         self.seats: list[Seat] = []
         self._loading = False
+        self._news = threading.Event()
+        self._inquirer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inquiry")
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
         """RQ's; also says on which device this worker computes."""
@@ -97,6 +111,7 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
                 self._end_stopped()
                 self._admit()
                 self._step()
+                self._rest()
         self.set_state(WorkerStatus.IDLE)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -109,7 +124,7 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
 
     def _admit(self) -> None:
         """Take more jobs while there are seats, and none of them waits for room in memory."""
-        for seat in self.seats:
+        for seat in self.seats.copy():
             if seat.asking is None:
                 self._open(seat)
         while len(self.seats) < self.settings.generate_slots and all(seat.asking for seat in self.seats):
@@ -150,6 +165,13 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
         request = RESIDENT_REQUEST.validate_python(seat.job.args[0])
         context = context_of(seat.running, self.settings)
         context.check_canceled()
+        if isinstance(request, GenerateRequest) and self.backend is not None and may_forward(request):
+            inquiry = self._inquired(seat, self.backend)
+            if not inquiry.done():
+                return None
+            model = inquiry.result().get(request.model)
+            if model is not None:
+                return Forwarding(request, context, backend=self.backend, model=model, notify=self._news.set)
         begin: Callable[[Context, Resident], Work]
         if isinstance(request, CompareRequest):
             seat.comparing = comparing = seat.comparing or Comparing(request)
@@ -166,6 +188,13 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
             resident.users -= 1
             raise outcome
         return outcome
+
+    def _inquired(self, seat: Seat, backend: Backend) -> Future[Mapping[str, ServedModel]]:
+        """Which models the other server has: asked once a job, in a thread, since it may be slow to answer."""
+        if seat.inquiry is None:
+            seat.inquiry = self._inquirer.submit(backend.models)
+            seat.inquiry.add_done_callback(lambda _: self._news.set())
+        return seat.inquiry
 
     # ---- running --------------------------------------------------------------------------------------
 
@@ -217,15 +246,24 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
             self._fail(seat, outcome)
 
     def _advance(self, seat: Seat) -> None:
-        """One text of an embed job, one window of a perplexity job, so that answers go on in between."""
+        """One text of an embed job, one window of a perplexity job, what another server has sent: answers go on between."""
         work = seat.asking
         if work is None or isinstance(work, Asking) or work.is_done:
             return
-        outcome = attempted(work.advance)
+
+        def go_on() -> None:
+            work.advance()
+            work.report()
+
+        outcome = attempted(go_on)
         if isinstance(outcome, Exception):
             self._fail(seat, outcome)
-        else:
-            work.report()
+
+    def _rest(self) -> None:
+        """Wait for news, unless a model of ours has work."""
+        if all(seat.asking is None or isinstance(seat.asking, Forwarding) for seat in self.seats):
+            self._news.wait(REST_SECONDS)
+            self._news.clear()
 
     # ---- ending ---------------------------------------------------------------------------------------
 
@@ -286,14 +324,17 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
     def _leave(self, seat: Seat) -> None:
         self.seats.remove(seat)
         if seat.asking is not None:
-            seat.asking.resident.users -= 1
+            if seat.asking.resident is not None:
+                seat.asking.resident.users -= 1
             self._cancel_requests(seat)
-            if isinstance(seat.asking, Asking):
+            if isinstance(seat.asking, Asking | Forwarding):
                 seat.asking.close()
 
     def _cancel_requests(self, seat: Seat) -> None:
         work = seat.asking  # read once: the pulse is another thread
-        if work is not None:
+        if isinstance(work, Forwarding):
+            work.cancel()
+        elif work is not None:
             for request_id in work.request_ids:
                 work.resident.engine.cancel(request_id)
 

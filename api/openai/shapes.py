@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from api.openai.errors import InvalidParameter
 from services.errors import ModelNotFound
 from services.jobs.requests import (
+    AS_MANY_AS_FIT,
     MODEL_NAME_PATTERN,
     RESERVED_NAMES,
+    SERVED_NAME_PATTERN,
     TOLD_ANSWERS,
     ChatMessage,
     EmbedRequest,
@@ -41,9 +43,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 NAMES = {"max_new_tokens": "max_tokens", "inputs": "input", "prompts": "prompt"}
 """Our fields that have another name here."""
 
-AS_MANY_AS_FIT = 1_000_000
-"""New tokens of a chat without a limit: `fit_context` lowers it to the room in the model's context."""
-
 
 class Body(BaseModel):
     """The root of all bodies: null is as good as absent, an unknown parameter is an error."""
@@ -73,10 +72,15 @@ class ModelBody(Body):
         return names_of(self.model)
 
 
-def names_of(model: str) -> dict[str, Any]:
-    """`base+adapter+adapter` as fields of a request. Raises ModelNotFound where these can be no names."""
+def names_of(model: str, pattern: str = MODEL_NAME_PATTERN) -> dict[str, Any]:
+    """`base+adapter+adapter` as fields of a request; the base is of this pattern.
+
+    Raises ModelNotFound where these can be no names.
+    """
     base, *adapters = names = model.split("+")
-    if any(not re.fullmatch(MODEL_NAME_PATTERN, name) or name.lower() in RESERVED_NAMES for name in names):
+    patterns = [pattern, *[MODEL_NAME_PATTERN] * len(adapters)]
+    fit = all(re.fullmatch(form, name) for form, name in zip(patterns, names, strict=True))
+    if not fit or any(name.lower() in RESERVED_NAMES for name in names):
         raise ModelNotFound(f"The model {model!r} does not exist.", "GET /v1/models lists what there is.")
     return {"model": base, "adapters": adapters}
 
@@ -106,6 +110,11 @@ class SamplingBody(ModelBody):
     min_p: float | None = None
     repetition_penalty: float = 1
     template: str | None = Field(default=None, description="A prompt template, alpaca for example.")
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The model, which may be another server's, and the adapters. Raises ModelNotFound."""
+        return names_of(self.model, SERVED_NAME_PATTERN)
 
     @property
     def with_usage(self) -> bool:

@@ -2,11 +2,13 @@
 
 import base64
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from struct import pack
 from typing import Any
 
 from flask import Response
+from flask import request as flask_request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel
@@ -28,9 +30,10 @@ from api.openai.streaming import Stream
 from api.openai.texts import Head
 from api.openai.waiting import submit
 from api.rooms import rooms
+from services.backend import FORWARDED_HEADER, SERVICE_HEADER, ServedModel
 from services.errors import GraftwerkError
 from services.intake import preflight
-from services.jobs.requests import GenerateRequest
+from services.jobs.requests import SERVED_NAME_PATTERN, GenerateRequest
 from services.models.manifest import read_manifest
 
 REFUSALS = object_of(401, 403, 404, 500)
@@ -48,15 +51,22 @@ class ModelPath(BaseModel):
 
 @api.get("/models", responses={**object_of(200), **REFUSALS})
 def list_models() -> Response:
-    """List the models that can generate."""
-    store = rooms().store
-    return _json({"object": "list", "data": [_model(name) for name in store.names() if _can_generate(name)]})
+    """List the models that can generate: those of the shelf, then those of the server that takes generation."""
+    ours = {name: _model(name) for name in rooms().store.names() if _can_generate(name)}
+    theirs = [_served(model) for name, model in _served_models().items() if name not in ours]
+    response = _json({"object": "list", "data": [*ours.values(), *theirs]})
+    if _is_forwarded():
+        response.headers[SERVICE_HEADER] = rooms().queue.identity()
+    return response
 
 
-@api.get("/models/<model>", responses={**object_of(200), **REFUSALS})
+@api.get("/models/<path:model>", responses={**object_of(200), **REFUSALS})
 def retrieve_model(path: ModelPath) -> Response:
     """Look at a model, by its name or by `base+adapter`."""
-    preflight(_probe(path.model), rooms().store, {})
+    probe = _probe(path.model)
+    if not _is_on_the_shelf(probe.model) and path.model in (served := _served_models()):
+        return _json(_served(served[path.model]))
+    preflight(probe, rooms().store, {})
     return _json(_model(path.model))
 
 
@@ -103,6 +113,8 @@ def embeddings() -> Response:
 
 def _complete(body: ChatBody | CompletionBody, endpoint: str) -> Response:
     request = generate_request(body, _origin(endpoint))
+    if _is_forwarded():
+        request = request.model_copy(update={"forward": False})
     waiting = submit(rooms(), request)
     head = Head(waiting.job, body.model, is_chat=isinstance(body, ChatBody))
     if not body.stream:
@@ -119,8 +131,26 @@ def _origin(endpoint: str) -> dict[str, str]:
     return {"origin": "openai", "endpoint": endpoint}
 
 
+def _is_forwarded() -> bool:
+    """Whether another Graftwerk asks: it gets what is ours, so that nothing goes in circles."""
+    return FORWARDED_HEADER in flask_request.headers
+
+
+def _served_models() -> Mapping[str, ServedModel]:
+    backend = rooms().backend
+    return {} if backend is None or _is_forwarded() else backend.models()
+
+
+def _served(model: ServedModel) -> dict[str, Any]:
+    return {"id": model.id, "object": "model", "created": model.created, "owned_by": model.owned_by}
+
+
+def _is_on_the_shelf(name: str) -> bool:
+    return name in rooms().store.names()
+
+
 def _probe(model: str) -> GenerateRequest:
-    return GenerateRequest(kind="generate", prompt="", **names_of(model))
+    return GenerateRequest(kind="generate", prompt="", **names_of(model, SERVED_NAME_PATTERN))
 
 
 def _can_generate(name: str) -> bool:

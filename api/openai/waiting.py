@@ -75,7 +75,7 @@ class Waiting:
 
 def submit(rooms: Rooms, job_request: GenerateRequest | EmbedRequest) -> Waiting:
     """Queue a job for the client of the current request. Raises what `preflight` and `JobQueue.submit` raise."""
-    preflight(job_request, rooms.store, {})
+    preflight(job_request, rooms.store, {}, served=rooms.served(job_request))
     retention_seconds = min(RETENTION_SECONDS, rooms.settings.job_retention_seconds)
     job, _ = rooms.queue.submit(job_request, retention_seconds=retention_seconds)
     return Waiting(rooms, job, is_gone_of(request.environ.get("gunicorn.socket")))

@@ -96,6 +96,8 @@ WORKER_LOST_SECONDS = 45
 
 PAGE = 100
 
+IDENTITY_KEY = "graftwerk:service"
+
 
 def connect(settings: Settings) -> Redis:
     """The connection of this process. Blocking reads must be shorter than the 15 s socket timeout."""
@@ -113,6 +115,12 @@ def connect(settings: Settings) -> Redis:
 def rq_queue(redis: Redis, name: str) -> Queue:
     """RQ's queue of this name."""
     return Queue(name, connection=redis, serializer=SERIALIZER)
+
+
+def identity_of(redis: Redis) -> str:
+    """A name that this service has as long as its Redis: by it a service knows itself again."""
+    redis.set(IDENTITY_KEY, str(uuid4()), nx=True)
+    return as_text(redis.get(IDENTITY_KEY) or b"")
 
 
 class JobQueue:
@@ -270,6 +278,11 @@ class JobQueue:
     def ping(self) -> None:
         """Raise NotReady where Redis does not answer."""
         self.redis.ping()
+
+    @reaching_redis()
+    def identity(self) -> str:
+        """This service's own name, see `identity_of`."""
+        return identity_of(self.redis)
 
     @reaching_redis()
     def workers(self) -> Sequence[WorkerState]:

@@ -23,6 +23,12 @@ from services.sampling import Sampling
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 """A model is a folder of this name on the volume."""
 
+SERVED_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}$"
+"""The name of another server's model, such as `llama3:8b` or `org/name`."""
+
+AS_MANY_AS_FIT = 1_000_000
+"""New tokens where no limit is asked for: `fit_context` lowers it to the room in the model's context."""
+
 RESERVED_NAMES = ("incoming", "results")
 """Folders of the volume that are no models."""
 
@@ -60,6 +66,7 @@ def _checked_size(text: str) -> str:
     return text
 
 
+ServedName = Annotated[str, Field(pattern=SERVED_NAME_PATTERN), AfterValidator(_not_reserved)]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN), AfterValidator(_not_reserved)]
 Size = Annotated[str, AfterValidator(_checked_size), Field(examples=["5GB"])]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
@@ -295,10 +302,17 @@ class GenerateRequest(ModelRequest, Asked):
     """Generate text from one prompt, many prompts or a conversation."""
 
     kind: Literal["generate"]
+    model: ServedName = Field(
+        description="A model of the shelf, or one of the server of `GENERATE_BACKEND_URL`."
+    )
     prompts_file: str | None = Field(
         default=None, max_length=1024, description="A file of prompts on the volume, under `incoming/`."
     )
     return_token_ids: bool = False
+    forward: bool = Field(
+        default=True,
+        description="false: a worker of this service answers, even where the server of `GENERATE_BACKEND_URL` has the model.",
+    )
 
 
 class Variant(LoadedModel):

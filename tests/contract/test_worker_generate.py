@@ -76,6 +76,7 @@ def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWork
             "GRAFTWERK_MODELS_DIR": str(settings.models_dir),
             "GRAFTWERK_DEVICE": "cpu",
             "GRAFTWERK_GENERATE_SLOTS": str(settings.generate_slots),
+            "GRAFTWERK_GENERATE_BACKEND_URL": settings.generate_backend_url or "",
             "GRAFTWERK_TORCH_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }

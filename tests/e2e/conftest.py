@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group("e2e"))
         item.add_marker(pytest.mark.enable_socket)
     if URL:
-        away = [item for item in mine if item.path.name == "test_processes.py"]
+        away = [item for item in mine if item.path.name in ("test_processes.py", "test_backend.py")]
         config.hook.pytest_deselected(items=away)
         items[:] = [item for item in items if item not in away]
 

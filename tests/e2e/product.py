@@ -245,13 +245,13 @@ def command_line(pid: int) -> str:
 
 
 @contextmanager
-def local_stack(data_dir: Path) -> Iterator[LocalStack]:
-    """`graftwerk serve` on a free port with its data in `data_dir`; ended with SIGTERM."""
+def local_stack(data_dir: Path, **more: str) -> Iterator[LocalStack]:
+    """`graftwerk serve` on a free port with its data in `data_dir` and `more` settings; ended with SIGTERM."""
     port = _free_port()
     log = data_dir / "serve.log"
     data_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "client", "serve", "--port", str(port), "--data-dir", str(data_dir)]
-    settings = {"GRAFTWERK_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    settings = {"GRAFTWERK_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1", **more}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWERK_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
