@@ -119,6 +119,7 @@ class Forwarding:
             while True:
                 heard = self._heard.get_nowait()
                 if isinstance(heard, Exception):
+                    self.answers.save()  # what is answered need not be asked again
                     raise heard
                 self._hear(*heard)
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,7 +12,11 @@ MODELS = [{"id": "org/m:8b", "object": "model", "created": 5, "owned_by": "vllm"
 
 
 class Scripted:
-    """What the server does, and what it has heard. `status` and `body` replace an answer, `events` are its stream."""
+    """What the server does, and what it has heard.
+
+    `status` and `body` replace an answer, `events` are its stream. A prompt in `failing` is answered 503 the first
+    time, once two others are answered.
+    """
 
     def __init__(self) -> None:
         self.url = ""
@@ -21,6 +25,8 @@ class Scripted:
         self.status = 200
         self.body: Any = None
         self.events: list[str] = answer("Hi")
+        self.failing: set[str] = set()
+        self.answered = threading.Semaphore(0)
         self.listing = threading.Event()
         self.listing.set()
         self.going_on = threading.Event()
@@ -57,6 +63,12 @@ def _handler(script: Scripted) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             script.heard.append((self.path, dict(self.headers), body))
+            if body.get("prompt") in script.failing:
+                script.failing.remove(body["prompt"])
+                for _ in range(2):
+                    script.answered.acquire(timeout=10)
+                self._json(503, {"error": {"message": "busy"}}, {})
+                return
             if script.status != 200:
                 self._json(script.status, script.body, {})
                 return
@@ -66,6 +78,7 @@ def _handler(script: Scripted) -> type[BaseHTTPRequestHandler]:
             try:
                 for data in script.events:
                     self._event(data)
+                script.answered.release()
             except (BrokenPipeError, ConnectionResetError):
                 script.gone.set()
 
@@ -110,6 +123,3 @@ def openai_server() -> Iterator[Scripted]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-Script = Callable[[], Scripted]

@@ -1,6 +1,7 @@
 """Another server that generates, played by a small one: its refusals, its faults, and the API and worker before it."""
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -330,3 +331,26 @@ def test_own_models_answer_while_the_other_server_is_slow_to_list_its(
     assert queue.get(waiting).status == "running"
     script.listing.set()
     assert ended(queue, waiting).status == "succeeded"
+
+
+def test_a_file_of_prompts_is_answered_into_a_file_and_goes_on_where_the_server_failed(
+    queue: JobQueue, script: Scripted, volume: Path
+) -> None:
+    (volume / "incoming").mkdir(exist_ok=True)
+    (volume / "incoming" / "asked.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    job = ended(queue, submit(queue, prompt=None, prompts_file="incoming/asked.txt"))
+    assert job.result is not None, job.error
+    lines = (volume / job.result["results_file"]).read_text(encoding="utf-8").splitlines()[1:]
+    written = {line["prompt"]: line["outputs"][0]["text"] for line in map(json.loads, lines)}
+    assert written == {"one": "Hi", "two": "Hi", "three": "Hi"}
+    assert (job.result["answered"], job.result["resumed"], job.result["template"]) == (3, 0, "raw")
+    assert job.result["usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+    while script.answered.acquire(blocking=False):
+        pass
+    script.failing = {"two"}
+    again = ended(queue, submit(queue, prompt=None, prompts_file="incoming/asked.txt"))
+    assert again.error is None, again.error
+    assert again.result is not None
+    assert (again.result["answered"], again.result["failed"]) == (3, 0)
+    assert again.result["resumed"] >= 1
+    assert again.result["backend"] == script.url

@@ -22,6 +22,8 @@ def front(product: Product, line: Line, tmp_path_factory: pytest.TempPathFactory
     data_dir = tmp_path_factory.mktemp("front") / "data"
     with local_stack(data_dir, GRAFTWERK_GENERATE_BACKEND_URL=f"{product.url}/v1/") as running:
         found = Product(running.url, LocalVolume(running.models_dir))
+        # ready is a service with any worker; the one that generates may still be starting
+        found.run(kind="generate", model="merged", prompt="x", sampling=GREEDY | {"max_new_tokens": 1})
         yield found
         found.http.close()
 
