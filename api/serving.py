@@ -6,6 +6,7 @@ it is a cooperative one. Named as a file, not as `python:api.serving`, these set
 before that.
 """
 
+from services.logs import log_config
 from services.settings import Settings
 
 _settings = Settings()
@@ -25,6 +26,8 @@ keepalive = 65
 
 control_socket_disable = True
 forwarded_allow_ips = "127.0.0.1,::1"
+# the text or the JSON lines of all processes, gunicorn's own lines and those of requests among them
+logconfig_dict = log_config(_settings.log_format, through_root=("gunicorn.error", "gunicorn.access"))
 accesslog = "-"
 access_log_format = '%(h)s "%(r)s" %(s)s %(b)s bytes %(M)s ms id=%({x-request-id}o)s'
 errorlog = "-"

@@ -1,21 +1,20 @@
 """`python -m worker convert|merge|generate|janitor`: one process of one kind, set by `GRAFTWERK_*`."""
 
 import argparse
-import json
 import logging
+import logging.config
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from redis import Redis
 
 from services.jobs.queue import connect
 from services.jobs.workers import Bookkeeping, ForkWorker
+from services.logs import log_config
 from services.settings import Settings
 from worker.janitor import Janitor, wait_for_redis
 
@@ -25,28 +24,9 @@ CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 logger = logging.getLogger("graftwerk.worker")
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record with its time in UTC, and its traceback if it has one."""
-        fields = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)
-
-
 def configure_logging(log_format: str) -> None:
     """Everything to standard error, as text or as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    handler.setFormatter(JsonLines() if log_format == "json" else text)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.config.dictConfig(log_config(log_format))
 
 
 def usable_cores(quota_file: Path = CPU_QUOTA_FILE) -> int:
