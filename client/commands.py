@@ -251,7 +251,8 @@ def chat(
         model=model, adapters=parse_adapters(adapters), template=template, **sampling.as_request()
     )
     with connection.open() as graftwerk:
-        graftwerk.model(model)
+        hello = {"kind": "generate", "messages": [{"role": "user", "content": "Hello"}]}
+        graftwerk.plan(request | hello)  # what cannot work is refused before anybody types
         converse(graftwerk, Conversation(request, system))
 
 

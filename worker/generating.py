@@ -260,8 +260,8 @@ class GenerateWorker(Bookkeeping, SimpleWorker):
             self._fail(seat, outcome)
 
     def _rest(self) -> None:
-        """Wait for news, unless a model of ours has work."""
-        if all(seat.asking is None or isinstance(seat.asking, Forwarding) for seat in self.seats):
+        """Wait for news where another server does all the work that there is."""
+        if self.seats and all(_is_elsewhere(seat) for seat in self.seats):
             self._news.wait(REST_SECONDS)
             self._news.clear()
 
@@ -394,3 +394,10 @@ def _work(
             return Scoring(request, context, resident)
         case GenerateRequest():
             return Asking(request, context, resident)
+
+
+def _is_elsewhere(seat: Seat) -> bool:
+    """Whether another server answers the job, or is asked whether it does."""
+    if seat.asking is None:
+        return seat.inquiry is not None and not seat.inquiry.done()
+    return isinstance(seat.asking, Forwarding)

@@ -354,3 +354,12 @@ def test_a_file_of_prompts_is_answered_into_a_file_and_goes_on_where_the_server_
     assert (again.result["answered"], again.result["failed"]) == (3, 0)
     assert again.result["resumed"] >= 1
     assert again.result["backend"] == script.url
+
+
+def test_the_time_limit_of_a_job_holds_elsewhere_too(queue: JobQueue, script: Scripted) -> None:
+    script.events = [FOREVER]
+    hasty = JobQueue(queue.redis, queue.settings.model_copy(update={"job_timeout_seconds": 1}))
+    job = ended(queue, submit(hasty), 20)
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "timeout")
+    assert script.gone.wait(5)

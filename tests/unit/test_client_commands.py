@@ -496,7 +496,7 @@ def test_chat_sends_all_that_was_said_and_forgets_on_reset(service: Service, run
     result = run("chat", "m", "--system", "be kind", "--temperature", "0", input="hi\nagain\n/reset\nnew\n")
     assert result.exit_code == 0
     assert result.stdout == "hello\nhello\nhello\n"
-    asked = [json.loads(r.content) for r in service.seen if r.url.path == "/api/jobs"]
+    asked = [json.loads(r.content) for r in service.seen if r.url.path == "/api/jobs" and not r.url.query]
     system = {"role": "system", "content": "be kind"}
     user = {"role": "user", "content": "hi"}
     assert asked[0] == {
@@ -536,6 +536,14 @@ def test_chat_tells_of_the_turns_that_no_longer_fit(service: Service, run: Run) 
     assert "oldest 3 turns" in run("chat", "m", input="hi\n").stderr
 
 
+def test_chat_asks_beforehand_whether_it_can_work_with_whatever_answers(service: Service, run: Run) -> None:
+    assert run("chat", "org/m:8b", "-a", "x", input="").exit_code == 0
+    (first,) = service.seen
+    assert (first.url.path, first.url.params["dry_run"]) == ("/api/jobs", "true")
+    sent = json.loads(first.content)
+    assert (sent["kind"], sent["model"], sent["adapters"]) == ("generate", "org/m:8b", ["x"])
+
+
 def test_ctrl_c_in_chat_cancels_the_answer_and_keeps_the_conversation(
     monkeypatch: pytest.MonkeyPatch, service: Service, run: Run
 ) -> None:
@@ -555,7 +563,11 @@ def test_ctrl_c_in_chat_cancels_the_answer_and_keeps_the_conversation(
     assert "stopped" in result.stderr
     paths = [request.url.path for request in service.seen]
     assert paths.count(f"/api/jobs/{ID}/cancel") == 1
-    asked = [json.loads(request.content) for request in service.seen if request.url.path == "/api/jobs"]
+    asked = [
+        json.loads(request.content)
+        for request in service.seen
+        if request.url.path == "/api/jobs" and not request.url.query
+    ]
     assert [turn["content"] for turn in asked[2]["messages"]] == ["one", "hello", "three"]
 
 
