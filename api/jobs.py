@@ -20,6 +20,7 @@ from services.errors import InvalidRequest, JobNotFound, NotReady, ResultsNotFou
 from services.intake import Plan, preflight
 from services.jobs.events import Event, follow
 from services.jobs.requests import ANY_REQUEST, AnyRequest, JobKind
+from services.jobs.room import Claims, Room
 from services.jobs.status import ENDED, Job, JobStatus
 from services.models.store import LINES, PREDICTIONS
 
@@ -221,9 +222,8 @@ def retry(path: JobPath) -> Response:
     """Run the request of an ended job again, as a new job."""
     queue = rooms().queue
     ended = queue.get(_known_form(path))
-    if ended.status in ENDED:
-        _plan(ANY_REQUEST.validate_python(ended.request))
-    return answer_job(queue.retry(ended.id), 202)
+    room = _room(_plan(ANY_REQUEST.validate_python(ended.request))) if ended.status in ENDED else None
+    return answer_job(queue.retry(ended.id, room=room), 202)
 
 
 @api.delete("/jobs/<job_id>", responses={204: None, **problems(404, 409, 503)})
@@ -241,14 +241,19 @@ def _known_form(path: JobPath) -> str:
 
 def _plan(request: AnyRequest) -> Plan:
     promised = rooms().queue.promised([str(job_id) for job_id in request.after])
-    return preflight(request, rooms().store, promised, served=rooms().served(request))
+    claims = Claims(reserved_bytes=rooms().queue.reserved_bytes(rooms().store.staged_bytes))
+    return preflight(request, rooms().store, promised, served=rooms().served(request), claims=claims)
+
+
+def _room(plan: Plan) -> Room:
+    return plan.room(rooms().store.staged_bytes)
 
 
 def _submit(request: AnyRequest, job_id: str | None) -> tuple[Job, bool]:
     # a repeated submission is answered by the job it made: by now its target may exist, which is no conflict
-    if job_id is None or not _is_known(job_id):
-        _plan(request)
-    return rooms().queue.submit(request, job_id)
+    is_new = job_id is None or not _is_known(job_id)
+    room = _room(_plan(request)) if is_new else None
+    return rooms().queue.submit(request, job_id, room=room)
 
 
 def _is_known(job_id: str) -> bool:

@@ -4,16 +4,15 @@ The API asks before it queues, the worker asks again before it works: between th
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from services.backend import ServedModel, check_forwardable
 from services.errors import (
-    DiskFull,
     InvalidRequest,
     ModelExists,
     ModelNotFound,
@@ -57,6 +56,7 @@ from services.jobs.requests import (
     inputs_of,
     target_of,
 )
+from services.jobs.room import NO_CLAIMS, Claims, Room
 from services.models.inspect import folder_bytes, kind_of_folder
 from services.models.known import check_known_order
 from services.models.manifest import read_manifest
@@ -106,7 +106,14 @@ class Plan(BaseModel):
     peak_memory_bytes: int = 0
     disk_needed_bytes: int = 0
     disk_free_bytes: int = 0
+    disk_reserved_bytes: int = Field(
+        default=0, description="Of the free bytes, what other jobs will still take."
+    )
     warnings: list[str] = []
+
+    def room(self, taken: Callable[[str], int]) -> Room:
+        """What the job needs of the volume; `taken` gives the bytes that a job has written there."""
+        return Room(self.disk_needed_bytes, self.disk_free_bytes, taken)
 
 
 def preflight(
@@ -116,7 +123,7 @@ def preflight(
     *,
     digest_limit_bytes: int = HASHED_BYTES,
     served: ServedModel | None = None,
-    staged_bytes: int = 0,
+    claims: Claims = NO_CLAIMS,
 ) -> Plan:
     """What the request would do, or the reason why it cannot.
 
@@ -124,7 +131,7 @@ def preflight(
         promised: models that are not there yet and that jobs before this one will make.
         digest_limit_bytes: weight files up to this size are digested to know published ones.
         served: the other server's model that answers a generate job, where one does.
-        staged_bytes: room that the job has taken on the volume already, in an execution that was killed.
+        claims: what of the volume is taken or set aside already.
 
     Raises:
         ModelNotFound, SourceNotFound, ModelExists, WrongModelKind, UnsupportedOption, DiskFull, InvalidText, and whatever the
@@ -140,7 +147,7 @@ def preflight(
         _check_asked(request, store)
     if isinstance(request, GenerateRequest):
         if served is not None:
-            return _with_disk(_plan_forwarded(request, served), store, staged_bytes)
+            return _plan_forwarded(request, served)
         _need_name_of_the_shelf(request.model)
     waiting = [name for name in inputs_of(request) if name in promised]
     for name in inputs_of(request):
@@ -152,7 +159,7 @@ def preflight(
         plan = _later(request, waiting)
     else:
         plan = _plan_making(request, store, digest_limit_bytes)
-    return _with_disk(plan, store, staged_bytes)
+    return _with_disk(plan, store.free_bytes() + claims.staged_bytes, claims.reserved_bytes)
 
 
 def _plan_making(request: MakingRequest | VerifyRequest, store: ModelStore, digest_limit_bytes: int) -> Plan:
@@ -185,15 +192,15 @@ def _later(request: AnyRequest, waiting: list[str]) -> Plan:
     )
 
 
-def _with_disk(plan: Plan, store: ModelStore, staged_bytes: int) -> Plan:
+def _with_disk(plan: Plan, free_bytes: int, reserved_bytes: int) -> Plan:
     needed = plan.output_bytes + DISK_MARGIN_BYTES if plan.output_bytes else 0
-    free = store.free_bytes() + staged_bytes
-    if needed > free:
-        raise DiskFull(
-            f"the job needs {needed} bytes on the volume, {free} are free",
-            "Delete models that are not needed, or enlarge the volume.",
-        )
-    return plan.model_copy(update={"disk_needed_bytes": needed, "disk_free_bytes": free})
+    plan = plan.model_copy(
+        update={
+            "disk_needed_bytes": needed, "disk_free_bytes": free_bytes, "disk_reserved_bytes": reserved_bytes,
+        }
+    )  # fmt: skip
+    plan.room(lambda job: 0).check(reserved_bytes)
+    return plan
 
 
 # ---- import -------------------------------------------------------------------------------------------

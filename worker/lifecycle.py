@@ -8,6 +8,7 @@ from pydantic_core import from_json, to_json
 
 from services.errors import GraftwerkError, InternalError
 from services.jobs.requests import JobRequest
+from services.jobs.room import Room
 from services.jobs.running import Running, as_error, assigned, traceback_of
 from services.models.store import ModelStore
 from services.progress import CheckCanceled, Report
@@ -21,7 +22,7 @@ T = TypeVar("T")
 class Context:
     """What a task is handed. `confirm` is called right before publishing and raises if it must not.
 
-    `execution` is `<job>.<run>`, as the store names what is being made.
+    `claim_room` sets room on the volume aside. `execution` is `<job>.<run>`, as the store names what is being made.
     """
 
     store: ModelStore
@@ -31,6 +32,7 @@ class Context:
     report: Report
     check_canceled: CheckCanceled
     confirm: Callable[[], None]
+    claim_room: Callable[[Room], None]
     log: Callable[[str], None]
     tell_text: Callable[[Sequence[dict[str, Any]]], None]
 
@@ -73,6 +75,7 @@ def context_of(running: Running, settings: Settings) -> Context:
         report=running.report,
         check_canceled=running.check_canceled,
         confirm=running.confirm,
+        claim_room=running.claim_room,
         log=running.log,
         tell_text=running.tell_text,
     )

@@ -10,15 +10,16 @@ from services.checkpoints.reading import TensorReader
 from services.convert import ConvertOptions, convert, summarize
 from services.formats.outputs import OUTPUT_DTYPES, OutputFormat
 from services.generate import resolve_device
-from services.intake import VERIFIED_FORMATS, import_source, preflight, tokenizer_file, weights_digest
+from services.intake import VERIFIED_FORMATS, Plan, import_source, preflight, tokenizer_file, weights_digest
 from services.jobs.requests import (
-    AnyRequest,
     ConvertRequest,
     ExtendTokenizerRequest,
     ImportRequest,
+    MakingRequest,
     MergeRequest,
     parse_size,
 )
+from services.jobs.room import Claims
 from services.merge import Merged, MergeOptions, merge
 from services.merge.norms import ChangeNorms, change_norms, nothing_changed
 from services.merge.verify import verify_merge
@@ -73,9 +74,9 @@ def made_once(make: Callable[[M, Context], Mapping[str, Any]]) -> Callable[[M, C
 
 def make_import(request: ImportRequest, context: Context) -> Mapping[str, Any]:
     """Takes the files, recognises them, publishes them under the target's name."""
-    preflight(request, context.store, {})
+    plan = preflight(request, context.store, {})
     members = import_source(request, context.store, limit_bytes=context.settings.unpack_limit_bytes)
-    with _publishing(request, request.target, context) as staging:
+    with _publishing(request, plan, context) as staging:
         taken = import_members(
             members,
             staging,
@@ -94,7 +95,7 @@ def make_import(request: ImportRequest, context: Context) -> Mapping[str, Any]:
 
 def make_convert(request: ConvertRequest, context: Context) -> Mapping[str, Any]:
     """Converts and publishes a checkpoint."""
-    plan = preflight(request, context.store, {}, staged_bytes=context.store.staged_bytes(context.job_id))
+    plan = preflight(request, context.store, {}, claims=_claims(context))
     source = context.store.path(request.source)
     options = ConvertOptions(
         _dtype(request.dtype), parse_size(request.max_shard_size), request.instruct, request.output_format,
@@ -102,8 +103,8 @@ def make_convert(request: ConvertRequest, context: Context) -> Mapping[str, Any]
     )  # fmt: skip
     identity = identity_of_request(request, options, context.store)
     if not request.force and (same := find_same(context.store, identity)):
-        return _made_before(request, same, context)
-    with _publishing(request, request.target, context, take_over=True) as staging:
+        return _made_before(request, plan, same, context)
+    with _publishing(request, plan, context, take_over=True) as staging:
         checkpoint, written = convert(source, staging, options, _watch(context, staging))
         _log_resumed(written, context)
         tokenizer = _completed(staging, request.output_format, instruct=request.instruct)
@@ -118,8 +119,7 @@ def make_convert(request: ConvertRequest, context: Context) -> Mapping[str, Any]
 
 def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
     """Merges, verifies and publishes; a merge that fails its own check publishes nothing."""
-    staged_bytes = context.store.staged_bytes(context.job_id)
-    plan = preflight(request, context.store, {}, digest_limit_bytes=ANY_SIZE, staged_bytes=staged_bytes)
+    plan = preflight(request, context.store, {}, digest_limit_bytes=ANY_SIZE, claims=_claims(context))
     base = context.store.path(request.base)
     adapters = [(choice.name, context.store.path(choice.name), choice.scale) for choice in request.adapters]
     options = MergeOptions(
@@ -130,8 +130,8 @@ def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
     )  # fmt: skip
     identity = identity_of_request(request, options, context.store)
     if not request.force and (same := find_same(context.store, identity)):
-        return _made_before(request, same, context)
-    with _publishing(request, request.target, context, take_over=True) as staging:
+        return _made_before(request, plan, same, context)
+    with _publishing(request, plan, context, take_over=True) as staging:
         watch = _watch(context, staging)
         merged = merge(base, adapters, staging, options=options, watch=watch)
         _log_resumed(merged.written, context)
@@ -148,8 +148,14 @@ def make_merge(request: MergeRequest, context: Context) -> Mapping[str, Any]:
     )
 
 
-def _made_before(request: ConvertRequest | MergeRequest, same: str, context: Context) -> Mapping[str, Any]:
-    with _publishing(request, request.target, context) as staging:
+def _claims(context: Context) -> Claims:
+    return Claims(staged_bytes=context.store.staged_bytes(context.job_id))
+
+
+def _made_before(
+    request: ConvertRequest | MergeRequest, plan: Plan, same: str, context: Context
+) -> Mapping[str, Any]:
+    with _publishing(request, plan, context) as staging:
         figures = take_same(same, staging, context)
     return _result(request.target, context, figures)
 
@@ -159,7 +165,7 @@ def make_extended_tokenizer(request: ExtendTokenizerRequest, context: Context) -
     plan = preflight(request, context.store, {})
     names = {"base": request.base, "addition": request.addition}
     sources = {role: tokenizer_file(context.store, name) for role, name in names.items()}
-    with _publishing(request, request.target, context) as staging:
+    with _publishing(request, plan, context) as staging:
         base = sources["base"].read_bytes()
         extended = extend_vocabulary(base, sources["addition"].read_bytes(), pad_token=request.pad_token)
         (staging / "tokenizer.model").write_bytes(extended.model)
@@ -214,9 +220,11 @@ def _merge_figures(
 
 @contextmanager
 def _publishing(
-    request: AnyRequest, target: str, context: Context, *, take_over: bool = False
+    request: MakingRequest, plan: Plan, context: Context, *, take_over: bool = False
 ) -> Iterator[Path]:
-    """A staging folder; with `take_over` it may hold what a killed try of this job has left."""
+    """A staging folder, with room for what is planned; with `take_over` it may hold what a killed try of this job has left."""
+    target = request.target
+    context.claim_room(plan.room(context.store.staged_bytes))
     context.log(f"{request.kind} into {target} begins")
     with context.store.publishing(
         target, execution=context.execution, confirm=context.confirm, take_over=take_over

@@ -27,6 +27,7 @@ from services.jobs.records import (
     target_key,
     transact,
 )
+from services.jobs.room import give_back
 from services.jobs.status import ENDED, WAITING, Job
 
 GRACE_SECONDS = 3600
@@ -110,4 +111,5 @@ def _close(redis: Redis, job: Job, retention_seconds: int) -> None:
             pipe.expire(key, lifetime_seconds)
         pipe.zadd(ENDED_KEY, {job.id: time.time() + retention_seconds})
         pipe.srem(ACTIVE_KEY, job.id)
+        give_back(pipe, job.id)
         pipe.execute()

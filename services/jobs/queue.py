@@ -7,7 +7,7 @@ jobs come to be together or not at all.
 import base64
 import binascii
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -54,6 +54,7 @@ from services.jobs.records import (
     transact,
 )
 from services.jobs.requests import ANY_REQUEST, AnyRequest, inputs_of, target_of
+from services.jobs.room import ROOM_KEY, Room, reserved_bytes, set_aside
 from services.jobs.status import ENDED, Job, JobStatus, WorkerState
 from services.settings import Settings
 
@@ -134,13 +135,20 @@ class JobQueue:
 
     @reaching_redis()
     def submit(
-        self, request: AnyRequest, job_id: str | None = None, *, retention_seconds: int | None = None
+        self,
+        request: AnyRequest,
+        job_id: str | None = None,
+        *,
+        retention_seconds: int | None = None,
+        room: Room | None = None,
     ) -> tuple[Job, bool]:
         """Queue a job; with a known `job_id` give that job back. The flag says whether it is new.
 
-        `retention_seconds` is how long its record is kept once it has ended; by default as the settings say.
+        `retention_seconds` is how long its record is kept once it has ended; by default as the settings say. `room` is set
+        aside for it on the volume.
 
         Raises:
+            DiskFull: What is free is reserved by other jobs.
             IdempotencyConflict: The id is taken by another request.
             JobNotFound: `after` names a job that is not known.
             UpstreamFailed: `after` names a job that failed or was canceled.
@@ -149,11 +157,13 @@ class JobQueue:
         """
         job_id = job_id or str(uuid4())
         target = target_of(request)
-        watched = [record_key(job_id), JOBS_KEY, *(RQJob.key_for(str(id)) for id in request.after)]
+        watched = [record_key(job_id), JOBS_KEY, ROOM_KEY, *(RQJob.key_for(str(id)) for id in request.after)]
         if target is not None:
             watched.append(target_key(target))
         retention_seconds = retention_seconds or self.settings.job_retention_seconds
-        enqueue = partial(self._enqueue, request=request, job_id=job_id, retention_seconds=retention_seconds)
+        enqueue = partial(
+            self._enqueue, request=request, job_id=job_id, retention_seconds=retention_seconds, room=room
+        )
         created = transact(self.redis, enqueue, *watched)
         if isinstance(created, GraftwerkError):
             raise created
@@ -222,12 +232,13 @@ class JobQueue:
         return read_job(self.redis, job_id)
 
     @reaching_redis()
-    def retry(self, job_id: str) -> Job:
+    def retry(self, job_id: str, *, room: Room | None = None) -> Job:
         """A new job with the request of an ended one. Raises JobNotFound, JobNotEnded, as `submit`."""
         job = self._ended(job_id, "be run again")
         known = zip(job.after, read_records(self.redis, job.after), strict=True)
         after = [id for id, record in known if record is not None]
-        return self.submit(ANY_REQUEST.validate_python({**job.request, "after": after}))[0]
+        request = ANY_REQUEST.validate_python({**job.request, "after": after})
+        return self.submit(request, room=room)[0]
 
     @reaching_redis()
     def delete(self, job_id: str) -> None:
@@ -260,6 +271,11 @@ class JobQueue:
                     promises[target] = request
             pending = [id for id in {id for job in jobs for id in job.after} if id not in seen]
         return promises
+
+    @reaching_redis()
+    def reserved_bytes(self, taken: Callable[[str], int]) -> int:
+        """Bytes of the volume that unfinished jobs will still write; `taken` gives what a job has written."""
+        return reserved_bytes(self.redis, taken)
 
     @reaching_redis()
     def using(self, model_name: str) -> Sequence[str]:
@@ -314,7 +330,13 @@ class JobQueue:
         return job
 
     def _enqueue(
-        self, pipe: Pipeline, *, request: AnyRequest, job_id: str, retention_seconds: int
+        self,
+        pipe: Pipeline,
+        *,
+        request: AnyRequest,
+        job_id: str,
+        retention_seconds: int,
+        room: Room | None,
     ) -> bool | GraftwerkError:
         # A refusal is given back, not raised: the transaction then still finds out whether what it rests
         # on has changed meanwhile, and if so everything is looked at again.
@@ -324,9 +346,13 @@ class JobQueue:
                 self._refuse_bad_upstream([str(id) for id in request.after])
                 self._refuse_full_queue()
                 self._refuse_taken_target(request)
+                if room is not None:
+                    room.check(reserved_bytes(self.redis, room.taken))
             except GraftwerkError as error:
                 return error
             self._add(pipe, request, job_id, retention_seconds=retention_seconds)
+            if room is not None:
+                set_aside(pipe, job_id, room)  # after _add, which has begun the transaction
             return True
         if ANY_REQUEST.validate_python(existing.request) == request:
             return False

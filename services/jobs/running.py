@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import ConnectionError, TimeoutError
 from rq import get_current_job
 from rq.job import Job as RQJob
@@ -32,7 +33,8 @@ from services.errors import (
     JobTimeout,
 )
 from services.jobs.events import publish, publish_text
-from services.jobs.records import Failure, log_key, record_key
+from services.jobs.records import Failure, log_key, record_key, transact
+from services.jobs.room import ROOM_KEY, Room, reserved_bytes, set_aside
 from services.jobs.status import JobProgress
 from services.progress import Progress
 from services.settings import Settings
@@ -142,6 +144,20 @@ class Running:
         self._asked_at = -math.inf
         self._ask()
         return self._current
+
+    def claim_room(self, room: Room) -> None:
+        """Set room on the volume aside for this job: its size may not have been known when it was submitted.
+
+        Raises DiskFull where others have reserved what is free.
+        """
+
+        def claim(pipe: Pipeline) -> None:
+            others = reserved_bytes(self.redis, room.taken, beside=self.job_id)
+            room.check(others)
+            pipe.multi()
+            set_aside(pipe, self.job_id, room)
+
+        transact(self.redis, claim, ROOM_KEY)
 
     def confirm_current(self) -> None:
         """Raise ExecutionSuperseded unless this execution still counts."""

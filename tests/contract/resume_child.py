@@ -26,7 +26,7 @@ def context(root: Path, run: int, report: Any) -> Context:
         Context,
         SimpleNamespace(
             store=ModelStore(root), settings=Settings(models_dir=root), job_id="job", execution=f"job.{run}",
-            report=report, check_canceled=ignore, confirm=ignore, log=ignore,
+            report=report, check_canceled=ignore, confirm=ignore, claim_room=ignore, log=ignore,
         ),
     )  # fmt: skip
 

@@ -473,7 +473,7 @@ def context(store: ModelStore) -> Context:
         Context,
         SimpleNamespace(
             store=store, settings=Settings(models_dir=store.root), job_id="job", execution="job-1", report=ignore,
-            check_canceled=ignore, confirm=ignore, log=ignore,
+            check_canceled=ignore, confirm=ignore, claim_room=ignore, log=ignore,
         ),
     )  # fmt: skip
 

@@ -124,7 +124,7 @@ def context_of(store: ModelStore) -> Context:
 
     return Context(
         store=store, settings=Settings(), job_id="j", execution="e", report=nothing, check_canceled=nothing,
-        confirm=nothing, log=nothing, tell_text=nothing,
+        confirm=nothing, claim_room=nothing, log=nothing, tell_text=nothing,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ REQUEST = ImportRequest.model_validate(
 def context(root: Path, job_id: str) -> Context:
     return Context(
         store=ModelStore(root), settings=Settings(models_dir=root), job_id=job_id, execution=f"of-{job_id}",
-        report=ignore_progress, check_canceled=never_canceled, confirm=lambda: None, log=lambda line: None, tell_text=lambda text: None,
+        report=ignore_progress, check_canceled=never_canceled, confirm=lambda: None, claim_room=lambda room: None, log=lambda line: None, tell_text=lambda text: None,
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def context(store: ModelStore, execution: str = "one", report: Any = lambda prog
         Context,
         SimpleNamespace(
             store=store, settings=Settings(models_dir=store.root), job_id="job", execution=execution, report=report,
-            check_canceled=nothing, confirm=nothing, log=nothing,
+            check_canceled=nothing, confirm=nothing, claim_room=nothing, log=nothing,
         ),
     )  # fmt: skip
 

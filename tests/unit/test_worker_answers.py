@@ -52,6 +52,7 @@ def begin(tmp_path: Path, line: Line) -> Iterator[Open]:
                 report=ignore_progress,
                 check_canceled=never_canceled,
                 confirm=confirm,
+                claim_room=lambda room: None,
                 log=lambda _: None,
                 tell_text=lambda _: None,
             )

@@ -1,0 +1,87 @@
+"""Two jobs never count on the same room of the volume, whoever comes first, in the API and in the worker."""
+
+import threading
+
+import pytest
+from redis import Redis
+
+from services.errors import DiskFull
+from services.jobs.queue import JobQueue
+from services.jobs.requests import ConvertRequest
+from services.jobs.room import ROOM_KEY, Room
+from services.jobs.running import Running
+from services.settings import Settings
+
+GB = 10**9
+
+
+def convert(target: str) -> ConvertRequest:
+    return ConvertRequest.model_validate({"kind": "convert", "source": "llama", "target": target})
+
+
+def room(needed: int, *, free: int = 10 * GB, taken: dict[str, int] | None = None) -> Room:
+    return Room(needed, free, lambda job: (taken or {}).get(job, 0))
+
+
+@pytest.fixture
+def queue(redis: Redis, settings: Settings) -> JobQueue:
+    return JobQueue(redis, settings)
+
+
+def test_room_that_a_waiting_job_needs_is_not_there_for_another(queue: JobQueue) -> None:
+    first, _ = queue.submit(convert("a"), room=room(6 * GB))
+    with pytest.raises(DiskFull) as caught:
+        queue.submit(convert("b"), room=room(5 * GB))
+    assert caught.value.message == (
+        "the job needs 5000000000 bytes on the volume, 10000000000 are free, 6000000000 of them are reserved by jobs "
+        "that have not ended"
+    )
+    assert [job.id for job in queue.list()[0]] == [first.id], "a refused job leaves nothing"
+    queue.submit(convert("c"), room=room(4 * GB))
+    assert queue.reserved_bytes(lambda job: 0) == 10 * GB
+
+
+def test_a_job_that_has_ended_needs_no_room_any_more(queue: JobQueue, redis: Redis) -> None:
+    first, _ = queue.submit(convert("a"), room=room(6 * GB))
+    queue.cancel(first.id)
+    assert redis.hgetall(ROOM_KEY) == {}
+    queue.submit(convert("b"), room=room(10 * GB))
+
+
+def test_what_a_job_has_written_counts_once(queue: JobQueue) -> None:
+    """Of 10 GB the first job has written 5 of its 6: then 5 are free, and 1 is still to come."""
+    first, _ = queue.submit(convert("a"), room=room(6 * GB))
+    written = {first.id: 5 * GB}
+    assert queue.reserved_bytes(written.__getitem__) == GB
+    with pytest.raises(DiskFull, match="5000000000 are free, 1000000000 of them are reserved"):
+        queue.submit(convert("b"), room=room(4 * GB + 1, free=5 * GB, taken=written))
+    queue.submit(convert("b"), room=room(4 * GB, free=5 * GB, taken=written))
+
+
+def test_of_many_that_come_at_once_only_as_many_are_taken_as_there_is_room_for(queue: JobQueue) -> None:
+    outcomes: list[str] = []
+
+    def submit(number: int) -> None:
+        try:
+            queue.submit(convert(f"m{number}"), room=room(3 * GB))
+            outcomes.append("taken")
+        except DiskFull:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=submit, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["refused"] * 5 + ["taken"] * 3
+
+
+def test_a_job_whose_size_was_not_known_claims_its_room_when_it_starts(queue: JobQueue, redis: Redis) -> None:
+    first, _ = queue.submit(convert("a"))
+    queue.submit(convert("b"), room=room(6 * GB))
+    running = Running(first.id, "run", redis)
+    with pytest.raises(DiskFull, match="6000000000 of them are reserved"):
+        running.claim_room(room(5 * GB))
+    running.claim_room(room(4 * GB))
+    running.claim_room(room(4 * GB))  # once more, as a job that runs again does
+    assert queue.reserved_bytes(lambda job: 0) == 10 * GB
