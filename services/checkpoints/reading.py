@@ -77,6 +77,16 @@ class TensorReader:
             ConfigMismatch: ranks hold different values of a tensor that each must have whole.
             NonFiniteTensor: it holds NaN or infinity.
         """
+        tensor = self.joined(source)
+        check_finite(source.name, tensor)
+        return tensor
+
+    def joined(self, source: TensorSource) -> torch.Tensor:
+        """As `load`, without looking at the values: what lies plain in its file is a view that reads nothing yet.
+
+        Raises:
+            ConfigMismatch: ranks hold different values of a tensor that each must have whole.
+        """
         parts = [self.view(part) for part in source.parts]
         if source.join_dim is None:
             _check_replicated(source, parts)
@@ -85,7 +95,6 @@ class TensorReader:
             tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=source.join_dim)
         if source.rotary_heads:
             tensor = interleaved_to_halves(tensor, source.rotary_heads)
-        check_finite(source.name, tensor)
         return tensor
 
     def release(self, source: TensorSource) -> None:

@@ -41,24 +41,16 @@ class StoredTensor:
 
     def digest(self, reader: TensorReader) -> str:
         """SHA-256 of what was recorded when it was written: of GGUF the bytes as they lie."""
-        plain = self.key != self.name or _lies_plain(self.source)
-        found = reader.view(self.source.parts[0]) if plain else reader.load(self.source)
+        found = reader.view(self.source.parts[0]) if self.key != self.name else reader.joined(self.source)
         return hashlib.sha256(tensor_bytes(found)).hexdigest()
 
     def rows(self, reader: TensorReader, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Some rows, and how far the encoding may have taken each value (a single zero where it is exact); float64."""
         if not self.by_blocks:
-            whole = (
-                reader.view(self.source.parts[0]) if _lies_plain(self.source) else reader.load(self.source)
-            )
-            return whole[rows].double(), torch.zeros(1, dtype=torch.float64)
+            return reader.joined(self.source)[rows].double(), torch.zeros(1, dtype=torch.float64)
         if self.source.rotary_heads:
             rows = interleaved_to_halves(torch.arange(self.shape[0]), self.source.rotary_heads)[rows]
         return decode_q8_0(reader.view(self.source.parts[0])[rows])
-
-
-def _lies_plain(source: TensorSource) -> bool:
-    return len(source.parts) == 1 and not source.rotary_heads
 
 
 def tensors_of(folder: Path) -> dict[str, StoredTensor]:

@@ -1,9 +1,10 @@
 """The stream that converting and merging share: one tensor at a time, reading behind computing behind writing."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -14,6 +15,9 @@ THREADS = 2
 """One thread computes while the other waits for the disk; more only add memory."""
 
 POLL_SECONDS = 0.2
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Produce = Callable[[str], Iterable[torch.Tensor]]
 """Gives a planned tensor as blocks of rows, in order: a large one never lies in memory whole."""
@@ -57,7 +61,7 @@ def stream_tensors(
 
     total, done = writer.size_bytes, 0
     report(Progress("writing tensors", 0, total))
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="tensors") as pool:
+    with _threads_shared(), ThreadPoolExecutor(THREADS, thread_name_prefix="tensors") as pool:
         running: set[Future[int]] = set()
         waiting = iter(plans)
         try:
@@ -73,3 +77,32 @@ def stream_tensors(
         finally:
             for future in running:
                 future.cancel()
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T], check_canceled: CheckCanceled) -> Iterator[R]:
+    """What `work` gives for each item, in order; THREADS of them are under way at once.
+
+    Raises:
+        JobCanceled: what `check_canceled` raises, at the latest POLL_SECONDS after it would.
+        Whatever `work` raises; the rest is not started.
+    """
+    with _threads_shared(), ThreadPoolExecutor(THREADS, thread_name_prefix="tensors") as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            for future in futures:
+                while not wait([future], POLL_SECONDS).done:
+                    check_canceled()
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _threads_shared() -> Iterator[None]:
+    """Within, each of our threads has its share of torch's: more threads than cores wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

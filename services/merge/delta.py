@@ -126,7 +126,8 @@ def _changed(block: torch.Tensor, deltas: Sequence[torch.Tensor], *, once: bool)
     """The sum in the wider of float32 and the block's dtype; rounded to the block's after each delta, or left so."""
     dtype, wide = block.dtype, torch.promote_types(block.dtype, torch.float32)
     for delta in deltas:
-        block = block.to(wide) + delta
+        # the same sum in one pass where the wide dtype is the delta's own: a half is widened as it is read
+        block = delta.add_(block) if delta.dtype == wide else block.to(wide) + delta
         if not once:
             block = block.to(dtype)
     return block

@@ -27,7 +27,7 @@ def expected_rows(
     dtype = TORCH_DTYPES[source.dtype]
     last = max((i for i, item in enumerate(adapters) if name in item.adapter.replaced), default=None)
     used = adapters if last is None else adapters[last:]  # what a later adapter replaces whole does not count
-    whole = reader.load(source) if last is None else reader.view(used[0].adapter.replaced[name])
+    whole = reader.joined(source) if last is None else reader.view(used[0].adapter.replaced[name])
     weight = whole[rows].double()
     tolerance = rounding(weight, dtype)
     for item in used:

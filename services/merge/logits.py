@@ -5,6 +5,7 @@ in memory lie a few tokens' hidden states and one block. On the fly a projection
 adapters' products are never added to a weight, nothing of the merge's arithmetic is used.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from services.checkpoints.huggingface import Watch
 from services.checkpoints.reading import TensorReader
 from services.checkpoints.stored import StoredModel
+from services.checkpoints.streaming import in_threads
 from services.errors import GraftwerkError
-from services.formats.checkpoint import Checkpoint
+from services.formats.checkpoint import Checkpoint, TensorSource
 from services.formats.config import ModelConfig, config_to_json
 from services.formats.stack import merged_tensors
 from services.merge import ScaledAdapter
@@ -39,8 +41,8 @@ TEXTS = (
 TOKENS = 12
 """Of each text, so that all texts are equally long and nothing is padded."""
 
-BLOCK_ELEMENTS = 1 << 22
-"""Elements that are cast to float32 at once: 16 MB."""
+BLOCK_ELEMENTS = 1 << 20
+"""Elements that are cast to float32 at once: 4 MB, so that blocks stay in the cache."""
 
 LEAST_TOLERANCE = 1e-4
 """What float32 arithmetic in another order may amount to."""
@@ -82,6 +84,9 @@ class Side(Protocol):
     def projection(self, module: str) -> nn.Module:
         """A linear module by its path."""
 
+    def release(self) -> None:
+        """Let go the pages of what was read since the last time."""
+
 
 class Projection(nn.Module):
     """A linear map of float32 tensors (…, in) to (…, out), with adapters' products beside it."""
@@ -106,14 +111,25 @@ class Projection(nn.Module):
         return out if self._bias is None else out + self._bias
 
 
-def product_of(blocks: Callable[[], Iterable[torch.Tensor]]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`x @ W.T` of a weight that comes as blocks of rows, each cast to float32 on its own."""
-    return lambda x: torch.cat([x @ block.float().T for block in blocks()], dim=-1)
+def product_of(
+    rows: int, blocks: Callable[[], Iterable[torch.Tensor]]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`x @ W.T` of a weight of so many rows that comes as blocks of rows, each cast to float32 on its own."""
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        # filled in place: results kept beside the blocks would leave holes that no later block fits into
+        out, start = x.new_empty(*x.shape[:-1], rows), 0
+        for block in blocks():
+            out[..., start : start + len(block)] = x @ block.float().T
+            start += len(block)
+        return out
+
+    return product
 
 
 def weight_product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """`product_of` a weight that is there."""
-    return product_of(lambda: (weight[rows] for rows in row_blocks(weight.shape)))
+    return product_of(len(weight), lambda: (weight[rows] for rows in row_blocks(weight.shape)))
 
 
 def row_blocks(shape: Sequence[int]) -> list[slice]:
@@ -143,13 +159,9 @@ def compare_logits(
     embedding = stored.tensors["model.embed_tokens.weight"]
     rows = embedding.shape[0]
     ids = _token_ids(tokenizer_folder, rows)
-    config = _llama_config(base.config, rows)
-    total = 2 * config.num_hidden_layers
-    sides: tuple[Side, Side] = (MergedSide(reader, stored), OnTheFlySide(reader, base, adapters))
-    found, expected = (
-        _logits(side, config, ids, lambda layer, first=first: _tell(watch, first + layer, total))  # type: ignore[misc]
-        for side, first in zip(sides, (0, config.num_hidden_layers), strict=True)
-    )
+    config = llama_config(base.config, rows)
+    sides: list[Side] = [MergedSide(reader, stored), OnTheFlySide(reader, base, adapters)]
+    found, expected = side_logits(sides, config, ids, watch)
     difference = (found - expected).double()
     size = float(expected.double().square().mean().sqrt())
     apart = float(difference.square().mean().sqrt())
@@ -161,12 +173,7 @@ def compare_logits(
     )  # fmt: skip
 
 
-def _tell(watch: Watch, done: int, total: int) -> None:
-    watch.check_canceled()
-    watch.report(Progress("comparing logits", done, total, "layers"))
-
-
-def _llama_config(config: ModelConfig, rows: int) -> LlamaConfig:
+def llama_config(config: ModelConfig, rows: int) -> LlamaConfig:
     values = {**config_to_json(config, "float32"), "vocab_size": rows}
     found = LlamaConfig(
         **{key: value for key, value in values.items() if key not in ("architectures", "dtype")}
@@ -187,20 +194,62 @@ def _token_ids(folder: Path, rows: int) -> torch.Tensor:
     return torch.tensor(encoded) if fits else spread
 
 
-@torch.no_grad()
-def _logits(side: Side, config: LlamaConfig, ids: torch.Tensor, tell: Callable[[int], None]) -> torch.Tensor:
-    """Float32 logits (texts, tokens, vocabulary) of one side."""
-    hidden = side.embedding(ids.flatten()).view(*ids.shape, -1)
-    positions = torch.arange(ids.shape[1])[None]
-    rotary = LlamaRotaryEmbedding(config)(hidden, positions)
-    for number in range(config.num_hidden_layers):
-        tell(number)
-        layer = _layer(side, config, number)
-        hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
-    norm = _norm(side, "model.norm.weight", config)
-    head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
-    result: torch.Tensor = side.projection(head)(norm(hidden))
-    return result
+def side_logits(
+    sides: Sequence[Side], config: LlamaConfig, ids: torch.Tensor, watch: Watch
+) -> list[torch.Tensor]:
+    """Float32 logits (texts, tokens, vocabulary) of each side, side by side in a thread each."""
+    layers = config.num_hidden_layers
+    done = [0] * len(sides)
+    stop = threading.Event()
+
+    def run(number: int) -> torch.Tensor | None:
+        tokens = _Pass(sides[number], config, ids)
+        for layer in range(layers):
+            if stop.is_set():
+                return None
+            tokens.through_layer(layer)
+            done[number] = layer + 1
+        return tokens.logits()
+
+    def look() -> None:
+        watch.report(Progress("comparing logits", sum(done), len(sides) * layers, "layers"))
+        try:
+            watch.check_canceled()
+        except BaseException:
+            stop.set()  # a thread cannot be ended from outside, and is waited for
+            raise
+
+    look()
+    return [logits for logits in in_threads(run, range(len(sides)), look) if logits is not None]
+
+
+class _Pass:
+    """A few tokens of a few texts on their way through one side."""
+
+    def __init__(self, side: Side, config: LlamaConfig, ids: torch.Tensor) -> None:
+        self._side = side
+        self._config = config
+        self._positions = torch.arange(ids.shape[1])[None]
+        self._hidden = side.embedding(ids.flatten()).view(*ids.shape, -1)
+        self._rotary = LlamaRotaryEmbedding(config)(self._hidden, self._positions)
+
+    @torch.no_grad()
+    def through_layer(self, number: int) -> None:
+        """Compute one layer, and let go the pages of its weights."""
+        layer = _layer(self._side, self._config, number)
+        self._hidden = layer(
+            self._hidden, attention_mask=None, position_ids=self._positions, position_embeddings=self._rotary
+        )
+        self._side.release()
+
+    @torch.no_grad()
+    def logits(self) -> torch.Tensor:
+        """What comes out after the last layer."""
+        norm = _norm(self._side, "model.norm.weight", self._config)
+        head = "model.embed_tokens" if self._config.tie_word_embeddings else "lm_head"
+        result: torch.Tensor = self._side.projection(head)(norm(self._hidden))
+        self._side.release()
+        return result
 
 
 def _layer(side: Side, config: LlamaConfig, number: int) -> nn.Module:
@@ -231,6 +280,12 @@ class MergedSide:
     def __init__(self, reader: TensorReader, stored: StoredModel) -> None:
         self._reader = reader
         self._tensors = stored.tensors
+        self._read: list[TensorSource] = []
+
+    def release(self) -> None:
+        """Let go the pages of what was read since the last time."""
+        while self._read:
+            self._reader.release(self._read.pop())
 
     def embedding(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding, float32."""
@@ -245,8 +300,9 @@ class MergedSide:
         """A linear module by its path."""
         stored = self._tensors[f"{module}.weight"]
         bias = self.vector(f"{module}.bias")
+        self._read.append(stored.source)
         if not stored.by_blocks:
-            return Projection(weight_product(self._reader.load(stored.source)), bias=bias)
+            return Projection(weight_product(self._reader.joined(stored.source)), bias=bias)
 
         numbers = torch.arange(stored.shape[0])
         blocks = [numbers[rows] for rows in row_blocks(stored.shape)]
@@ -254,7 +310,7 @@ class MergedSide:
         def decoded() -> Iterator[torch.Tensor]:
             return (stored.rows(self._reader, rows)[0] for rows in blocks)
 
-        return Projection(product_of(decoded), bias=bias)
+        return Projection(product_of(stored.shape[0], decoded), bias=bias)
 
 
 class OnTheFlySide:
@@ -264,6 +320,17 @@ class OnTheFlySide:
         self._reader = reader
         self._base = base
         self._adapters = adapters
+        self._read: list[str] = []
+
+    def release(self) -> None:
+        """Let go the pages of what was read since the last time."""
+        while self._read:
+            name = self._read.pop()
+            self._reader.release(self._base.tensors[name])
+            for item in self._adapters:
+                change = Change.of(item.adapter, item.scale, name)
+                for header in change.headers if change else ():
+                    self._reader.release_header(header)
 
     def embedding(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding, float32."""
@@ -277,6 +344,7 @@ class OnTheFlySide:
     def projection(self, module: str) -> nn.Module:
         """A linear module by its path."""
         name = f"{module}.weight"
+        self._read.append(name)
         changes = [c for item in self._adapters if (c := Change.of(item.adapter, item.scale, name))]
         if any(change.rows is not None for change in changes):
             return Projection(self._expected_product(name), bias=self.vector(f"{module}.bias"))
@@ -286,7 +354,7 @@ class OnTheFlySide:
         start = max((i for i, change in enumerate(changes) if change.replaced is not None), default=0)
         replaced = changes[start].replaced if changes else None
         weight = (
-            self._reader.load(self._base.tensors[name]) if replaced is None else self._reader.view(replaced)
+            self._reader.joined(self._base.tensors[name]) if replaced is None else self._reader.view(replaced)
         )
         return Projection(
             weight_product(weight), self._factors(changes[start:]), self.vector(f"{module}.bias")
@@ -319,4 +387,4 @@ class OnTheFlySide:
         shape = merged_tensors(self._base, [item.adapter for item in self._adapters])[name][1]
         numbers = torch.arange(shape[0])
         blocks = [numbers[rows] for rows in row_blocks(shape)]
-        return product_of(lambda: (self._expected(name, rows) for rows in blocks))
+        return product_of(shape[0], lambda: (self._expected(name, rows) for rows in blocks))

@@ -18,6 +18,7 @@ import torch
 from services.checkpoints.huggingface import Watch
 from services.checkpoints.reading import TORCH_DTYPES, TensorReader
 from services.checkpoints.stored import StoredModel, StoredTensor, read_stored
+from services.checkpoints.streaming import in_threads
 from services.errors import VerificationFailed
 from services.formats.adapter import read_adapter
 from services.formats.checkpoint import Checkpoint, read_checkpoint
@@ -127,6 +128,15 @@ class _Report:
             self.rounding_square += (float(tolerance.expand_as(expected).norm()) / size) ** 2
         return share
 
+    def add(self, tensor: "_Report") -> None:
+        """Takes in what was seen of one tensor."""
+        self.tensors += 1
+        self.rows += tensor.rows
+        self.rounding_square += tensor.rounding_square
+        self.difference = max(self.difference, tensor.difference)
+        if tensor.share > self.share:
+            self.share, self.name = tensor.share, tensor.name
+
     @property
     def figures(self) -> dict[str, Any]:
         return {
@@ -176,18 +186,36 @@ def _tensor_findings(
     report: _Report,
     digests: Mapping[str, str] | None,
 ) -> Iterator[Finding]:
-    total, done = model.size_bytes, 0
     yield from _shape_findings(model, claim)
-    for stored in model.tensors.values():
-        watch.check_canceled()
-        if stored.name in claim.output.tensors and stored.shape == claim.output.tensors[stored.name][1]:
-            if digests is not None:
-                yield from _check_digest(reader, digests[stored.key], stored)
-            yield from _check_rows(reader, claim, stored, report)
-        report.tensors += 1
-        reader.release(stored.source)
-        done += sum(part.size_bytes for part in stored.source.parts)
+    fitting = [
+        stored
+        for stored in model.tensors.values()
+        if stored.name in claim.output.tensors and stored.shape == claim.output.tensors[stored.name][1]
+    ]
+    total, done = sum(stored.source.size_bytes for stored in fitting), 0
+
+    def check(stored: StoredTensor) -> tuple[list[Finding], _Report]:
+        own = _Report()
+        digest = _check_digest(reader, digests[stored.key], stored) if digests is not None else ()
+        found = [*digest, *_check_rows(reader, claim, stored, own)]
+        _release(reader, claim, stored)
+        return found, own
+
+    for stored, (found, own) in zip(fitting, in_threads(check, fitting, watch.check_canceled), strict=True):
+        report.add(own)
+        yield from found
+        done += stored.source.size_bytes
         watch.report(Progress("verifying tensors", done, total))
+
+
+def _release(reader: TensorReader, claim: Claim, stored: StoredTensor) -> None:
+    """Lets go the pages of a tensor, and of what it was computed from."""
+    reader.release(stored.source)
+    reader.release(claim.base.tensors[stored.name])
+    for item in claim.adapters:
+        change = Change.of(item.adapter, item.scale, stored.name)
+        for header in change.headers if change else ():
+            reader.release_header(header)
 
 
 def _shape_findings(model: StoredModel, claim: Claim) -> Iterator[Finding]:

@@ -14,13 +14,13 @@ from transformers import LlamaForCausalLM
 from services.checkpoints.huggingface import Watch
 from services.checkpoints.reading import TensorReader
 from services.checkpoints.stored import read_stored
-from services.errors import InvalidRequest, WrongModelKind
+from services.errors import InvalidRequest, JobCanceled, WrongModelKind
 from services.formats.adapter import read_adapter
 from services.formats.checkpoint import read_checkpoint
 from services.intake import preflight
 from services.jobs.requests import ConvertRequest, ImportRequest, MergeRequest, VerifyRequest
 from services.merge import ScaledAdapter
-from services.merge.logits import MergedSide, OnTheFlySide, _llama_config, _logits
+from services.merge.logits import MergedSide, OnTheFlySide, llama_config, side_logits
 from services.merge.verify import claim_of, verify_model
 from services.models.store import ModelStore
 from tests.contract.resume_child import context, make
@@ -79,7 +79,7 @@ def test_the_merged_sides_logits_are_those_of_transformers(tmp_path: Path) -> No
     claim = claim_of(tmp_path / "m", [], "huggingface")
     with TensorReader() as reader, torch.no_grad():
         side = MergedSide(reader, read_stored(tmp_path / "m", claim.output))
-        found = _logits(side, _llama_config(checkpoint.config, 101), IDS, lambda layer: None)
+        found = side_logits([side], llama_config(checkpoint.config, 101), IDS, Watch())[0]
         assert torch.allclose(found, model(IDS).logits, atol=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_the_other_sides_logits_are_those_of_peft_unmerged(tmp_path: Path) -> No
     scaled = [ScaledAdapter(read_adapter(folder, "a"), 1.0)]
     with TensorReader() as reader, torch.no_grad():
         side = OnTheFlySide(reader, base, scaled)
-        found = _logits(side, _llama_config(base.config, 101), IDS, lambda layer: None)
+        found = side_logits([side], llama_config(base.config, 101), IDS, Watch())[0]
         expected = PeftModel.from_pretrained(model, folder)(IDS).logits
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(
@@ -233,3 +233,17 @@ def test_a_file_of_an_import_that_was_changed_is_found(root: Path) -> None:
     (root / "taken/adapter_config.json").write_text("{}")
     report = run(root, model="taken")
     assert [difference["file"] for difference in report["differences"]] == ["adapter_config.json"]
+
+
+def test_a_check_is_canceled_while_it_compares_logits(root: Path) -> None:
+    """The two threads are told: nobody waits for them to reach the last layer."""
+    stages: list[str] = []
+
+    def canceled() -> None:
+        if stages and stages[-1] == "comparing logits":
+            raise JobCanceled("the job was canceled while it ran")
+
+    watch = Watch(lambda progress: stages.append(progress.stage), canceled)
+    claim = claim_of(root / "base", [(name, root / name, 1.0) for name in ("a", "b")], "huggingface")
+    with pytest.raises(JobCanceled):
+        verify_model(root / "merged", claim, watch)
