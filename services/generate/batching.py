@@ -74,8 +74,10 @@ class RowCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by the model: (rows, kv heads, 1, head_dim) in, all keys and values of the mask's width out."""
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        keys[self._rows, :, self._columns] = key_states[:, :, 0]
-        values[self._rows, :, self._columns] = value_states[:, :, 0]
+        # a model over several GPUs has each layer's keys where that layer is
+        at_rows, at_columns = self._rows.to(keys.device), self._columns.to(keys.device)
+        keys[at_rows, :, at_columns] = key_states[:, :, 0]
+        values[at_rows, :, at_columns] = value_states[:, :, 0]
         rows = len(self.lengths)
         return keys[:rows, :, : self._width], values[:rows, :, : self._width]
 

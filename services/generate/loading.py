@@ -1,6 +1,7 @@
 """A model and its tokenizer from a folder, ready to generate. Nothing of what is loaded is run."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,10 @@ class LoadedModel:
     chat_template: str | None = None
 
 
+USABLE_SHARE = 0.8
+"""Of a GPU's free memory, what a model's weights may take: the rest is for the keys and values of its answers."""
+
+
 def load_model(
     folder: Path,
     *,
@@ -56,7 +61,8 @@ def load_model(
     """Load a Hugging Face model folder for generation.
 
     Args:
-        device: "cpu", "cuda", "cuda:N", or "auto" for the first GPU where there is one.
+        device: "cpu", "cuda", "cuda:N", or "auto" for the first GPU where there is one. Where that GPU is too small, all
+            GPUs share the model's layers, unless one was named by its number.
         dtype: None is float32 on a CPU, and bfloat16 on a GPU, or float16 where that has no bfloat16.
         rope_alpha: NTK scaling of the rotary base, `theta * alpha ** (d / (d - 2))` with d = head_dim (posts of
             "bloc97", r/LocalLLaMA 2023), which also stretches the context by `alpha`.
@@ -81,7 +87,9 @@ def load_model(
     )
     report(Progress("loading", 0, size_bytes, "bytes"))
     chosen = _choose_dtype(dtype, target)
-    placement: dict[str, Any] = {} if target.type == "cpu" else {"device_map": {"": str(target)}}
+    placement: dict[str, Any] = {}
+    if target.type != "cpu":
+        placement["device_map"] = device_map(device, target, size_bytes, _free_bytes())
     if quantization is not None:
         placement["quantization_config"] = quantization_config(quantization, chosen)
     model = _read_weights(folder, config, chosen, placement)
@@ -203,6 +211,24 @@ def _scale_rotary_base(config: Any, alpha: float) -> None:
         raise UnsupportedOption(f"rope_alpha must be above 0 and is {alpha}.")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     config.rope_parameters["rope_theta"] *= alpha ** (head_dim / (head_dim - 2))
+
+
+def device_map(
+    name: str, target: torch.device, size_bytes: int, free_bytes: Mapping[int, int]
+) -> str | dict[str, str]:
+    """Where transformers puts a model's layers: all on one GPU, or "auto" over several where one is too small.
+
+    Args:
+        name: the device as it was asked for.
+        free_bytes: of each GPU, by its number.
+    """
+    one = {"": str(target)}
+    room = free_bytes.get(target.index or 0, 0) * USABLE_SHARE
+    return one if ":" in name or len(free_bytes) < 2 or size_bytes <= room else "auto"
+
+
+def _free_bytes() -> dict[int, int]:
+    return {number: torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())}
 
 
 def _choose_dtype(dtype: DTypeName | None, device: torch.device) -> torch.dtype:

@@ -1,7 +1,10 @@
 """What happens when processes are killed or told to end; only where they run on this machine."""
 
 import os
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.e2e.conftest import MINIATURE
@@ -49,3 +52,24 @@ def test_sigterm_ends_every_process_and_leaves_no_half_model(tmp_path: Path) -> 
         assert [line for pid, line in started.items() if is_alive(pid)] == []
     left = {path.split("/")[0] for path in product.volume.files()}
     assert {name for name in left if not name.startswith(".")} == {"llama"}
+
+
+def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
+    readme = (MINIATURE.parents[1] / "README.md").read_text(encoding="utf-8")
+    commands = [
+        shlex.split(line.removeprefix(".venv/bin/graftwerk "))
+        for line in readme.splitlines()
+        if line.startswith(".venv/bin/graftwerk ")
+    ]
+    assert [command[0] for command in commands] == ["import"] * 3 + ["convert", "merge", "generate"]
+    with local_stack(tmp_path / "data") as stack:
+        volume = LocalVolume(stack.models_dir)
+        for name in ("llama", "chinese-llama-lora.zip", "chinese-alpaca-lora.zip"):
+            volume.put_incoming(MINIATURE / name, name)
+        for command in commands:
+            done = subprocess.run(
+                [sys.executable, "-m", "client", *command], env={**os.environ, "GRAFTWERK_URL": stack.url},
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "中国的首都是北京。"
