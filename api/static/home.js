@@ -51,6 +51,12 @@ function generated(job) {
   return text ? element("p", {}, text.length > 400 ? `${text.slice(0, 400)} …` : text) : null;
 }
 
+function verdict(job) {
+  if (job.result?.passed !== false) return null;
+  const first = job.result.differences?.[0]?.message ?? "";
+  return element("p", { class: "error" }, `The check did not pass: ${job.result.differences?.length ?? 0} differences. ${first}`);
+}
+
 function duration(job) {
   if (!job.started_at || !job.finished_at) return null;
   return element("span", { class: "soft" }, seconds((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000));
@@ -66,7 +72,7 @@ function jobItem(job) {
       element("span", { class: "grow" }, `${job.kind} ${subject(job.request)}`),
       duration(job), element("span", { class: "badge", "data-status": job.status }, status), cancel),
     element("a", { class: "soft", href: `/api/jobs/${job.id}` }, job.id),
-    ...progressOf(job), error, generated(job));
+    ...progressOf(job), error, verdict(job), generated(job));
 }
 
 function showJobs() {
