@@ -1,7 +1,6 @@
 """One generate job: its prompts one by one to an engine, its answers together as the job's result."""
 
 import hashlib
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from services.sampling import Sampling
 from services.templates import Message
 from worker.answers import Answers, Entry, FiledAnswers, KeptAnswers
 from worker.lifecycle import Context
-from worker.residents import ModelKey, Resident, Residents
+from worker.residents import ModelKey, Resident, alone
 from worker.telling import TextTeller
 
 ANSWER_SHARE = 4
@@ -292,9 +291,7 @@ def _digest_of(request: GenerateRequest, prompts_digest: str, model: ModelKey) -
 
 def answer_once(request: GenerateRequest, context: Context) -> Mapping[str, Any]:
     """The result of a job that has a model and an engine to itself."""
-    settings = context.settings
-    resident = Residents(settings.device, sys.maxsize, settings.generate_slots).take(request, context)
-    assert resident is not None  # there is always room for the first
+    resident = alone(request, context)
     with closing(Asking(request, context, resident)) as asking:
         answer_all(asking)
         return asking.result()

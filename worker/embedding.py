@@ -1,7 +1,6 @@
 """One embed job: its texts one by one to a model, its vectors together as the job's result."""
 
 import struct
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from services.generate import embed
 from services.jobs.requests import EmbedRequest
 from services.progress import Progress
 from worker.lifecycle import Context
-from worker.residents import Resident, Residents
+from worker.residents import Resident, alone
 
 
 class Embedding:
@@ -63,9 +62,7 @@ class Embedding:
 
 def embed_once(request: EmbedRequest, context: Context) -> Mapping[str, Any]:
     """The result of a job that has a model to itself."""
-    settings = context.settings
-    resident = Residents(settings.device, sys.maxsize, settings.generate_slots).take(request, context)
-    assert resident is not None  # there is always room for the first
+    resident = alone(request, context)
     embedding = Embedding(request, context, resident)
     while not embedding.is_done:
         embedding.advance()

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,6 +108,14 @@ class Residents:
         resident = Resident(key, loaded, Engine(loaded, slots=self.slots))
         self.models.append(resident)
         return resident
+
+
+def alone(request: ModelRequest, context: Context) -> Resident:
+    """The model of a job that has one to itself. Raises what `Residents.take` raises."""
+    settings = context.settings
+    resident = Residents(settings.device, sys.maxsize, settings.generate_slots).take(request, context)
+    assert resident is not None  # there is always room for the first
+    return resident
 
 
 def key_of(request: ModelRequest, store: ModelStore) -> ModelKey:

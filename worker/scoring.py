@@ -1,6 +1,5 @@
 """One perplexity job: its text window by window to a model, its sum as the job's result."""
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from services.models.store import ModelStore
 from services.progress import Progress
 from services.templates import check_text
 from worker.lifecycle import Context
-from worker.residents import Resident, Residents
+from worker.residents import Resident, alone
 
 
 class Scoring:
@@ -84,9 +83,7 @@ def text_of(request: PerplexityRequest, store: ModelStore) -> str:
 
 def score_once(request: PerplexityRequest, context: Context) -> Mapping[str, Any]:
     """The result of a job that has a model to itself."""
-    settings = context.settings
-    resident = Residents(settings.device, sys.maxsize, settings.generate_slots).take(request, context)
-    assert resident is not None  # there is always room for the first
+    resident = alone(request, context)
     scoring = Scoring(request, context, resident)
     while not scoring.is_done:
         scoring.advance()

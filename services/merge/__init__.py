@@ -47,6 +47,19 @@ class ScaledAdapter:
     scale: float = 1.0
 
 
+def changes_of(adapters: Sequence[ScaledAdapter], name: str) -> list[Change]:
+    """What adapters change of one tensor, in order; those that leave it alone are left out."""
+    return [change for item in adapters if (change := Change.of(item.adapter, item.scale, name))]
+
+
+def release_tensor(reader: TensorReader, source: TensorSource, changes: Sequence[Change]) -> None:
+    """Lets go the pages of a base's tensor and of what changes it."""
+    reader.release(source)
+    for change in changes:
+        for header in change.headers:
+            reader.release_header(header)
+
+
 @dataclass(frozen=True, slots=True)
 class Merged:
     """What went in and what came out; `device` says for people what computed."""
@@ -141,10 +154,7 @@ def merged_blocks(
         if changes or result is not block:
             check_finite(source.name, result)
         yield result
-    reader.release(source)
-    for change in changes:
-        for header in change.headers:
-            reader.release_header(header)
+    release_tensor(reader, source, changes)
 
 
 class _Accounts:

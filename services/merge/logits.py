@@ -24,7 +24,7 @@ from services.errors import GraftwerkError
 from services.formats.checkpoint import Checkpoint, TensorSource
 from services.formats.config import ModelConfig, config_to_json
 from services.formats.stack import merged_tensors
-from services.merge import ScaledAdapter
+from services.merge import ScaledAdapter, changes_of, release_tensor
 from services.merge.delta import Change, changed_blocks
 from services.merge.expected import expected_rows
 from services.merge.peft_layers import layer_model
@@ -326,11 +326,8 @@ class OnTheFlySide:
         """Let go the pages of what was read since the last time."""
         while self._read:
             name = self._read.pop()
-            self._reader.release(self._base.tensors[name])
-            for item in self._adapters:
-                change = Change.of(item.adapter, item.scale, name)
-                for header in change.headers if change else ():
-                    self._reader.release_header(header)
+            changes = changes_of(self._adapters, name)
+            release_tensor(self._reader, self._base.tensors[name], changes)
 
     def embedding(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding, float32."""
@@ -345,7 +342,7 @@ class OnTheFlySide:
         """A linear module by its path."""
         name = f"{module}.weight"
         self._read.append(name)
-        changes = [c for item in self._adapters if (c := Change.of(item.adapter, item.scale, name))]
+        changes = changes_of(self._adapters, name)
         if any(change.rows is not None for change in changes):
             return Projection(self._expected_product(name), bias=self.vector(f"{module}.bias"))
         last = max((i for i, change in enumerate(changes) if change.layer is not None), default=None)

@@ -15,8 +15,8 @@ from services.checkpoints.huggingface import Watch
 from services.checkpoints.reading import TensorReader
 from services.formats.adapter import LoraPair
 from services.formats.checkpoint import Checkpoint
-from services.merge import ScaledAdapter
-from services.merge.delta import Change, changed_blocks
+from services.merge import ScaledAdapter, changes_of
+from services.merge.delta import changed_blocks
 from services.progress import Progress
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
@@ -78,7 +78,7 @@ def nothing_changed(adapters: Sequence[ScaledAdapter], norms: Sequence[ChangeNor
 
 def _square(reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAdapter], name: str) -> float:
     """The squared norm of what the last adapter changes of a tensor."""
-    changes = [change for item in adapters if (change := Change.of(item.adapter, item.scale, name))]
+    changes = changes_of(adapters, name)
     last = changes[-1]
     if last.pair is not None and not (last.replaced or last.rows or last.layer):
         return pair_square(reader, last.pair, last.scale)

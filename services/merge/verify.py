@@ -24,8 +24,8 @@ from services.formats.adapter import read_adapter
 from services.formats.checkpoint import Checkpoint, read_checkpoint
 from services.formats.outputs import Output, OutputFormat
 from services.formats.stack import Stack, check_stack
-from services.merge import Merged, MergeOptions, ScaledAdapter, merged_output
-from services.merge.delta import Change, changed_blocks
+from services.merge import Merged, MergeOptions, ScaledAdapter, changes_of, merged_output, release_tensor
+from services.merge.delta import changed_blocks
 from services.merge.expected import expected_rows, rounding
 from services.merge.logits import LogitsReport, compare_logits
 from services.merge.peft_layers import layer_model
@@ -211,11 +211,7 @@ def _tensor_findings(
 def _release(reader: TensorReader, claim: Claim, stored: StoredTensor) -> None:
     """Lets go the pages of a tensor, and of what it was computed from."""
     reader.release(stored.source)
-    reader.release(claim.base.tensors[stored.name])
-    for item in claim.adapters:
-        change = Change.of(item.adapter, item.scale, stored.name)
-        for header in change.headers if change else ():
-            reader.release_header(header)
+    release_tensor(reader, claim.base.tensors[stored.name], changes_of(claim.adapters, stored.name))
 
 
 def _shape_findings(model: StoredModel, claim: Claim) -> Iterator[Finding]:
@@ -282,7 +278,7 @@ def _check_layer(
 
     Only the last layer is passed through; what came before it is taken as the merge computed it.
     """
-    changes = [c for item in claim.adapters if (c := Change.of(item.adapter, item.scale, stored.name))]
+    changes = changes_of(claim.adapters, stored.name)
     last = max(i for i, change in enumerate(changes) if change.layer is not None)
     weight = reader.load(claim.base.tensors[stored.name])
     if last:
