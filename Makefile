@@ -58,12 +58,12 @@ clean: ## remove .venv and caches; models under var/ stay
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip's own progress is either nothing or hundreds of lines: one line a package shows that it goes on
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml client/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 …" >&2; exit 1; }
 	@echo "setting up .venv (once; some minutes, torch is large)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-	    -e '.[api,worker,quantization,client,embedded,test,lint,bench]' \
+	    -e ./client -e '.[api,worker,quantization,embedded,test,lint,bench]' \
 	  | awk '/^(Collecting|Processing|Installing)/ {print "  " $$1, $$2; fflush()}'
 	@touch $@

@@ -4,13 +4,26 @@ from flask_openapi3.models.info import Info
 from flask_openapi3.openapi import OpenAPI
 from pydantic import BaseModel
 
-from api import answers, auth, bodies, document, errors, headers, health, jobs, metrics, models, openai, pages
-from api.openai.shapes import ChatBody, CompletionBody, EmbeddingBody
-from api.rooms import EXTENSION, Rooms
+from api import (
+    auth,
+    errors,
+    headers,
+    health,
+    jobs,
+    metrics,
+    models,
+    openai,
+    openapi,
+    pages,
+    request_body,
+    responses,
+)
+from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
+from api.state import EXTENSION, AppState
 from services.backend import Backend
-from services.intake import Plan
 from services.jobs.queue import JobQueue, connect
 from services.models.store import ModelStore
+from services.preflight import Plan
 from services.settings import Settings
 
 API_VERSION = "1"
@@ -31,17 +44,17 @@ def create_app(
     """
     app = OpenAPI(
         __name__,
-        info=Info(title="Graftwerk", version=API_VERSION, description=document.DESCRIPTION),
-        security_schemes=document.SECURITY_SCHEMES,
+        info=Info(title="Graftwerk", version=API_VERSION, description=openapi.DESCRIPTION),
+        security_schemes=openapi.SECURITY_SCHEMES,
         doc_ui=False,
         validation_error_model=errors.Problem,
         validation_error_callback=errors.on_validation_error,
     )
-    app.config["MAX_CONTENT_LENGTH"] = bodies.BODY_LIMIT_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = request_body.BODY_LIMIT_BYTES
     app.url_map.merge_slashes = False  # a path of a file is taken as it is, not redirected to another
     app.json.sort_keys = False  # type: ignore[attr-defined]
     queue = queue or JobQueue(connect(settings), settings)
-    app.extensions[EXTENSION] = Rooms(
+    app.extensions[EXTENSION] = AppState(
         settings=settings,
         queue=queue,
         store=store or ModelStore(settings.models_dir),
@@ -57,12 +70,12 @@ def create_app(
     app.register_blueprint(pages.swagger)
 
     shapes: list[type[BaseModel]] = [
-        answers.JobAnswer,
-        answers.JobPage,
+        responses.JobAnswer,
+        responses.JobPage,
         Plan,
-        answers.ModelList,
+        responses.ModelList,
         errors.Problem,
     ]
     shapes += [metrics.System, health.Health, health.Readiness]
-    document.complete(app, [answers.JobBody, ChatBody, CompletionBody, EmbeddingBody], shapes)
+    openapi.complete(app, [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody], shapes)
     return app

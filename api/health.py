@@ -7,8 +7,8 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, Field
 
-from api.answers import answer
-from api.rooms import rooms
+from api.responses import answer
+from api.state import state
 from services.errors import NotReady
 
 api = APIBlueprint("health", __name__, abp_tags=[Tag(name="system")])
@@ -40,8 +40,8 @@ def healthz() -> Response:
 def readyz() -> Response:
     """Tell whether Redis, the volume and at least one worker answer."""
     checks = {
-        "redis": _outcome(rooms().queue.ping),
-        "volume": _outcome(rooms().store.check),
+        "redis": _outcome(state().queue.ping),
+        "volume": _outcome(state().store.check),
         "workers": _outcome(_need_a_worker),
     }
     is_ready = set(checks.values()) == {"ok"}
@@ -59,5 +59,5 @@ def _outcome(check: Callable[[], None]) -> str:
 
 
 def _need_a_worker() -> None:
-    if not rooms().queue.workers():
+    if not state().queue.workers():
         raise NotReady("no worker is alive")

@@ -11,18 +11,19 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.answers import JobAnswer, JobPage, answer, answer_events, answer_job
-from api.bodies import parse_job_request
-from api.document import FILE, JOB_BODY, JOB_STREAM, PLAIN_TEXT, SECURITY
 from api.errors import problems
-from api.rooms import rooms
+from api.openapi import FILE, JOB_BODY, JOB_STREAM, PLAIN_TEXT, SECURITY
+from api.request_body import parse_job_request
+from api.responses import JobAnswer, JobPage, answer, answer_events, answer_job
+from api.state import state
 from services.errors import InvalidRequest, JobNotFound, NotReady, ResultsNotFound
-from services.intake import Plan, preflight
+from services.jobs.disk_reservations import DiskNeed, DiskUse
 from services.jobs.events import Event, follow
-from services.jobs.requests import ANY_REQUEST, AnyRequest, JobKind
-from services.jobs.room import Claims, Room
 from services.jobs.status import ENDED, Job, JobStatus
+from services.kinds import JobKind, parse_request
+from services.kinds.shared import JobRequest
 from services.models.store import LINES, PREDICTIONS
+from services.preflight import Plan, preflight
 
 UUID_PATTERN = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
@@ -146,7 +147,7 @@ def jobs(query: ListQuery) -> Response:
 
     A page's `next` (also as a `Link` header) leads to the page after it.
     """
-    found, cursor = rooms().queue.list(
+    found, cursor = state().queue.list(
         kind=query.kind, status=query.status, limit=query.limit, after=query.after
     )
     response = answer(JobPage(jobs=[JobAnswer.of(job) for job in found], next=cursor))
@@ -162,7 +163,7 @@ def job(path: JobPath) -> Response:
 
     Until it has ended, the answer carries `Retry-After`: how many seconds to wait before the next look.
     """
-    return answer_job(rooms().queue.get(_known_form(path)))
+    return answer_job(state().queue.get(_known_form(path)))
 
 
 @api.get("/jobs/<job_id>/events", responses={200: JOB_STREAM, **problems(404, 422, 503)})
@@ -173,20 +174,20 @@ def job_events(path: JobPath, query: EventsQuery, header: EventsHeader) -> Respo
     as it grows. The stream ends with the job; a client that lost it goes on with the header `Last-Event-ID`, or the parameter `last_event_id`.
     """
     last_id = header.last_event_id or query.last_event_id
-    return answer_events(_frames(follow(rooms().queue.redis, _known_form(path), last_id=last_id)))
+    return answer_events(_frames(follow(state().queue.redis, _known_form(path), last_id=last_id)))
 
 
 @api.get("/events", responses={200: JOB_STREAM, **problems(422, 503)})
 def all_events(query: EventsQuery, header: EventsHeader) -> Response:
     """Follow all jobs in one stream of server-sent events, from now on."""
     last_id = header.last_event_id or query.last_event_id
-    return answer_events(_frames(follow(rooms().queue.redis, None, last_id=last_id)))
+    return answer_events(_frames(follow(state().queue.redis, None, last_id=last_id)))
 
 
 @api.get("/jobs/<job_id>/log", responses={200: PLAIN_TEXT, **problems(404, 503)})
 def log(path: JobPath) -> Response:
     """Read what a job has written: a line of text each."""
-    response = Response(rooms().queue.log(_known_form(path)), mimetype="text/plain")
+    response = Response(state().queue.log(_known_form(path)), mimetype="text/plain")
     response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -199,9 +200,9 @@ def results(path: JobPath, query: ResultsQuery) -> Response:
     """
     job_id = _known_form(path)
     suffix, mimetype = RESULT_FILES[query.format]
-    file = rooms().store.result(job_id + suffix)
+    file = state().store.result(job_id + suffix)
     if not file.is_file():
-        rooms().queue.get(job_id)  # an unknown job is the better answer
+        state().queue.get(job_id)  # an unknown job is the better answer
         raise ResultsNotFound(
             f"job {job_id} has left no file {file.name}",
             "Only generate jobs with a prompts_file do; the predictions are there when it has succeeded.",
@@ -214,22 +215,22 @@ def results(path: JobPath, query: ResultsQuery) -> Response:
 @api.post("/jobs/<job_id>/cancel", responses={202: JobAnswer, **problems(404, 409, 503)})
 def cancel(path: JobPath) -> Response:
     """Cancel a job that waits (at once) or runs (at its next step)."""
-    return answer_job(rooms().queue.cancel(_known_form(path)), 202)
+    return answer_job(state().queue.cancel(_known_form(path)), 202)
 
 
 @api.post("/jobs/<job_id>/retry", responses={202: JobAnswer, **problems(404, 409, 422, 429, 503, 507)})
 def retry(path: JobPath) -> Response:
     """Run the request of an ended job again, as a new job."""
-    queue = rooms().queue
+    queue = state().queue
     ended = queue.get(_known_form(path))
-    room = _room(_plan(ANY_REQUEST.validate_python(ended.request))) if ended.status in ENDED else None
+    room = _room(_plan(parse_request(ended.request))) if ended.status in ENDED else None
     return answer_job(queue.retry(ended.id, room=room), 202)
 
 
 @api.delete("/jobs/<job_id>", responses={204: None, **problems(404, 409, 503)})
 def delete(path: JobPath) -> Response:
     """Forget an ended job. The models that it made stay."""
-    rooms().queue.delete(_known_form(path))
+    state().queue.delete(_known_form(path))
     return Response(status=204)
 
 
@@ -239,26 +240,26 @@ def _known_form(path: JobPath) -> str:
     return path.job_id.lower()
 
 
-def _plan(request: AnyRequest) -> Plan:
-    promised = rooms().queue.promised([str(job_id) for job_id in request.after])
-    claims = Claims(reserved_bytes=rooms().queue.reserved_bytes(rooms().store.staged_bytes))
-    return preflight(request, rooms().store, promised, served=rooms().served(request), claims=claims)
+def _plan(request: JobRequest) -> Plan:
+    promised = state().queue.promised([str(job_id) for job_id in request.after])
+    claims = DiskUse(reserved_bytes=state().queue.reserved_bytes(state().store.staged_bytes))
+    return preflight(request, state().store, promised, served=state().served(request), claims=claims)
 
 
-def _room(plan: Plan) -> Room:
-    return plan.room(rooms().store.staged_bytes)
+def _room(plan: Plan) -> DiskNeed:
+    return plan.room(state().store.staged_bytes)
 
 
-def _submit(request: AnyRequest, job_id: str | None) -> tuple[Job, bool]:
+def _submit(request: JobRequest, job_id: str | None) -> tuple[Job, bool]:
     # a repeated submission is answered by the job it made: by now its target may exist, which is no conflict
     is_new = job_id is None or not _is_known(job_id)
     room = _room(_plan(request)) if is_new else None
-    return rooms().queue.submit(request, job_id, room=room)
+    return state().queue.submit(request, job_id, room=room)
 
 
 def _is_known(job_id: str) -> bool:
     try:
-        rooms().queue.get(job_id)
+        state().queue.get(job_id)
     except JobNotFound:
         return False
     return True

@@ -11,12 +11,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
-from api.answers import answer
-from api.document import METRICS, SECURITY
 from api.errors import problems
-from api.rooms import Rooms, rooms
-from services.jobs.queue import QUEUE_OF, QUEUES, JobQueue
+from api.openapi import METRICS, SECURITY
+from api.responses import answer
+from api.state import AppState, state
+from services.jobs.queue import JobQueue
 from services.jobs.status import JobStatus, WorkerState
+from services.kinds import KINDS, QUEUES
 
 PAGE = 1000
 
@@ -55,8 +56,8 @@ class System(BaseModel):
 class _Gauges(Collector):
     """What Prometheus reads, from Redis and the volume at the time it asks: nothing is counted in this process."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self.state, self.jobs = _observe(rooms)
+    def __init__(self, state: AppState) -> None:
+        self.state, self.jobs = _observe(state)
 
     def collect(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("graftwerk_jobs", "Jobs that are remembered.", labels=["kind", "status"])
@@ -80,30 +81,30 @@ class _Gauges(Collector):
 @api.get("/api/system", responses={200: System, **problems(503)})
 def system() -> Response:
     """Look at workers, queues and the volume."""
-    return answer(_observe(rooms())[0])
+    return answer(_observe(state())[0])
 
 
 @api.get("/metrics", responses={200: METRICS, **problems(503)})
 def metrics() -> Response:
     """Measure queues, jobs, workers and the volume, for Prometheus."""
     registry = CollectorRegistry()
-    registry.register(_Gauges(rooms()))
+    registry.register(_Gauges(state()))
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
-def _observe(rooms: Rooms) -> tuple[System, Counter[tuple[str, JobStatus]]]:
-    jobs = _count_jobs(rooms.queue)
-    workers = list(rooms.queue.workers())
+def _observe(state: AppState) -> tuple[System, Counter[tuple[str, JobStatus]]]:
+    jobs = _count_jobs(state.queue)
+    workers = list(state.queue.workers())
     serving = Counter(worker.queue for worker in workers)
     queues = {
         name: QueueState(
-            waiting=sum(jobs[kind, "queued"] for kind, queue in QUEUE_OF.items() if queue == name),
-            running=sum(jobs[kind, "running"] for kind, queue in QUEUE_OF.items() if queue == name),
+            waiting=sum(jobs[kind, "queued"] for kind, row in KINDS.items() if row.queue == name),
+            running=sum(jobs[kind, "running"] for kind, row in KINDS.items() if row.queue == name),
             workers=serving[name],
         )
         for name in QUEUES
     }
-    volume = VolumeState(models=len(rooms.store.names()), free_bytes=rooms.store.free_bytes())
+    volume = VolumeState(models=len(state.store.names()), free_bytes=state.store.free_bytes())
     return System(workers=workers, queues=queues, volume=volume), jobs
 
 

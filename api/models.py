@@ -1,6 +1,5 @@
 """Models: what is on the volume, and its files."""
 
-import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +10,13 @@ from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, Field
 from werkzeug.exceptions import NotFound
 
-from api.answers import ModelList, answer
-from api.document import FILE, SECURITY, TAR
 from api.errors import problems
-from api.rooms import rooms
+from api.openapi import FILE, SECURITY, TAR
+from api.responses import ModelList, answer
+from api.state import state
 from services.errors import ModelInUse, ModelNotFound
-from services.jobs.requests import MODEL_NAME_PATTERN, RESERVED_NAMES
-from services.models.inspect import ModelSummary
+from services.kinds.model_summary import ModelSummary
+from services.names import MODEL_NAME_PATTERN, is_model_name
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -49,7 +48,7 @@ class FilePath(ModelPath):
 @api.get("/models", responses={200: ModelList, **problems(503)})
 def models() -> Response:
     """List the models on the volume."""
-    return answer(ModelList(models=rooms().store.models()))
+    return answer(ModelList(models=state().store.models()))
 
 
 @api.get("/models/<name>", responses={200: ModelSummary, **problems(404, 503)})
@@ -59,7 +58,7 @@ def model(path: ModelPath) -> Response:
     What it is, found from its files: layout, parameters, vocabulary, digests known by name, lineage, problems.
     """
     _folder(path)
-    return answer(rooms().store.describe(path.name))
+    return answer(state().store.describe(path.name))
 
 
 @api.delete("/models/<name>", responses={204: None, **problems(404, 409, 503)})
@@ -69,13 +68,13 @@ def delete(path: ModelPath) -> Response:
     Refused with 409 while a queued or running job reads it or makes it.
     """
     _folder(path)
-    users = rooms().queue.using(path.name)
+    users = state().queue.using(path.name)
     if users:
         raise ModelInUse(
             f"{path.name!r} is needed by {len(users)} unfinished job(s): {', '.join(users)}",
             "Wait until they have ended, or cancel them.",
         )
-    rooms().store.delete(path.name)
+    state().store.delete(path.name)
     return Response(status=204)
 
 
@@ -105,9 +104,9 @@ def archive(path: ModelPath) -> Response:
 
 
 def _folder(path: ModelPath) -> Path:
-    if not re.fullmatch(MODEL_NAME_PATTERN, path.name) or path.name.lower() in RESERVED_NAMES:
+    if not is_model_name(path.name):
         raise ModelNotFound(f"there is no model {path.name!r}", "GET /api/models lists them.")
-    return rooms().store.path(path.name)
+    return state().store.path(path.name)
 
 
 def _is_inside(file: Path, folder: Path) -> bool:

@@ -44,12 +44,12 @@ def graftwerk_convert(folder: Path) -> Found:
 
 def _merge(folder: Path, adapters: tuple[str, ...], *, verify: bool) -> Found:
     from bench.foresight import Foresight
-    from services.checkpoints.huggingface import Watch
+    from services.checkpoints.huggingface_writer import WriteHooks
     from services.merge import MergeOptions, merge
-    from services.merge.verify import verify_merge
+    from services.verify.report import verify_merge
 
     foresight = Foresight()
-    watch = Watch(foresight.report)
+    watch = WriteHooks(foresight.report)
     start = time.monotonic()
     with _publishing(folder, "merged") as staging:
         stack = [(name, folder / name, 1.0) for name in adapters]
@@ -76,7 +76,7 @@ def graftwerk_merge_plain(folder: Path) -> Found:
 
 def graftwerk_merge_canceled(folder: Path) -> Found:
     """How long a merge goes on after it was canceled, until its staging folder is gone as well."""
-    from services.checkpoints.huggingface import Watch
+    from services.checkpoints.huggingface_writer import WriteHooks
     from services.errors import JobCanceled
     from services.merge import merge
     from services.progress import Progress
@@ -97,7 +97,7 @@ def graftwerk_merge_canceled(folder: Path) -> Found:
     try:
         with _publishing(folder, "canceled") as staging:
             stack = [(name, folder / name, 1.0) for name in ADAPTERS]
-            merge(folder / "volume/converted", stack, staging, watch=Watch(report, check))
+            merge(folder / "volume/converted", stack, staging, watch=WriteHooks(report, check))
     except JobCanceled:
         stopped = time.monotonic()
     left = [path.name for path in (folder / "volume").glob("canceled*")]

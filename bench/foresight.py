@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from services.jobs.running import INTERVAL_SECONDS, Pace
+from services.jobs.execution import INTERVAL_SECONDS, Pace
 from services.progress import Progress
 
 

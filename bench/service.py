@@ -13,10 +13,9 @@ from typing import Any
 
 import httpx
 import psutil
+from graftwerk.events import Event, read_events
+from graftwerk.local_service import CONFIG_FILE, Place, Stack, free_port
 from redis import Redis
-
-from client.events import Event, read_events
-from client.stack import CONFIG_FILE, Place, Stack, free_port
 
 Json = dict[str, Any]
 ENDED = ("succeeded", "failed", "canceled")

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from services.errors import InvalidRequest, InvalidText, UnknownTemplate
 
 Role = Literal["system", "user", "assistant"]
+
+MESSAGE_LIMIT = 1_000_000
+"""Characters of one turn of a conversation."""
 
 OWN_TEMPLATE = "model"
 """Stands in a request for the chat template that the model brings along."""
@@ -26,7 +29,15 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Role = Field(description="Who speaks: system, user or assistant.")
-    content: str = Field(description="What is said.")
+    content: str = Field(description="Text of the turn.", json_schema_extra={"maxLength": MESSAGE_LIMIT})
+
+    @field_validator("content")
+    @classmethod
+    def _not_too_long(cls, content: str) -> str:
+        # not max_length: with it pydantic refuses lone surrogates in words of its own, see check_text
+        if len(content) > MESSAGE_LIMIT:
+            raise ValueError(f"at most {MESSAGE_LIMIT} characters are accepted, found {len(content)}")
+        return content
 
 
 @dataclass(frozen=True, slots=True)

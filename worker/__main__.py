@@ -13,7 +13,7 @@ from pathlib import Path
 from redis import Redis
 
 from services.jobs.queue import connect
-from services.jobs.workers import Bookkeeping, ForkWorker
+from services.jobs.rq_workers import ForkWorker, TrackedWorker
 from services.logs import log_config
 from services.settings import Settings
 from worker.janitor import Janitor, wait_for_redis
@@ -54,12 +54,12 @@ def preload() -> None:
     import worker.tasks  # noqa: F401, PLC0415
 
 
-def build(queue: str, redis: Redis, settings: Settings) -> Bookkeeping:
+def build(queue: str, redis: Redis, settings: Settings) -> TrackedWorker:
     """The worker of this queue: resident for generation, forking for the rest."""
     name = f"{queue}-{socket.gethostname()}-{os.getpid()}"
     threads = settings.torch_threads or usable_cores()
     if queue == "generate":
-        from worker.generating import GenerateWorker  # noqa: PLC0415  (imports torch)
+        from worker.inference.worker import GenerateWorker  # noqa: PLC0415  (imports torch)
 
         set_threads(threads)
         return GenerateWorker(name=name, redis=redis, settings=settings)

@@ -10,8 +10,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError, LockError, TimeoutError
 
 from services.errors import NotReady
-from services.jobs.upkeep import active_jobs, tidy
-from services.jobs.workers import HEARTBEAT_SECONDS
+from services.jobs.maintenance import active_jobs, run_maintenance
+from services.jobs.rq_workers import HEARTBEAT_SECONDS
 from services.models.store import ModelStore
 from services.settings import Settings
 
@@ -49,7 +49,7 @@ class Janitor:
         if not lock.acquire(blocking=False):
             return False
         try:
-            self._report(tidy(self.redis))
+            self._report(run_maintenance(self.redis))
             active = active_jobs(self.redis)
             # what a killed execution has left is kept as long as its job may go on with it
             gone = self.store.sweep(lambda execution: execution.partition(".")[0] in active)

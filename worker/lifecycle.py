@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 from pydantic_core import from_json, to_json
 
 from services.errors import GraftwerkError, InternalError
-from services.jobs.requests import JobRequest
-from services.jobs.room import Room
-from services.jobs.running import Running, as_error, assigned, traceback_of
+from services.jobs.disk_reservations import DiskNeed
+from services.jobs.execution import JobExecution, as_error, assigned, traceback_of
+from services.kinds.shared import JobRequest
 from services.models.store import ModelStore
 from services.progress import CheckCanceled, Report
 from services.settings import Settings
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class JobContext:
     """What a task is handed. `confirm` is called right before publishing and raises if it must not.
 
-    `claim_room` sets room on the volume aside. `execution` is `<job>.<run>`, as the store names what is being made.
+    `reserve_disk` sets room on the volume aside. `execution` is `<job>.<run>`, as the store names what is being made.
     """
 
     store: ModelStore
@@ -32,12 +32,12 @@ class Context:
     report: Report
     check_canceled: CheckCanceled
     confirm: Callable[[], None]
-    claim_room: Callable[[Room], None]
+    reserve_disk: Callable[[DiskNeed], None]
     log: Callable[[str], None]
-    tell_text: Callable[[Sequence[dict[str, Any]]], None]
+    publish_tokens: Callable[[Sequence[dict[str, Any]]], None]
 
 
-Work = Callable[[R, Context], Mapping[str, Any]]
+Work = Callable[[R, JobContext], Mapping[str, Any]]
 
 
 def run(request_class: type[R], payload: dict[str, Any], work: Work[R]) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def attempted(action: Callable[[], T]) -> T | Exception:
         return error
 
 
-def context_of(running: Running, settings: Settings) -> Context:
+def context_of(running: JobExecution, settings: Settings) -> JobContext:
     """The context of one execution."""
-    return Context(
+    return JobContext(
         store=ModelStore(settings.models_dir),
         settings=settings,
         job_id=running.job_id,
@@ -75,13 +75,13 @@ def context_of(running: Running, settings: Settings) -> Context:
         report=running.report,
         check_canceled=running.check_canceled,
         confirm=running.confirm,
-        claim_room=running.claim_room,
+        reserve_disk=running.reserve_disk,
         log=running.log,
-        tell_text=running.tell_text,
+        publish_tokens=running.publish_tokens,
     )
 
 
-def fail(running: Running, error: Exception) -> GraftwerkError:
+def fail(running: JobExecution, error: Exception) -> GraftwerkError:
     """Record why the job fails, and give that; the traceback of a fault of our own goes to the job's log."""
     failure = as_error(error)
     if isinstance(failure, InternalError):

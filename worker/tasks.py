@@ -2,49 +2,47 @@
 
 from typing import Any
 
-from services.jobs.requests import (
-    CompareRequest,
-    ConvertRequest,
-    EmbedRequest,
-    ExtendTokenizerRequest,
-    GenerateRequest,
-    ImportRequest,
-    MergeRequest,
-    PerplexityRequest,
-    VerifyRequest,
-)
-from worker.answering import answer_once
-from worker.comparing import compare_once
-from worker.embedding import embed_once
+from services.kinds.compare import CompareRequest
+from services.kinds.convert import ConvertRequest
+from services.kinds.embed import EmbedRequest
+from services.kinds.extend_tokenizer import ExtendTokenizerRequest
+from services.kinds.generate import GenerateRequest
+from services.kinds.import_ import ImportRequest
+from services.kinds.merge import MergeRequest
+from services.kinds.perplexity import PerplexityRequest
+from services.kinds.verify import VerifyRequest
+from worker.inference.compare import compare_once
+from worker.inference.embed import embed_once
+from worker.inference.generate import answer_once
+from worker.inference.perplexity import score_once
 from worker.lifecycle import run
-from worker.making import made_once, make_convert, make_extended_tokenizer, make_import, make_merge
-from worker.scoring import score_once
-from worker.verifying import verify_once
+from worker.models.merge import idempotent, run_convert, run_extend_tokenizer, run_import, run_merge
+from worker.models.verify import run_verify
 
 
 def import_model(request: dict[str, Any]) -> dict[str, Any]:
     """Takes files from the volume's `incoming/` into the shelf."""
-    return run(ImportRequest, request, made_once(make_import))
+    return run(ImportRequest, request, idempotent(run_import))
 
 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Converts a checkpoint."""
-    return run(ConvertRequest, request, made_once(make_convert))
+    return run(ConvertRequest, request, idempotent(run_convert))
 
 
 def merge(request: dict[str, Any]) -> dict[str, Any]:
     """Merges adapters into a base."""
-    return run(MergeRequest, request, made_once(make_merge))
+    return run(MergeRequest, request, idempotent(run_merge))
 
 
 def verify(request: dict[str, Any]) -> dict[str, Any]:
     """Checks a model against its manifest, or against what it was made of."""
-    return run(VerifyRequest, request, verify_once)
+    return run(VerifyRequest, request, run_verify)
 
 
 def extend_tokenizer(request: dict[str, Any]) -> dict[str, Any]:
     """Appends the pieces of one vocabulary to another."""
-    return run(ExtendTokenizerRequest, request, made_once(make_extended_tokenizer))
+    return run(ExtendTokenizerRequest, request, idempotent(run_extend_tokenizer))
 
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:

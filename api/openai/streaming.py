@@ -7,8 +7,8 @@ from typing import Any
 
 from api.jobs import KEEPALIVE
 from api.openai.errors import error_object
-from api.openai.texts import Head, Json
-from api.openai.waiting import LOOK_SECONDS, Waiting, ended_job, succeeded
+from api.openai.job_waiter import POLL_SECONDS, JobWaiter, ended_job, succeeded
+from api.openai.responses import Json, ResponseBuilder
 from services.errors import GraftwerkError, InternalError
 from services.jobs.events import Event
 
@@ -18,7 +18,7 @@ FIRST_ANSWER_SECONDS = 10
 DONE = "data: [DONE]\n\n"
 
 
-class Sent:
+class StreamState:
     """What a stream has given out of each answer.
 
     A job whose worker died is run again from its beginning. Its new text, which the seed makes the same, is not
@@ -59,11 +59,11 @@ class Sent:
 class Stream:
     """The frames of one streamed answer."""
 
-    def __init__(self, waiting: Waiting, head: Head, *, answers: int, with_usage: bool) -> None:
+    def __init__(self, waiting: JobWaiter, head: ResponseBuilder, *, answers: int, with_usage: bool) -> None:
         self._head = head
         self._answers = answers
         self._with_usage = with_usage
-        self._sent = Sent()
+        self._sent = StreamState()
         self._events = waiting.events()
 
     def begin(self) -> Iterator[str]:
@@ -79,7 +79,7 @@ class Stream:
                 succeeded(job)
             if job is not None or (event is not None and event.name == "token"):
                 break
-            if seen.count(None) * LOOK_SECONDS >= FIRST_ANSWER_SECONDS:
+            if seen.count(None) * POLL_SECONDS >= FIRST_ANSWER_SECONDS:
                 break
         return self._frames(chain(seen, self._events))
 

@@ -13,11 +13,10 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel
 
-from api.answers import answer_events
-from api.bodies import read_body
-from api.document import SECURITY, body_of, object_of
 from api.openai import errors
-from api.openai.shapes import (
+from api.openai.job_waiter import submit
+from api.openai.responses import ResponseBuilder
+from api.openai.schemas import (
     ChatBody,
     CompletionBody,
     EmbeddingBody,
@@ -27,14 +26,16 @@ from api.openai.shapes import (
     parse,
 )
 from api.openai.streaming import Stream
-from api.openai.texts import Head
-from api.openai.waiting import submit
-from api.rooms import rooms
+from api.openapi import SECURITY, body_of, object_of
+from api.request_body import read_body
+from api.responses import answer_events
+from api.state import state
 from services.backend import FORWARDED_HEADER, SERVICE_HEADER, ServedModel
 from services.errors import GraftwerkError
-from services.intake import preflight
-from services.jobs.requests import SERVED_NAME_PATTERN, GenerateRequest
+from services.kinds.generate import GenerateRequest
 from services.models.manifest import read_manifest
+from services.names import SERVED_NAME_PATTERN
+from services.preflight import preflight
 
 REFUSALS = object_of(401, 403, 404, 500)
 WORK_REFUSALS = object_of(400, 401, 403, 404, 413, 415, 429, 500, 503)
@@ -52,11 +53,11 @@ class ModelPath(BaseModel):
 @api.get("/models", responses={**object_of(200), **REFUSALS})
 def list_models() -> Response:
     """List the models that can generate: those of the shelf, then those of the server that takes generation."""
-    ours = {name: _model(name) for name in rooms().store.names() if _can_generate(name)}
+    ours = {name: _model(name) for name in state().store.names() if _can_generate(name)}
     theirs = [_served(model) for name, model in _served_models().items() if name not in ours]
     response = _json({"object": "list", "data": [*ours.values(), *theirs]})
     if _is_forwarded():
-        response.headers[SERVICE_HEADER] = rooms().queue.identity()
+        response.headers[SERVICE_HEADER] = state().queue.identity()
     return response
 
 
@@ -66,7 +67,7 @@ def retrieve_model(path: ModelPath) -> Response:
     probe = _probe(path.model)
     if not _is_on_the_shelf(probe.model) and path.model in (served := _served_models()):
         return _json(_served(served[path.model]))
-    preflight(probe, rooms().store, {})
+    preflight(probe, state().store, {})
     return _json(_model(path.model))
 
 
@@ -102,7 +103,7 @@ def embeddings() -> Response:
     The mean of the last hidden states over a text's tokens, scaled to length 1, by an `embed` job.
     """
     body = parse(EmbeddingBody, read_body())
-    result = submit(rooms(), embed_request(body, _origin("embeddings"))).ended().result or {}
+    result = submit(state(), embed_request(body, _origin("embeddings"))).ended().result or {}
     encode = _base64 if body.encoding_format == "base64" else list
     data = [
         {"object": "embedding", "index": index, "embedding": encode(vector)}
@@ -115,8 +116,8 @@ def _complete(body: ChatBody | CompletionBody, endpoint: str) -> Response:
     request = generate_request(body, _origin(endpoint))
     if _is_forwarded():
         request = request.model_copy(update={"forward": False})
-    waiting = submit(rooms(), request)
-    head = Head(waiting.job, body.model, is_chat=isinstance(body, ChatBody))
+    waiting = submit(state(), request)
+    head = ResponseBuilder(waiting.job, body.model, is_chat=isinstance(body, ChatBody))
     if not body.stream:
         return _json(head.whole(waiting.ended().result or {}))
     answers = request.sampling.n * len(request.prompts or [None])
@@ -137,7 +138,7 @@ def _is_forwarded() -> bool:
 
 
 def _served_models() -> Mapping[str, ServedModel]:
-    backend = rooms().backend
+    backend = state().backend
     return {} if backend is None or _is_forwarded() else backend.models()
 
 
@@ -146,7 +147,7 @@ def _served(model: ServedModel) -> dict[str, Any]:
 
 
 def _is_on_the_shelf(name: str) -> bool:
-    return name in rooms().store.names()
+    return name in state().store.names()
 
 
 def _probe(model: str) -> GenerateRequest:
@@ -155,14 +156,14 @@ def _probe(model: str) -> GenerateRequest:
 
 def _can_generate(name: str) -> bool:
     try:
-        preflight(_probe(name), rooms().store, {})
+        preflight(_probe(name), state().store, {})
     except (GraftwerkError, OSError):  # what is not whole, and what is deleted this very moment
         return False
     return True
 
 
 def _model(name: str) -> dict[str, Any]:
-    folder = rooms().store.path(names_of(name)["model"])
+    folder = state().store.path(names_of(name)["model"])
     manifest = read_manifest(folder)
     made = manifest.created_at if manifest else datetime.fromtimestamp(folder.stat().st_mtime)
     owner = "graftwerk" if manifest else "local"

@@ -6,7 +6,8 @@ from typing import Any
 from services.backend.dialects import extra_fields
 from services.backend.server import ServedModel
 from services.errors import InvalidRequest, UnsupportedOption
-from services.jobs.requests import AS_MANY_AS_FIT, GenerateRequest
+from services.kinds.generate import GenerateRequest
+from services.kinds.shared import NO_TOKEN_LIMIT
 from services.models.prompt_file import Question
 from services.sampling import Sampling
 from services.templates import OWN_TEMPLATE, Message, Text, check_text, find_template, render
@@ -42,8 +43,7 @@ def may_forward(request: GenerateRequest) -> bool:
 def check_forwardable(request: GenerateRequest, model: ServedModel) -> None:
     """Refuse what the other server cannot do, by name. Raises UnsupportedOption, and as `call_of`."""
     if request.messages is not None:
-        turns = tuple(Message(role=turn.role, content=turn.content) for turn in request.messages)
-        question = Question(messages=turns)
+        question = Question(messages=tuple(request.messages))
     else:
         question = Question(prompt=(request.prompts or [request.prompt or ""])[0])
     call_of(request, question, model, index=0, seed=0)
@@ -155,7 +155,7 @@ def _limit(request: GenerateRequest, *, is_chat: bool) -> dict[str, int]:
     limit = request.sampling.max_new_tokens
     if limit == 0:
         raise _refusal("max_new_tokens = 0", "always writes")
-    if not request.fit_context or limit < AS_MANY_AS_FIT:
+    if not request.fit_context or limit < NO_TOKEN_LIMIT:
         return {"max_tokens": limit}
     if not is_chat:
         raise _refusal(

@@ -17,7 +17,7 @@ from services.errors import (
     NotReady,
     PromptTooLong,
 )
-from services.jobs.requests import SERVED_NAME_PATTERN
+from services.names import SERVED_NAME_PATTERN
 from services.settings import Settings
 
 FORWARDED_HEADER = "X-Graftwerk-Forwarded"

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from services.checkpoints.ledger import TensorPlan
-from services.checkpoints.reading import CODES, TensorReader, check_finite
+from services.architectures.checkpoint import TensorSource
 from services.checkpoints.rotary import halves_to_interleaved, interleaved_to_halves
+from services.checkpoints.tensor_reader import CODES, TensorReader, check_finite
+from services.checkpoints.write_ledger import TensorPlan
 from services.errors import InternalError, NonFiniteTensor
-from services.formats.checkpoint import TensorSource
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of a block, unless one head's rows are more: 4 MB in float32."""

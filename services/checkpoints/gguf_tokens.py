@@ -11,16 +11,16 @@ from typing import Any
 import gguf
 from sentencepiece import SentencePieceProcessor
 
-from services.checkpoints.huggingface import LLAMA_TOKENIZER_CONFIG
-from services.formats.config import ModelConfig, read_json
-from services.formats.llama3 import (
+from services.architectures.bpe_merges import byte_alphabet, ranks_to_merges
+from services.architectures.config import ModelConfig, read_json
+from services.architectures.llama3 import (
     LLAMA_3_1_SPECIAL_TOKENS,
     LLAMA_3_CHAT_TEMPLATE,
     LLAMA_3_END_OF_TURN,
     LLAMA_3_SPECIAL_TOKENS,
 )
-from services.formats.merges import byte_alphabet, ranks_to_merges
-from services.formats.vocabulary import read_vocabulary
+from services.architectures.vocabulary import read_vocabulary
+from services.checkpoints.huggingface_writer import LLAMA_TOKENIZER_CONFIG
 
 PADDING_SCORE = -10000.0
 ADDED_SCORE = -1000.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-def identity_of(*facts: object) -> str:
+def work_identity(*facts: object) -> str:
     """One digest of all that the bytes of an output depend on, the version of torch included.
 
     Args:
@@ -67,7 +67,7 @@ def open_journal(path: Path | None, identity: str, folder: Path) -> Journal:
 
     Args:
         path: where it lies, None for none.
-        identity: what is made, by `identity_of`.
+        identity: what is made, by `work_identity`.
     """
     if path is None:
         return Journal()

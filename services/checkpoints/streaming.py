@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from services.checkpoints.ledger import TensorPlan
+from services.checkpoints.write_ledger import TensorPlan
 from services.progress import CheckCanceled, Progress, Report
 
 THREADS = 2

@@ -19,8 +19,8 @@ from typing import IO, Any, Self
 
 import torch
 
-from services.checkpoints.ledger import TensorPlan
-from services.formats.tensors import contiguous_strides
+from services.checkpoints.write_ledger import TensorPlan
+from services.files.tensors import contiguous_strides
 
 PICKLE_PROTOCOL = 2
 ZIP_VERSION = b"3\n"

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from services.architectures.checkpoint import Checkpoint, read_checkpoint
+from services.architectures.output_spec import OutputFormat, plan_output
 from services.checkpoints.blocks import source_blocks
-from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel
-from services.checkpoints.journal import identity_of, stamps
-from services.checkpoints.outputs import write_model
-from services.checkpoints.reading import TORCH_DTYPES, TensorReader, check_finite
-from services.formats.checkpoint import Checkpoint, read_checkpoint
-from services.formats.outputs import OutputFormat, plan_output
+from services.checkpoints.huggingface_writer import MAX_SHARD_BYTES, FolderSpec, WriteHooks, WrittenModel
+from services.checkpoints.journal import stamps, work_identity
+from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check_finite
+from services.checkpoints.writers import write_model
 from services.tokenizers import check_tokenizer
 
 
@@ -33,27 +33,27 @@ class ConvertOptions:
 
 
 def convert(
-    source: Path, target: Path, options: ConvertOptions | None = None, watch: Watch | None = None
+    source: Path, target: Path, options: ConvertOptions | None = None, watch: WriteHooks | None = None
 ) -> tuple[Checkpoint, WrittenModel]:
     """Writes the checkpoint in `source` in another layout into the empty folder `target`.
 
-    With a journal (`Watch`) `target` may hold what a try that was killed has left: what it finished is kept.
+    With a journal (`WriteHooks`) `target` may hold what a try that was killed has left: what it finished is kept.
 
     Peak memory: a few blocks of rows (blocks.BLOCK_ELEMENTS), whatever is joined, permuted or cast.
 
     Raises:
         Whatever `read_checkpoint` and `check_output` refuse; NonFiniteTensor, ConfigMismatch, DiskFull, JobCanceled.
     """
-    options, watch = options or ConvertOptions(), watch or Watch()
+    options, watch = options or ConvertOptions(), watch or WriteHooks()
     checkpoint = read_checkpoint(source, instruct=options.instruct)
     check_tokenizer(checkpoint.tokenizer_folder)
     output = plan_output(
         options.output_format, checkpoint.config, checkpoint.stored, vocabulary=checkpoint.vocabulary,
         dtype=options.dtype, ranks=options.ranks or checkpoint.ranks,
     )  # fmt: skip
-    layout = Layout(
+    layout = FolderSpec(
         output, checkpoint.tokenizer_folder, options.max_shard_bytes, options.template,
-        identity_of("convert", options, output.config, output.tensors, stamps(checkpoint.weight_files)),
+        work_identity("convert", options, output.config, output.tensors, stamps(checkpoint.weight_files)),
     )  # fmt: skip
     with TensorReader() as reader:
 

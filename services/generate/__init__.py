@@ -8,25 +8,25 @@ from services.generate.prompts import BuiltPrompt, build_prompt
 from services.generate.request import (
     AnswerFailed,
     AnswerFinished,
+    Completion,
     Event,
     GenerationRequest,
-    Output,
     TokenGenerated,
     TokenLogprob,
 )
 from services.generate.run import GenerationResult, PromptResult, generate
-from services.generate.turns import build_fitting
+from services.generate.truncation import build_fitting
 
 __all__ = [
     "AnswerFailed",
     "AnswerFinished",
     "BuiltPrompt",
+    "Completion",
     "Engine",
     "Event",
     "GenerationRequest",
     "GenerationResult",
     "LoadedModel",
-    "Output",
     "PromptResult",
     "Score",
     "TokenGenerated",

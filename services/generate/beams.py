@@ -13,10 +13,10 @@ from transformers import (
 )
 
 from services.errors import NonFiniteLogits
-from services.generate.answer import Answer
 from services.generate.loading import LoadedModel
 from services.generate.request import Event
 from services.generate.sampler import Choice, own_processors
+from services.generate.sequence import SequenceState
 from services.sampling import Sampling
 
 
@@ -46,7 +46,7 @@ class _FiniteCheck(LogitsProcessor):
 
 
 def search_beams(
-    loaded: LoadedModel, answers: Sequence[Answer], is_canceled: Callable[[], bool]
+    loaded: LoadedModel, answers: Sequence[SequenceState], is_canceled: Callable[[], bool]
 ) -> list[Event]:
     """Search once, and give each answer the next best beam.
 
@@ -105,7 +105,7 @@ def _config(sampling: Sampling, answers: int, end_ids: list[int], pad_id: int | 
     return config
 
 
-def _taken(answer: Answer, beam: list[int]) -> list[Event]:
+def _taken(answer: SequenceState, beam: list[int]) -> list[Event]:
     """The events of a whole beam; what follows its end is padding."""
     events: list[Event] = []
     for token_id in beam:

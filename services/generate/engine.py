@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from services.errors import InvalidRequest, PromptTooLong, VocabularyMismatch
-from services.generate.answer import Answer
-from services.generate.batching import Batch
 from services.generate.beams import search_beams
+from services.generate.kv_cache import BatchRunner
 from services.generate.loading import LoadedModel
 from services.generate.request import Event, GenerationRequest
+from services.generate.sequence import SequenceState
 
 
 class Engine:
@@ -22,9 +22,9 @@ class Engine:
     def __init__(self, loaded: LoadedModel, *, slots: int = 8) -> None:
         self._loaded = loaded
         self._slots = slots
-        self._batch = Batch(loaded.model)
-        self._running: list[Answer] = []
-        self._waiting: deque[Answer] = deque()
+        self._batch = BatchRunner(loaded.model)
+        self._running: list[SequenceState] = []
+        self._waiting: deque[SequenceState] = deque()
         self._canceled: set[str] = set()
 
     @property
@@ -56,7 +56,7 @@ class Engine:
         seed = secrets.randbits(63) if seed is None else seed
         tokenizer = self._loaded.tokenizer
         self._waiting.extend(
-            Answer(request, tokenizer, index=index, seed=seed) for index in range(request.sampling.n)
+            SequenceState(request, tokenizer, index=index, seed=seed) for index in range(request.sampling.n)
         )
         return request.id
 
@@ -109,14 +109,14 @@ class Engine:
                 events += self._begin(self._with_siblings(first, self._slots - len(self._running)))
         return events
 
-    def _with_siblings(self, first: Answer, limit: int) -> list[Answer]:
+    def _with_siblings(self, first: SequenceState, limit: int) -> list[SequenceState]:
         """The answers to the same request that can begin together: they share the reading of the prompt."""
         siblings = [first]
         while self._waiting and self._waiting[0].request is first.request and len(siblings) < limit:
             siblings.append(self._waiting.popleft())
         return siblings
 
-    def _begin(self, siblings: list[Answer]) -> list[Event]:
+    def _begin(self, siblings: list[SequenceState]) -> list[Event]:
         """Read the prompt and write the first token of each answer."""
         request = siblings[0].request
         if request.sampling.max_new_tokens == 0:
@@ -130,7 +130,7 @@ class Engine:
                 self._running.append(answer)
         return events
 
-    def _search(self, siblings: list[Answer]) -> list[Event]:
+    def _search(self, siblings: list[SequenceState]) -> list[Event]:
         request_id = siblings[0].request.id
         return search_beams(self._loaded, siblings, lambda: request_id in self._canceled)
 
@@ -152,7 +152,7 @@ class Engine:
             self._running.pop()
 
 
-def _ended_rows(running: list[Answer]) -> Iterable[int]:
+def _ended_rows(running: list[SequenceState]) -> Iterable[int]:
     return [row for row in reversed(range(len(running))) if running[row].is_over]
 
 

@@ -23,7 +23,7 @@ from services.errors import (
     VocabularyMismatch,
     WrongModelKind,
 )
-from services.generate.quantizing import Quantization, held_bytes, quantization_config
+from services.generate.quantization import Quantization, held_bytes, quantization_config
 from services.progress import Progress, Report, ignore_progress
 from services.tokenizers import Tokenizer, load_tokenizer
 
@@ -66,7 +66,7 @@ def load_model(
         dtype: None is float32 on a CPU, and bfloat16 on a GPU, or float16 where that has no bfloat16.
         rope_alpha: NTK scaling of the rotary base, `theta * alpha ** (d / (d - 2))` with d = head_dim (posts of
             "bloc97", r/LocalLLaMA 2023), which also stretches the context by `alpha`.
-        quantization: "8bit" or "4bit", by bitsandbytes; see `services.generate.quantizing`.
+        quantization: "8bit" or "4bit", by bitsandbytes; see `services.generate.quantization`.
 
     Raises:
         WrongModelKind: the folder is an original checkpoint, an adapter or no model at all.

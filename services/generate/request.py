@@ -40,7 +40,7 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class Completion:
     """One finished answer.
 
     `token_ids` are all tokens that were generated, the one that ended the answer and those of a stop text
@@ -83,7 +83,7 @@ class AnswerFinished:
 
     request_id: str
     index: int
-    output: Output
+    output: Completion
 
 
 @dataclass(frozen=True, slots=True)

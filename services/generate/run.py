@@ -8,7 +8,13 @@ from services.errors import GraftwerkError
 from services.generate.engine import Engine
 from services.generate.loading import LoadedModel
 from services.generate.prompts import BuiltPrompt
-from services.generate.request import AnswerFailed, AnswerFinished, GenerationRequest, Output, TokenGenerated
+from services.generate.request import (
+    AnswerFailed,
+    AnswerFinished,
+    Completion,
+    GenerationRequest,
+    TokenGenerated,
+)
 from services.progress import CheckCanceled, Progress, Report, ignore_progress, never_canceled
 from services.sampling import Sampling
 
@@ -18,7 +24,7 @@ class PromptResult:
     """The answers to one prompt in order, or why there are none."""
 
     prompt: BuiltPrompt
-    outputs: list[Output] = field(default_factory=list)
+    outputs: list[Completion] = field(default_factory=list)
     error: GraftwerkError | None = None
 
 

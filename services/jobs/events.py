@@ -46,7 +46,7 @@ def publish(redis: Redis, job_id: str, name: str, data: dict[str, Any]) -> None:
         pipe.execute()
 
 
-def publish_text(redis: Redis, job_id: str, pieces: Sequence[dict[str, Any]]) -> None:
+def publish_tokens(redis: Redis, job_id: str, pieces: Sequence[dict[str, Any]]) -> None:
     """Append `token` events to the job's stream only: nobody watches all jobs for their text."""
     with redis.pipeline(transaction=False) as pipe:
         for piece in pieces:

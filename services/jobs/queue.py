@@ -34,8 +34,9 @@ from services.errors import (
     ModelExists,
     QueueFull,
 )
-from services.jobs.ending import end_waiting, upstream_error
+from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
 from services.jobs.events import publish_status
+from services.jobs.finalization import end_waiting, upstream_error
 from services.jobs.records import (
     ACTIVE_KEY,
     JOBS_KEY,
@@ -53,38 +54,13 @@ from services.jobs.records import (
     target_key,
     transact,
 )
-from services.jobs.requests import ANY_REQUEST, AnyRequest, inputs_of, target_of
-from services.jobs.room import ROOM_KEY, Room, reserved_bytes, set_aside
 from services.jobs.status import ENDED, Job, JobStatus, WorkerState
+from services.kinds import KINDS, QUEUES, module_name, parse_request
+from services.kinds.shared import JobRequest
 from services.settings import Settings
 
-QUEUES = ("convert", "merge", "generate")
-"""One queue, one kind of worker: only a worker of a single queue never loses a job between two lists."""
-
-QUEUE_OF = {
-    "import": "convert",
-    "convert": "convert",
-    "merge": "merge",
-    "generate": "generate",
-    "compare": "generate",
-    "embed": "generate",
-    "perplexity": "generate",
-    "extend-tokenizer": "convert",
-    "verify": "merge",
-}
-
-TASK_OF = {
-    "import": "worker.tasks.import_model",
-    "convert": "worker.tasks.convert",
-    "merge": "worker.tasks.merge",
-    "generate": "worker.tasks.generate",
-    "compare": "worker.tasks.compare",
-    "embed": "worker.tasks.embed",
-    "perplexity": "worker.tasks.perplexity",
-    "extend-tokenizer": "worker.tasks.extend_tokenizer",
-    "verify": "worker.tasks.verify",
-}
-"""The names on the wire."""
+TASK_OF = {kind: f"worker.tasks.{module_name(kind)}" for kind in KINDS}
+"""Names on the wire of the functions that run a job of each kind."""
 
 RETRIES = 2
 """How often a job is run again after its worker died."""
@@ -118,7 +94,7 @@ def rq_queue(redis: Redis, name: str) -> Queue:
     return Queue(name, connection=redis, serializer=SERIALIZER)
 
 
-def identity_of(redis: Redis) -> str:
+def service_identity(redis: Redis) -> str:
     """A name that this service has as long as its Redis: by it a service knows itself again."""
     redis.set(IDENTITY_KEY, str(uuid4()), nx=True)
     return as_text(redis.get(IDENTITY_KEY) or b"")
@@ -136,11 +112,11 @@ class JobQueue:
     @reaching_redis()
     def submit(
         self,
-        request: AnyRequest,
+        request: JobRequest,
         job_id: str | None = None,
         *,
         retention_seconds: int | None = None,
-        room: Room | None = None,
+        room: DiskNeed | None = None,
     ) -> tuple[Job, bool]:
         """Queue a job; with a known `job_id` give that job back. The flag says whether it is new.
 
@@ -156,8 +132,13 @@ class JobQueue:
             ModelExists: An unfinished job makes a model of the same name.
         """
         job_id = job_id or str(uuid4())
-        target = target_of(request)
-        watched = [record_key(job_id), JOBS_KEY, ROOM_KEY, *(RQJob.key_for(str(id)) for id in request.after)]
+        target = request.makes
+        watched = [
+            record_key(job_id),
+            JOBS_KEY,
+            RESERVATIONS_KEY,
+            *(RQJob.key_for(str(id)) for id in request.after),
+        ]
         if target is not None:
             watched.append(target_key(target))
         retention_seconds = retention_seconds or self.settings.job_retention_seconds
@@ -173,7 +154,7 @@ class JobQueue:
         return job, created
 
     @reaching_redis()
-    def submit_with_key(self, request: AnyRequest, idempotency_key: str) -> tuple[Job, bool]:
+    def submit_with_key(self, request: JobRequest, idempotency_key: str) -> tuple[Job, bool]:
         """Like `submit`; the same key within a day is the same job. Raises what `submit` raises."""
         key = f"graftwerk:key:{idempotency_key}"
         self.redis.set(key, str(uuid4()), nx=True, ex=KEY_LIFETIME_SECONDS)
@@ -232,12 +213,12 @@ class JobQueue:
         return read_job(self.redis, job_id)
 
     @reaching_redis()
-    def retry(self, job_id: str, *, room: Room | None = None) -> Job:
+    def retry(self, job_id: str, *, room: DiskNeed | None = None) -> Job:
         """A new job with the request of an ended one. Raises JobNotFound, JobNotEnded, as `submit`."""
         job = self._ended(job_id, "be run again")
         known = zip(job.after, read_records(self.redis, job.after), strict=True)
         after = [id for id, record in known if record is not None]
-        request = ANY_REQUEST.validate_python({**job.request, "after": after})
+        request = parse_request({**job.request, "after": after})
         return self.submit(request, room=room)[0]
 
     @reaching_redis()
@@ -258,15 +239,15 @@ class JobQueue:
         return "".join(f"{as_text(line)}\n" for line in self.redis.lrange(log_key(job_id), 0, -1))
 
     @reaching_redis()
-    def promised(self, after: Sequence[str]) -> dict[str, AnyRequest]:
+    def promised(self, after: Sequence[str]) -> dict[str, JobRequest]:
         """The models that the unfinished jobs in `after`, and those before them, will make."""
-        promises: dict[str, AnyRequest] = {}
+        promises: dict[str, JobRequest] = {}
         pending, seen = [str(id) for id in after], set[str]()
         while pending:
             seen.update(pending)
             jobs = [job for job in read_jobs(self.redis, pending) if job and job.status not in ENDED]
-            for request in (ANY_REQUEST.validate_python(job.request) for job in jobs):
-                target = target_of(request)
+            for request in (parse_request(job.request) for job in jobs):
+                target = request.makes
                 if target is not None:
                     promises[target] = request
             pending = [id for id in {id for job in jobs for id in job.after} if id not in seen]
@@ -284,8 +265,8 @@ class JobQueue:
         for job in read_jobs(self.redis, active_ids(self.redis)):
             if job is None or job.status in ENDED:
                 continue
-            request = ANY_REQUEST.validate_python(job.request)
-            names = [*inputs_of(request), target_of(request) or ""]
+            request = parse_request(job.request)
+            names = [*request.reads, request.makes or ""]
             if model_name.lower() in {name.lower() for name in names}:
                 users.append(job.id)
         return sorted(users)
@@ -297,8 +278,8 @@ class JobQueue:
 
     @reaching_redis()
     def identity(self) -> str:
-        """This service's own name, see `identity_of`."""
-        return identity_of(self.redis)
+        """This service's own name, see `service_identity`."""
+        return service_identity(self.redis)
 
     @reaching_redis()
     def workers(self) -> Sequence[WorkerState]:
@@ -333,10 +314,10 @@ class JobQueue:
         self,
         pipe: Pipeline,
         *,
-        request: AnyRequest,
+        request: JobRequest,
         job_id: str,
         retention_seconds: int,
-        room: Room | None,
+        room: DiskNeed | None,
     ) -> bool | GraftwerkError:
         # A refusal is given back, not raised: the transaction then still finds out whether what it rests
         # on has changed meanwhile, and if so everything is looked at again.
@@ -352,23 +333,23 @@ class JobQueue:
                 return error
             self._add(pipe, request, job_id, retention_seconds=retention_seconds)
             if room is not None:
-                set_aside(pipe, job_id, room)  # after _add, which has begun the transaction
+                reserve(pipe, job_id, room)  # after _add, which has begun the transaction
             return True
-        if ANY_REQUEST.validate_python(existing.request) == request:
+        if parse_request(existing.request) == request:
             return False
         return IdempotencyConflict(
             f"job {job_id} exists with another request", "Use a new id or key, or send the same body."
         )
 
-    def _add(self, pipe: Pipeline, request: AnyRequest, job_id: str, *, retention_seconds: int) -> None:
+    def _add(self, pipe: Pipeline, request: JobRequest, job_id: str, *, retention_seconds: int) -> None:
         payload = request.model_dump(mode="json")
-        target = target_of(request)
-        queue = rq_queue(self.redis, QUEUE_OF[request.kind])
+        target = request.makes
+        queue = rq_queue(self.redis, KINDS[request.kind].queue)
         rq = queue.create_job(
             self.tasks[request.kind],
             args=(payload,),
             job_id=job_id,
-            description=f"{request.kind} {target or inputs_of(request)[0]}",
+            description=f"{request.kind} {target or request.reads[0]}",
             depends_on=[str(id) for id in request.after] or None,
             timeout=self.settings.job_timeout_seconds,
             result_ttl=retention_seconds,
@@ -408,8 +389,8 @@ class JobQueue:
                 "Try again later, or raise QUEUE_LIMIT.",
             )
 
-    def _refuse_taken_target(self, request: AnyRequest) -> None:
-        target = target_of(request)
+    def _refuse_taken_target(self, request: JobRequest) -> None:
+        target = request.makes
         holder = self.redis.get(target_key(target)) if target is not None else None
         job = read_jobs(self.redis, [as_text(holder)])[0] if holder else None
         if job is not None and job.status not in ENDED:

@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 import torch
 
+from services.adapters.adapter import Adapter, read_adapter
+from services.adapters.stack import Stack, check_scales, check_stack, merged_tensors
+from services.architectures.checkpoint import Checkpoint, TensorSource, read_checkpoint
+from services.architectures.output_spec import OutputFormat, OutputSpec, plan_output
 from services.checkpoints.blocks import source_blocks
-from services.checkpoints.huggingface import MAX_SHARD_BYTES, Layout, Watch, WrittenModel
-from services.checkpoints.journal import identity_of, stamps
-from services.checkpoints.outputs import write_model
-from services.checkpoints.reading import TORCH_DTYPES, TensorReader, check_finite
+from services.checkpoints.huggingface_writer import MAX_SHARD_BYTES, FolderSpec, WriteHooks, WrittenModel
+from services.checkpoints.journal import stamps, work_identity
+from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check_finite
+from services.checkpoints.writers import write_model
 from services.errors import InternalError
-from services.formats.adapter import Adapter, read_adapter
-from services.formats.checkpoint import Checkpoint, TensorSource, read_checkpoint
-from services.formats.outputs import Output, OutputFormat, plan_output
-from services.formats.stack import Stack, check_scales, check_stack, merged_tensors
 from services.merge.delta import Change, changed_blocks
 from services.merge.devices import CPU, device_name, exact_products
 from services.tokenizers import check_tokenizer
@@ -67,7 +67,7 @@ class Merged:
     base: Checkpoint
     adapters: Sequence[ScaledAdapter]
     stack: Stack
-    output: Output
+    output: OutputSpec
     written: WrittenModel
     accounts: Sequence[Mapping[str, Any]]
     device: str = "cpu"
@@ -79,18 +79,18 @@ def merge(
     target: Path,
     *,
     options: MergeOptions | None = None,
-    watch: Watch | None = None,
+    watch: WriteHooks | None = None,
 ) -> Merged:
     """Merges adapters (name, folder, scale) into the base model in `base` and writes it into the empty folder `target`.
 
-    With a journal (`Watch`) `target` may hold what a try that was killed has left: what it finished is kept.
+    With a journal (`WriteHooks`) `target` may hold what a try that was killed has left: what it finished is kept.
 
     Peak memory: a few blocks of rows (delta.BLOCK_ELEMENTS); from an original base also two of its joined tensors.
 
     Raises:
         Whatever `read_checkpoint`, `read_adapter`, `check_stack` and `check_output` refuse; NonFiniteTensor, DiskFull, JobCanceled.
     """
-    options, watch = options or MergeOptions(), watch or Watch()
+    options, watch = options or MergeOptions(), watch or WriteHooks()
     checkpoint = read_checkpoint(base)
     scaled = [ScaledAdapter(read_adapter(folder, name), scale) for name, folder, scale in adapters]
     stack = check_stack(checkpoint, [item.adapter for item in scaled])
@@ -98,9 +98,9 @@ def merge(
     check_tokenizer(stack.tokenizer_folder)
     output = merged_output(checkpoint, scaled, stack, options)
     changes = [(item.scale, stamps([item.adapter.weights, item.adapter.config_file])) for item in scaled]
-    layout = Layout(
+    layout = FolderSpec(
         output, stack.tokenizer_folder, options.max_shard_bytes, options.template,
-        identity_of("merge", options, output.config, output.tensors, stamps(checkpoint.weight_files), changes),
+        work_identity("merge", options, output.config, output.tensors, stamps(checkpoint.weight_files), changes),
     )  # fmt: skip
     accounts = _Accounts(scaled)
     device = torch.device(options.device)
@@ -121,7 +121,7 @@ def merge(
 
 def merged_output(
     base: Checkpoint, adapters: Sequence[ScaledAdapter], stack: Stack, options: MergeOptions
-) -> Output:
+) -> OutputSpec:
     """What a merge writes: the base's dtypes, the last replacing adapter's shapes, the vocabulary of the stack."""
     return plan_output(
         options.output_format, replace(base.config, vocab_size=stack.vocabulary_rows),

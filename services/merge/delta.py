@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from services.checkpoints.reading import TensorReader, check_finite
-from services.formats.adapter import Adapter, LoraPair
-from services.formats.tensors import TensorHeader
-from services.formats.tuners import TokenRows, TunerLayer
+from services.adapters.adapter import Adapter, LoraPair
+from services.adapters.tuners import TokenRows, TunerLayer
+from services.checkpoints.tensor_reader import TensorReader, check_finite
+from services.files.tensors import TensorHeader
 from services.merge.devices import CPU
 from services.merge.peft_layers import merge_layer
 

@@ -14,9 +14,9 @@ from peft import PeftModel, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-from services.checkpoints.reading import TensorReader, check_finite
+from services.adapters.tuners import TunerLayer
+from services.checkpoints.tensor_reader import TensorReader, check_finite
 from services.errors import AdapterMismatch, UnknownAdapterKey
-from services.formats.tuners import TunerLayer
 
 NOT_SAVED = ("base_layer.", "randlora_A", "randlora_B", "vera_A", "vera_B", "ranknum")
 """Parameters inside a layer that its file does not hold: the base's own, views of shared ones, and a count of ranks."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from services.errors import GraftwerkError
-from services.models.known import KNOWN_ADAPTERS
+from services.models.known_artifacts import KNOWN_ADAPTERS
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 

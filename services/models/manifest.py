@@ -12,7 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.errors import UnreadableFile
 
 MANIFEST_NAME = "manifest.json"
-VERSIONED_PACKAGES = ("graftwerk", "torch", "transformers", "peft", "sentencepiece", "safetensors", "gguf")
+VERSIONED_PACKAGES = (
+    "graftwerk-service",
+    "torch",
+    "transformers",
+    "peft",
+    "sentencepiece",
+    "safetensors",
+    "gguf",
+)
 
 
 class TensorEntry(BaseModel):

@@ -10,7 +10,6 @@ staging folder tells from one that still works there.
 import errno
 import fcntl
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,12 +18,12 @@ from io import FileIO
 from pathlib import Path
 
 from services.errors import InvalidName, ModelExists, ModelNotFound, NotReady, SourceNotFound
-from services.models.inspect import ModelSummary, describe_folder
+from services.kinds.model_summary import ModelSummary
+from services.models.summary import describe_folder
+from services.names import NAME_RULE, is_model_name
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 INCOMING, RESULTS, STAGING, TRASH = "incoming", "results", ".staging", ".trash"
 STAGED_MODEL = "model"
-RESERVED = (INCOMING, RESULTS)
 LINES, PREDICTIONS = ".jsonl", ".predictions.json"
 """What follows a job's id in the names of the files that it leaves under `results/`."""
 
@@ -45,7 +44,7 @@ class ModelStore:
         """The models' names in alphabetical order."""
         with self._readable():
             entries = [entry.name for entry in os.scandir(self.root) if entry.is_dir()]
-        return sorted(name for name in entries if NAME.fullmatch(name) and name not in RESERVED)
+        return sorted(name for name in entries if is_model_name(name))
 
     def exists(self, name: str) -> bool:
         """Whether a model has this name in whatever letter case (volumes may not tell cases apart)."""
@@ -138,10 +137,10 @@ class ModelStore:
 
     @staticmethod
     def _check_name(name: str) -> None:
-        if not NAME.fullmatch(name) or name.lower() in RESERVED:
+        if not is_model_name(name):
             raise InvalidName(
                 f"{name!r} cannot name a model",
-                "Names begin with a letter or digit and have up to 96 letters, digits, dots, dashes and underscores.",
+                NAME_RULE,
             )
 
     def result(self, name: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.formats.vocabulary import new_pieces
+from services.architectures.vocabulary import new_pieces
 from services.tokenizers.sentencepiece import SentencePieceCodec, read_proto
 
 SAMPLES = (

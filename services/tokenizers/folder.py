@@ -14,8 +14,8 @@ from typing import Any
 
 import tokenizers
 
+from services.architectures.llama3 import LLAMA_3_CHAT_TEMPLATE, LLAMA_3_END_OF_TURN
 from services.errors import UnreadableTokenizer
-from services.formats.llama3 import LLAMA_3_CHAT_TEMPLATE, LLAMA_3_END_OF_TURN
 from services.tokenizers.loading import load_tokenizer, token_content
 from services.tokenizers.parity import Parity, measure_parity
 from services.tokenizers.tiktoken import is_tiktoken

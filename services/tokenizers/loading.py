@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from services.architectures.llama3 import LLAMA_3_1_SPECIAL_TOKENS, LLAMA_3_SPECIAL_TOKENS
 from services.errors import UnreadableTokenizer
-from services.formats.llama3 import LLAMA_3_1_SPECIAL_TOKENS, LLAMA_3_SPECIAL_TOKENS
 from services.tokenizers.huggingface import HuggingFaceCodec
 from services.tokenizers.sentencepiece import SentencePieceCodec
 from services.tokenizers.tiktoken import TiktokenCodec, is_tiktoken

@@ -1,7 +1,7 @@
 """Tokenizers of Llama 3: byte-pair ranks in tiktoken's text format.
 
 The pattern is that of `llama/tokenizer.py` in Meta's `llama3` repository. The ranks of 3 and 3.1 are the same file; only the
-names of a few special tokens differ (services/formats/llama3.py).
+names of a few special tokens differ (services/architectures/llama3.py).
 """
 
 import base64

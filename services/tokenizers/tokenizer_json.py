@@ -13,8 +13,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from services.architectures.bpe_merges import byte_alphabet, ranks_to_merges, scores_to_merges
 from services.errors import UnreadableTokenizer
-from services.formats.merges import byte_alphabet, ranks_to_merges, scores_to_merges
 from services.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, read_proto
 from services.tokenizers.tiktoken import PATTERN, is_tiktoken, read_ranks
 from services.tokenizers.tokenizer import Tokenizer

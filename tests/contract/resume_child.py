@@ -8,35 +8,37 @@ from typing import Any, cast
 
 import torch
 
-from services.jobs.requests import ANY_REQUEST, ConvertRequest, MergeRequest
+from services.kinds import ANY_REQUEST
+from services.kinds.convert import ConvertRequest
+from services.kinds.merge import MergeRequest
 from services.models.store import ModelStore
 from services.progress import Progress
 from services.settings import Settings
-from worker.lifecycle import Context
-from worker.making import make_convert, make_merge
+from worker.lifecycle import JobContext
+from worker.models.merge import run_convert, run_merge
 
 
-def context(root: Path, run: int, report: Any) -> Context:
+def context(root: Path, run: int, report: Any) -> JobContext:
     """What a worker hands to a task, without a queue: the run-th execution of the job "job"."""
 
     def ignore(*_: object) -> None:
         """Nobody watches."""
 
     return cast(
-        Context,
+        JobContext,
         SimpleNamespace(
             store=ModelStore(root), settings=Settings(models_dir=root), job_id="job", execution=f"job.{run}",
-            report=report, check_canceled=ignore, confirm=ignore, claim_room=ignore, log=ignore,
+            report=report, check_canceled=ignore, confirm=ignore, reserve_disk=ignore, log=ignore,
         ),
     )  # fmt: skip
 
 
-def make(request: Any, at: Context) -> dict[str, Any]:
+def make(request: Any, at: JobContext) -> dict[str, Any]:
     """The result of the request's job."""
     if isinstance(request, ConvertRequest):
-        return dict(make_convert(request, at))
+        return dict(run_convert(request, at))
     assert isinstance(request, MergeRequest)
-    return dict(make_merge(request, at))
+    return dict(run_merge(request, at))
 
 
 def run_until_killed(root: Path, request: dict[str, Any], stage: str, share: float) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from graftwerk.local_service import API_COMMAND, free_port
 
-from client.stack import API_COMMAND, free_port
 from tests.redis_server import until
 
 ROOT = Path(__file__).parents[2]

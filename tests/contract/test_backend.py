@@ -22,7 +22,7 @@ from services.errors import (
 )
 from services.jobs.events import follow
 from services.jobs.queue import JobQueue, connect
-from services.jobs.requests import GenerateRequest
+from services.kinds.generate import GenerateRequest
 from tests.api_client import client_of, problem
 from tests.contract.openai_server import FOREVER, HOLD, Scripted, answer, event, openai_server
 from tests.contract.test_worker_generate import StartWorker, ended, settings_of, start_worker, volume

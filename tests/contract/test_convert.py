@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from services.checkpoints.huggingface import Watch
+from services.checkpoints.huggingface_writer import WriteHooks
 from services.convert import ConvertOptions, convert
 from services.errors import (
     ConfigMismatch,
@@ -477,7 +477,7 @@ def test_a_cancel_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
         if len(written) > 6:
             raise JobCanceled("canceled")
 
-    watch = Watch(report=lambda progress: written.append(progress.done), check_canceled=check_canceled)
+    watch = WriteHooks(report=lambda progress: written.append(progress.done), check_canceled=check_canceled)
     with pytest.raises(JobCanceled), store.publishing("model", execution="e1") as staging:
         convert(source, staging, None, watch)
 
@@ -492,7 +492,7 @@ def test_progress_runs_from_nothing_to_all_bytes(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
 
     checkpoint, written = convert(
-        source, tmp_path / "target", None, Watch(report=lambda p: seen.append((p.done, p.total)))
+        source, tmp_path / "target", None, WriteHooks(report=lambda p: seen.append((p.done, p.total)))
     )
 
     assert seen[0] == (0, written.size_bytes)

@@ -40,11 +40,11 @@ from services.generate import (
     AnswerFailed,
     AnswerFinished,
     BuiltPrompt,
+    Completion,
     Engine,
     Event,
     GenerationRequest,
     LoadedModel,
-    Output,
     TokenGenerated,
     build_prompt,
     embed,
@@ -123,7 +123,9 @@ def prompts(loaded: LoadedModel) -> list[list[int]]:
     return [loaded.tokenizer.encode(text) for text in PROMPTS]
 
 
-def run(loaded: LoadedModel, requests: list[GenerationRequest], slots: int = 16) -> dict[str, list[Output]]:
+def run(
+    loaded: LoadedModel, requests: list[GenerationRequest], slots: int = 16
+) -> dict[str, list[Completion]]:
     """All requests in one engine."""
     engine = Engine(loaded, slots=slots)
     for request in requests:
@@ -138,8 +140,8 @@ def drained(engine: Engine) -> list[Event]:
     return events
 
 
-def outputs_of(events: list[Event]) -> dict[str, list[Output]]:
-    outputs: dict[str, list[Output]] = {}
+def outputs_of(events: list[Event]) -> dict[str, list[Completion]]:
+    outputs: dict[str, list[Completion]] = {}
     for event in events:
         assert not isinstance(event, AnswerFailed), event.error
         if isinstance(event, AnswerFinished):
@@ -147,7 +149,7 @@ def outputs_of(events: list[Event]) -> dict[str, list[Output]]:
     return {key: sorted(found, key=lambda output: output.index) for key, found in outputs.items()}
 
 
-def alone(loaded: LoadedModel, request: GenerationRequest) -> list[Output]:
+def alone(loaded: LoadedModel, request: GenerationRequest) -> list[Completion]:
     return run(loaded, [request])[request.id]
 
 

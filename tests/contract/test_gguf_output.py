@@ -16,8 +16,9 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from services.checkpoints.gguf import rope_factors
-from services.checkpoints.huggingface import Watch
+from services.architectures.checkpoint import read_checkpoint
+from services.checkpoints.gguf_writer import rope_factors
+from services.checkpoints.huggingface_writer import WriteHooks
 from services.convert import ConvertOptions, convert
 from services.errors import (
     GraftwerkError,
@@ -27,21 +28,21 @@ from services.errors import (
     UnsupportedOption,
     VerificationFailed,
 )
-from services.formats.checkpoint import read_checkpoint
-from services.formats.gguf_header import read_gguf_header
-from services.intake import preflight
-from services.jobs.requests import ConvertRequest, MergeRequest
+from services.files.gguf_header import read_gguf_header
+from services.kinds.convert import ConvertRequest
+from services.kinds.merge import MergeRequest
 from services.merge import Merged, MergeOptions, merge
-from services.merge.verify import verify_merge
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
+from services.preflight import preflight
 from services.settings import Settings
+from services.verify.report import verify_merge
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import make_adapter
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file
-from worker.lifecycle import Context
-from worker.making import make_convert, make_merge
+from worker.lifecycle import JobContext
+from worker.models.merge import run_convert, run_merge
 
 MINIATURE = Path(__file__).resolve().parents[2] / "examples" / "miniature"
 TOKENS = [1, 57, 100, 3, 99, 12, 76]
@@ -397,7 +398,7 @@ def test_a_cancel_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
         if len(done) > 6:
             raise JobCanceled("canceled")
 
-    watch = Watch(report=lambda progress: done.append(progress.done), check_canceled=check_canceled)
+    watch = WriteHooks(report=lambda progress: done.append(progress.done), check_canceled=check_canceled)
     with pytest.raises(JobCanceled), store.publishing("model", execution="e1") as staging:
         convert(tmp_path / "base", staging, ConvertOptions(output_format="gguf"), watch)
 
@@ -418,7 +419,7 @@ def merged(tmp_path: Path, **options: Any) -> tuple[Merged, MergeOptions]:
 @pytest.mark.parametrize("dtype", [None, "F32", "BF16"])
 def test_a_merge_is_checked_in_the_file(tmp_path: Path, dtype: str | None) -> None:
     found, options = merged(tmp_path, dtype=dtype)
-    report = verify_merge(found, options, Watch())
+    report = verify_merge(found, options, WriteHooks())
     assert (report["passed"], report["tensors"], report["vocabulary_size"], report["tokenizer_size"]) == (
         True, 30, 101, 101,
     )  # fmt: skip
@@ -439,7 +440,7 @@ def test_a_merge_in_q8_0_is_checked_against_its_rounding(tmp_path: Path) -> None
     (tmp_path / "target").mkdir()
     options = MergeOptions(output_format="gguf", dtype="Q8_0")
     found = merge(MINIATURE / "llama", miniature_adapters(tmp_path), tmp_path / "target", options=options)
-    report = verify_merge(found, options, Watch())
+    report = verify_merge(found, options, WriteHooks())
     assert report["passed"]
     assert 0.5 < report["largest_share_of_tolerance"] <= 1, "half a step is what rounding costs"
 
@@ -452,28 +453,28 @@ def test_a_changed_bit_does_not_pass(tmp_path: Path) -> None:
     data[place.offset + 7] ^= 4
     path.write_bytes(data)
     with pytest.raises(VerificationFailed, match=r"'blk\.1\.ffn_gate\.weight' on the disk"):
-        verify_merge(found, options, Watch())
+        verify_merge(found, options, WriteHooks())
 
 
 def test_rows_in_another_order_do_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A merge that left q and k in Hugging Face's order, its digests true."""
-    import services.checkpoints.gguf as written
+    import services.checkpoints.gguf_writer as written
 
     monkeypatch.setattr(written, "_in_ggufs_order", lambda blocks, place: blocks)
     found, options = merged(tmp_path)
     with pytest.raises(VerificationFailed, match=r"'model\.layers\.0\.self_attn\.q_proj\.weight' differs"):
-        verify_merge(found, options, Watch())
+        verify_merge(found, options, WriteHooks())
 
 
-def context(store: ModelStore) -> Context:
+def context(store: ModelStore) -> JobContext:
     def ignore(*_: object) -> None:
         """Nobody watches."""
 
     return cast(
-        Context,
+        JobContext,
         SimpleNamespace(
             store=store, settings=Settings(models_dir=store.root), job_id="job", execution="job-1", report=ignore,
-            check_canceled=ignore, confirm=ignore, claim_room=ignore, log=ignore,
+            check_canceled=ignore, confirm=ignore, reserve_disk=ignore, log=ignore,
         ),
     )  # fmt: skip
 
@@ -484,7 +485,7 @@ def test_a_job_publishes_a_file_of_the_planned_size_and_says_what_it_is(tmp_path
     request = ConvertRequest(kind="convert", source="base", target="new", output_format="gguf", dtype="q8_0")
     plan = preflight(request, store, {})
 
-    result = make_convert(request, context(store))
+    result = run_convert(request, context(store))
 
     stored = tensors_of(tmp_path / "new")
     assert plan.output_bytes == result["bytes_written"] == sum(tensor.n_bytes for tensor in stored.values())
@@ -507,7 +508,7 @@ def test_a_merged_alpaca_gets_its_template_in_the_modelfile(tmp_path: Path) -> N
         kind="merge", base="base", adapters=["chinese-alpaca-lora"], target="new", output_format="gguf"
     )
 
-    make_merge(request, context(store))
+    run_merge(request, context(store))
 
     assert (tmp_path / "new" / "Modelfile").read_text() == (
         'FROM ./model.gguf\nTEMPLATE """{{ if .System }}{{ .System }}{{ else }}Below is an instruction that describes a '

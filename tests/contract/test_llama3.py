@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from services.checkpoints.reading import TensorReader
+from services.architectures.checkpoint import read_checkpoint
+from services.checkpoints.tensor_reader import TensorReader
 from services.errors import UnsupportedOption, VocabularyMismatch
-from services.formats.checkpoint import read_checkpoint
-from services.jobs.requests import ConvertRequest
+from services.kinds.convert import ConvertRequest
 from services.models.store import ModelStore
 from services.settings import Settings
 from services.tokenizers import load_tokenizer
 from tests.reference.make_original import SMALL, Sizes, State, random_state, save_original, split_ranks
 from tests.reference.original_llama import original_logits
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-from worker.lifecycle import Context
-from worker.making import make_convert
+from worker.lifecycle import JobContext
+from worker.models.merge import run_convert
 
 SIZES = replace(SMALL, vocab_size=557)
 """301 ranks and the 256 special tokens that follow them; 557 does not divide by the rank counts."""
@@ -114,17 +114,17 @@ BETWEEN = 16000.0
 def made(store: Path, **request: Any) -> tuple[Path, dict[str, Any]]:
     """The folder and the result of a convert job's work."""
     wanted = ConvertRequest(kind="convert", source="llama-3", target="new", **request)
-    result = make_convert(wanted, context_of(ModelStore(store)))
+    result = run_convert(wanted, context_of(ModelStore(store)))
     return store / "new", dict(result)
 
 
-def context_of(store: ModelStore) -> Context:
+def context_of(store: ModelStore) -> JobContext:
     def nothing(*_: object) -> None:
         pass
 
-    return Context(
+    return JobContext(
         store=store, settings=Settings(), job_id="j", execution="e", report=nothing, check_canceled=nothing,
-        confirm=nothing, claim_room=nothing, log=nothing, tell_text=nothing,
+        confirm=nothing, reserve_disk=nothing, log=nothing, publish_tokens=nothing,
     )  # fmt: skip
 
 

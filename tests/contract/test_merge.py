@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from services.checkpoints.huggingface import Watch
-from services.checkpoints.reading import TensorReader
+from services.adapters.adapter import LoraPair
+from services.checkpoints.huggingface_writer import WriteHooks
+from services.checkpoints.tensor_reader import TensorReader
 from services.convert import ConvertOptions, convert
 from services.errors import NonFiniteTensor, VerificationFailed
-from services.formats.adapter import LoraPair
-from services.formats.safetensors_header import read_safetensors_header
+from services.files.safetensors_header import read_safetensors_header
 from services.merge import Merged, MergeOptions, merge
 from services.merge.delta import Change, changed_blocks
-from services.merge.verify import verify_merge
+from services.verify.report import verify_merge
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import (
     PROJECTIONS,
@@ -378,7 +378,7 @@ def test_a_good_merge_passes_its_check(
     options = MergeOptions(rounding=rounding)
 
     report = verify_merge(
-        merged(base, [*adapters, extra], tmp_path / "target", rounding=rounding), options, Watch()
+        merged(base, [*adapters, extra], tmp_path / "target", rounding=rounding), options, WriteHooks()
     )
 
     assert report["passed"] is True
@@ -398,7 +398,7 @@ def test_a_merge_that_takes_the_base_away_again_passes_its_check(
     chosen = [adapters[0], again]
 
     report = verify_merge(
-        merged(base, chosen, tmp_path / "target", scales=[50.0, -50.0]), MergeOptions(), Watch()
+        merged(base, chosen, tmp_path / "target", scales=[50.0, -50.0]), MergeOptions(), WriteHooks()
     )
 
     assert report["passed"] is True
@@ -410,7 +410,7 @@ def test_a_merge_into_another_dtype_passes_its_check(
 ) -> None:
     base = save_model(random_model(torch.bfloat16), tmp_path / "base")
     result = merged(base, adapters, tmp_path / "target", dtype=dtype)
-    assert verify_merge(result, MergeOptions(dtype=dtype), Watch())["passed"] is True
+    assert verify_merge(result, MergeOptions(dtype=dtype), WriteHooks())["passed"] is True
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "target").values()} == {DTYPES[dtype]}
 
 
@@ -424,7 +424,7 @@ def test_a_flipped_bit_on_the_disk_fails_the_check_and_is_named(tmp_path: Path, 
     path.write_bytes(data)
 
     with pytest.raises(VerificationFailed, match=r"'model\.layers\.1\.self_attn\.o_proj\.weight'.* SHA-256"):
-        verify_merge(result, MergeOptions(), Watch())
+        verify_merge(result, MergeOptions(), WriteHooks())
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_a_wrong_change_fails_the_check_although_its_digest_is_right(
     lying = replace(result, written=replace(result.written, digests=digests))
 
     with pytest.raises(VerificationFailed, match=rf"'{name}' differs from"):
-        verify_merge(lying, MergeOptions(), Watch())
+        verify_merge(lying, MergeOptions(), WriteHooks())
 
 
 def test_swapped_rows_of_the_embeddings_fail_the_check(tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_swapped_rows_of_the_embeddings_fail_the_check(tmp_path: Path) -> None:
 
     with pytest.raises(VerificationFailed, match=r"'model\.embed_tokens\.weight' differs"):
         verify_merge(
-            replace(result, written=replace(result.written, digests=digests)), MergeOptions(), Watch()
+            replace(result, written=replace(result.written, digests=digests)), MergeOptions(), WriteHooks()
         )
 
 

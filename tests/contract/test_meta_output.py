@@ -17,10 +17,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from services.architectures.checkpoint import read_checkpoint
 from services.checkpoints import torch_file
-from services.checkpoints.huggingface import Watch
-from services.checkpoints.ledger import TensorPlan
+from services.checkpoints.huggingface_writer import WriteHooks
 from services.checkpoints.torch_file import TorchFile
+from services.checkpoints.write_ledger import TensorPlan
 from services.convert import ConvertOptions, convert
 from services.errors import (
     GraftwerkError,
@@ -30,22 +31,22 @@ from services.errors import (
     VerificationFailed,
     VocabularyMismatch,
 )
-from services.formats.checkpoint import read_checkpoint
-from services.formats.torch_zip import read_torch_header
-from services.intake import preflight
-from services.jobs.requests import ConvertRequest, MergeRequest
+from services.files.torch_zip import read_torch_header
+from services.kinds.convert import ConvertRequest
+from services.kinds.merge import MergeRequest
 from services.merge import MergeOptions, merge
-from services.merge.verify import verify_merge
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
+from services.preflight import preflight
 from services.settings import Settings
+from services.verify.report import verify_merge
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, WIDE, Sizes, State, random_state, save_original, split_ranks
 from tests.reference.original_llama import original_logits
 from tests.reference.peft_merge import make_adapter
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-from worker.lifecycle import Context
-from worker.making import make_convert, make_merge
+from worker.lifecycle import JobContext
+from worker.models.merge import run_convert, run_merge
 
 TOKENS = [1, 57, 100, 3, 99, 12, 76]
 pytestmark = [
@@ -409,7 +410,7 @@ def test_a_cancel_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
         if len(done) > 6:
             raise JobCanceled("canceled")
 
-    watch = Watch(report=lambda progress: done.append(progress.done), check_canceled=check_canceled)
+    watch = WriteHooks(report=lambda progress: done.append(progress.done), check_canceled=check_canceled)
     options = ConvertOptions(output_format="meta", ranks=2)
     with pytest.raises(JobCanceled), store.publishing("model", execution="e1") as staging:
         convert(source, staging, options, watch)
@@ -431,7 +432,7 @@ def test_a_merge_into_metas_layout_has_the_tensors_of_the_other_layout(tmp_path:
     options = MergeOptions(output_format="meta", ranks=4)
     found = merge(base, chosen, tmp_path / "meta", options=options)
 
-    report = verify_merge(found, options, Watch())
+    report = verify_merge(found, options, WriteHooks())
     assert found.written.digests == plain.written.digests
     assert (report["passed"], report["tensors"], report["digests_equal"]) == (True, 30, 30)
     back = written(tmp_path / "meta", tmp_path / "back")
@@ -453,18 +454,18 @@ def test_a_changed_bit_in_one_rank_does_not_pass(tmp_path: Path) -> None:
     path.write_bytes(data)
 
     with pytest.raises(VerificationFailed, match=r"'model\.layers\.1\.mlp\.down_proj\.weight' on the disk"):
-        verify_merge(found, options, Watch())
+        verify_merge(found, options, WriteHooks())
 
 
-def context(store: ModelStore) -> Context:
+def context(store: ModelStore) -> JobContext:
     def ignore(*_: object) -> None:
         """Nobody watches."""
 
     return cast(
-        Context,
+        JobContext,
         SimpleNamespace(
             store=store, settings=Settings(models_dir=store.root), job_id="job", execution="job-1", report=ignore,
-            check_canceled=ignore, confirm=ignore, claim_room=ignore, log=ignore,
+            check_canceled=ignore, confirm=ignore, reserve_disk=ignore, log=ignore,
         ),
     )  # fmt: skip
 
@@ -478,7 +479,7 @@ def test_a_job_publishes_an_original_checkpoint_of_the_planned_size(tmp_path: Pa
     )  # fmt: skip
     plan = preflight(request, store, {})
 
-    result = make_merge(request, context(store))
+    result = run_merge(request, context(store))
 
     found = ranks_of(tmp_path / "new")
     assert (
@@ -499,7 +500,7 @@ def test_both_layouts_of_a_model_have_the_same_tensor_digest(tmp_path: Path) -> 
     save_original(tmp_path / "source", split_ranks(random_state(SMALL), 2), SMALL.params)
     store = ModelStore(tmp_path)
     digests = {
-        make_convert(ConvertRequest(kind="convert", source="source", target=f"as-{layout}", output_format=layout),
+        run_convert(ConvertRequest(kind="convert", source="source", target=f"as-{layout}", output_format=layout),
                      context(store))["tensor_digest"]
         for layout in ("huggingface", "meta")
     }  # fmt: skip

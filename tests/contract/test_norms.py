@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.checkpoints.reading import TensorReader
-from services.formats.adapter import LoraPair, read_adapter
-from services.formats.checkpoint import read_checkpoint
-from services.formats.safetensors_header import read_safetensors_header
+from services.adapters.adapter import LoraPair, read_adapter
+from services.architectures.checkpoint import read_checkpoint
+from services.checkpoints.tensor_reader import TensorReader
+from services.files.safetensors_header import read_safetensors_header
 from services.merge import ScaledAdapter
-from services.merge.norms import ChangeNorms, change_norms, common_rows, nothing_changed, pair_square
+from services.verify.norms import ChangeNorms, change_norms, common_rows, nothing_changed, pair_square
 from tests.reference.peft_merge import (
     PROJECTIONS,
     State,

@@ -12,9 +12,9 @@ import pytest
 from fakeredis import FakeRedis, FakeServer
 from openai.types.chat import ChatCompletionMessageParam
 
-from api.openai.streaming import Sent
-from api.openai.texts import token_bytes, token_text
-from api.openai.waiting import is_gone_of
+from api.openai.job_waiter import is_gone_of
+from api.openai.responses import token_bytes, token_text
+from api.openai.streaming import StreamState
 from services.convert import convert
 from services.errors import InternalError
 from tests.api_client import client_of, put_model
@@ -226,7 +226,7 @@ def piece(offset: int, text: str, **more: Any) -> dict[str, Any]:
 
 
 def test_the_text_of_a_job_that_ran_again_is_not_sent_twice() -> None:
-    sent = Sent()
+    sent = StreamState()
     first = [sent.take(piece(0, "One ")), sent.take(piece(4, "two "))]
     assert [found["text"] for found in first if found] == ["One ", "two "]
     assert sent.take(piece(0, "One two three ")) is None
@@ -238,7 +238,7 @@ def test_the_text_of_a_job_that_ran_again_is_not_sent_twice() -> None:
 
 
 def test_a_piece_that_was_lost_is_made_up_for_at_the_end() -> None:
-    sent = Sent()
+    sent = StreamState()
     sent.take(piece(0, "One ", logprobs=[{"token": "One"}]))
     assert sent.take(piece(8, "three")) is None
     logprobs = [{"token": word} for word in ("One", "two", "three")]
@@ -248,7 +248,7 @@ def test_a_piece_that_was_lost_is_made_up_for_at_the_end() -> None:
 
 
 def test_another_text_than_the_one_sent_is_an_error() -> None:
-    sent = Sent()
+    sent = StreamState()
     sent.take(piece(0, "One "))
     with pytest.raises(InternalError, match="another text"):
         sent.rest(0, {"text": "Two"})

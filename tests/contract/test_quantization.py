@@ -13,12 +13,12 @@ from transformers import LlamaForCausalLM
 
 from services.errors import UnsupportedOption
 from services.generate import BuiltPrompt, LoadedModel, generate, load_model
-from services.generate.quantizing import quantization_config
-from services.jobs.requests import GenerateRequest
+from services.generate.quantization import quantization_config
+from services.kinds.generate import GenerateRequest
 from services.models.store import ModelStore
 from services.sampling import Sampling
 from tests.reference.huggingface_model import save_llama
-from worker.residents import _needed_bytes
+from worker.inference.model_cache import _needed_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 

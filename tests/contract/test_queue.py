@@ -25,7 +25,9 @@ from services.errors import (
     UpstreamFailed,
 )
 from services.jobs.queue import TASK_OF, JobQueue, connect
-from services.jobs.requests import ConvertRequest, GenerateRequest, MergeRequest
+from services.kinds.convert import ConvertRequest
+from services.kinds.generate import GenerateRequest
+from services.kinds.merge import MergeRequest
 from services.settings import Settings
 from tests.redis_server import free_port
 

@@ -10,7 +10,7 @@ from redis import Redis
 from services.errors import InvalidRequest, JobNotFound
 from services.jobs.events import Event, follow, publish
 from services.jobs.queue import JobQueue
-from services.jobs.requests import ConvertRequest
+from services.kinds.convert import ConvertRequest
 from services.settings import Settings
 
 

@@ -6,10 +6,10 @@ import pytest
 from redis import Redis
 
 from services.errors import DiskFull
+from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed
+from services.jobs.execution import JobExecution
 from services.jobs.queue import JobQueue
-from services.jobs.requests import ConvertRequest
-from services.jobs.room import ROOM_KEY, Room
-from services.jobs.running import Running
+from services.kinds.convert import ConvertRequest
 from services.settings import Settings
 
 GB = 10**9
@@ -19,8 +19,8 @@ def convert(target: str) -> ConvertRequest:
     return ConvertRequest.model_validate({"kind": "convert", "source": "llama", "target": target})
 
 
-def room(needed: int, *, free: int = 10 * GB, taken: dict[str, int] | None = None) -> Room:
-    return Room(needed, free, lambda job: (taken or {}).get(job, 0))
+def room(needed: int, *, free: int = 10 * GB, taken: dict[str, int] | None = None) -> DiskNeed:
+    return DiskNeed(needed, free, lambda job: (taken or {}).get(job, 0))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_room_that_a_waiting_job_needs_is_not_there_for_another(queue: JobQueue)
 def test_a_job_that_has_ended_needs_no_room_any_more(queue: JobQueue, redis: Redis) -> None:
     first, _ = queue.submit(convert("a"), room=room(6 * GB))
     queue.cancel(first.id)
-    assert redis.hgetall(ROOM_KEY) == {}
+    assert redis.hgetall(RESERVATIONS_KEY) == {}
     queue.submit(convert("b"), room=room(10 * GB))
 
 
@@ -79,9 +79,9 @@ def test_of_many_that_come_at_once_only_as_many_are_taken_as_there_is_room_for(q
 def test_a_job_whose_size_was_not_known_claims_its_room_when_it_starts(queue: JobQueue, redis: Redis) -> None:
     first, _ = queue.submit(convert("a"))
     queue.submit(convert("b"), room=room(6 * GB))
-    running = Running(first.id, "run", redis)
+    running = JobExecution(first.id, "run", redis)
     with pytest.raises(DiskFull, match="6000000000 of them are reserved"):
-        running.claim_room(room(5 * GB))
-    running.claim_room(room(4 * GB))
-    running.claim_room(room(4 * GB))  # once more, as a job that runs again does
+        running.reserve_disk(room(5 * GB))
+    running.reserve_disk(room(4 * GB))
+    running.reserve_disk(room(4 * GB))  # once more, as a job that runs again does
     assert queue.reserved_bytes(lambda job: 0) == 10 * GB

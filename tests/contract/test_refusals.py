@@ -30,15 +30,16 @@ from services.errors import (
     WrongAdapterOrder,
     WrongModelKind,
 )
-from services.intake import preflight
-from services.jobs.requests import ConvertRequest, MergeRequest
+from services.kinds.convert import ConvertRequest
+from services.kinds.merge import MergeRequest
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
+from services.preflight import preflight
 from services.settings import Settings
 from tests.reference.tensor_files import embedding_shapes, pair_shapes, write_adapter, write_base
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file
-from worker.lifecycle import Context
-from worker.making import make_convert, make_merge
+from worker.lifecycle import JobContext
+from worker.models.merge import run_convert, run_merge
 
 MINIATURE = Path(__file__).resolve().parents[2] / "examples" / "miniature"
 Q = "base_model.model.model.layers.1.self_attn.q_proj"
@@ -52,17 +53,17 @@ def store(tmp_path: Path) -> ModelStore:
     return ModelStore(tmp_path)
 
 
-def context(store: ModelStore) -> Context:
+def context(store: ModelStore) -> JobContext:
     """What a worker hands to a task, without a queue."""
 
     def ignore(*_: object) -> None:
         """Nobody watches."""
 
     return cast(
-        Context,
+        JobContext,
         SimpleNamespace(
             store=store, settings=Settings(models_dir=store.root), job_id="job", execution="job-1", report=ignore,
-            check_canceled=ignore, confirm=ignore, claim_room=ignore, log=ignore,
+            check_canceled=ignore, confirm=ignore, reserve_disk=ignore, log=ignore,
         ),
     )  # fmt: skip
 
@@ -76,7 +77,7 @@ def assert_refused(
 ) -> None:
     """By the door and by the worker, in the same words; the shelf is as it was."""
     before = content(store)
-    work = make_merge if isinstance(request, MergeRequest) else make_convert
+    work = run_merge if isinstance(request, MergeRequest) else run_convert
     doors: list[Callable[[], object]] = [
         lambda: preflight(request, store, {}),
         lambda: work(request, context(store)),  # type: ignore[arg-type]
@@ -403,14 +404,14 @@ def test_the_known_adapters_in_the_wrong_order_are_refused(miniature: ModelStore
 def test_what_is_merged_already_counts_as_before_and_is_not_merged_again(miniature: ModelStore) -> None:
     """The lineage in the manifest stands in for the adapter; merging the rest then gives the whole."""
     request = MergeRequest(kind="merge", base="llama", adapters=["chinese-llama-lora"], target="halfway")
-    result = make_merge(request, context(miniature))
+    result = run_merge(request, context(miniature))
     assert result["verification"]["passed"] is True
 
     assert_refused(
         miniature, merge_of("chinese-llama-lora", base="halfway"), WrongAdapterOrder,
         "adapter chinese-llama-lora is merged into halfway already",
     )  # fmt: skip
-    make_merge(merge_of("chinese-alpaca-lora", base="halfway"), context(miniature))
+    run_merge(merge_of("chinese-alpaca-lora", base="halfway"), context(miniature))
     manifest = read_manifest(miniature.root / "new")
     assert manifest is not None
     assert [(entry.role, entry.name) for entry in manifest.inputs] == [
@@ -466,7 +467,7 @@ def test_a_target_that_exists_in_another_letter_case_is_refused(store: ModelStor
     before = content(store)
     for door in (
         lambda: preflight(merge_of("fits"), store, {}),
-        lambda: make_merge(merge_of("fits"), context(store)),
+        lambda: run_merge(merge_of("fits"), context(store)),
     ):
         with pytest.raises(ModelExists, match=r"'new' is there already \(letter case does not count\)"):
             door()
@@ -500,7 +501,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
     before = content(store)
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(DiskFull, match="no room for"):
-        make_merge(merge_of("fits"), context(store))
+        run_merge(merge_of("fits"), context(store))
     assert_nothing_left(store, before)
 
 
@@ -511,7 +512,7 @@ def test_a_base_of_values_that_are_no_numbers_leaves_nothing(store: ModelStore) 
     path.write_bytes(data)
     before = content(store)
     with pytest.raises(NonFiniteTensor, match=r"'lm_head\.weight' holds 1 values"):
-        make_merge(merge_of("fits"), context(store))
+        run_merge(merge_of("fits"), context(store))
     assert_nothing_left(store, before)
 
 
@@ -521,7 +522,7 @@ def manifest_of(store: ModelStore) -> dict[str, Any]:
 
 
 def test_a_merge_that_is_accepted_is_published_with_its_lineage(store: ModelStore) -> None:
-    result = make_merge(merge_of("fits", metadata={"for": "test"}), context(store))
+    result = run_merge(merge_of("fits", metadata={"for": "test"}), context(store))
     assert store.names() == ["base", "fits", "new"]
     figures = {"adapter": "fits", "scale": 1.0, "tensors": 12, "merged": 6, "replaced": 0}
     assert {key: result["adapters"][0][key] for key in figures} == figures

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from services.formats.checkpoint import read_checkpoint
-from services.jobs.requests import ANY_REQUEST
+from services.architectures.checkpoint import read_checkpoint
+from services.kinds import ANY_REQUEST
 from services.models.manifest import read_manifest
 from tests.contract.resume_child import context, make, run_until_killed
 from tests.reference.huggingface_model import save_llama

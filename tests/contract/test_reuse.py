@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from services.jobs.requests import ANY_REQUEST
+from services.kinds import ANY_REQUEST
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from tests.contract.resume_child import context, make
 from tests.reference.huggingface_model import save_llama
 from tests.reference.peft_merge import make_adapter
-from worker import reusing
+from worker.models import reuse
 
 pytestmark = [
     # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
@@ -65,7 +65,7 @@ def test_the_same_request_under_another_name_gives_the_same_model(
 
 
 def test_large_files_are_not_copied(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reusing, "LEAST_LINKED_BYTES", 10_000)
+    monkeypatch.setattr(reuse, "LEAST_LINKED_BYTES", 10_000)
     run(root, MERGE)
     run(root, MERGE, target="second")
     assert (root / "first/model.safetensors").samefile(root / "second/model.safetensors")

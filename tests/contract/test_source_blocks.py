@@ -8,12 +8,12 @@ import torch
 
 import services.checkpoints.blocks as blocks_of
 import services.convert as converting
+from services.architectures.checkpoint import read_checkpoint
+from services.architectures.output_spec import OutputFormat
 from services.checkpoints.blocks import source_blocks
-from services.checkpoints.reading import TensorReader
+from services.checkpoints.tensor_reader import TensorReader
 from services.convert import ConvertOptions, convert
 from services.errors import NonFiniteTensor
-from services.formats.checkpoint import read_checkpoint
-from services.formats.outputs import OutputFormat
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 

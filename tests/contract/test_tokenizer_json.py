@@ -17,7 +17,9 @@ from tokenizers import models
 from transformers import AutoTokenizer
 
 from services.errors import UnreadableTokenizer
-from services.jobs.requests import AdapterChoice, ConvertRequest, MergeRequest
+from services.kinds.convert import ConvertRequest
+from services.kinds.merge import MergeRequest
+from services.kinds.shared import AdapterChoice
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.settings import Settings
@@ -27,8 +29,8 @@ from tests.corpus import mixed_lines
 from tests.reference.make_original import SMALL, random_state, save_original
 from tests.reference.peft_merge import make_adapter, random_model, save_model, write_tokenizer
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-from worker.lifecycle import Context
-from worker.making import make_convert, make_merge
+from worker.lifecycle import JobContext
+from worker.models.merge import run_convert, run_merge
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real tokenizers are not on this machine")
@@ -240,13 +242,13 @@ def shelf_of(tmp_path: Path) -> ModelStore:
     return ModelStore(tmp_path)
 
 
-def context_of(store: ModelStore) -> Context:
+def context_of(store: ModelStore) -> JobContext:
     def nothing(*_: object) -> None:
         pass
 
-    return Context(
+    return JobContext(
         store=store, settings=Settings(), job_id="j", execution="e", report=nothing, check_canceled=nothing,
-        confirm=nothing, claim_room=nothing, log=nothing, tell_text=nothing,
+        confirm=nothing, reserve_disk=nothing, log=nothing, publish_tokens=nothing,
     )  # fmt: skip
 
 
@@ -255,9 +257,9 @@ def context_of(store: ModelStore) -> Context:
 def test_what_a_job_makes_has_the_table_of_its_own_vocabulary(tmp_path: Path, kind: str, size: int) -> None:
     store = shelf_of(tmp_path)
     if kind == "convert":
-        result = make_convert(ConvertRequest(kind="convert", source="base", target="new"), context_of(store))
+        result = run_convert(ConvertRequest(kind="convert", source="base", target="new"), context_of(store))
     else:
-        result = make_merge(
+        result = run_merge(
             MergeRequest(kind="merge", base="base", adapters=[AdapterChoice(name="zh")], target="new"),
             context_of(store),
         )
@@ -279,7 +281,7 @@ def test_a_job_says_in_its_manifest_where_the_table_differs(tmp_path: Path) -> N
     shutil.copy(DATA / "chinese-llama.model", source / "tokenizer.model")
     store = ModelStore(tmp_path)
 
-    result = make_convert(ConvertRequest(kind="convert", source="llama", target="new"), context_of(store))
+    result = run_convert(ConvertRequest(kind="convert", source="llama", target="new"), context_of(store))
 
     manifest = read_manifest(tmp_path / "new")
     assert manifest is not None

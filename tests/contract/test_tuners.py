@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from services.checkpoints.huggingface import Watch
+from services.adapters.adapter import read_adapter
+from services.adapters.tuners import LAYER_TYPES
+from services.architectures.checkpoint import read_weights
+from services.checkpoints.huggingface_writer import WriteHooks
 from services.errors import AdapterMismatch, IncompleteAdapter, UnsupportedAdapter, VerificationFailed
-from services.formats.adapter import read_adapter
-from services.formats.checkpoint import read_weights
-from services.formats.tuners import LAYER_TYPES
 from services.merge import MergeOptions, merge
-from services.merge.verify import verify_merge
+from services.verify.report import verify_merge
 
 pytestmark = [
     # PEFT tells trainers about defaults and future changes; here adapters only have to be made
@@ -103,7 +103,7 @@ def test_a_tuner_merges_bit_for_bit_as_peft_does(tmp_path: Path, kind: str, dtyp
     untouched = base_model(dtype).state_dict()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert any(not torch.equal(expected[name], untouched[name]) for name in expected)
-    assert verify_merge(merged, MergeOptions(), Watch())["passed"]
+    assert verify_merge(merged, MergeOptions(), WriteHooks())["passed"]
 
 
 def test_tuners_of_different_types_merge_one_after_another(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_tuners_of_different_types_merge_one_after_another(tmp_path: Path) -> No
     merged, found = merge_here(tmp_path, adapters, torch.float16)
     expected = merged_by_peft(adapters, torch.float16)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert verify_merge(merged, MergeOptions(), Watch())["passed"]
+    assert verify_merge(merged, MergeOptions(), WriteHooks())["passed"]
     # 9 modules: DoRA has A, B and a magnitude of each, LoHa four factors, LoRA two and the rows of one embedding
     assert [account["tensors"] for account in merged.accounts] == [27, 36, 19]
 
@@ -124,7 +124,7 @@ def test_a_wrong_layer_merge_does_not_pass_verification(tmp_path: Path) -> None:
         file.seek(header.offset)
         file.write(torch.tensor([3.5], dtype=torch.float16).numpy().tobytes())
     with pytest.raises(VerificationFailed, match=r"v_proj.*SHA-256"):
-        verify_merge(merged, MergeOptions(), Watch())
+        verify_merge(merged, MergeOptions(), WriteHooks())
 
 
 def test_a_tuner_for_other_sizes_is_refused_by_module(tmp_path: Path) -> None:

@@ -11,23 +11,26 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from services.checkpoints.huggingface import Watch
-from services.checkpoints.reading import TensorReader
-from services.checkpoints.stored import read_stored
+from services.adapters.adapter import read_adapter
+from services.architectures.checkpoint import read_checkpoint
+from services.checkpoints.huggingface_writer import WriteHooks
+from services.checkpoints.readback import read_stored
+from services.checkpoints.tensor_reader import TensorReader
 from services.errors import InvalidRequest, JobCanceled, WrongModelKind
-from services.formats.adapter import read_adapter
-from services.formats.checkpoint import read_checkpoint
-from services.intake import preflight
-from services.jobs.requests import ConvertRequest, ImportRequest, MergeRequest, VerifyRequest
+from services.kinds.convert import ConvertRequest
+from services.kinds.import_ import ImportRequest
+from services.kinds.merge import MergeRequest
+from services.kinds.verify import VerifyRequest
 from services.merge import ScaledAdapter
-from services.merge.logits import MergedSide, OnTheFlySide, llama_config, side_logits
-from services.merge.verify import claim_of, verify_model
 from services.models.store import ModelStore
+from services.preflight import preflight
+from services.verify.forward_pass import MergedSide, OnTheFlySide, llama_config, side_logits
+from services.verify.report import expected_merge, verify_model
 from tests.contract.resume_child import context, make
 from tests.reference.huggingface_model import save_llama
 from tests.reference.peft_merge import make_adapter, peft_merged, random_model, save_model
-from worker.making import make_import
-from worker.verifying import verify_once
+from worker.models.merge import run_import
+from worker.models.verify import run_verify
 
 pytestmark = [
     # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
@@ -67,7 +70,7 @@ def run(root: Path, **request: Any) -> dict[str, Any]:
     def ignore(*_: object) -> None:
         """Nobody watches."""
 
-    return dict(verify_once(VerifyRequest(kind="verify", **request), context(root, 1, ignore)))
+    return dict(run_verify(VerifyRequest(kind="verify", **request), context(root, 1, ignore)))
 
 
 # ---- the logits ---------------------------------------------------------------------------------------
@@ -76,10 +79,10 @@ def run(root: Path, **request: Any) -> dict[str, Any]:
 def test_the_merged_sides_logits_are_those_of_transformers(tmp_path: Path) -> None:
     model = save_llama(tmp_path / "m", torch.float32)
     checkpoint = read_checkpoint(tmp_path / "m")
-    claim = claim_of(tmp_path / "m", [], "huggingface")
+    claim = expected_merge(tmp_path / "m", [], "huggingface")
     with TensorReader() as reader, torch.no_grad():
         side = MergedSide(reader, read_stored(tmp_path / "m", claim.output))
-        found = side_logits([side], llama_config(checkpoint.config, 101), IDS, Watch())[0]
+        found = side_logits([side], llama_config(checkpoint.config, 101), IDS, WriteHooks())[0]
         assert torch.allclose(found, model(IDS).logits, atol=1e-5)
 
 
@@ -92,7 +95,7 @@ def test_the_other_sides_logits_are_those_of_peft_unmerged(tmp_path: Path) -> No
     scaled = [ScaledAdapter(read_adapter(folder, "a"), 1.0)]
     with TensorReader() as reader, torch.no_grad():
         side = OnTheFlySide(reader, base, scaled)
-        found = side_logits([side], llama_config(base.config, 101), IDS, Watch())[0]
+        found = side_logits([side], llama_config(base.config, 101), IDS, WriteHooks())[0]
         expected = PeftModel.from_pretrained(model, folder)(IDS).logits
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(
@@ -150,16 +153,20 @@ def test_rows_that_no_sample_meets_are_seen_by_the_logits(root: Path) -> None:
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(root: Path) -> None:
-    claim = claim_of(root / "base", [], "huggingface")
+    claim = expected_merge(root / "base", [], "huggingface")
     folder = root / "other"
     save_llama(folder, vocab_size=103)
-    found = {item["tensor"]: item["message"] for item in verify_model(folder, claim, Watch())["differences"]}
+    found = {
+        item["tensor"]: item["message"] for item in verify_model(folder, claim, WriteHooks())["differences"]
+    }
     assert found["lm_head.weight"] == (
         "'lm_head.weight' has shape [103, 48], base and adapters give [101, 48]"
     )
     tied = root / "tied"
     save_llama(tied, tie_word_embeddings=True)
-    found = {item["tensor"]: item["message"] for item in verify_model(tied, claim, Watch())["differences"]}
+    found = {
+        item["tensor"]: item["message"] for item in verify_model(tied, claim, WriteHooks())["differences"]
+    }
     assert found["lm_head.weight"] == "'lm_head.weight' is missing"
 
 
@@ -228,7 +235,7 @@ def test_a_file_of_an_import_that_was_changed_is_found(root: Path) -> None:
     (root / "incoming").mkdir()
     (root / "a").rename(root / "incoming/a")
     request = ImportRequest(kind="import", source={"path": "incoming/a"}, target="taken")
-    make_import(request, context(root, 1, ignore))
+    run_import(request, context(root, 1, ignore))
     assert run(root, model="taken")["passed"]
     (root / "taken/adapter_config.json").write_text("{}")
     report = run(root, model="taken")
@@ -243,7 +250,7 @@ def test_a_check_is_canceled_while_it_compares_logits(root: Path) -> None:
         if stages and stages[-1] == "comparing logits":
             raise JobCanceled("the job was canceled while it ran")
 
-    watch = Watch(lambda progress: stages.append(progress.stage), canceled)
-    claim = claim_of(root / "base", [(name, root / name, 1.0) for name in ("a", "b")], "huggingface")
+    watch = WriteHooks(lambda progress: stages.append(progress.stage), canceled)
+    claim = expected_merge(root / "base", [(name, root / name, 1.0) for name in ("a", "b")], "huggingface")
     with pytest.raises(JobCanceled):
         verify_model(root / "merged", claim, watch)

@@ -15,8 +15,8 @@ from rq.job import Job as RQJob
 
 from services.jobs.events import follow
 from services.jobs.queue import TASK_OF, JobQueue
-from services.jobs.requests import ConvertRequest
 from services.jobs.status import Job
+from services.kinds.convert import ConvertRequest
 from services.settings import Settings
 from tests.redis_server import Server, until
 from worker.janitor import Janitor

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from services.jobs.queue import JobQueue
-from services.jobs.requests import CompareRequest
 from services.jobs.status import Job
+from services.kinds.compare import CompareRequest
 from services.merge import merge
 from tests.contract.test_worker_generate import (
     ADAPTERS,
@@ -24,8 +24,8 @@ from tests.contract.test_worker_generate import (
     volume,
 )
 from tests.redis_server import until
-from worker.answers import Entry
-from worker.comparing import Compared, difference
+from worker.inference.compare import Compared, difference
+from worker.inference.result_sink import Entry
 
 __all__ = ["queue", "start_worker", "volume"]  # fixtures
 

@@ -7,8 +7,9 @@ import torch
 from transformers import LlamaModel
 
 from services.jobs.queue import JobQueue
-from services.jobs.requests import EmbedRequest, GenerateRequest
 from services.jobs.status import Job
+from services.kinds.embed import EmbedRequest
+from services.kinds.generate import GenerateRequest
 from services.tokenizers import load_tokenizer
 from tests.contract.test_worker_generate import LONG, queue, start_worker, volume
 from tests.redis_server import until

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from redis import Redis
 
 from services.jobs.queue import JobQueue, connect
-from services.jobs.requests import ConvertRequest, ImportRequest
+from services.kinds.convert import ConvertRequest
+from services.kinds.import_ import ImportRequest
 from services.settings import Settings
 from tests.redis_server import Server, until
 from worker.__main__ import usable_cores

@@ -22,8 +22,8 @@ from transformers import LlamaForCausalLM
 from services.convert import convert
 from services.jobs.events import follow
 from services.jobs.queue import JobQueue, connect
-from services.jobs.requests import GenerateRequest
 from services.jobs.status import Job
+from services.kinds.generate import GenerateRequest
 from services.settings import Settings
 from services.tokenizers import load_tokenizer
 from tests.redis_server import Server, until

@@ -11,8 +11,8 @@ from rq.job import Job as RQJob
 from services.errors import JobNotFound
 from services.jobs.events import follow
 from services.jobs.queue import JobQueue
-from services.jobs.requests import ConvertRequest
-from services.jobs.workers import ForkWorker
+from services.jobs.rq_workers import ForkWorker
+from services.kinds.convert import ConvertRequest
 from services.settings import Settings
 from worker.janitor import LOCK_KEY, Janitor
 

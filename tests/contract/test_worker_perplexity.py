@@ -9,12 +9,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from services.errors import InvalidRequest, SourceNotFound
-from services.intake import SCORED_TEXT_BYTES, preflight
 from services.jobs.queue import JobQueue
-from services.jobs.requests import PerplexityRequest
 from services.jobs.status import Job
+from services.kinds.perplexity import PerplexityRequest
 from services.merge import merge
 from services.models.store import ModelStore
+from services.preflight import SCORED_TEXT_BYTES, preflight
 from services.tokenizers import load_tokenizer
 from tests.contract.test_worker_generate import (
     ADAPTERS,

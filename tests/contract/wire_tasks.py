@@ -10,9 +10,9 @@ from typing import Any
 
 from services.errors import NotReady, WrongModelKind
 from services.jobs.queue import connect
-from services.jobs.requests import ConvertRequest
+from services.kinds.convert import ConvertRequest
 from services.progress import Progress
-from worker.lifecycle import Context, run
+from worker.lifecycle import JobContext, run
 
 PAUSE = threading.Event()
 
@@ -22,7 +22,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     return run(ConvertRequest, request, _work)
 
 
-def _work(request: ConvertRequest, context: Context) -> dict[str, Any]:
+def _work(request: ConvertRequest, context: JobContext) -> dict[str, Any]:
     wishes = request.metadata
     redis = connect(context.settings)
     run_number = redis.rpush("test:runs", f"{context.job_id} {os.getpid()} {os.getppid()}")

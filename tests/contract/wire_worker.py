@@ -4,7 +4,7 @@ import os
 import sys
 
 from services.jobs.queue import connect
-from services.jobs.workers import ForkWorker
+from services.jobs.rq_workers import ForkWorker
 from services.settings import Settings
 from worker.__main__ import configure_logging
 

@@ -9,8 +9,8 @@ from urllib.parse import urljoin
 import pytest
 from flask.testing import FlaskClient
 
-from api.document import EXAMPLES
-from services.jobs.requests import ANY_REQUEST, KINDS
+from api.openapi import EXAMPLES
+from services.kinds import ANY_REQUEST, KINDS
 from services.templates import TEMPLATES
 from tests.api_client import Json, client_of
 

@@ -169,7 +169,7 @@ def test_every_wrong_field_is_named(client: FlaskClient) -> None:
 def test_a_rule_between_fields_is_told_in_its_own_words(client: FlaskClient) -> None:
     found = problem(client.post("/api/jobs", json=MERGE | {"target": "ZH"}), 422, "invalid_request")
     assert found["errors"] == [
-        {"loc": [], "msg": "target 'ZH' is one of the inputs: a merge never overwrites them"}
+        {"loc": [], "msg": "target 'ZH' is one of the inputs: a model never overwrites its input"}
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 from services.backend import Chunk, ServedModel, call_of, check_forwardable, may_forward
 from services.backend.chunks import parse_chunk
 from services.errors import InvalidRequest, NotReady, UnknownTemplate, UnsupportedOption
-from services.jobs.requests import ChatMessage, GenerateRequest
+from services.kinds.generate import GenerateRequest
 from services.models.prompt_file import Question
 from services.settings import Settings
 from services.templates import Message
@@ -69,7 +69,7 @@ def test_a_first_turn_of_llama_2_is_text_and_a_second_one_is_not() -> None:
     body = body_of(template="llama-2", system="S")
     assert body["prompt"] == "[INST] <<SYS>>\nS\n<</SYS>>\n\nHello [/INST]"
     turns = (TURN, Message(role="assistant", content="Hi"), TURN)
-    messages = [ChatMessage(role=turn.role, content=turn.content) for turn in turns]
+    messages = [Message(role=turn.role, content=turn.content) for turn in turns]
     with pytest.raises(UnsupportedOption, match="llama-2"):
         body_of(question=Question(messages=turns), messages=messages, template="llama-2")
 

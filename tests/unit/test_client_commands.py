@@ -6,10 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
+from graftwerk.commands import app
+from graftwerk.text_input import cleaned
 from typer.testing import CliRunner, Result
-
-from client.commands import app
-from client.texts import cleaned
 
 ID = "11111111-2222-3333-4444-555555555555"
 
@@ -431,7 +430,7 @@ def test_ctrl_c_without_a_terminal_leaves_the_job_running(
     def interrupted(*_: object) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("client.http.Graftwerk.follow", interrupted)
+    monkeypatch.setattr("graftwerk.http.Graftwerk.follow", interrupted)
     result = run("convert", "a", "b")
     assert result.exit_code == 130
     assert f"detached: the job goes on, see `graftwerk jobs watch {ID}`" in result.stderr
@@ -448,15 +447,15 @@ def test_ctrl_c_on_a_terminal_cancels_when_told_to(
             raise KeyboardInterrupt
         return follow(graftwerk, job_id)
 
-    monkeypatch.setattr("client.http.Graftwerk.follow", once_interrupted)
-    monkeypatch.setattr("client.running.wants_cancel", lambda _: True)
+    monkeypatch.setattr("graftwerk.http.Graftwerk.follow", once_interrupted)
+    monkeypatch.setattr("graftwerk.submission.wants_cancel", lambda _: True)
     service.status = "canceled"
     assert run("convert", "a", "b").exit_code == 130
     assert f"/api/jobs/{ID}/cancel" in [request.url.path for request in service.seen]
 
 
 def app_follow() -> Callable[..., Any]:
-    from client.http import Graftwerk
+    from graftwerk.http import Graftwerk
 
     return Graftwerk.follow
 
@@ -555,7 +554,7 @@ def test_ctrl_c_in_chat_cancels_the_answer_and_keeps_the_conversation(
             raise KeyboardInterrupt
         return follow(graftwerk, job_id, on_text=on_text)
 
-    monkeypatch.setattr("client.http.Graftwerk.follow", second_interrupted)
+    monkeypatch.setattr("graftwerk.http.Graftwerk.follow", second_interrupted)
     service.result = {"outputs": [{"text": "hello"}]}
     result = run("chat", "m", input="one\ntwo\nthree\n")
     assert result.exit_code == 0

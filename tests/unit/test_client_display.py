@@ -3,10 +3,9 @@
 import io
 
 import pytest
+from graftwerk.display import Bars, facts_view, jobs_view, print_text, rows_view, watching
+from graftwerk.models import Job
 from rich.console import Console
-
-from client.answers import Job
-from client.display import Bars, facts_view, jobs_view, print_text, rows_view, watching
 
 PROGRESS = {
     "stage": "writing tensors",

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-
-from client.answers import ApiError, UnreachableError
-from client.events import Event, read_events
-from client.http import PATIENCE, Graftwerk
+from graftwerk.events import Event, read_events
+from graftwerk.http import PATIENCE, Graftwerk
+from graftwerk.models import ApiError, UnreachableError
 
 JOB = {"id": "j1", "kind": "merge", "status": "queued", "request": {"target": "ab"}}
 Handler = Callable[[httpx.Request], httpx.Response]

@@ -9,10 +9,9 @@ from configparser import RawConfigParser
 from pathlib import Path
 
 import pytest
+from graftwerk.commands import app
+from graftwerk.local_service import Place, StackError, environment, failing_programs, lock, tail, write_config
 from typer.testing import CliRunner
-
-from client.commands import app
-from client.stack import Place, StackError, environment, failing_programs, lock, tail, write_config
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_every_process_is_tethered_and_comes_back(place: Place) -> None:
     config = read_config(place)
     programs = [config[name] for name in config.sections() if name.startswith("program:")]
     assert len(programs) == 6
-    assert all("-m client.tether" in program["command"] for program in programs)
+    assert all("-m graftwerk.parent_death" in program["command"] for program in programs)
     assert all(program["autorestart"] == "true" for program in programs)
 
 
@@ -104,7 +103,7 @@ def test_the_end_of_a_log_is_shown(tmp_path: Path) -> None:
 def test_what_is_tethered_dies_with_its_parent() -> None:
     parent_code = (
         "import os, subprocess, sys\n"
-        "command = [sys.executable, '-m', 'client.tether', 'sh', '-c', 'echo $$; exec sleep 1000']\n"
+        "command = [sys.executable, '-m', 'graftwerk.parent_death', 'sh', '-c', 'echo $$; exec sleep 1000']\n"
         "subprocess.Popen(command, stdout=1)\n"
         "os.read(0, 1)\n"
     )
@@ -123,5 +122,5 @@ def test_what_is_tethered_dies_with_its_parent() -> None:
 
 
 def test_the_tether_gives_on_the_exit_code_of_the_command() -> None:
-    command = [sys.executable, "-m", "client.tether", "--signal", "TERM", "sh", "-c", "exit 7"]
+    command = [sys.executable, "-m", "graftwerk.parent_death", "--signal", "TERM", "sh", "-c", "exit 7"]
     assert subprocess.run(command, check=False).returncode == 7

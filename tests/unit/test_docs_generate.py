@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from services.intake import PARSED_BYTES
-from services.jobs.requests import (
-    COMPARED_PROMPTS,
-    TOLD_ANSWERS,
-    CompareRequest,
-    GenerateRequest,
-    JobRequest,
-    Variant,
-)
+from services.kinds.compare import MAX_COMPARED_PROMPTS, CompareRequest, Variant
+from services.kinds.generate import GenerateRequest
+from services.kinds.shared import MAX_STREAMED_OUTPUTS, JobRequest
 from services.models.lineage import TEMPLATE_OF_NAME
 from services.models.prompt_file import JSON_LINES
+from services.preflight import PARSED_BYTES
 from services.sampling import Sampling
 from services.templates import TEMPLATES, Message, Segment, Text, render
-from worker.answers import SHOWN_PROMPTS
+from worker.inference.result_sink import SHOWN_PROMPTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "jobs" / "generate.md").read_text(encoding="utf-8")
@@ -135,11 +130,11 @@ def test_the_page_of_comparisons_has_every_field_of_a_request_and_no_other() -> 
     assert set(found) == set(CompareRequest.model_fields) - set(JobRequest.model_fields) - {"kind"}
     (variants,) = re.findall(r"2 to 8 of `\{(.+?)\}`", page)
     assert set(re.findall(r'"(\w+)"', variants)) == set(Variant.model_fields)
-    assert f"up to {COMPARED_PROMPTS} texts" in page
+    assert f"up to {MAX_COMPARED_PROMPTS} texts" in page
 
 
 def test_the_numbers_and_names_of_the_page_are_those_of_the_code() -> None:
-    assert f"A job of at most {TOLD_ANSWERS} answers tells its text" in PAGE
+    assert f"A job of at most {MAX_STREAMED_OUTPUTS} answers tells its text" in PAGE
     assert f"those of the first {SHOWN_PROMPTS} prompts" in PAGE
     assert f"(up to {PARSED_BYTES // 2**20} MiB)" in PAGE
     names = [codes(cells[0]) for cells in rows("name")]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from services.errors import GraftwerkError, UnreadableFile, UnsupportedFormat
-from services.formats.gguf_header import GgufArray, read_gguf_header
-from services.models.inspect import describe_folder
+from services.files.gguf_header import GgufArray, read_gguf_header
+from services.models.summary import describe_folder
 
 U32, F32, STRING, ARRAY, U64 = 4, 6, 8, 9, 10
 Entry = tuple[str, int, Any]

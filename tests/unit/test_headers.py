@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from services.architectures.checkpoint import read_checkpoint, read_tensor_file
+from services.architectures.config import read_json
 from services.errors import (
     ConfigMismatch,
     GraftwerkError,
@@ -22,12 +24,10 @@ from services.errors import (
     UnsafePickle,
     UnsupportedFormat,
 )
-from services.formats.checkpoint import read_checkpoint, read_tensor_file
-from services.formats.config import read_json
-from services.formats.safetensors_header import read_safetensors_header
-from services.formats.tensors import TensorHeader
-from services.formats.torch_zip import read_torch_header
-from services.models.inspect import describe_folder
+from services.files.safetensors_header import read_safetensors_header
+from services.files.tensors import TensorHeader
+from services.files.torch_zip import read_torch_header
+from services.models.summary import describe_folder
 from tests.reference.tensor_files import (
     llama_config,
     llama_shapes,

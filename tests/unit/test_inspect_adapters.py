@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.models.inspect import ModelSummary, describe_folder
 from services.models.manifest import Manifest, write_manifest
+from services.models.summary import ModelSummary, describe_folder
 from tests.reference.tensor_files import embedding_shapes, pair_shapes, write_adapter
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"

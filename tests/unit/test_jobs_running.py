@@ -9,7 +9,7 @@ from fakeredis import FakeRedis
 from rq.timeouts import JobTimeoutException
 
 from services.errors import ExecutionSuperseded, JobCanceled, ModelNotFound
-from services.jobs.running import Pace, Running, as_error
+from services.jobs.execution import JobExecution, Pace, as_error
 from services.progress import Progress
 
 KEY = "graftwerk:job:j"
@@ -38,8 +38,8 @@ def redis() -> FakeRedis:
 
 
 @pytest.fixture
-def running(redis: FakeRedis, clock: Clock) -> Running:
-    return Running("j", "e1", redis, clock=clock)
+def running(redis: FakeRedis, clock: Clock) -> JobExecution:
+    return JobExecution("j", "e1", redis, clock=clock)
 
 
 def written(redis: FakeRedis) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def written(redis: FakeRedis) -> dict[str, Any]:
 
 
 def test_progress_is_written_at_most_four_times_a_second(
-    redis: FakeRedis, clock: Clock, running: Running
+    redis: FakeRedis, clock: Clock, running: JobExecution
 ) -> None:
     for step in range(1, 101):
         clock.now += 0.01
@@ -57,7 +57,7 @@ def test_progress_is_written_at_most_four_times_a_second(
 
 
 def test_the_last_progress_is_written_however_soon_it_comes(
-    redis: FakeRedis, clock: Clock, running: Running
+    redis: FakeRedis, clock: Clock, running: JobExecution
 ) -> None:
     running.report(Progress("writing", 1, 100))
     clock.now += 0.01
@@ -67,14 +67,14 @@ def test_the_last_progress_is_written_however_soon_it_comes(
     assert written(redis)["done"] == 100
 
 
-def test_a_new_stage_is_written_at_once(redis: FakeRedis, clock: Clock, running: Running) -> None:
+def test_a_new_stage_is_written_at_once(redis: FakeRedis, clock: Clock, running: JobExecution) -> None:
     running.report(Progress("reading", 1, 2))
     clock.now += 0.01
     running.report(Progress("writing", 0, 2))
     assert written(redis)["stage"] == "writing"
 
 
-def test_the_event_carries_the_progress_and_the_job(redis: FakeRedis, running: Running) -> None:
+def test_the_event_carries_the_progress_and_the_job(redis: FakeRedis, running: JobExecution) -> None:
     running.report(Progress("writing", 25, 100, "tensors"))
     ((_, fields),) = redis.xrange("graftwerk:events:j")
     assert fields[b"name"] == b"progress"
@@ -127,7 +127,7 @@ def test_nothing_is_known_of_a_stage_without_a_total(clock: Clock) -> None:
 
 
 def test_cancellation_is_seen_within_a_quarter_second_and_asked_for_no_oftener(
-    redis: FakeRedis, clock: Clock, running: Running
+    redis: FakeRedis, clock: Clock, running: JobExecution
 ) -> None:
     running.check_canceled()
     redis.hset(KEY, "cancel", "1")
@@ -139,19 +139,19 @@ def test_cancellation_is_seen_within_a_quarter_second_and_asked_for_no_oftener(
 
 
 def test_an_execution_stops_counting_when_another_takes_over(
-    redis: FakeRedis, clock: Clock, running: Running
+    redis: FakeRedis, clock: Clock, running: JobExecution
 ) -> None:
     running.confirm_current()
-    Running("j", "e2", redis, clock=clock).start()
+    JobExecution("j", "e2", redis, clock=clock).start()
     assert not running.is_current()
     with pytest.raises(ExecutionSuperseded):
         running.confirm()
 
 
 def test_a_superseded_execution_writes_neither_progress_nor_error(
-    redis: FakeRedis, clock: Clock, running: Running
+    redis: FakeRedis, clock: Clock, running: JobExecution
 ) -> None:
-    Running("j", "e2", redis, clock=clock).start()
+    JobExecution("j", "e2", redis, clock=clock).start()
     running.report(Progress("writing", 1, 2))
     running.fail(ModelNotFound("no model"))
     assert redis.hget(KEY, "progress") is None
@@ -159,15 +159,15 @@ def test_a_superseded_execution_writes_neither_progress_nor_error(
 
 
 def test_a_new_start_forgets_an_old_error_but_never_a_cancellation(redis: FakeRedis) -> None:
-    Running("j", "e1", redis).fail(ModelNotFound("no model"))
-    Running("j", "e2", redis).start()
+    JobExecution("j", "e1", redis).fail(ModelNotFound("no model"))
+    JobExecution("j", "e2", redis).start()
     assert redis.hget(KEY, "error") is None
-    Running("j", "e2", redis).fail(JobCanceled("stop"))
-    Running("j", "e3", redis).start()
+    JobExecution("j", "e2", redis).fail(JobCanceled("stop"))
+    JobExecution("j", "e3", redis).start()
     assert json.loads(redis.hget(KEY, "error") or "")["code"] == "canceled"
 
 
-def test_a_log_of_several_lines_keeps_them_apart(redis: FakeRedis, running: Running) -> None:
+def test_a_log_of_several_lines_keeps_them_apart(redis: FakeRedis, running: JobExecution) -> None:
     running.log("one\ntwo")
     lines = [line.decode().split(" ", 1) for line in redis.lrange("graftwerk:log:j", 0, -1)]
     assert [line[1] for line in lines] == ["one", "two"]

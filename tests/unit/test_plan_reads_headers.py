@@ -13,10 +13,12 @@ from typing import Any, NoReturn
 
 import pytest
 
-from services.intake import preflight
-from services.jobs.requests import AnyRequest, ConvertRequest, MergeRequest
-from services.models.inspect import describe_folder
+from services.kinds import AnyRequest
+from services.kinds.convert import ConvertRequest
+from services.kinds.merge import MergeRequest
 from services.models.store import ModelStore
+from services.models.summary import describe_folder
+from services.preflight import preflight
 from tests.reference.tensor_files import ITEM_BYTES, llama_config, llama_shapes
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file
 

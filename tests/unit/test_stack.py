@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from services.adapters.adapter import Adapter, read_adapter, scaling_of
+from services.adapters.stack import Stack, check_stack
+from services.architectures.checkpoint import Checkpoint, read_checkpoint
 from services.errors import (
     AdapterMismatch,
     InvalidRequest,
@@ -14,10 +17,7 @@ from services.errors import (
     VocabularyMismatch,
     WrongAdapterOrder,
 )
-from services.formats.adapter import Adapter, read_adapter, scaling_of
-from services.formats.checkpoint import Checkpoint, read_checkpoint
-from services.formats.stack import Stack, check_stack
-from services.models.known import KNOWN_ADAPTERS, check_known_order
+from services.models.known_artifacts import KNOWN_ADAPTERS, check_known_order
 from tests.reference.tensor_files import (
     embedding_shapes,
     llama_shapes,

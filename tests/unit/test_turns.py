@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from services.generate.prompts import BuiltPrompt
-from services.generate.turns import build_fitting
+from services.generate.truncation import build_fitting
 from services.templates import Message
 
 pytestmark = pytest.mark.disable_socket

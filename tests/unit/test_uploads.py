@@ -24,8 +24,8 @@ from services.errors import (
     UnsafeArchive,
     UnsupportedFormat,
 )
-from services.models import uploads
-from services.models.uploads import digest_file, import_members, list_archive, list_folder
+from services.models import imports
+from services.models.imports import digest_file, import_members, list_archive, list_folder
 from services.progress import Progress
 from tests.reference.tensor_files import safetensors_file
 
@@ -162,7 +162,7 @@ def test_a_name_longer_than_the_system_accepts_is_refused(tmp_path: Path) -> Non
 def test_too_many_files_are_refused_with_both_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "ARCHIVE_FILES_LIMIT", 20)
+    monkeypatch.setattr(imports, "ARCHIVE_FILES_LIMIT", 20)
     archive = zip_file(tmp_path / "many.zip", {f"{number}.json": b"" for number in range(21)})
     with pytest.raises(UnsafeArchive, match="holds 21 files, at most 20"):
         list_archive(archive, limit_bytes=LIMIT)
@@ -385,7 +385,7 @@ def test_files_that_are_no_model_are_refused_with_what_was_found(tmp_path: Path)
 
 
 def test_progress_counts_bytes_and_a_cancel_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "COPY_BYTES", 1000)
+    monkeypatch.setattr(imports, "COPY_BYTES", 1000)
     source = folder_of(tmp_path / "a", {"adapter_config.json": bytes(2500), "adapter_model.bin": bytes(1000)})
     seen: list[tuple[int, int]] = []
     (tmp_path / "whole").mkdir()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from services.architectures.vocabulary import read_vocabulary
 from services.errors import UnreadableTokenizer
-from services.formats.vocabulary import read_vocabulary
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tokenizers"

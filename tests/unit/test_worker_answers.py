@@ -12,13 +12,13 @@ from services.errors import ExecutionSuperseded
 from services.models.store import ModelStore
 from services.progress import ignore_progress, never_canceled
 from services.settings import Settings
-from worker.answers import FiledAnswers, KeptAnswers
-from worker.lifecycle import Context
+from worker.inference.result_sink import JsonlSink, MemorySink
+from worker.lifecycle import JobContext
 
 pytestmark = pytest.mark.disable_socket
 
 JOB = "11111111-2222-3333-4444-555555555555"
-Open = Callable[..., FiledAnswers]
+Open = Callable[..., JsonlSink]
 
 
 class Line:
@@ -37,14 +37,14 @@ def begin(tmp_path: Path, line: Line) -> Iterator[Open]:
     """Begins an execution, which is the current one from then on."""
     with ExitStack() as opened:
 
-        def open_answers(execution: str, digest: str = "d", prompts: int = 3) -> FiledAnswers:
+        def open_answers(execution: str, digest: str = "d", prompts: int = 3) -> JsonlSink:
             line.current = execution
 
             def confirm() -> None:
                 if line.current != execution:
                     raise ExecutionSuperseded("another one runs")
 
-            context = Context(
+            context = JobContext(
                 store=ModelStore(tmp_path),
                 settings=Settings(models_dir=tmp_path),
                 job_id=JOB,
@@ -52,11 +52,11 @@ def begin(tmp_path: Path, line: Line) -> Iterator[Open]:
                 report=ignore_progress,
                 check_canceled=never_canceled,
                 confirm=confirm,
-                claim_room=lambda room: None,
+                reserve_disk=lambda room: None,
                 log=lambda _: None,
-                tell_text=lambda _: None,
+                publish_tokens=lambda _: None,
             )
-            answers = FiledAnswers(context, digest, prompts)
+            answers = JsonlSink(context, digest, prompts)
             opened.callback(answers.close)
             return answers
 
@@ -73,7 +73,7 @@ def lines(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def put(answers: FiledAnswers, number: int, text: str) -> None:
+def put(answers: JsonlSink, number: int, text: str) -> None:
     answers.put(number, f"p{number}", [output(f"p{number}", text)])
     answers.save()
 
@@ -205,7 +205,7 @@ def test_an_answer_that_was_cut_off_is_none(tmp_path: Path, begin: Open) -> None
 
 
 def test_answers_without_a_file_are_kept_in_the_prompts_order() -> None:
-    answers = KeptAnswers(2)
+    answers = MemorySink(2)
     answers.put(1, "p1", [output("p1", "b")])
     answers.put(0, "p0", [{"prompt": "p0", "error": FAILED}])
     assert answers.answered == 1

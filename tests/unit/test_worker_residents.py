@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from services.generate import Engine, LoadedModel
-from services.jobs.requests import GenerateRequest
+from services.kinds.generate import GenerateRequest
 from services.models.store import ModelStore
-from worker import residents as room
-from worker.lifecycle import Context
-from worker.residents import Resident, Residents, memory_limit_bytes
+from worker.inference import model_cache as room
+from worker.inference.model_cache import CachedModel, ModelCache, memory_limit_bytes
+from worker.lifecycle import JobContext
 
 
 @dataclass
 class Shelf:
     """Models of a made-up size, for which loading costs nothing."""
 
-    residents: Residents
-    context: Context
+    residents: ModelCache
+    context: JobContext
 
-    def take(self, name: str) -> Resident | None:
+    def take(self, name: str) -> CachedModel | None:
         return self.residents.take(GenerateRequest(kind="generate", model=name, prompt="x"), self.context)
 
     @property
@@ -44,11 +44,11 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     monkeypatch.setattr(room, "load_model", load)
     monkeypatch.setattr(room, "Engine", lambda loaded, slots: cast(Engine, SimpleNamespace()))
     monkeypatch.setattr(room, "_needed_bytes", lambda *_: 40)
-    context = cast(Context, SimpleNamespace(store=ModelStore(tmp_path), report=None))
-    return Shelf(Residents("cpu", 100, 4), context)
+    context = cast(JobContext, SimpleNamespace(store=ModelStore(tmp_path), report=None))
+    return Shelf(ModelCache("cpu", 100, 4), context)
 
 
-def release(resident: Resident | None) -> None:
+def release(resident: CachedModel | None) -> None:
     assert resident is not None
     resident.users -= 1
 

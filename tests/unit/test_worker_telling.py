@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from worker.lifecycle import Context
-from worker.telling import TextTeller
+from worker.inference.token_stream import TokenStream
+from worker.lifecycle import JobContext
 
 
 class Watcher:
@@ -16,9 +16,13 @@ class Watcher:
         self.told: list[dict[str, Any]] = []
         self.seconds = 100.0
 
-    def teller(self, *, with_token_ids: bool = False) -> TextTeller:
-        context = SimpleNamespace(tell_text=lambda pieces: self.told.extend(dict(piece) for piece in pieces))
-        return TextTeller(cast(Context, context), with_token_ids=with_token_ids, clock=lambda: self.seconds)
+    def teller(self, *, with_token_ids: bool = False) -> TokenStream:
+        context = SimpleNamespace(
+            publish_tokens=lambda pieces: self.told.extend(dict(piece) for piece in pieces)
+        )
+        return TokenStream(
+            cast(JobContext, context), with_token_ids=with_token_ids, clock=lambda: self.seconds
+        )
 
 
 @pytest.fixture

@@ -1,4 +1,0 @@
-"""The `graftwerk` command and the Python client: they speak HTTP, and know nothing of the service's insides.
-
-In Python: `from client.http import Graftwerk`.
-"""

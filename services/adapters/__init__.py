@@ -1,0 +1,1 @@
+"""Adapters: configuration, tuner types and whether a stack of them fits a base model."""

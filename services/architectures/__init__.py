@@ -1,0 +1,1 @@
+"""Model families: tensor names, configuration rules and the checkpoint as a set of Hugging Face tensors."""

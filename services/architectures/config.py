@@ -1,0 +1,298 @@
+"""A model's configuration, and where Meta's `params.json` and Hugging Face's `config.json` meet.
+
+Sizes come from the tensors and are compared with what the files claim; only what tensors cannot tell (the head count,
+epsilon, rotary base, context) is taken from the file.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from services.architectures.vocabulary import Vocabulary
+from services.errors import ConfigMismatch, IncompleteCheckpoint, UnreadableFile, UnsupportedFormat
+
+Json = dict[str, Any]
+
+JSON_LIMIT_BYTES = 64 * 2**20
+"""The index of a model of ten thousand tensors takes about a megabyte."""
+
+ROPE_THETA_DEFAULT = 10000.0
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+"""Llama 3.1's frequency scaling (meta-llama/llama-models `model.py`, apply_scaling)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What a LLaMA model is, in Hugging Face's terms; sizes in elements."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float = ROPE_THETA_DEFAULT
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: Mapping[str, Any] | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    dtype: str = "F16"
+    source: Mapping[str, Any] = field(default_factory=dict)  # config.json as it was: unknown keys travel on
+    params: Mapping[str, Any] = field(default_factory=dict)  # params.json as it was, where it had that one
+
+
+def read_json(path: Path) -> Json:
+    """A JSON object from a file.
+
+    Raises:
+        UnreadableFile: no JSON, or no object.
+    """
+    if path.stat().st_size > JSON_LIMIT_BYTES:
+        raise UnreadableFile(f"{path.name} has {path.stat().st_size} bytes, no configuration is that large")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UnreadableFile(f"{path.name} is no valid JSON ({error})", "Fetch the file again.") from error
+    if not isinstance(value, dict):
+        raise UnreadableFile(f"{path.name} holds a {type(value).__name__}, a JSON object is needed")
+    return value
+
+
+def require(values: Json, key: str, kind: type[int] | type[float], *, file: str) -> Any:
+    """A positive number that a file must give.
+
+    Raises:
+        IncompleteCheckpoint: it is missing or no such number.
+    """
+    value = values.get(key)
+    if not is_number(value) or value <= 0 or (kind is int and value != int(value)):
+        raise IncompleteCheckpoint(
+            f"{file}: {key} is {value!r}, a positive number is needed",
+            f"Take {file} from the original download.",
+        )
+    return kind(value)
+
+
+def optional(values: Json, key: str, default: float, *, file: str) -> Any:
+    """A positive number that a file may give, of the default's type.
+
+    Raises:
+        IncompleteCheckpoint: it is there and no such number.
+    """
+    return default if values.get(key) is None else require(values, key, type(default), file=file)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from JSON is a finite number that arithmetic can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
+
+
+# ---- Meta ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MetaSizes:
+    """What an original checkpoint's tensors say: joined over its ranks."""
+
+    dim: int
+    n_layers: int
+    query_rows: int
+    key_rows: int
+    ffn_rows: int
+    vocab_size: int
+    tied: bool
+    dtype: str
+    head_dim: int | None = None  # where rope.freqs tells it
+
+
+def read_params(path: Path) -> Json:
+    """`params.json`, unwrapped where the sizes nest under "model"."""
+    params = read_json(path)
+    inner = params.get("model")
+    return inner if isinstance(inner, dict) and "dim" in inner else params
+
+
+def params_to_config(
+    params: Json, sizes: MetaSizes, *, vocabulary: Vocabulary | None, instruct: bool
+) -> ModelConfig:
+    """The configuration of an original checkpoint from its `params.json`, its tensors and its tokenizer.
+
+    Raises:
+        IncompleteCheckpoint: a number is missing.
+        ConfigMismatch: a number disagrees with the tensors; both are named.
+    """
+    n_heads = require(params, "n_heads", int, file="params.json")
+    head_dim = sizes.query_rows // n_heads
+    n_kv_heads = sizes.key_rows // head_dim if head_dim else 0
+    found = {
+        "dim": sizes.dim, "n_layers": sizes.n_layers, "vocab_size": sizes.vocab_size,
+        "n_heads": sizes.query_rows / (sizes.head_dim or head_dim or 1), "n_kv_heads": n_kv_heads,
+    }  # fmt: skip
+    _compare(params, found, sizes)
+    theta = optional(params, "rope_theta", ROPE_THETA_DEFAULT, file="params.json")
+    family = meta_family(params, sizes, vocabulary.kind if vocabulary else "sentencepiece")
+    bos, eos = _special_ids(vocabulary, instruct)
+    return ModelConfig(
+        hidden_size=sizes.dim, intermediate_size=sizes.ffn_rows, num_hidden_layers=sizes.n_layers,
+        num_attention_heads=n_heads, num_key_value_heads=n_kv_heads, head_dim=head_dim,
+        vocab_size=sizes.vocab_size, rms_norm_eps=require(params, "norm_eps", float, file="params.json"),
+        rope_theta=theta,
+        max_position_embeddings=optional(params, "max_seq_len", CONTEXT[family], file="params.json"),
+        tie_word_embeddings=sizes.tied, rope_scaling=_rope_scaling(params, sizes),
+        bos_token_id=bos, eos_token_id=eos, dtype=sizes.dtype, params=params,
+    )  # fmt: skip
+
+
+CONTEXT = {"llama-1": 2048, "llama-2": 4096, "codellama": 16384, "llama-3": 8192, "llama-3.1": 131072}
+"""Trained context length by family, in tokens (the model cards)."""
+
+
+def meta_family(params: Json, sizes: MetaSizes, tokenizer: str) -> str:
+    """Which generation an original checkpoint is of; only its context length depends on it.
+
+    `params.json` does not say. Llama 3 has a tiktoken tokenizer, Code Llama a larger rotary base. Llama 2 was
+    published in bfloat16, Llama 1 in float16; grouped KV heads, an FFN multiplier or an epsilon of 1e-5 came with
+    Llama 2 (save for Llama 1's 65B, which has that epsilon too).
+    """
+    if tokenizer == "tiktoken":
+        return "llama-3.1" if params.get("use_scaled_rope") else "llama-3"
+    if (params.get("rope_theta") or ROPE_THETA_DEFAULT) > ROPE_THETA_DEFAULT:
+        return "codellama"
+    newer = sizes.dtype == "BF16" or "n_kv_heads" in params or "ffn_dim_multiplier" in params
+    first_65b = sizes.dim == 8192 and sizes.n_layers == 80
+    return "llama-2" if newer or (params.get("norm_eps") == 1e-5 and not first_65b) else "llama-1"
+
+
+def _compare(params: Json, found: Mapping[str, float], sizes: MetaSizes) -> None:
+    for key, actual in found.items():
+        claimed = params.get(key)
+        absent = claimed is None or (key == "vocab_size" and claimed == -1)
+        if not absent and claimed != actual:
+            raise ConfigMismatch(
+                f"params.json says {key} = {claimed!r}, the tensors say {actual:g}",
+                "The checkpoint and its params.json are of different models: use the ones that belong together.",
+            )
+    head_dim = sizes.query_rows // params["n_heads"]
+    if head_dim % 2 or sizes.query_rows % params["n_heads"] or sizes.key_rows % head_dim:
+        raise ConfigMismatch(
+            f"params.json says n_heads = {params['n_heads']}, which does not divide wq's {sizes.query_rows} "
+            f"and wk's {sizes.key_rows} rows into whole heads of an even size",
+            "Use the params.json that belongs to these weights.",
+        )
+    _compare_ffn(params, sizes)
+
+
+def _compare_ffn(params: Json, sizes: MetaSizes) -> None:
+    if params.get("multiple_of") is None:
+        return
+    multiple_of = require(params, "multiple_of", int, file="params.json")
+    multiplier = optional(params, "ffn_dim_multiplier", 1.0, file="params.json")
+    rows = ffn_rows(sizes.dim, multiple_of, multiplier)
+    if rows != sizes.ffn_rows:
+        raise ConfigMismatch(
+            f"params.json gives a feed-forward width of {rows} (multiple_of {multiple_of}, ffn_dim_multiplier "
+            f"{params.get('ffn_dim_multiplier')}), w1 has {sizes.ffn_rows} rows",
+            "Use the params.json that belongs to these weights.",
+        )
+
+
+def ffn_rows(dim: int, multiple_of: int, multiplier: float = 1.0) -> int:
+    """w1's rows: facebookresearch/llama `model.py`, FeedForward.__init__."""
+    hidden = int(multiplier * int(8 * dim / 3))
+    return multiple_of * math.ceil(hidden / multiple_of)
+
+
+def _rope_scaling(params: Json, sizes: MetaSizes) -> Json | None:
+    if not params.get("use_scaled_rope"):
+        return None
+    factor = optional(params, "rope_scaling_factor", 32.0 if sizes.tied else 8.0, file="params.json")
+    return {**LLAMA3_ROPE, "factor": factor}
+
+
+def _special_ids(vocabulary: Vocabulary | None, instruct: bool) -> tuple[int, int | list[int]]:
+    """Ids of beginning and end; Llama 3's follow its ranks: 128000 and 128001; 128008 and 128009 end a turn."""
+    if vocabulary is None or vocabulary.kind != "tiktoken":
+        return 1, 2
+    first = len(vocabulary.pieces)
+    return first, [first + 1, first + 8, first + 9] if instruct else first + 1
+
+
+# ---- Hugging Face -------------------------------------------------------------------------------------
+
+
+def read_config(path: Path, dtype: str) -> ModelConfig:
+    """The configuration of a Hugging Face folder; its sizes are compared with the tensors by the caller.
+
+    Raises:
+        UnsupportedFormat: another model type, or quantised weights.
+        IncompleteCheckpoint: a number is missing.
+    """
+    raw = read_json(path)
+    if raw.get("model_type") != "llama":
+        raise UnsupportedFormat(
+            f"config.json says model_type = {raw.get('model_type')!r}, supported is 'llama'",
+            "Graftwerk works on LLaMA-family models only.",
+        )
+    if raw.get("quantization_config"):
+        raise UnsupportedFormat(
+            "config.json has a quantization_config: quantised weights cannot be converted or merged faithfully",
+            "Use the unquantised weights.",
+        )
+
+    def number(key: str, default: float) -> Any:
+        return optional(raw, key, default, file="config.json")
+
+    heads = require(raw, "num_attention_heads", int, file="config.json")
+    hidden = require(raw, "hidden_size", int, file="config.json")
+    rope: Json = raw["rope_parameters"] if isinstance(raw.get("rope_parameters"), dict) else {}
+    theta = optional(rope, "rope_theta", ROPE_THETA_DEFAULT, file="config.json, rope_parameters")
+    return ModelConfig(
+        hidden_size=hidden, num_attention_heads=heads,
+        intermediate_size=require(raw, "intermediate_size", int, file="config.json"),
+        num_hidden_layers=require(raw, "num_hidden_layers", int, file="config.json"),
+        num_key_value_heads=number("num_key_value_heads", heads), head_dim=number("head_dim", hidden // heads),
+        vocab_size=require(raw, "vocab_size", int, file="config.json"),
+        rms_norm_eps=number("rms_norm_eps", 1e-6), rope_theta=number("rope_theta", theta),
+        max_position_embeddings=number("max_position_embeddings", 2048),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        attention_bias=bool(raw.get("attention_bias", False)), mlp_bias=bool(raw.get("mlp_bias", False)),
+        rope_scaling=raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None),
+        bos_token_id=raw.get("bos_token_id"), eos_token_id=raw.get("eos_token_id"),
+        dtype=dtype, source=raw,
+    )  # fmt: skip
+
+
+def config_to_json(config: ModelConfig, dtype_name: str) -> Json:
+    """`config.json` of a model: the source's own keys where it had the file, with what we know put over them."""
+    known: Json = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers, "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size, "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps, "rope_theta": config.rope_theta,
+        "rope_scaling": dict(config.rope_scaling) if config.rope_scaling else None,
+        "tie_word_embeddings": config.tie_word_embeddings, "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias, "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id,
+        "initializer_range": 0.02, "use_cache": True, "pretraining_tp": 1, "torch_dtype": dtype_name,
+    }  # fmt: skip
+    if not config.source:
+        return known
+    kept = {
+        k: v for k, v in config.source.items() if k not in ("transformers_version", "_name_or_path", "dtype")
+    }
+    stated = ("vocab_size", "torch_dtype", "tie_word_embeddings")
+    return {**kept, **{key: known[key] for key in known if key not in kept or key in stated}}

@@ -1,0 +1,287 @@
+"""The formats in which a model is written: which models each can hold, and how many bytes it takes.
+
+Intake asks before a job is queued and the writers ask before they begin, so a refusal is the same sentence.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import Literal
+
+from services.architectures.checkpoint import rotary_heads
+from services.architectures.config import ModelConfig
+from services.architectures.key_map import BY_HUGGINGFACE, Join, Shape, kind_of
+from services.architectures.params import config_to_params, params_warnings
+from services.architectures.vocabulary import Vocabulary
+from services.errors import UnsupportedFormat, UnsupportedOption, VocabularyMismatch
+from services.files.tensors import BLOCKS, DTYPE_CODES, size_of
+
+OutputFormat = Literal["huggingface", "meta", "gguf"]
+
+OUTPUT_DTYPES = {**DTYPE_CODES, "q8_0": "Q8_0"}
+"""What a request calls a dtype, and its code; the block encodings are of GGUF."""
+
+LLAMA3_BOS = 128000
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """A model that is to be written.
+
+    `tensors` are under Hugging Face's names, with the dtype and shape in which they are computed; `dtype` is what was asked
+    for: a code, or None to keep each tensor's own. `ranks` counts for Meta's layout.
+    """
+
+    format: OutputFormat
+    config: ModelConfig
+    tensors: Mapping[str, tuple[str, Shape]]
+    vocabulary: Vocabulary | None
+    dtype: str | None = None
+    ranks: int = 1
+
+
+def plan_output(
+    output_format: OutputFormat,
+    config: ModelConfig,
+    tensors: Mapping[str, tuple[str, Shape]],
+    *,
+    vocabulary: Vocabulary | None,
+    dtype: str | None = None,
+    ranks: int = 1,
+) -> OutputSpec:
+    """The output of a model whose tensors have these dtypes and shapes, in the requested dtype."""
+    computed = {
+        name: (_computed_dtype(output_format, dtype, own, shape), shape)
+        for name, (own, shape) in tensors.items()
+    }
+    return OutputSpec(output_format, config, computed, vocabulary, dtype, ranks)
+
+
+def _computed_dtype(output_format: OutputFormat, dtype: str | None, own: str, shape: Shape) -> str:
+    """The requested dtype, or the tensor's own where the format encodes it afterwards.
+
+    GGUF stores vectors (norms) as float32 whatever was asked for, as llama.cpp's converter does.
+    """
+    if dtype is None or dtype in BLOCKS or (output_format == "gguf" and len(shape) == 1):
+        return own
+    return dtype
+
+
+def check_output(output: OutputSpec) -> None:
+    """Refuses a model that the format cannot hold, with the numbers.
+
+    Raises:
+        UnsupportedOption, UnsupportedFormat, VocabularyMismatch.
+    """
+    FORMATS[output.format].check(output)
+
+
+def output_bytes(output: OutputSpec) -> int:
+    """Bytes of all tensors as they are written."""
+    size = FORMATS[output.format].size_of_tensor
+    return sum(size(output, name) for name in output.tensors)
+
+
+def output_warnings(output: OutputSpec) -> list[str]:
+    """What a user should know of the output beforehand."""
+    return FORMATS[output.format].warnings(output)
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    check: Callable[[OutputSpec], None]
+    size_of_tensor: Callable[[OutputSpec, str], int]
+    warnings: Callable[[OutputSpec], list[str]]
+
+
+# ---- Hugging Face -------------------------------------------------------------------------------------
+
+
+def _check_huggingface(output: OutputSpec) -> None:
+    """It holds what the other layouts are described as."""
+
+
+def _plain_size(output: OutputSpec, name: str) -> int:
+    dtype, shape = output.tensors[name]
+    return size_of(dtype, prod(shape))
+
+
+# ---- Meta ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How one tensor lies in the files of the ranks: rank i holds `bounds[i]` of dimension `dim`, None: all of it."""
+
+    name: str
+    dim: int | None
+    bounds: tuple[tuple[int, int], ...]
+    rotary_heads: int
+
+    def shape(self, whole: Shape, rank: int) -> Shape:
+        """The shape of one rank's part."""
+        if self.dim is None:
+            return whole
+        start, end = self.bounds[rank]
+        return (*whole[: self.dim], end - start, *whole[self.dim + 1 :])
+
+
+def split_of(output: OutputSpec, name: str) -> Split:
+    """How a tensor is split over the ranks: equally, and the last one holds the remainder of the vocabulary.
+
+    Source: facebookresearch/llama `model.py`; published 13B files hold 24976 and 24977 rows of Chinese-LLaMA's
+    49953.
+    """
+    kind, layer = kind_of(name)
+    row = BY_HUGGINGFACE[kind]
+    assert row.meta is not None
+    dim = {Join.ROWS: 0, Join.COLUMNS: 1, Join.EMBEDDING: 0 if _is_llama3(output) else 1}.get(row.join)
+    size = 0 if dim is None else output.tensors[name][1][dim]
+    edges = [size // output.ranks * rank for rank in range(output.ranks)] + [size]
+    return Split(row.meta.format(layer), dim, tuple(pairwise(edges)), rotary_heads(row, output.config))
+
+
+def _is_llama3(output: OutputSpec) -> bool:
+    """Llama 3 splits its embeddings by rows (VocabParallelEmbedding), earlier ones by columns (ParallelEmbedding)."""
+    by_tokenizer = output.vocabulary is not None and output.vocabulary.kind == "tiktoken"
+    return by_tokenizer or output.config.bos_token_id == LLAMA3_BOS
+
+
+def _check_meta(output: OutputSpec) -> None:
+    config = output.config
+    for name in output.tensors:
+        if BY_HUGGINGFACE[kind_of(name)[0]].meta is None:
+            raise UnsupportedFormat(
+                f"the model has {name!r}, Meta's layout has no biases", "Keep it in Hugging Face's layout."
+            )
+    if config.num_attention_heads * config.head_dim != config.hidden_size:
+        raise UnsupportedFormat(
+            f"the model has {config.num_attention_heads} heads of {config.head_dim}, in Meta's layout they make up the "
+            f"hidden size, which is {config.hidden_size}",
+            "Keep it in Hugging Face's layout.",
+        )
+    _check_ranks(output)
+    if output.vocabulary is not None and output.vocabulary.size != config.vocab_size:
+        raise VocabularyMismatch(
+            f"the embeddings have {config.vocab_size} rows and the tokenizer {output.vocabulary.size} tokens; Meta's layout "
+            "takes the vocabulary from the tokenizer: the two must be equal",
+            "Keep it in Hugging Face's layout, which allows rows of padding.",
+        )
+    config_to_params(config)
+
+
+def _check_ranks(output: OutputSpec) -> None:
+    config, ranks = output.config, output.ranks
+    sizes = {
+        "attention heads": config.num_attention_heads, "key-value heads": config.num_key_value_heads,
+        "feed-forward rows": config.intermediate_size, "hidden dimensions": config.hidden_size,
+    }  # fmt: skip
+    for what, size in sizes.items():
+        if size % ranks:
+            raise UnsupportedOption(
+                f"the model has {size} {what}, which {ranks} ranks do not divide ({size % ranks} are left)",
+                f"Choose ranks that divide {', '.join(str(size) for size in sizes.values())}.",
+            )
+    if config.vocab_size < ranks:
+        raise UnsupportedOption(
+            f"the vocabulary has {config.vocab_size} rows, too few for {ranks} ranks", "Choose fewer ranks."
+        )
+
+
+def _meta_size(output: OutputSpec, name: str) -> int:
+    copies = output.ranks if split_of(output, name).dim is None else 1
+    return copies * _plain_size(output, name)
+
+
+def _meta_warnings(output: OutputSpec) -> list[str]:
+    dtype = output.tensors["model.embed_tokens.weight"][0]
+    tokenizer = "tiktoken" if _is_llama3(output) else "sentencepiece"
+    return params_warnings(output.config, dtype=dtype, tokenizer=tokenizer)
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------------
+
+
+def gguf_encoding(output: OutputSpec, name: str) -> str:
+    """In which encoding a tensor is stored: vectors as float32, the rest as asked for or in its own dtype.
+
+    Rows that are no whole blocks keep their dtype; llama.cpp's converter makes them float16.
+    """
+    computed, shape = output.tensors[name]
+    if len(shape) == 1:
+        return "F32"
+    return output.dtype or computed if _takes_blocks(output, shape) else computed
+
+
+def _takes_blocks(output: OutputSpec, shape: Shape) -> bool:
+    block, _ = BLOCKS.get(output.dtype or "", (0, 0))
+    return len(shape) == 2 and block > 0 and shape[-1] % block == 0
+
+
+def _check_gguf(output: OutputSpec) -> None:
+    if output.vocabulary is None:
+        raise UnsupportedFormat(
+            "a GGUF file carries its tokenizer, which is written from tokenizer.model; the model has none",
+            "Add the original tokenizer.model.",
+        )
+    kind = (output.config.rope_scaling or {}).get("rope_type", (output.config.rope_scaling or {}).get("type"))
+    if kind not in (None, "default", "linear", "llama3"):
+        raise UnsupportedFormat(
+            f"the model's rotary scaling is of type {kind!r}, written into GGUF are 'linear' and 'llama3'",
+            "Use llama.cpp's own converter on the Hugging Face model.",
+        )
+    for name in output.tensors:
+        if gguf_encoding(output, name) == "F64":
+            raise UnsupportedOption(
+                f"{name!r} is of float64, which llama.cpp does not compute with",
+                'Ask for dtype "float32", "float16" or "bfloat16".',
+            )
+    _check_blocks(output)
+
+
+def _check_blocks(output: OutputSpec) -> None:
+    """Some tensor must take the encoding that was asked for."""
+    if output.dtype not in BLOCKS or any(
+        _takes_blocks(output, shape) for _, shape in output.tensors.values()
+    ):
+        return
+    block, _ = BLOCKS[output.dtype]
+    row = output.config.hidden_size
+    raise UnsupportedOption(
+        f"the model has rows of {row} elements, {output.dtype} encodes blocks of {block} ({row % block} are left): no tensor "
+        "could be encoded",
+        'Ask for dtype "float16", "bfloat16" or "float32".',
+    )
+
+
+def _gguf_warnings(output: OutputSpec) -> list[str]:
+    if output.dtype not in BLOCKS:
+        return []
+    whole = [
+        name
+        for name, (_, shape) in output.tensors.items()
+        if len(shape) == 2 and not _takes_blocks(output, shape)
+    ]
+    if not whole:
+        return []
+    return [
+        f"{len(whole)} matrices, {whole[0]} the first, have rows that are no whole blocks of {BLOCKS[output.dtype][0]}: they keep "
+        "their dtype"
+    ]
+
+
+def _gguf_size(output: OutputSpec, name: str) -> int:
+    return size_of(gguf_encoding(output, name), prod(output.tensors[name][1]))
+
+
+def _no_warnings(output: OutputSpec) -> list[str]:
+    return []
+
+
+FORMATS: Mapping[OutputFormat, _Format] = {
+    "huggingface": _Format(_check_huggingface, _plain_size, _no_warnings),
+    "meta": _Format(_check_meta, _meta_size, _meta_warnings),
+    "gguf": _Format(_check_gguf, _gguf_size, _gguf_warnings),
+}
+"""One row a format: what it refuses, the bytes of a tensor, what is said beforehand."""

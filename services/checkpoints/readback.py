@@ -1,0 +1,126 @@
+"""A written model read back, whatever its format, under Hugging Face's names and in its order of rows."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from services.architectures.checkpoint import TensorSource, read_checkpoint
+from services.architectures.output_spec import OutputFormat, OutputSpec
+from services.checkpoints.blocks import tensor_bytes
+from services.checkpoints.gguf_writer import MODEL_FILE, decode_q8_0, gguf_plans, heads_of
+from services.checkpoints.rotary import interleaved_to_halves
+from services.checkpoints.tensor_reader import TensorReader
+from services.files.gguf_header import GgufHeader, read_gguf_header
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a written model: `key` names it in the digests, `source` is where its bytes lie.
+
+    `dtype` is a safetensors code, of what the encoding holds where it is of blocks.
+    """
+
+    name: str
+    key: str
+    dtype: str
+    source: TensorSource
+    by_blocks: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in elements."""
+        return self.source.shape
+
+    @property
+    def encoding(self) -> str:
+        """What it is called where it is of blocks, its dtype otherwise."""
+        return "Q8_0" if self.by_blocks else self.dtype
+
+    def digest(self, reader: TensorReader) -> str:
+        """SHA-256 of what was recorded when it was written: of GGUF the bytes as they lie."""
+        found = reader.view(self.source.parts[0]) if self.key != self.name else reader.joined(self.source)
+        return hashlib.sha256(tensor_bytes(found)).hexdigest()
+
+    def rows(self, reader: TensorReader, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some rows, and how far the encoding may have taken each value (a single zero where it is exact); float64."""
+        if not self.by_blocks:
+            return reader.joined(self.source)[rows].double(), torch.zeros(1, dtype=torch.float64)
+        if self.source.rotary_heads:
+            rows = interleaved_to_halves(torch.arange(self.shape[0]), self.source.rotary_heads)[rows]
+        return decode_q8_0(reader.view(self.source.parts[0])[rows])
+
+
+def tensors_of(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model of any format, under the names by which its manifest has them: Hugging Face's or GGUF's.
+
+    Raises:
+        Whatever the headers are refused for.
+    """
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        found = read_checkpoint(folder).tensors
+        return {name: StoredTensor(name, name, source.dtype, source) for name, source in found.items()}
+    header = read_gguf_header(path)
+    sources = {
+        key: TensorSource(key, raw.dtype, raw.shape, (raw,), None, 0)
+        for key, raw in ((key, header.raw(key)) for key in header.tensors)
+    }
+    return {key: StoredTensor(key, key, source.dtype, source) for key, source in sources.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """All tensors of a written model, and every key that its headers list."""
+
+    tensors: Mapping[str, StoredTensor]
+    keys: frozenset[str]
+    size_bytes: int
+    vocabulary_size: int
+    tokenizer_size: int | None
+
+
+def read_stored(folder: Path, output: OutputSpec) -> StoredModel:
+    """Describes a written model from its headers alone.
+
+    Raises:
+        Whatever the headers are refused for.
+    """
+    return READERS[output.format](folder, output)
+
+
+def _read_checkpoint(folder: Path, output: OutputSpec) -> StoredModel:
+    found = read_checkpoint(folder)
+    tensors = {name: StoredTensor(name, name, source.dtype, source) for name, source in found.tensors.items()}
+    tokens = found.vocabulary.size if found.vocabulary else None
+    return StoredModel(tensors, frozenset(tensors), found.size_bytes, found.config.vocab_size, tokens)
+
+
+def _read_gguf(folder: Path, output: OutputSpec) -> StoredModel:
+    header = read_gguf_header(folder / MODEL_FILE)
+    tensors = {
+        name: _stored(header, output, name, plan.name)
+        for name, plan in gguf_plans(output).items()
+        if plan.name in header.tensors
+    }
+    size = sum(tensor.size_bytes for tensor in header.tensors.values())
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    rows = header.of_architecture("vocab_size")
+    return StoredModel(tensors, frozenset(header.tensors), size, rows, getattr(tokens, "length", None))
+
+
+def _stored(header: GgufHeader, output: OutputSpec, name: str, key: str) -> StoredTensor:
+    raw, found = header.raw(key), header.tensors[key]
+    source = TensorSource(name, raw.dtype, found.shape, (raw,), None, heads_of(output, name))
+    by_blocks = raw.dtype == "U8"
+    dtype = output.tensors[name][0] if by_blocks else raw.dtype
+    return StoredTensor(name, key, dtype, source, by_blocks)
+
+
+READERS: Mapping[OutputFormat, Callable[[Path, OutputSpec], StoredModel]] = {
+    "huggingface": _read_checkpoint,
+    "meta": _read_checkpoint,
+    "gguf": _read_gguf,
+}

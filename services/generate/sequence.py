@@ -1,0 +1,97 @@
+"""One answer on its way: its tokens, its text, its end. Every change of its state happens here."""
+
+import torch
+
+from services.errors import NonFiniteLogits
+from services.generate.request import (
+    AnswerFailed,
+    AnswerFinished,
+    Completion,
+    Event,
+    FinishReason,
+    GenerationRequest,
+    TokenGenerated,
+    TokenLogprob,
+)
+from services.generate.sampler import Choice, Sampler, seed_of_answer
+from services.generate.stop_strings import StopStringFilter
+from services.tokenizers import Tokenizer
+
+
+class SequenceState:
+    """The `index`-th answer to a request."""
+
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, *, index: int, seed: int) -> None:
+        self.request = request
+        self.index = index
+        self.seed = seed_of_answer(seed, index)
+        self.token_ids: list[int] = []
+        self.is_over = False
+        self._tokenizer = tokenizer
+        self._end_ids = tokenizer.eos_ids | request.stop_token_ids
+        self._sampler = Sampler(
+            request.sampling, request.prompt_token_ids, end_ids=self._end_ids, seed=self.seed
+        )
+        self._text = StopStringFilter(tokenizer.stream_decoder(), (*request.sampling.stop, *request.stop))
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.token_ids) >= self.request.sampling.max_new_tokens
+
+    def advance(self, logits: torch.Tensor) -> list[Event]:
+        """Choose the next token from its logits (vocabulary,); the last token brings the end along."""
+        if not bool(logits.isfinite().all()):
+            return [self.fail(_non_finite(logits, len(self.token_ids)))]
+        return self.accept(self._sampler.choose(logits))
+
+    def accept(self, choice: Choice) -> list[Event]:
+        """Take a token in, and finish where it ends the answer."""
+        self.token_ids.append(choice.token_id)
+        is_end = choice.token_id in self._end_ids
+        text = "" if is_end else self._text.feed(choice.token_id)
+        reason: FinishReason | None = "stop" if is_end or self._text.stopped else None
+        if reason is None and self.is_full:
+            reason = "length"
+        if reason is not None:
+            text += self._text.finish()
+            reason = "stop" if self._text.stopped else reason
+        logprob = self._logprob(choice)
+        events: list[Event] = [
+            TokenGenerated(self.request.id, self.index, choice.token_id, text, logprob=logprob)
+        ]
+        return [*events, self.finish(reason)] if reason else events
+
+    def finish(self, reason: FinishReason) -> AnswerFinished:
+        """The end; text that was held back when the answer is canceled was never certain and is dropped."""
+        self.is_over = True
+        output = Completion(
+            index=self.index,
+            token_ids=self.token_ids,
+            text=self._text.text,
+            finish_reason=reason,
+            prompt_tokens=len(self.request.prompt_token_ids),
+            seed=self.seed,
+            logprobs=None if self.request.sampling.logprobs is None else self._logprobs,
+        )
+        return AnswerFinished(self.request.id, self.index, output)
+
+    def fail(self, error: NonFiniteLogits) -> AnswerFailed:
+        self.is_over = True
+        return AnswerFailed(self.request.id, self.index, error)
+
+    def _logprob(self, choice: Choice) -> TokenLogprob | None:
+        if choice.logprob is None:
+            return None
+        piece = self._tokenizer.piece
+        top = tuple(TokenLogprob(token_id, piece(token_id), value) for token_id, value in choice.top)
+        self._logprobs.append(TokenLogprob(choice.token_id, piece(choice.token_id), choice.logprob, top))
+        return self._logprobs[-1]
+
+
+def _non_finite(logits: torch.Tensor, position: int) -> NonFiniteLogits:
+    count = int((~logits.isfinite()).sum())
+    return NonFiniteLogits(
+        f"The model computed NaN or infinity for {count} of {len(logits)} scores of token {position + 1}.",
+        "Its weights are damaged, or float16 overflows: verify the model, or load it as float32 or bfloat16.",
+    )

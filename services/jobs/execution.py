@@ -1,0 +1,245 @@
+"""What a running task has of the queue: say how far it is, ask whether to stop, ask whether it still counts.
+
+The worker puts an `Assignment` on the RQ job that it performs; the task finds it with `assigned()`.
+"""
+
+import errno
+import json
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import ConnectionError, TimeoutError
+from rq import get_current_job
+from rq.job import Job as RQJob
+from rq.timeouts import BaseTimeoutException
+from rq.utils import as_text
+
+from services.errors import (
+    DiskFull,
+    ExecutionSuperseded,
+    GraftwerkError,
+    InternalError,
+    InvalidRequest,
+    JobCanceled,
+    JobTimeout,
+)
+from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
+from services.jobs.events import publish, publish_tokens
+from services.jobs.records import Failure, log_key, record_key, transact
+from services.jobs.status import JobProgress
+from services.progress import Progress
+from services.settings import Settings
+
+INTERVAL_SECONDS = 0.25
+"""Redis is written and asked at most this often."""
+
+SMOOTHING_SECONDS = 5.0
+"""Time constant of the rate that the remaining time is reckoned from."""
+
+LOG_LINES_KEPT = 5000
+
+logger = logging.getLogger(__name__)
+
+
+class Pace:
+    """The smoothed rate of one stage, for the remaining time."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.stage: str | None = None
+        self.since = 0.0
+        self.done = 0
+        self.rate: float | None = None
+
+    def eta_seconds(self, progress: Progress) -> float | None:
+        """Seconds that the stage will still take; None where total or rate are not known yet.
+
+        The rate is an exponential moving average: a new one weighs 1 - exp(-seconds / 5).
+        """
+        now = self.clock()
+        if progress.stage != self.stage or progress.done < self.done:
+            self.stage, self.rate = progress.stage, None
+        elif now > self.since:
+            self._learn((progress.done - self.done) / (now - self.since), now - self.since)
+        self.since, self.done = now, progress.done
+        if not self.rate or progress.total <= 0:
+            return None
+        return max(0.0, (progress.total - progress.done) / self.rate)
+
+    def _learn(self, rate: float, seconds: float) -> None:
+        weight = 1.0 - math.exp(-seconds / SMOOTHING_SECONDS)
+        self.rate = rate if self.rate is None else self.rate + weight * (rate - self.rate)
+
+
+class JobExecution:
+    """One execution of one job, as seen by what runs it."""
+
+    def __init__(
+        self, job_id: str, execution_id: str, redis: Redis, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.job_id = job_id
+        self.execution_id = execution_id
+        self.redis = redis
+        self.clock = clock
+        self._key = record_key(job_id)
+        self._pace = Pace(clock)
+        self._held: Progress | None = None
+        self._stage = ""
+        self._written_at = -math.inf
+        self._asked_at = -math.inf
+        self._canceled = False
+        self._current = True
+
+    def start(self) -> None:
+        """Take the job over: from now on only this execution counts. An error of an earlier one is gone."""
+        self.redis.hset(self._key, "execution", self.execution_id)
+        error = self.redis.hget(self._key, "error")
+        if error is not None and json.loads(error)["code"] != JobCanceled.code:
+            self.redis.hdel(self._key, "error")
+
+    def report(self, progress: Progress) -> None:
+        """Say how far the job is; cheap, for most calls only note it. The last one is always written."""
+        self._held = progress
+        if progress.stage != self._stage or self.clock() - self._written_at >= INTERVAL_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the progress that is held back, if any. A deaf Redis delays it, no more."""
+        if self._held is None:
+            return
+        progress, self._held = self._held, None
+        self._stage, self._written_at = progress.stage, self.clock()
+        state = JobProgress(
+            **asdict(progress), fraction=progress.fraction, eta_seconds=self._pace.eta_seconds(progress)
+        )
+        try:
+            self._ask()
+            if self._current:
+                data = state.model_dump(mode="json")
+                self.redis.hset(self._key, "progress", json.dumps(data))
+                publish(self.redis, self.job_id, "progress", {"id": self.job_id, "progress": data})
+        except (ConnectionError, TimeoutError) as error:
+            logger.warning("job %s: progress not written: %s", self.job_id, error)
+
+    def check_canceled(self) -> None:
+        """Raise JobCanceled once somebody has asked for it. Redis is asked at most every 0.25 s."""
+        try:
+            self._ask()
+        except (ConnectionError, TimeoutError) as error:
+            logger.warning("job %s: not known whether it is canceled: %s", self.job_id, error)
+        if self._canceled:
+            raise JobCanceled("the job was canceled while it ran")
+
+    def is_current(self) -> bool:
+        """Whether no other execution of the job has started since. Always asks Redis."""
+        self._asked_at = -math.inf
+        self._ask()
+        return self._current
+
+    def reserve_disk(self, room: DiskNeed) -> None:
+        """Set room on the volume aside for this job: its size may not have been known when it was submitted.
+
+        Raises DiskFull where others have reserved what is free.
+        """
+
+        def claim(pipe: Pipeline) -> None:
+            others = reserved_bytes(self.redis, room.taken, beside=self.job_id)
+            room.check(others)
+            pipe.multi()
+            reserve(pipe, self.job_id, room)
+
+        transact(self.redis, claim, RESERVATIONS_KEY)
+
+    def confirm_current(self) -> None:
+        """Raise ExecutionSuperseded unless this execution still counts."""
+        if not self.is_current():
+            raise ExecutionSuperseded(
+                f"another execution of job {self.job_id} has started: this one publishes nothing",
+                "This worker was out of reach for too long and the job was given to another.",
+            )
+
+    def confirm(self) -> None:
+        """The check right before publishing. Raises ExecutionSuperseded, JobCanceled."""
+        self.confirm_current()
+        self.check_canceled()
+
+    def log(self, line: str) -> None:
+        """Append a line to the job's log, which anybody who sees the job can read."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.rpush(log_key(self.job_id), *(f"{now} {part}" for part in line.splitlines() or [""]))
+            pipe.ltrim(log_key(self.job_id), -LOG_LINES_KEPT, -1)
+            pipe.execute()
+
+    def publish_tokens(self, pieces: Sequence[dict[str, Any]]) -> None:
+        """Tell the job's own watchers of new text: a `token` event with the job's id for each piece."""
+        if not self._current:
+            return
+        try:
+            publish_tokens(self.redis, self.job_id, [{"id": self.job_id, **piece} for piece in pieces])
+        except (ConnectionError, TimeoutError) as error:
+            logger.warning("job %s: text not told: %s", self.job_id, error)
+
+    def fail(self, error: GraftwerkError) -> None:
+        """Record why the job fails, before RQ learns that it does."""
+        if self.is_current():
+            self.redis.hset(self._key, "error", Failure.of(error).dumps())
+
+    def _ask(self) -> None:
+        if self.clock() - self._asked_at < INTERVAL_SECONDS:
+            return
+        cancel, execution = self.redis.hmget(self._key, "cancel", "execution")
+        self._asked_at = self.clock()
+        self._canceled = cancel is not None
+        self._current = execution is not None and as_text(execution) == self.execution_id
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the worker hands down to the task that it runs."""
+
+    running: JobExecution
+    settings: Settings
+
+
+class AssignedJob(RQJob):
+    """RQ's job as our workers see it, with the assignment that its task finds."""
+
+    assignment: Assignment | None = None
+
+
+def assigned() -> Assignment:
+    """The assignment of the task that runs in this thread. Raises InternalError outside of a worker."""
+    job = get_current_job()
+    if not isinstance(job, AssignedJob) or job.assignment is None:
+        raise InternalError("a task ran outside of a worker of ours")
+    return job.assignment
+
+
+def as_error(error: Exception) -> GraftwerkError:
+    """What a job's record says of an exception: ours as it is, a known one translated, else `internal_error`."""
+    if isinstance(error, GraftwerkError):
+        return error
+    if isinstance(error, BaseTimeoutException):
+        return JobTimeout(f"the job took too long: {error}", "Raise JOB_TIMEOUT_SECONDS.")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"the volume is full: {error}", "Delete models or give the volume more room.")
+    if isinstance(error, ValidationError):
+        return InvalidRequest(
+            f"this worker does not understand the request: {error}", "Is it of the API's version?"
+        )
+    return InternalError(f"{type(error).__name__}: {error}", "The traceback is in the job's log.")
+
+
+def traceback_of(error: Exception) -> str:
+    """The traceback for the job's log."""
+    return "".join(traceback.format_exception(error)).rstrip()

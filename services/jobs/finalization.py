@@ -1,0 +1,115 @@
+"""How a job ends for good: its end is told, its claims are released, what waits for it fails.
+
+RQ's own commit comes first; `finalize` then does the rest, may be repeated, and is repeated by the janitor
+where a process died between the two.
+"""
+
+import time
+
+from redis import Redis
+from redis.client import Pipeline
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.job import Job as RQJob
+from rq.registry import CanceledJobRegistry
+from rq.utils import now, utcformat
+
+from services.errors import GraftwerkError, JobCanceled, UpstreamFailed
+from services.jobs.disk_reservations import release
+from services.jobs.events import publish_status
+from services.jobs.records import (
+    ACTIVE_KEY,
+    ENDED_KEY,
+    SERIALIZER,
+    Failure,
+    events_key,
+    log_key,
+    read_job,
+    record_key,
+    target_key,
+    transact,
+)
+from services.jobs.status import ENDED, WAITING, Job
+
+GRACE_SECONDS = 3600
+"""Our keys outlive RQ's by this, so that a job is never seen without its record."""
+
+RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+"""Lua: give up a claim only if it is still this job's."""
+
+
+def finalize(redis: Redis, job_id: str) -> bool:
+    """Do what an ended job leaves to be done; False if the job has not ended.
+
+    Raises JobNotFound.
+    """
+    job = read_job(redis, job_id)
+    if job.status not in ENDED:
+        return False
+    publish_status(redis, job)
+    rq = RQJob.fetch(job_id, connection=redis, serializer=SERIALIZER)
+    if job.status != "succeeded":
+        _fail_dependents(redis, job, rq.dependent_ids)
+    _close(redis, job, retention_seconds=rq.result_ttl or GRACE_SECONDS)
+    return True
+
+
+def end_waiting(redis: Redis, job_id: str, error: GraftwerkError) -> bool:
+    """End a job that no worker has started; False if one has, or if it has ended.
+
+    Raises JobNotFound.
+    """
+    rq_key = RQJob.key_for(job_id)
+    ended = transact(redis, lambda pipe: _end_waiting(redis, pipe, job_id, error), rq_key)
+    if ended:
+        finalize(redis, job_id)
+    return ended
+
+
+def _end_waiting(redis: Redis, pipe: Pipeline, job_id: str, error: GraftwerkError) -> bool:
+    try:
+        rq = RQJob.fetch(job_id, connection=redis, serializer=SERIALIZER)
+        if rq.get_status() not in WAITING:
+            pipe.multi()
+            return False
+        pipe.multi()
+        rq.cancel(pipeline=pipe)
+    except (NoSuchJobError, InvalidJobOperation):
+        pipe.multi()
+        return False
+    # RQ keeps canceled jobs for ever and notes no end: ours end like any other.
+    CanceledJobRegistry(rq.origin, redis, serializer=SERIALIZER).remove(rq, pipeline=pipe)
+    pipe.hset(rq.key, "ended_at", utcformat(now()))
+    rq.cleanup(ttl=rq.result_ttl, pipeline=pipe, remove_from_queue=False)
+    pipe.hset(record_key(job_id), "error", Failure.of(error).dumps())
+    if isinstance(error, JobCanceled):
+        pipe.hset(record_key(job_id), "cancel", "1")
+    return True
+
+
+def upstream_error(job: Job) -> UpstreamFailed:
+    """Why a job that was to run after this ended one does not run."""
+    ending = "was canceled" if job.status == "canceled" else "failed"
+    reason = f" ({job.error.code}: {job.error.message})" if job.error and job.status == "failed" else ""
+    return UpstreamFailed(
+        f"the {job.kind} job {job.id} that this one was to run after {ending}{reason}",
+        "Submit that job again, then this one after it.",
+    )
+
+
+def _fail_dependents(redis: Redis, job: Job, dependent_ids: list[str]) -> None:
+    for dependent_id in dependent_ids:
+        end_waiting(redis, dependent_id, upstream_error(job))
+
+
+def _close(redis: Redis, job: Job, retention_seconds: int) -> None:
+    lifetime_seconds = retention_seconds + GRACE_SECONDS
+    with redis.pipeline() as pipe:
+        target = job.request.get("target")
+        if target is not None:
+            pipe.eval(RELEASE, 1, target_key(target), job.id)
+        for key in (record_key(job.id), log_key(job.id), events_key(job.id)):
+            pipe.expire(key, lifetime_seconds)
+        pipe.zadd(ENDED_KEY, {job.id: time.time() + retention_seconds})
+        pipe.srem(ACTIVE_KEY, job.id)
+        release(pipe, job.id)
+        pipe.execute()

@@ -1,0 +1,182 @@
+"""What the janitor does to the queue: find lost jobs, make up for missed endings, forget the expired.
+
+RQ's own cleanup is not used: it overwrites an end that is committed while it looks, counts a stranded job
+as a failed try, and tells nobody.
+"""
+
+import time
+from functools import partial
+from typing import Any
+
+from redis import Redis
+from redis.client import Pipeline
+from rq import Queue
+from rq.executions import Execution
+from rq.job import Job as RQJob
+from rq.job import JobStatus as RQStatus
+from rq.job_lifecycle import record_job_failure
+from rq.registry import FailedJobRegistry, FinishedJobRegistry
+from rq.utils import as_text, now
+from rq.worker_registration import clean_worker_registry
+
+from services.errors import JobAbandoned, JobCanceled, JobNotFound
+from services.jobs.events import publish_status
+from services.jobs.finalization import end_waiting, finalize, upstream_error
+from services.jobs.queue import rq_queue
+from services.jobs.records import (
+    ACTIVE_KEY,
+    ENDED_KEY,
+    Failure,
+    active_ids,
+    fetch,
+    forget,
+    read_job,
+    read_jobs,
+    read_records,
+    record_key,
+    transact,
+)
+from services.jobs.status import ENDED
+from services.kinds import QUEUES
+
+STRANDED_SECONDS = 10
+"""A job that a worker took from the queue and did not start within this long goes back."""
+
+
+def run_maintenance(redis: Redis) -> list[str]:
+    """One round. Gives a line for each thing that was put right. Safe beside running workers."""
+    lines = []
+    for queue in (rq_queue(redis, name) for name in QUEUES):
+        lines += _reclaim_lost(redis, queue) + _return_stranded(redis, queue)
+        for registry in (FinishedJobRegistry, FailedJobRegistry):
+            registry(queue=queue).cleanup()
+        queue.ready_job_registry.cleanup()
+        clean_worker_registry(queue)
+    return lines + _finish_endings(redis) + _forget_expired(redis)
+
+
+def active_jobs(redis: Redis) -> set[str]:
+    """The ids of the jobs that have not ended, or whose end is not settled."""
+    return set(active_ids(redis))
+
+
+def _reclaim_lost(redis: Redis, queue: Queue) -> list[str]:
+    """Put jobs back whose worker has not been heard of, or fail them when no try is left."""
+    lines = []
+    key = queue.started_job_registry.key
+    for member in redis.zrangebyscore(key, "-inf", time.time()):
+        job_id, execution_id = _text(member).split(":")
+        attempt = partial(_reclaim, queue=queue, job_id=job_id, execution_id=execution_id)
+        outcome = transact(redis, attempt, RQJob.key_for(job_id), key)
+        if outcome is not None:
+            lines.append(f"job {job_id}: its worker was lost, {outcome}")
+            _tell(redis, job_id)
+    return lines
+
+
+def _reclaim(pipe: Pipeline, queue: Queue, job_id: str, execution_id: str) -> str | None:
+    redis = queue.connection
+    job, record = fetch(redis, [job_id])[0], read_records(redis, [job_id])[0]
+    score = redis.zscore(queue.started_job_registry.key, f"{job_id}:{execution_id}")
+    pipe.multi()
+    if score is None or score > time.time():
+        return None  # it was heard of after all
+    pipe.zrem(queue.started_job_registry.key, f"{job_id}:{execution_id}")
+    if job is None or record is None or job.get_status(refresh=False) != RQStatus.STARTED:
+        return None
+    if record.execution != execution_id:
+        return None  # a leftover of an earlier execution
+    Execution(execution_id, job_id, redis, job.worker_name or "").delete(job, pipeline=pipe)
+    final = record.failure is not None and record.failure.final
+    if job.should_retry and not record.cancel and not final:
+        job.retry(queue, pipe)
+        return "it is in the queue again"
+    if record.cancel:
+        error = Failure.of(JobCanceled("the job was canceled, and its worker was lost"))
+        pipe.hset(record_key(job_id), "error", error.dumps())
+    elif not final:
+        error = Failure.of(JobAbandoned("the worker was lost while the job ran, and no retry is left"))
+        pipe.hset(record_key(job_id), "error", error.dumps())
+    job.ended_at = job.ended_at or now()
+    record_job_failure(job, "the worker was lost", pipe)
+    return "it has ended"
+
+
+def _return_stranded(redis: Redis, queue: Queue) -> list[str]:
+    """Put jobs back that died between the queue and their start."""
+    lines = []
+    started = {_text(member).split(":")[0] for member in redis.zrange(queue.started_job_registry.key, 0, -1)}
+    stranded = queue.intermediate_queue
+    for job_id in set(stranded.get_job_ids()) - started:
+        if stranded.set_first_seen(job_id) or not _seen_long_ago(queue, job_id):
+            continue
+        attempt = partial(_return, queue=queue, job_id=job_id)
+        if transact(redis, attempt, RQJob.key_for(job_id)):
+            lines.append(f"job {job_id}: taken and never started, it is in the queue again")
+        redis.delete(stranded.get_first_seen_key(job_id))
+    return lines
+
+
+def _seen_long_ago(queue: Queue, job_id: str) -> bool:
+    seen = queue.intermediate_queue.get_first_seen(job_id)
+    return seen is not None and (now() - seen).total_seconds() > STRANDED_SECONDS
+
+
+def _return(pipe: Pipeline, queue: Queue, job_id: str) -> bool:
+    redis = queue.connection
+    status = redis.hget(RQJob.key_for(job_id), "status")
+    in_queue = redis.lpos(queue.key, job_id) is not None
+    pipe.multi()
+    pipe.lrem(queue.intermediate_queue_key, 1, job_id)
+    if in_queue or status != RQStatus.QUEUED.value.encode():
+        return False
+    pipe.lpush(queue.key, job_id)
+    return True
+
+
+def _finish_endings(redis: Redis) -> list[str]:
+    """Settle what ended unsettled; end what waits in vain."""
+    lines = []
+    ids = active_ids(redis)
+    for job_id, job, record in zip(ids, read_jobs(redis, ids), read_records(redis, ids), strict=True):
+        if job is None:
+            with redis.pipeline() as pipe:
+                forget(pipe, job_id)
+                pipe.execute()
+        elif job.status in ENDED:
+            finalize(redis, job_id)
+            lines.append(f"job {job_id}: its end as {job.status} is settled")
+        elif record is not None and record.cancel:
+            if end_waiting(redis, job_id, JobCanceled("the job was canceled")):
+                lines.append(f"job {job_id}: canceled while it waited")
+        elif job.status == "queued" and _end_without_upstream(redis, job_id, job.after):
+            lines.append(f"job {job_id}: a job before it did not succeed")
+    return lines
+
+
+def _end_without_upstream(redis: Redis, job_id: str, after: list[str]) -> bool:
+    for upstream in read_jobs(redis, after):
+        if upstream is not None and upstream.status in ("failed", "canceled"):
+            return end_waiting(redis, job_id, upstream_error(upstream))
+    return False
+
+
+def _forget_expired(redis: Redis) -> list[str]:
+    expired = [_text(id) for id in redis.zrangebyscore(ENDED_KEY, "-inf", time.time())]
+    with redis.pipeline() as pipe:
+        for job_id in expired:
+            forget(pipe, job_id)
+        pipe.execute()
+    return [f"job {job_id}: forgotten" for job_id in expired]
+
+
+def _text(member: Any) -> str:
+    return as_text(member)
+
+
+def _tell(redis: Redis, job_id: str) -> None:
+    try:
+        if not finalize(redis, job_id):
+            publish_status(redis, read_job(redis, job_id))
+    except JobNotFound:
+        redis.srem(ACTIVE_KEY, job_id)

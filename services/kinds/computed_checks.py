@@ -1,0 +1,27 @@
+"""Checks of a model by arithmetic, shared by the results of `merge` and `verify`."""
+
+from services.kinds.shared import Result
+
+
+class LogitsComparison(Result):
+    """Logits of the whole model compared with those of base and adapters, relative to their size."""
+
+    passed: bool
+    positions: int
+    largest_difference: float
+    relative_difference: float
+    tolerance: float
+    greedy_agreement: float
+
+
+class ComputedChecks(Result):
+    """Rows and logits that were computed again from base and adapters, in float64 and float32."""
+
+    tensors: int | None = None
+    rows_recomputed: int | None = None
+    largest_difference: float | None = None
+    largest_share_of_tolerance: float | None = None
+    largest_difference_at: str | None = None
+    vocabulary_size: int | None = None
+    tokenizer_size: int | None = None
+    logits: LogitsComparison | None = None

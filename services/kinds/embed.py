@@ -1,0 +1,31 @@
+"""`embed`: texts become vectors."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from services.kinds.shared import JobResult, ModelRequest, Usage
+
+
+class EmbedRequest(ModelRequest):
+    """Turn texts into vectors: the mean of the last hidden states over a text's tokens, scaled to length 1."""
+
+    example: ClassVar[dict[str, Any]] = {
+        "summary": "Turn texts into vectors",
+        "value": {"kind": "embed", "model": "chinese-alpaca-7b", "inputs": ["Tell me about alpacas."]},
+    }
+
+    kind: Literal["embed"]
+    inputs: list[Annotated[str, Field(min_length=1, max_length=1_000_000)]] = Field(
+        min_length=1, max_length=256
+    )
+
+
+class EmbedResult(JobResult):
+    """One vector of length 1 for each text, in order."""
+
+    embeddings: list[list[float]]
+    usage: Usage
+    seconds: float
+    device: str
+    dtype: str

@@ -1,0 +1,47 @@
+"""`import`: files of the volume become a model."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from services.kinds.made_model import MadeModel
+from services.kinds.shared import MakeRequest, Sha256, Shape
+
+
+class PathSource(Shape):
+    """A file or folder on the volume, under `incoming/`."""
+
+    path: str = Field(min_length=1, max_length=1024, examples=["incoming/llama"])
+
+
+class ZipSource(Shape):
+    """A zip archive on the volume, under `incoming/`."""
+
+    zip: str = Field(min_length=1, max_length=1024, examples=["incoming/chinese-llama-lora.zip"])
+
+
+class HubSource(Shape):
+    """A repository of a model hub (only where `HUB_ENABLED` is set)."""
+
+    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["org/name"])
+    revision: str | None = None
+
+
+class ImportRequest(MakeRequest):
+    """Import files of the volume (a folder, a file or a zip archive) as a model."""
+
+    example: ClassVar[dict[str, Any]] = {
+        "summary": "Import a folder of the volume as a model",
+        "value": {"kind": "import", "source": {"path": "incoming/llama"}, "target": "llama-7b-original"},
+    }
+
+    kind: Literal["import"]
+    source: PathSource | ZipSource | HubSource
+    sha256: dict[str, Sha256] = Field(default={}, description="Digests to check, by path inside the source.")
+
+
+class ImportResult(MadeModel):
+    """Counts of what was copied."""
+
+    bytes_written: int
+    files: int

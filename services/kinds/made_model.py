@@ -1,0 +1,43 @@
+"""Results of jobs that make a model."""
+
+from pydantic import Field
+
+from services.kinds.model_summary import ModelSummary
+from services.kinds.shared import JobResult, Result
+
+
+class MadeModel(JobResult):
+    """The model that a job has published."""
+
+    model: ModelSummary
+    warnings: list[str] = []
+
+
+class ResumedWork(Result):
+    """Work of a killed execution that was reused."""
+
+    tensors: int
+    bytes: int
+
+
+class TokenizerParity(Result):
+    """Lines of mixed text, and those for which `tokenizer.json` gives other tokens than `tokenizer.model`."""
+
+    lines: int
+    different: int
+
+
+class WrittenCheckpoint(MadeModel):
+    """Figures of a model whose tensors were written by a conversion or a merge."""
+
+    bytes_read: int
+    bytes_written: int
+    tensors: int
+    tensor_digest: str | None = Field(
+        default=None, description="SHA-256 over the tensors' names, dtypes, shapes and digests."
+    )
+    tokenizer_parity: TokenizerParity | None = None
+    resumed: ResumedWork = ResumedWork(tensors=0, bytes=0)
+    same_as: str | None = Field(
+        default=None, description="The model of an identical earlier request; nothing was computed."
+    )

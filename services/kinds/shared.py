@@ -1,0 +1,248 @@
+"""Parts that several kinds of job share: the root of requests and results, model names, adapters, prompts, outputs."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
+
+from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
+from services.sampling import Sampling
+from services.templates import Message
+
+NO_TOKEN_LIMIT = 1_000_000
+"""New tokens where no limit is asked for: `fit_context` lowers it to what the model's context leaves."""
+
+MAX_STREAMED_OUTPUTS = 16
+"""Largest number of outputs for which a generate job publishes `token` events."""
+
+PROMPT_FIELDS = ("prompt", "prompts", "prompts_file", "messages")
+"""Fields of which a request must have exactly one, as far as its kind has them."""
+
+_BYTE_SIZE = TypeAdapter(ByteSize)
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes of a size such as "5GB" (decimal, as transformers counts) or "512MiB".
+
+    Raises:
+        ValueError: the text is not a size, or is less than one byte.
+    """
+    size_bytes = int(_BYTE_SIZE.validate_python(text))
+    if size_bytes < 1:
+        raise ValueError(f"a size must be at least one byte, not {text!r}")
+    return size_bytes
+
+
+def _check_size(text: str) -> str:
+    try:
+        parse_size(text)
+    except ValueError as error:
+        raise ValueError(
+            f'a size looks like "5GB", "500MB" or "2GiB" and is at least one byte, not {text!r}'
+        ) from error
+    return text
+
+
+def _check_not_reserved(name: str) -> str:
+    if is_reserved(name):
+        raise ValueError(f"{name!r} is a folder of the volume itself and cannot name a model")
+    return name
+
+
+ServedName = Annotated[str, Field(pattern=SERVED_NAME_PATTERN), AfterValidator(_check_not_reserved)]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN), AfterValidator(_check_not_reserved)]
+Size = Annotated[str, AfterValidator(_check_size), Field(examples=["5GB"])]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+DType = Literal["float32", "float16", "bfloat16", "q8_0"]
+OutputFormat = Literal["huggingface", "meta", "gguf"]
+
+
+class Shape(BaseModel):
+    """Root of all request models: unknown fields are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JobRequest(Shape):
+    """Fields of every request; `reads` and `makes` name its models."""
+
+    example: ClassVar[dict[str, Any]] = {}
+    """A request of this kind for the OpenAPI document, with a `summary`."""
+
+    kind: str
+    after: list[UUID] = Field(default=[], max_length=64, description="Jobs that must have succeeded first.")
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        default={}, max_length=16, description="Up to 16 pairs of your own, given back with the job."
+    )
+
+    @property
+    def reads(self) -> list[str]:
+        """Names of the models that the job reads, each once, in the order of the request."""
+        return []
+
+    @property
+    def makes(self) -> str | None:
+        """Name of the model that the job makes, None if it makes none."""
+        return None
+
+
+class MakeRequest(JobRequest):
+    """A request that makes a model."""
+
+    target: ModelName
+
+    @property
+    def makes(self) -> str:
+        """Name of the model that the job makes."""
+        return self.target
+
+    @model_validator(mode="after")
+    def _target_is_new(self) -> Self:
+        if self.target.lower() in {name.lower() for name in self.reads}:
+            raise ValueError(
+                f"target {self.target!r} is one of the inputs: a model never overwrites its input"
+            )
+        return self
+
+
+class Result(BaseModel):
+    """Root of all parts of results. Fields that this version does not know are kept: records outlive upgrades."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class JobResult(Result):
+    """Result of a succeeded job; only the fields that were set are stored and returned."""
+
+
+class Failure(Result):
+    """Error in place of one output: a stable code, what happened and what to do."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Usage(Result):
+    """Counts of tokens under OpenAI's names."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    total_tokens: int
+
+
+class AdapterChoice(Shape):
+    """One adapter and the factor on its change."""
+
+    name: ModelName
+    scale: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+def unique_names(*names: str | None) -> list[str]:
+    """Returns the names that are given, each once, in order."""
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+class OutputOptions(Shape):
+    """How a model is written."""
+
+    output_format: OutputFormat = "huggingface"
+    dtype: DType | None = Field(
+        default=None, description="null keeps each tensor's own; q8_0 is an encoding of `gguf`."
+    )
+    max_shard_size: Size = Field(default="5GB", description="Of a `huggingface` output.")
+    ranks: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Rank count of a `meta` output; null: as many as the input has.",
+    )
+    force: bool = Field(
+        default=False, description="Compute it even if the same request has made the same model before."
+    )
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """`max_shard_size` in bytes."""
+        return parse_size(self.max_shard_size)
+
+    @model_validator(mode="after")
+    def _options_fit_the_format(self) -> Self:
+        if self.ranks is not None and self.output_format != "meta":
+            raise ValueError(
+                f"ranks = {self.ranks} applies to output_format 'meta' only, the request has {self.output_format!r}"
+            )
+        if self.dtype == "q8_0" and self.output_format != "gguf":
+            raise ValueError(
+                f"dtype 'q8_0' is an encoding of output_format 'gguf', the request has {self.output_format!r}"
+            )
+        return self
+
+
+class ModelChoice(Shape):
+    """A model and how it is loaded: with adapters on the fly, quantized, with scaled positions."""
+
+    model: ModelName
+    adapters: list[AdapterChoice] = Field(default=[], max_length=8)
+    quantization: Literal["8bit", "4bit"] | None = None
+    rope_alpha: float | None = Field(default=None, gt=0, le=64)
+
+    @property
+    def names(self) -> list[str]:
+        """The model's name and those of its adapters."""
+        return unique_names(self.model, *(adapter.name for adapter in self.adapters))
+
+
+class ModelRequest(JobRequest, ModelChoice):
+    """A request that one loaded model answers."""
+
+    @property
+    def reads(self) -> list[str]:
+        """The model and its adapters."""
+        return self.names
+
+
+class PromptOptions(Shape):
+    """What a model is asked, and how it is to answer."""
+
+    prompt: str | None = Field(default=None, max_length=1_000_000)
+    prompts: list[Annotated[str, Field(max_length=1_000_000)]] | None = Field(
+        default=None, min_length=1, max_length=10_000
+    )
+    messages: list[Message] | None = Field(default=None, min_length=1, max_length=1000)
+    template: str | None = Field(
+        default=None,
+        max_length=64,
+        description="A template's name, or \"model\" for the model's own. null continues a prompt without one; a "
+        "conversation gets the model's own or, where it has none, the one that fits its lineage.",
+    )
+    system: str | None = Field(default=None, max_length=100_000)
+    input: str | None = Field(default=None, max_length=1_000_000)
+    sampling: Sampling = Sampling()
+    fit_context: bool | Literal["answer"] = Field(
+        default=False,
+        description="true drops a conversation's oldest turns where it is too long for the model's context, and lowers "
+        'max_new_tokens to what the context leaves; "answer" does the latter alone; false refuses what does not fit.',
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_prompt(self) -> Self:
+        names = [n for n in PROMPT_FIELDS if n in type(self).model_fields]
+        given = [n for n in names if getattr(self, n) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"exactly one of {', '.join(names)} is needed, found {found}")
+        return self

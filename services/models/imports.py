@@ -1,0 +1,298 @@
+"""Files that people put on the volume, taken into a staging folder: copied, unpacked safely, digested, recognised."""
+
+import errno
+import hashlib
+import stat
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from services.errors import (
+    DigestMismatch,
+    DiskFull,
+    InvalidRequest,
+    UnreadableFile,
+    UnsafeArchive,
+    UnsupportedFormat,
+)
+from services.files.torch_zip import ARCHIVE_FAULTS
+from services.kinds.model_summary import ModelKind
+from services.models.summary import kind_of_folder
+from services.progress import CheckCanceled, Progress, Report, ignore_progress, never_canceled
+
+COPY_BYTES = 8 * 2**20
+ARCHIVE_FILES_LIMIT = 10_000
+"""A sharded 70B model has a few hundred files."""
+
+COMPRESSION_LIMIT = 200
+"""Weights hardly compress; a member that shrinks more than this is no model."""
+
+NAME_LIMIT_BYTES = 255
+"""The longest name of a file that Linux accepts."""
+
+JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", ".git", ".cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file to be taken: its path in the model, its size in bytes, and how to open it."""
+
+    path: PurePosixPath
+    size_bytes: int
+    source: Path
+    inside: str | None = None  # the member's name where `source` is an archive
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import took: the kind of model and each file's SHA-256."""
+
+    kind: ModelKind
+    digests: Mapping[str, str]
+    size_bytes: int
+
+
+def list_folder(source: Path) -> list[Member]:
+    """The files of a file or folder; for a size folder of 2023 (`llama/7B`) the tokenizer one level up as well.
+
+    Raises:
+        UnsafeArchive: a link points out of the folder.
+    """
+    if source.is_file():
+        return [Member(PurePosixPath(source.name), source.stat().st_size, source)]
+    root = source.resolve()
+    members = []
+    for path in sorted(source.rglob("*")):
+        relative = PurePosixPath(path.relative_to(source).as_posix())
+        if _is_junk(relative) or (path.is_dir() and not path.is_symlink()):
+            continue
+        if not _resolved(path).is_relative_to(root):
+            raise UnsafeArchive(
+                f"{relative} is a link out of {source.name}", "Copy the file itself into the folder."
+            )
+        if not path.is_file():
+            raise UnsafeArchive(
+                f"{relative} is no file and no folder (or a link to a folder, or to nothing)",
+                "Copy the files themselves into the folder.",
+            )
+        members.append(Member(relative, path.stat().st_size, path))
+    above = source.parent / "tokenizer.model"
+    has_weights = any(
+        member.path.match("consolidated.*.pth") and len(member.path.parts) == 1 for member in members
+    )
+    if has_weights and not (source / "tokenizer.model").exists() and above.is_file():
+        members.append(Member(PurePosixPath("tokenizer.model"), above.stat().st_size, above))
+    return members
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UnsafeArchive(f"{path.name} is a link in a circle", "Remove it from the folder.") from error
+
+
+def list_archive(source: Path, *, limit_bytes: int) -> list[Member]:
+    """The files of a zip archive, checked before anything is unpacked; one folder around everything is left out.
+
+    Raises:
+        UnsafeArchive: a path that escapes, a link, too many files, too many bytes, or a bomb.
+        UnreadableFile: no zip archive, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(source) as archive:
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+    except (*ARCHIVE_FAULTS, OSError) as error:
+        raise UnreadableFile(
+            f"{source.name} ({source.stat().st_size} bytes) is no readable zip archive ({error})",
+            "The download may be truncated: fetch it again and compare its SHA-256.",
+        ) from error
+    if len(infos) > ARCHIVE_FILES_LIMIT:
+        raise UnsafeArchive(
+            f"{source.name} holds {len(infos)} files, at most {ARCHIVE_FILES_LIMIT} are accepted"
+        )
+    total = sum(info.file_size for info in infos)
+    if total > limit_bytes:
+        raise UnsafeArchive(
+            f"{source.name} unpacks to {total} bytes, at most {limit_bytes} are accepted",
+            "Raise GRAFTWERK_UNPACK_LIMIT_BYTES if this is right.",
+        )
+    members = [_archive_member(source, info) for info in infos]
+    members = [member for member in members if not _is_junk(member.path)]
+    return _without_wrapper(_unique(source, members))
+
+
+def _archive_member(source: Path, info: zipfile.ZipInfo) -> Member:
+    path = PurePosixPath(info.filename.replace("\\", "/"))
+    mode = info.external_attr >> 16
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise UnsafeArchive(
+            f"{source.name} holds {info.filename!r}, a path that leaves its folder: nothing was unpacked"
+        )
+    if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        raise UnsafeArchive(
+            f"{source.name} holds {info.filename!r}, which is a link or no file: nothing was unpacked"
+        )
+    if info.flag_bits & 1:
+        raise UnsafeArchive(
+            f"{source.name} holds {info.filename!r}, which is encrypted", "Unpack it yourself first."
+        )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UnsafeArchive(
+            f"{source.name} holds {info.filename!r}, compressed by method {info.compress_type}; stored and deflated are "
+            "accepted",
+            "Unpack it yourself first.",
+        )
+    if max(len(part.encode()) for part in path.parts) > NAME_LIMIT_BYTES:
+        raise UnsafeArchive(
+            f"{source.name} holds a name of more than {NAME_LIMIT_BYTES} bytes: {info.filename[:80]!r}…"
+        )
+    if info.file_size > COPY_BYTES and info.file_size > COMPRESSION_LIMIT * max(1, info.compress_size):
+        raise UnsafeArchive(
+            f"{source.name} holds {info.filename!r}, {info.compress_size} bytes that unpack to {info.file_size}: "
+            "weights do not compress like that"
+        )
+    return Member(path, info.file_size, source, info.filename)
+
+
+def _unique(source: Path, members: list[Member]) -> list[Member]:
+    """No two names that are one where letter case does not count, and no name that is a file and a folder."""
+    seen: dict[str, Member] = {}
+    folders: dict[str, Member] = {}
+    for member in members:
+        name = str(member.path).lower()
+        folders |= {str(folder).lower(): member for folder in member.path.parents}
+        other = seen.setdefault(name, member)
+        if other is not member:
+            raise UnsafeArchive(
+                f"{source.name} holds {str(other.path)!r} and {str(member.path)!r}: names clash"
+            )
+    for name in sorted(seen.keys() & folders.keys()):
+        raise UnsafeArchive(
+            f"{source.name} holds {str(seen[name].path)!r} and {str(folders[name].path)!r}: names clash"
+        )
+    return members
+
+
+def _without_wrapper(members: list[Member]) -> list[Member]:
+    tops = {member.path.parts[0] for member in members}
+    if len(tops) != 1 or any(len(member.path.parts) == 1 for member in members):
+        return members
+    return [
+        Member(PurePosixPath(*member.path.parts[1:]), member.size_bytes, member.source, member.inside)
+        for member in members
+    ]
+
+
+def _is_junk(path: PurePosixPath) -> bool:
+    return any(part in JUNK or part.startswith("._") for part in path.parts)
+
+
+def import_members(
+    members: list[Member],
+    staging: Path,
+    *,
+    expected: Mapping[str, str] | None = None,
+    report: Report = ignore_progress,
+    check_canceled: CheckCanceled = never_canceled,
+) -> Imported:
+    """Copies the members into the staging folder, digesting them on the way, and recognises the result.
+
+    Args:
+        expected: SHA-256 by path, compared with what was copied.
+
+    Raises:
+        DigestMismatch, DiskFull, UnreadableFile, InvalidRequest (a digest for a file that is not there).
+        UnsupportedFormat: the files are no model.
+    """
+    expected = {path.removeprefix("./"): digest.lower() for path, digest in (expected or {}).items()}
+    unknown = sorted(set(expected) - {str(member.path) for member in members})
+    if unknown:
+        raise InvalidRequest(
+            f"sha256 names {unknown[0]!r}, the source holds {', '.join(str(m.path) for m in members[:10]) or 'nothing'}"
+        )
+    total = sum(member.size_bytes for member in members)
+    digests: dict[str, str] = {}
+    done = 0
+    for member in members:
+        digest = hashlib.sha256()
+        for count in _copy(member, staging / member.path, digest):
+            done += count
+            check_canceled()
+            report(Progress("copying files", done, total))
+        digests[str(member.path)] = digest.hexdigest()
+        _check_digest(member, expected.get(str(member.path)), digest.hexdigest())
+    return Imported(_recognised(staging, members), digests, total)
+
+
+def _check_digest(member: Member, wanted: str | None, found: str) -> None:
+    if wanted is not None and wanted != found:
+        raise DigestMismatch(
+            f"{member.path} has SHA-256 {found}, asked for was {wanted}",
+            "The download is damaged: fetch it again.",
+        )
+
+
+def _recognised(staging: Path, members: list[Member]) -> ModelKind:
+    kind = kind_of_folder(staging)
+    if kind == "unknown":
+        names = ", ".join(str(member.path) for member in members[:10]) or "no files"
+        raise UnsupportedFormat(
+            f"this is no model: found {names}; needed are consolidated.NN.pth with params.json, a config.json with "
+            "weights, an adapter_config.json with weights, or a tokenizer.model",
+            "Name the folder or archive that holds the model's files themselves.",
+        )
+    return kind
+
+
+def _copy(member: Member, target: Path, digest: "hashlib._Hash") -> Iterator[int]:
+    """Copies one member, yielding the bytes of each piece."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    copied = 0
+    try:
+        with target.open("xb") as out:
+            for chunk in _chunks(member):  # the size is checked again: an archive's directory may lie
+                copied += len(chunk)
+                if copied > member.size_bytes:
+                    break
+                out.write(chunk)
+                digest.update(chunk)
+                yield len(chunk)
+    except ARCHIVE_FAULTS as error:
+        raise UnreadableFile(
+            f"{member.path} in {member.source.name} is damaged ({error})", "Fetch it again."
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"the volume has no room for {member.path} ({member.size_bytes} bytes)") from error
+        if error.errno == errno.EINVAL:  # a damaged directory makes zipfile seek to nowhere
+            raise UnreadableFile(
+                f"{member.path} in {member.source.name} is damaged", "Fetch it again."
+            ) from error
+        raise
+    if copied != member.size_bytes:
+        raise UnreadableFile(
+            f"{member.path} changed while it was copied", "Import it when nobody writes to it."
+        )
+
+
+def _chunks(member: Member) -> Iterable[bytes]:
+    if member.inside is None:
+        with member.source.open("rb") as file:
+            yield from _read(file)
+    else:
+        with zipfile.ZipFile(member.source) as archive, archive.open(member.inside) as file:
+            yield from _read(file)
+
+
+def _read(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(COPY_BYTES):
+        yield chunk
+
+
+def digest_file(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

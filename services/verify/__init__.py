@@ -1,0 +1,1 @@
+"""Proof that a model is what it claims to be: digests, recomputed rows and the logits of the whole model."""

@@ -1,0 +1,114 @@
+"""How much each adapter changes: the Frobenius norm of its change by kind of module, as a merge reports it.
+
+Of a LoRA pair it follows from the halves alone: ||s·BA||² = s²·sum((BᵀB)∘(AAᵀ)), two products of r×r; that is the change before
+any rounding. What replaces or trains rows, and what PEFT's layers merge, is measured as what is there after the adapter minus
+what was there before it, in blocks of rows. PEFT's layers are the slow path: each is merged once more.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from services.adapters.adapter import LoraPair
+from services.architectures.checkpoint import Checkpoint
+from services.checkpoints.huggingface_writer import WriteHooks
+from services.checkpoints.tensor_reader import TensorReader
+from services.merge import ScaledAdapter, changes_of
+from services.merge.delta import changed_blocks
+from services.progress import Progress
+
+NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+"""Modules that are counted together, as `norms`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeNorms:
+    """What one adapter changes: the norm by kind of module, and the rows that it adds to the embeddings."""
+
+    by_kind: Mapping[str, float] = field(default_factory=dict)
+    rows_added: int = 0
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the adapter leaves everything as it was."""
+        return not self.rows_added and not any(self.by_kind.values())
+
+
+def module_kind(tensor: str) -> str:
+    """The kind of module that a tensor (Hugging Face's name) is of: q_proj, embed_tokens, …, or `norms`."""
+    module = tensor.rsplit(".", 2)[-2]
+    return "norms" if module in NORMS else module
+
+
+def change_norms(
+    reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAdapter], watch: WriteHooks | None = None
+) -> list[ChangeNorms]:
+    """The norms of each adapter, in order, in float64; rows that it adds are counted and are part of no norm.
+
+    Peak memory: a few blocks of rows; for trained rows and PEFT's layers what their merge takes.
+    """
+    watch = watch or WriteHooks()
+    total, done = sum(len(item.adapter.changed) for item in adapters), 0
+    norms, rows = [], base.config.vocab_size
+    for number, item in enumerate(adapters):
+        squares: dict[str, float] = {}
+        for name in sorted(item.adapter.changed):
+            watch.check_canceled()
+            kind = module_kind(name)
+            squares[kind] = squares.get(kind, 0.0) + _square(reader, base, adapters[: number + 1], name)
+            done += 1
+            watch.report(Progress("measuring changes", done, total, "tensors"))
+        added = max(0, (item.adapter.vocabulary_rows or 0) - rows)
+        norms.append(ChangeNorms({kind: math.sqrt(square) for kind, square in squares.items()}, added))
+        rows += added
+    return norms
+
+
+def nothing_changed(adapters: Sequence[ScaledAdapter], norms: Sequence[ChangeNorms]) -> list[str]:
+    """A sentence for each adapter that leaves everything as it was."""
+    return [
+        f"adapter {item.adapter.name} changes nothing: every change that it makes is zero. It may have been saved before "
+        "it was trained"
+        for item, norm in zip(adapters, norms, strict=True)
+        if norm.nothing
+    ]
+
+
+def _square(reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAdapter], name: str) -> float:
+    """The squared norm of what the last adapter changes of a tensor."""
+    changes = changes_of(adapters, name)
+    last = changes[-1]
+    if last.pair is not None and not (last.replaced or last.rows or last.layer):
+        return pair_square(reader, last.pair, last.scale)
+    weight = reader.load(base.tensors[name])
+    before = changed_blocks(reader, weight, changes[:-1], once=False) if changes[:-1] else [weight]
+    after = changed_blocks(reader, weight, changes, once=False)
+    square = sum(
+        float((new.double() - old.double()).square().sum()) for old, new in common_rows(before, after)
+    )
+    for header in last.headers:
+        reader.release_header(header)
+    reader.release(base.tensors[name])
+    return square
+
+
+def pair_square(reader: TensorReader, pair: LoraPair, scale: float) -> float:
+    """||s·BA||² of a pair without the product: the trace of BᵀB·AAᵀ, which is a sum over r×r."""
+    a, b = reader.view(pair.a).double(), reader.view(pair.b).double()
+    square = float(((b.T @ b) * (a @ a.T)).sum()) * (pair.scaling * scale) ** 2
+    return max(square, 0.0)  # rounding may leave a negative trace of nothing
+
+
+def common_rows(
+    before: Iterable[torch.Tensor], after: Iterable[torch.Tensor], most_elements: int = 1 << 20
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of equally many rows of two tensors that come in blocks of their own, as far as both go."""
+    sides = (iter(before), iter(after))
+    old, new = (next(side, None) for side in sides)
+    while old is not None and new is not None:
+        rows = min(len(old), len(new), max(1, most_elements // max(1, new[0].numel())))
+        yield old[:rows], new[:rows]
+        old = old[rows:] if rows < len(old) else next(sides[0], None)
+        new = new[rows:] if rows < len(new) else next(sides[1], None)

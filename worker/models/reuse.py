@@ -1,0 +1,96 @@
+"""The same request once more: the model that it made is found and published under the new name, nothing is computed."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from services.errors import UnreadableFile
+from services.kinds.convert import ConvertRequest
+from services.kinds.merge import MergeRequest
+from services.models.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    content_identity,
+    package_versions,
+    read_manifest,
+    write_manifest,
+)
+from services.models.store import ModelStore
+from services.progress import Progress
+from worker.lifecycle import JobContext
+
+DECIDING_PACKAGES = ("graftwerk-service", "torch", "peft")
+"""What computes: another version of one of these may give other bits."""
+
+LEAST_LINKED_BYTES = 2**20
+"""Smaller files are copied: people do edit a configuration in place."""
+
+
+def request_identity(request: ConvertRequest | MergeRequest, options: object, store: ModelStore) -> str:
+    """One digest of all that the result of a request depends on: the content of its inputs, in order, and every option.
+
+    Args:
+        options: what the work is given, told apart by its `repr`.
+    """
+    contents = [content_identity(store.path(name)) for name in request.reads]
+    more = [request.verify, [choice.scale for choice in request.adapters]] if request.kind == "merge" else []
+    versions = {name: version for name, version in package_versions().items() if name in DECIDING_PACKAGES}
+    facts = (request.kind, options, more, contents, sorted(versions.items()))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def find_identical(store: ModelStore, identity: str) -> str | None:
+    """The model that a request of this identity has made, if it is still on the shelf and nobody has changed it."""
+    for name in store.names():
+        folder = store.path(name)
+        with suppress(UnreadableFile):  # a damaged manifest is another model's business
+            manifest = read_manifest(folder)
+            if manifest is not None and manifest.identity == identity and is_unchanged(folder):
+                return name
+    return None
+
+
+def is_unchanged(folder: Path) -> bool:
+    """Whether no file has changed since the manifest was written, by their times."""
+    written_ns = (folder / MANIFEST_NAME).stat().st_mtime_ns
+    return all(path.stat().st_mtime_ns <= written_ns for path in folder.rglob("*") if path.is_file())
+
+
+def link_identical(same: str, staging: Path, context: JobContext) -> Mapping[str, Any]:
+    """The same model once more in the staging folder; the figures are those of the job that made it, and which one was found.
+
+    Weight files are not copied: both names have the same file.
+    """
+    folder = context.store.path(same)
+    context.log(
+        f"{same} was made by the same request of the same inputs: nothing is computed (force makes it anew)"
+    )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    for number, path in enumerate(files):
+        context.report(Progress("taking the same model", number, len(files), "files"))
+        target = staging / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(path, target)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    figures = {**manifest.result, "same_as": same, "resumed": {"tensors": 0, "bytes": 0}}
+    write_manifest(staging, _renewed(manifest, context, figures))
+    return {**figures, "tensor_digest": manifest.digest, "warnings": manifest.warnings}
+
+
+def _link(path: Path, target: Path) -> None:
+    if path.stat().st_size < LEAST_LINKED_BYTES:
+        shutil.copy2(path, target)
+        return
+    try:
+        os.link(path, target)
+    except OSError:  # a file system without hard links, or with too many on this file
+        shutil.copy2(path, target)
+
+
+def _renewed(manifest: Manifest, context: JobContext, figures: Mapping[str, Any]) -> Manifest:
+    return manifest.model_copy(update={"job_id": context.job_id, "result": dict(figures)})
