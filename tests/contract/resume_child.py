@@ -3,34 +3,17 @@
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from services.kinds import ANY_REQUEST
 from services.kinds.convert import ConvertRequest
 from services.kinds.merge import MergeRequest
-from services.models.store import ModelStore
 from services.progress import Progress
-from services.settings import Settings
+from tests.job_context import job_context
 from worker.lifecycle import JobContext
 from worker.models.merge import run_convert, run_merge
-
-
-def context(root: Path, run: int, report: Any) -> JobContext:
-    """What a worker hands to a task, without a queue: the run-th execution of the job "job"."""
-
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
-    return cast(
-        JobContext,
-        SimpleNamespace(
-            store=ModelStore(root), settings=Settings(models_dir=root), job_id="job", execution=f"job.{run}",
-            report=report, check_canceled=ignore, confirm=ignore, reserve_disk=ignore, log=ignore,
-        ),
-    )  # fmt: skip
 
 
 def make(request: Any, at: JobContext) -> dict[str, Any]:
@@ -49,4 +32,4 @@ def run_until_killed(root: Path, request: dict[str, Any], stage: str, share: flo
         if progress.stage == stage and progress.done >= share * progress.total:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    make(ANY_REQUEST.validate_python(request), context(root, 1, kill))
+    make(ANY_REQUEST.validate_python(request), job_context(root, report=kill))

@@ -36,14 +36,6 @@ from tests.reference.original_llama import original_logits
 TOKENS = [1, 57, 100, 3, 99, 12, 12, 76, 31, 5, 64]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def saved(folder: Path, *, ranks: int = 1, sizes: Sizes = SMALL, **change: Any) -> Path:
     """A checkpoint with values of its own, its `params` or `state` changed where a test asks for it."""
     state = change.pop("state", None) or random_state(sizes)

@@ -23,10 +23,9 @@ from services.kinds.import_ import ImportRequest, PathSource
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.preflight import preflight
-from services.settings import Settings
 from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
+from tests.job_context import job_context
 from tests.reference.tokenizer_files import sentencepiece_file, tiktoken_file
-from worker.lifecycle import JobContext
 from worker.models.merge import run_extend_tokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
@@ -116,21 +115,11 @@ def asked(**fields: Any) -> ExtendTokenizerRequest:
     )
 
 
-def context_of(store: ModelStore) -> JobContext:
-    def nothing(*_: object) -> None:
-        pass
-
-    return JobContext(
-        store=store, settings=Settings(), job_id="j", execution="e", report=nothing, check_canceled=nothing,
-        confirm=nothing, reserve_disk=nothing, log=nothing, publish_tokens=nothing,
-    )  # fmt: skip
-
-
 def test_the_plan_counts_what_the_job_then_makes(store: ModelStore) -> None:
     plan = preflight(asked(pad_token="[PAD]"), store, {})
     assert plan.writes == {"name": "new", "vocabulary_size": 8, "added": 3}
 
-    result = run_extend_tokenizer(asked(pad_token="[PAD]"), context_of(store))
+    result = run_extend_tokenizer(asked(pad_token="[PAD]"), job_context(store.root))
 
     folder = store.path("new")
     assert result["counts"] == {"base": 5, "added": 3, "present": 5, "total": 8}
@@ -153,7 +142,7 @@ def test_the_published_tokenizer_is_known_by_its_digest(tmp_path: Path) -> None:
     for name, file in (("base", "llama"), ("addition", "chinese_sp")):
         (tmp_path / name).mkdir()
         shutil.copy(DATA / f"{file}.model", tmp_path / name / f"{file}.model")
-    result = run_extend_tokenizer(asked(), context_of(ModelStore(tmp_path)))
+    result = run_extend_tokenizer(asked(), job_context(tmp_path))
     assert result["model"]["tokenizer"]["known_as"] == "Chinese-LLaMA (49953)"
     assert result["tokenizer_parity"]["lines"] == 300
     assert 0 < result["tokenizer_parity"]["different"] < 100

@@ -779,7 +779,6 @@ def test_embeddings_are_the_normalised_mean_of_the_last_states(
 
 
 # peft 0.21 reads a property that transformers 5.23 calls by another name.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_model_wrapped_in_an_adapter_generates_as_peft_does(
     folder: Path, loaded: LoadedModel, prompts: list[list[int]]
 ) -> None:

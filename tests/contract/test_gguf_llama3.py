@@ -41,7 +41,6 @@ needs_data = pytest.mark.skipif(
 pytestmark = [
     # transformers copies from arrays that gguf maps read-only; nothing writes to them.
     pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 
 

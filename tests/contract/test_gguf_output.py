@@ -3,10 +3,7 @@
 import json
 import math
 import stat
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import gguf
@@ -35,34 +32,23 @@ from services.merge import Merged, MergeOptions, merge
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.preflight import preflight
-from services.settings import Settings
 from services.verify.report import verify_merge
+from tests.job_context import job_context
+from tests.miniature import MINIATURE, unpack_adapters
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import make_adapter
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file
-from worker.lifecycle import JobContext
 from worker.models.merge import run_convert, run_merge
 
-MINIATURE = Path(__file__).resolve().parents[2] / "examples" / "miniature"
 TOKENS = [1, 57, 100, 3, 99, 12, 76]
 WIDE: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 160}
 """Rows of whole blocks of 32: head_dim 12."""
 
 pytestmark = [
-    # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     # transformers copies from arrays that gguf maps read-only; nothing writes to them.
     pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def to_gguf(source: Path, target: Path, **options: Any) -> Path:
@@ -427,13 +413,7 @@ def test_a_merge_is_checked_in_the_file(tmp_path: Path, dtype: str | None) -> No
 
 
 def miniature_adapters(tmp_path: Path) -> list[tuple[str, Path, float]]:
-    chosen = []
-    for name in ("chinese-llama-lora", "chinese-alpaca-lora"):
-        with zipfile.ZipFile(MINIATURE / f"{name}.zip") as archive:
-            archive.extractall(tmp_path / name)
-        folder = next(path.parent for path in (tmp_path / name).rglob("adapter_config.json"))
-        chosen.append((name, folder, 1.0))
-    return chosen
+    return [(folder.name, folder, 1.0) for folder in unpack_adapters(tmp_path)]
 
 
 def test_a_merge_in_q8_0_is_checked_against_its_rounding(tmp_path: Path) -> None:
@@ -466,26 +446,13 @@ def test_rows_in_another_order_do_not_pass(tmp_path: Path, monkeypatch: pytest.M
         verify_merge(found, options, WriteHooks())
 
 
-def context(store: ModelStore) -> JobContext:
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
-    return cast(
-        JobContext,
-        SimpleNamespace(
-            store=store, settings=Settings(models_dir=store.root), job_id="job", execution="job-1", report=ignore,
-            check_canceled=ignore, confirm=ignore, reserve_disk=ignore, log=ignore,
-        ),
-    )  # fmt: skip
-
-
 def test_a_job_publishes_a_file_of_the_planned_size_and_says_what_it_is(tmp_path: Path) -> None:
     save_llama(tmp_path / "base", torch.float16, **WIDE)
     store = ModelStore(tmp_path)
     request = ConvertRequest(kind="convert", source="base", target="new", output_format="gguf", dtype="q8_0")
     plan = preflight(request, store, {})
 
-    result = run_convert(request, context(store))
+    result = run_convert(request, job_context(store.root))
 
     stored = tensors_of(tmp_path / "new")
     assert plan.output_bytes == result["bytes_written"] == sum(tensor.n_bytes for tensor in stored.values())
@@ -508,7 +475,7 @@ def test_a_merged_alpaca_gets_its_template_in_the_modelfile(tmp_path: Path) -> N
         kind="merge", base="base", adapters=["chinese-alpaca-lora"], target="new", output_format="gguf"
     )
 
-    run_merge(request, context(store))
+    run_merge(request, job_context(store.root))
 
     assert (tmp_path / "new" / "Modelfile").read_text() == (
         'FROM ./model.gguf\nTEMPLATE """{{ if .System }}{{ .System }}{{ else }}Below is an instruction that describes a '

@@ -14,13 +14,11 @@ from services.architectures.checkpoint import read_checkpoint
 from services.checkpoints.tensor_reader import TensorReader
 from services.errors import UnsupportedOption, VocabularyMismatch
 from services.kinds.convert import ConvertRequest
-from services.models.store import ModelStore
-from services.settings import Settings
 from services.tokenizers import load_tokenizer
+from tests.job_context import job_context
 from tests.reference.make_original import SMALL, Sizes, State, random_state, save_original, split_ranks
 from tests.reference.original_llama import original_logits
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-from worker.lifecycle import JobContext
 from worker.models.merge import run_convert
 
 SIZES = replace(SMALL, vocab_size=557)
@@ -114,18 +112,8 @@ BETWEEN = 16000.0
 def made(store: Path, **request: Any) -> tuple[Path, dict[str, Any]]:
     """The folder and the result of a convert job's work."""
     wanted = ConvertRequest(kind="convert", source="llama-3", target="new", **request)
-    result = run_convert(wanted, context_of(ModelStore(store)))
+    result = run_convert(wanted, job_context(store))
     return store / "new", dict(result)
-
-
-def context_of(store: ModelStore) -> JobContext:
-    def nothing(*_: object) -> None:
-        pass
-
-    return JobContext(
-        store=store, settings=Settings(), job_id="j", execution="e", report=nothing, check_canceled=nothing,
-        confirm=nothing, reserve_disk=nothing, log=nothing, publish_tokens=nothing,
-    )  # fmt: skip
 
 
 def logits_of(folder: Path) -> torch.Tensor:

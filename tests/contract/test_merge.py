@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from services.files.safetensors_header import read_safetensors_header
 from services.merge import Merged, MergeOptions, merge
 from services.merge.delta import Change, changed_blocks
 from services.verify.report import verify_merge
+from tests.miniature import MINIATURE, unpack_adapters
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import (
     PROJECTIONS,
@@ -35,22 +35,8 @@ from tests.reference.peft_merge import (
     write_tokenizer,
 )
 
-MINIATURE = Path(__file__).resolve().parents[2] / "examples" / "miniature"
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 EMBEDDINGS = ["embed_tokens", "lm_head"]
-
-pytestmark = [
-    # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def merged(
@@ -219,13 +205,7 @@ def test_the_original_layout_merges_as_its_conversion_does(tmp_path: Path, adapt
 
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    folder = tmp_path_factory.mktemp("miniature")
-    unpacked = []
-    for name in ("chinese-llama-lora", "chinese-alpaca-lora"):
-        with zipfile.ZipFile(MINIATURE / f"{name}.zip") as archive:
-            archive.extractall(folder / name)
-        unpacked.append(folder / name)
-    return MINIATURE / "llama", unpacked
+    return MINIATURE / "llama", unpack_adapters(tmp_path_factory.mktemp("miniature"))
 
 
 @pytest.mark.parametrize("code", DTYPES)

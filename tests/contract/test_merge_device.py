@@ -25,11 +25,6 @@ from tests.reference.peft_merge import make_adapter, peft_merged, random_model, 
 
 CUDA = torch.device("cuda", 0)
 
-pytestmark = [
-    # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
-
 
 class There(torch.Tensor):
     """A tensor on the other device: it comes back by `cpu()` and mixes with no tensor of this one."""

@@ -6,11 +6,9 @@ import pickletools
 import stat
 import tracemalloc
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -38,30 +36,17 @@ from services.merge import MergeOptions, merge
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.preflight import preflight
-from services.settings import Settings
 from services.verify.report import verify_merge
+from tests.job_context import job_context
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, WIDE, Sizes, State, random_state, save_original, split_ranks
 from tests.reference.original_llama import original_logits
 from tests.reference.peft_merge import make_adapter
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-from worker.lifecycle import JobContext
 from worker.models.merge import run_convert, run_merge
 
 TOKENS = [1, 57, 100, 3, 99, 12, 76]
-pytestmark = [
-    # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
 RANKS = [(1, SMALL), (2, SMALL), (4, SMALL), (8, WIDE)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def written(source: Path, target: Path, **options: Any) -> Path:
@@ -457,19 +442,6 @@ def test_a_changed_bit_in_one_rank_does_not_pass(tmp_path: Path) -> None:
         verify_merge(found, options, WriteHooks())
 
 
-def context(store: ModelStore) -> JobContext:
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
-    return cast(
-        JobContext,
-        SimpleNamespace(
-            store=store, settings=Settings(models_dir=store.root), job_id="job", execution="job-1", report=ignore,
-            check_canceled=ignore, confirm=ignore, reserve_disk=ignore, log=ignore,
-        ),
-    )  # fmt: skip
-
-
 def test_a_job_publishes_an_original_checkpoint_of_the_planned_size(tmp_path: Path) -> None:
     save_base(tmp_path / "base")
     make_adapter(tmp_path / "adapter", seed=3)
@@ -479,7 +451,7 @@ def test_a_job_publishes_an_original_checkpoint_of_the_planned_size(tmp_path: Pa
     )  # fmt: skip
     plan = preflight(request, store, {})
 
-    result = run_merge(request, context(store))
+    result = run_merge(request, job_context(store.root))
 
     found = ranks_of(tmp_path / "new")
     assert (
@@ -501,7 +473,7 @@ def test_both_layouts_of_a_model_have_the_same_tensor_digest(tmp_path: Path) -> 
     store = ModelStore(tmp_path)
     digests = {
         run_convert(ConvertRequest(kind="convert", source="source", target=f"as-{layout}", output_format=layout),
-                     context(store))["tensor_digest"]
+                     job_context(store.root))["tensor_digest"]
         for layout in ("huggingface", "meta")
     }  # fmt: skip
     assert len(digests) == 1

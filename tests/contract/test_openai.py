@@ -18,8 +18,8 @@ from api.openai.streaming import StreamState
 from services.convert import convert
 from services.errors import InternalError
 from tests.api_client import client_of, put_model
+from tests.miniature import MINIATURE
 
-MINIATURE = Path(__file__).parents[2] / "examples" / "miniature"
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
 

@@ -3,11 +3,9 @@
 import errno
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -35,13 +33,12 @@ from services.kinds.merge import MergeRequest
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.preflight import preflight
-from services.settings import Settings
+from tests.job_context import job_context
+from tests.miniature import MINIATURE, unpack_adapters
 from tests.reference.tensor_files import embedding_shapes, pair_shapes, write_adapter, write_base
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file
-from worker.lifecycle import JobContext
 from worker.models.merge import run_convert, run_merge
 
-MINIATURE = Path(__file__).resolve().parents[2] / "examples" / "miniature"
 Q = "base_model.model.model.layers.1.self_attn.q_proj"
 
 
@@ -51,21 +48,6 @@ def store(tmp_path: Path) -> ModelStore:
     write_base(tmp_path / "base")
     write_adapter(tmp_path / "fits")
     return ModelStore(tmp_path)
-
-
-def context(store: ModelStore) -> JobContext:
-    """What a worker hands to a task, without a queue."""
-
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
-    return cast(
-        JobContext,
-        SimpleNamespace(
-            store=store, settings=Settings(models_dir=store.root), job_id="job", execution="job-1", report=ignore,
-            check_canceled=ignore, confirm=ignore, reserve_disk=ignore, log=ignore,
-        ),
-    )  # fmt: skip
 
 
 def merge_of(*adapters: str, base: str = "base", **more: Any) -> MergeRequest:
@@ -80,7 +62,7 @@ def assert_refused(
     work = run_merge if isinstance(request, MergeRequest) else run_convert
     doors: list[Callable[[], object]] = [
         lambda: preflight(request, store, {}),
-        lambda: work(request, context(store)),  # type: ignore[arg-type]
+        lambda: work(request, job_context(store.root)),  # type: ignore[arg-type]
     ]
     for door in doors:
         with pytest.raises(error) as caught:
@@ -380,9 +362,7 @@ def test_the_right_order_is_accepted(store: ModelStore) -> None:
 @pytest.fixture
 def miniature(tmp_path: Path) -> ModelStore:
     shutil.copytree(MINIATURE / "llama", tmp_path / "llama")
-    for name in ("chinese-llama-lora", "chinese-alpaca-lora"):
-        with zipfile.ZipFile(MINIATURE / f"{name}.zip") as archive:
-            archive.extractall(tmp_path / name)
+    unpack_adapters(tmp_path)
     return ModelStore(tmp_path)
 
 
@@ -404,14 +384,14 @@ def test_the_known_adapters_in_the_wrong_order_are_refused(miniature: ModelStore
 def test_what_is_merged_already_counts_as_before_and_is_not_merged_again(miniature: ModelStore) -> None:
     """The lineage in the manifest stands in for the adapter; merging the rest then gives the whole."""
     request = MergeRequest(kind="merge", base="llama", adapters=["chinese-llama-lora"], target="halfway")
-    result = run_merge(request, context(miniature))
+    result = run_merge(request, job_context(miniature.root))
     assert result["verification"]["passed"] is True
 
     assert_refused(
         miniature, merge_of("chinese-llama-lora", base="halfway"), WrongAdapterOrder,
         "adapter chinese-llama-lora is merged into halfway already",
     )  # fmt: skip
-    run_merge(merge_of("chinese-alpaca-lora", base="halfway"), context(miniature))
+    run_merge(merge_of("chinese-alpaca-lora", base="halfway"), job_context(miniature.root))
     manifest = read_manifest(miniature.root / "new")
     assert manifest is not None
     assert [(entry.role, entry.name) for entry in manifest.inputs] == [
@@ -467,7 +447,7 @@ def test_a_target_that_exists_in_another_letter_case_is_refused(store: ModelStor
     before = content(store)
     for door in (
         lambda: preflight(merge_of("fits"), store, {}),
-        lambda: run_merge(merge_of("fits"), context(store)),
+        lambda: run_merge(merge_of("fits"), job_context(store.root)),
     ):
         with pytest.raises(ModelExists, match=r"'new' is there already \(letter case does not count\)"):
             door()
@@ -501,7 +481,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
     before = content(store)
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(DiskFull, match="no room for"):
-        run_merge(merge_of("fits"), context(store))
+        run_merge(merge_of("fits"), job_context(store.root))
     assert_nothing_left(store, before)
 
 
@@ -512,7 +492,7 @@ def test_a_base_of_values_that_are_no_numbers_leaves_nothing(store: ModelStore) 
     path.write_bytes(data)
     before = content(store)
     with pytest.raises(NonFiniteTensor, match=r"'lm_head\.weight' holds 1 values"):
-        run_merge(merge_of("fits"), context(store))
+        run_merge(merge_of("fits"), job_context(store.root))
     assert_nothing_left(store, before)
 
 
@@ -522,7 +502,7 @@ def manifest_of(store: ModelStore) -> dict[str, Any]:
 
 
 def test_a_merge_that_is_accepted_is_published_with_its_lineage(store: ModelStore) -> None:
-    result = run_merge(merge_of("fits", metadata={"for": "test"}), context(store))
+    result = run_merge(merge_of("fits", metadata={"for": "test"}), job_context(store.root))
     assert store.names() == ["base", "fits", "new"]
     figures = {"adapter": "fits", "scale": 1.0, "tensors": 12, "merged": 6, "replaced": 0}
     assert {key: result["adapters"][0][key] for key in figures} == figures

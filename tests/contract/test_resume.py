@@ -2,7 +2,6 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 from services.architectures.checkpoint import read_checkpoint
 from services.kinds import ANY_REQUEST
 from services.models.manifest import read_manifest
-from tests.contract.resume_child import context, make, run_until_killed
+from tests.contract.resume_child import make, run_until_killed
+from tests.job_context import job_context
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import make_adapter
@@ -21,20 +21,8 @@ from tests.reference.tokenizer_files import piece_names, sentencepiece_file
 TENSORS = 30
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.contract.resume_child"])  # torch is imported once for all
-pytestmark = [
-    # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
 MERGE = {"kind": "merge", "base": "base", "adapters": ["adapter"], "target": "new"}
 FORMATS = [{}, {"output_format": "meta", "ranks": 2}, {"output_format": "gguf"}]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -61,10 +49,7 @@ def killed(
 def run(root: Path, request: dict[str, Any], number: int = 2) -> dict[str, Any]:
     """A later execution of the job, to its end."""
 
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
-    return make(ANY_REQUEST.validate_python(request), context(root, number, ignore))
+    return make(ANY_REQUEST.validate_python(request), job_context(root, run=str(number)))
 
 
 def content(folder: Path) -> dict[str, bytes]:

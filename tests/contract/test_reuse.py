@@ -1,35 +1,22 @@
 """The same request of the same inputs finds what it made before; anything else is made."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from services.kinds import ANY_REQUEST
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
-from tests.contract.resume_child import context, make
+from tests.contract.resume_child import make
+from tests.job_context import job_context
 from tests.reference.huggingface_model import save_llama
 from tests.reference.peft_merge import make_adapter
 from worker.models import reuse
 
-pytestmark = [
-    # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
 MERGE = {"kind": "merge", "base": "base", "adapters": ["a", "b"], "target": "first"}
 CONVERT = {"kind": "convert", "source": "base", "target": "first"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -41,10 +28,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def run(root: Path, request: dict[str, Any], **more: Any) -> dict[str, Any]:
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
-    return make(ANY_REQUEST.validate_python({**request, **more}), context(root, 1, ignore))
+    return make(ANY_REQUEST.validate_python({**request, **more}), job_context(root))
 
 
 @pytest.mark.parametrize("request_", [MERGE, CONVERT], ids=["merge", "convert"])

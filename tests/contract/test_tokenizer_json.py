@@ -22,14 +22,13 @@ from services.kinds.merge import MergeRequest
 from services.kinds.shared import AdapterChoice
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
-from services.settings import Settings
 from services.tokenizers import check_tokenizer, complete_tokenizer, load_tokenizer
 from services.tokenizers.parity import mixed_lines as built_in_lines
 from tests.corpus import mixed_lines
+from tests.job_context import job_context
 from tests.reference.make_original import SMALL, random_state, save_original
 from tests.reference.peft_merge import make_adapter, random_model, save_model, write_tokenizer
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-from worker.lifecycle import JobContext
 from worker.models.merge import run_convert, run_merge
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
@@ -242,26 +241,17 @@ def shelf_of(tmp_path: Path) -> ModelStore:
     return ModelStore(tmp_path)
 
 
-def context_of(store: ModelStore) -> JobContext:
-    def nothing(*_: object) -> None:
-        pass
-
-    return JobContext(
-        store=store, settings=Settings(), job_id="j", execution="e", report=nothing, check_canceled=nothing,
-        confirm=nothing, reserve_disk=nothing, log=nothing, publish_tokens=nothing,
-    )  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
 @pytest.mark.parametrize(("kind", "size"), [("convert", 101), ("merge", 107)])
 def test_what_a_job_makes_has_the_table_of_its_own_vocabulary(tmp_path: Path, kind: str, size: int) -> None:
     store = shelf_of(tmp_path)
     if kind == "convert":
-        result = run_convert(ConvertRequest(kind="convert", source="base", target="new"), context_of(store))
+        result = run_convert(
+            ConvertRequest(kind="convert", source="base", target="new"), job_context(store.root)
+        )
     else:
         result = run_merge(
             MergeRequest(kind="merge", base="base", adapters=[AdapterChoice(name="zh")], target="new"),
-            context_of(store),
+            job_context(store.root),
         )
 
     table = RustTokenizer.from_file(str(tmp_path / "new" / "tokenizer.json"))
@@ -281,7 +271,9 @@ def test_a_job_says_in_its_manifest_where_the_table_differs(tmp_path: Path) -> N
     shutil.copy(DATA / "chinese-llama.model", source / "tokenizer.model")
     store = ModelStore(tmp_path)
 
-    result = run_convert(ConvertRequest(kind="convert", source="llama", target="new"), context_of(store))
+    result = run_convert(
+        ConvertRequest(kind="convert", source="llama", target="new"), job_context(store.root)
+    )
 
     manifest = read_manifest(tmp_path / "new")
     assert manifest is not None

@@ -1,7 +1,6 @@
 """What a check finds: nothing in what PEFT or we made rightly, and everything that was changed."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,15 @@ from services.models.store import ModelStore
 from services.preflight import preflight
 from services.verify.forward_pass import MergedSide, OnTheFlySide, llama_config, side_logits
 from services.verify.report import expected_merge, verify_model
-from tests.contract.resume_child import context, make
+from tests.contract.resume_child import make
+from tests.job_context import job_context
 from tests.reference.huggingface_model import save_llama
 from tests.reference.peft_merge import make_adapter, peft_merged, random_model, save_model
 from worker.models.merge import run_import
 from worker.models.verify import run_verify
 
-pytestmark = [
-    # PEFT 0.21 reads a property that transformers 5.23 has renamed; nothing of ours does.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
 IDS = torch.tensor([[1, 57, 100, 3, 99, 12, 76]])
 DOWN = "model.layers.1.mlp.down_proj.weight"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -67,10 +55,7 @@ def save_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
 
 
 def run(root: Path, **request: Any) -> dict[str, Any]:
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
-    return dict(run_verify(VerifyRequest(kind="verify", **request), context(root, 1, ignore)))
+    return dict(run_verify(VerifyRequest(kind="verify", **request), job_context(root)))
 
 
 # ---- the logits ---------------------------------------------------------------------------------------
@@ -129,12 +114,9 @@ def test_a_model_of_other_adapters_does_not_pass(root: Path, adapters: list[Any]
 
 
 def test_a_conversion_passes_against_its_base_in_every_format(root: Path) -> None:
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
     for layout in ("huggingface", "meta", "gguf"):
         request = ConvertRequest(kind="convert", source="merged", target=layout, output_format=layout)
-        make(request, context(root, 1, ignore))
+        make(request, job_context(root))
         report = run(root, model=layout, base="merged")
         assert report["passed"], report["differences"]
         assert report["against"] == ["manifest", "base and adapters"]
@@ -175,12 +157,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(root: Path) -> None:
 
 @pytest.fixture
 def made(root: Path) -> Path:
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
-    make(
-        MergeRequest(kind="merge", base="base", adapters=["a", "b"], target="made"), context(root, 1, ignore)
-    )
+    make(MergeRequest(kind="merge", base="base", adapters=["a", "b"], target="made"), job_context(root))
     return root / "made"
 
 
@@ -229,13 +206,10 @@ def test_an_adapter_is_no_merged_model(root: Path) -> None:
 
 
 def test_a_file_of_an_import_that_was_changed_is_found(root: Path) -> None:
-    def ignore(*_: object) -> None:
-        """Nobody watches."""
-
     (root / "incoming").mkdir()
     (root / "a").rename(root / "incoming/a")
     request = ImportRequest(kind="import", source={"path": "incoming/a"}, target="taken")
-    run_import(request, context(root, 1, ignore))
+    run_import(request, job_context(root))
     assert run(root, model="taken")["passed"]
     (root / "taken/adapter_config.json").write_text("{}")
     report = run(root, model="taken")

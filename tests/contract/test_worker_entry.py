@@ -16,11 +16,11 @@ from services.jobs.queue import JobQueue, connect
 from services.kinds.convert import ConvertRequest
 from services.kinds.import_ import ImportRequest
 from services.settings import Settings
+from tests.miniature import MINIATURE
 from tests.redis_server import Server, until
 from worker.__main__ import usable_cores
 
 ROOT = Path(__file__).parents[2]
-MINIATURE = ROOT / "examples" / "miniature"
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,12 @@ from services.jobs.status import Job
 from services.kinds.generate import GenerateRequest
 from services.settings import Settings
 from services.tokenizers import load_tokenizer
+from tests.miniature import ADAPTERS, MINIATURE, unpack_adapters
 from tests.redis_server import Server, until
 from worker.janitor import Janitor
 
 ROOT = Path(__file__).parents[2]
-MINIATURE = ROOT / "examples" / "miniature"
 QUESTIONS = json.loads((MINIATURE / "questions.json").read_text(encoding="utf-8"))
-ADAPTERS = ["chinese-llama-lora", "chinese-alpaca-lora"]
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 40}
 LONG = {**GREEDY, "max_new_tokens": 1900, "logit_bias": {"2": -100}}
 """Never draws the end of text, so that it runs for long."""
@@ -46,9 +44,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("volume")
     (root / "base").mkdir()
     convert(MINIATURE / "llama", root / "base")
-    for name in ADAPTERS:
-        with zipfile.ZipFile(MINIATURE / f"{name}.zip") as archive:
-            archive.extractall(root / name)
+    unpack_adapters(root)
     return root
 
 
