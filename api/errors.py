@@ -1,4 +1,4 @@
-"""What an error looks like over HTTP: the one table from error classes to statuses, and RFC 9457 bodies."""
+"""Errors over HTTP: the table from error classes to statuses, and RFC 9457 bodies."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -38,7 +38,7 @@ STATUS_OF: dict[type[e.GraftwerkError], HTTPStatus] = {
     e.UnsafeArchive: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.DigestMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.DiskFull: HTTPStatus.INSUFFICIENT_STORAGE,
-    # what files say
+    # contents of files
     e.UnreadableFile: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.UnsafePickle: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.UnsupportedFormat: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -67,7 +67,7 @@ STATUS_OF: dict[type[e.GraftwerkError], HTTPStatus] = {
     e.VerificationFailed: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
-"""The one table: each class of `services/errors.py` stands in it (a test compares the two)."""
+"""Status of each class of `services/errors.py` (a test compares the two)."""
 
 HTTP_CODES: dict[int, str] = {
     400: "malformed_request",
@@ -81,43 +81,43 @@ HTTP_CODES: dict[int, str] = {
     416: "range_not_satisfiable",
     500: e.InternalError.code,
 }
-"""Codes of the errors that HTTP itself has, by status; any other HTTP error is `http_<status>`."""
+"""Codes of the errors of HTTP itself, by status; any other HTTP error is `http_<status>`."""
 
-RETRY_AFTER_SECONDS = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 5}
+RETRY_AFTER_SECONDS: dict[int, int] = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 5}
 
 
 class FieldError(BaseModel):
-    """One field of a request that is not as it must be."""
+    """An invalid field of a request."""
 
     loc: list[str | int] = Field(
-        description="The way to the field, from the outside in.", examples=[["target"]]
+        description="Path to the field, from the outermost object in.", examples=[["target"]]
     )
     msg: str = Field(examples=["Field required"])
 
 
 class Problem(BaseModel):
-    """Any error (RFC 9457, `application/problem+json`); `code` is stable, the sentences may change."""
+    """An error (RFC 9457, `application/problem+json`); `code` is stable, the sentences may change."""
 
     type: str = Field(examples=["urn:graftwerk:error:model_not_found"])
-    title: str = Field(description="What this code means.")
+    title: str = Field(description="Meaning of the code.")
     status: int
-    code: str = Field(description="Stable: one of docs/errors.md.", examples=["model_not_found"])
-    detail: str = Field(description="What was found and what was needed.")
+    code: str = Field(description="Stable code, one of docs/errors.md.", examples=["model_not_found"])
+    detail: str = Field(description="What is wrong with this request.")
     hint: str = Field(default="", description="What to do about it.")
-    errors: list[FieldError] = Field(default=[], description="The fields that are wrong, where it is fields.")
+    errors: list[FieldError] = Field(default=[], description="The invalid fields of the request, if any.")
 
 
 class InvalidFields(e.InvalidRequest):
-    """The request does not have the shape that its kind needs."""
+    """The request does not have the fields that its kind needs."""
 
     def __init__(self, fields: list[FieldError]) -> None:
-        sentences = [f"{'.'.join(map(str, field.loc)) or 'the request'}: {field.msg}" for field in fields]
-        super().__init__("; ".join(sentences), "The shapes of all requests are at /docs.")
+        found = [f"{'.'.join(map(str, field.loc)) or 'the request'}: {field.msg}" for field in fields]
+        super().__init__(sentences(*found), "The fields of all requests are documented at /docs.")
         self.fields = fields
 
     @classmethod
     def of(cls, error: ValidationError, *, kinds: Iterable[str] = ()) -> "InvalidFields":
-        """Pydantic's findings; the tag that it puts before the fields of one of `kinds` is left out."""
+        """Returns pydantic's errors, without the tag that it puts before the fields of one of `kinds`."""
         return cls([_field_error(dict(found), tuple(kinds)) for found in error.errors(include_url=False)])
 
 
@@ -130,44 +130,32 @@ def _field_error(found: Mapping[str, Any], kinds: tuple[str, ...]) -> FieldError
     return FieldError(loc=loc, msg=found["msg"].removeprefix("Value error, "))
 
 
-def listed_class(error: e.GraftwerkError) -> type[e.GraftwerkError]:
-    """The nearest of an error's classes that stands in the table."""
-    return next(ancestor for ancestor in type(error).__mro__ if ancestor in STATUS_OF)
+def sentences(*texts: str) -> str:
+    """Returns the texts as one, each ending with a full stop; records of older jobs have messages without one."""
+    return " ".join(text if text.endswith((".", "!", "?")) else f"{text}." for text in texts if text)
 
 
-def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """The response that carries a problem."""
-    response = Response(problem.model_dump_json(), problem.status, mimetype="application/problem+json")
-    response.headers.update(headers or {})
-    response.headers["Cache-Control"] = "no-store"
-    if problem.status in RETRY_AFTER_SECONDS:
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS[HTTPStatus(problem.status)])
-    return response
-
-
-def on_graftwerk_error(error: e.GraftwerkError) -> Response:
-    """An error that a service raised on purpose."""
-    listed = listed_class(error)
-    return problem_response(
-        Problem(
-            type=f"urn:graftwerk:error:{error.code}",
-            title=(listed.__doc__ or error.code).splitlines()[0],
-            status=STATUS_OF[listed],
-            code=error.code,
-            detail=error.message,
-            hint=error.hint,
-            errors=error.fields if isinstance(error, InvalidFields) else [],
-        )
+def problem_of_error(error: e.GraftwerkError) -> Problem:
+    """Returns an error of the services as a problem."""
+    listed = next(ancestor for ancestor in type(error).__mro__ if ancestor in STATUS_OF)
+    return Problem(
+        type=f"urn:graftwerk:error:{error.code}",
+        title=(listed.__doc__ or error.code).splitlines()[0],
+        status=STATUS_OF[listed],
+        code=error.code,
+        detail=error.message,
+        hint=error.hint,
+        errors=error.fields if isinstance(error, InvalidFields) else [],
     )
 
 
-def on_http_exception(error: HTTPException) -> Response:
-    """An error of HTTP itself, and (as 500, without its traceback) whatever nobody foresaw."""
+def problem_of_http_error(error: HTTPException) -> Problem:
+    """Returns an error of HTTP itself as a problem; an unexpected exception arrives as 500, without its traceback."""
     status = error.code or 500
     if status == 500:
         logging.getLogger(__name__).error("request %s was answered with 500", request_id())
     code = HTTP_CODES.get(status, f"http_{status}")
-    problem = Problem(
+    return Problem(
         type=f"urn:graftwerk:error:{code}",
         title=error.name,
         status=status,
@@ -175,41 +163,68 @@ def on_http_exception(error: HTTPException) -> Response:
         detail=_detail(error, status),
         hint="The API's log has the details, under this response's X-Request-Id." if status == 500 else "",
     )
-    kept = {
-        name: value for name, value in error.get_headers() if name not in ("Content-Type", "Content-Length")
-    }
-    return problem_response(problem, kept)
 
 
 def _detail(error: HTTPException, status: int) -> str:
     own = error.description if error.description != type(error).description else None
     if status == HTTPStatus.NOT_FOUND:
-        return own or f"There is nothing at {request.path}: GET /openapi.json lists what there is."
+        return own or f"There is nothing at {request.path}: GET /openapi.json lists all paths."
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         return own or f"{request.method} is not offered at {request.path}."
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        return own or "The API failed in a way that nobody foresaw."
+        return own or "The API failed unexpectedly."
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return (
-            own
-            or f"The body is longer than the {current_app.config['MAX_CONTENT_LENGTH']} bytes that are accepted."
-        )
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
+        return own or f"The body is longer than the limit of {limit} bytes."
     return error.description or error.name
 
 
+def http_headers(error: HTTPException) -> dict[str, str]:
+    """Returns the headers of an HTTP error, `Allow` and `WWW-Authenticate` for example."""
+    return {
+        name: value for name, value in error.get_headers() if name not in ("Content-Type", "Content-Length")
+    }
+
+
+def error_response(
+    body: str, status: int, mimetype: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Returns a response that is never cached and says when to try again if the error is temporary."""
+    response = Response(body, status, mimetype=mimetype)
+    response.headers.update(headers or {})
+    response.headers["Cache-Control"] = "no-store"
+    if status in RETRY_AFTER_SECONDS:
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
+    return response
+
+
+def _problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    return error_response(problem.model_dump_json(), problem.status, "application/problem+json", headers)
+
+
+def on_graftwerk_error(error: e.GraftwerkError) -> Response:
+    """Returns the response to an error of the services."""
+    return _problem_response(problem_of_error(error))
+
+
+def on_http_error(error: HTTPException) -> Response:
+    """Returns the response to an error of HTTP itself."""
+    return _problem_response(problem_of_http_error(error), http_headers(error))
+
+
 def on_validation_error(error: ValidationError) -> Response:
-    """Query, path and header parameters that are not as documented (flask-openapi3 aborts with this)."""
+    """Returns the response to invalid query, path or header parameters (flask-openapi3 aborts with it)."""
     return on_graftwerk_error(InvalidFields.of(error))
 
 
 def problems(*statuses: int) -> dict[str | int | HTTPStatus, Any]:
-    """What the document says about the errors of an operation."""
+    """Returns the part of the OpenAPI document about these errors of an operation."""
     schema = {"$ref": "#/components/schemas/Problem"}
     content = {"application/problem+json": {"schema": schema}}
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
 
 
 def register(app: Flask) -> None:
-    """Every error of the application leaves as a problem."""
+    """Makes every error of the application a problem."""
     app.register_error_handler(e.GraftwerkError, on_graftwerk_error)
-    app.register_error_handler(HTTPException, on_http_exception)
+    app.register_error_handler(HTTPException, on_http_error)

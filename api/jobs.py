@@ -11,10 +11,11 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, ConfigDict, Field
 
+from api import sse
 from api.errors import problems
 from api.openapi import FILE, JOB_BODY, JOB_STREAM, PLAIN_TEXT, SECURITY
 from api.request_body import parse_job_request
-from api.responses import JobAnswer, JobPage, answer, answer_events, answer_job
+from api.responses import JobAnswer, JobPage, answer, answer_job
 from api.state import state
 from services.errors import InvalidRequest, JobNotFound, NotReady, ResultsNotFound
 from services.jobs.disk_reservations import DiskNeed, DiskUse
@@ -32,9 +33,6 @@ KEY_NAMESPACE = UUID("5f0f3e0c-6d0b-5b0e-9a53-5a0d6b1a7c11")
 
 RESULT_FILES = {"lines": (LINES, "application/x-ndjson"), "predictions": (PREDICTIONS, "application/json")}
 """What follows a job's id in the name of each file, and what is in it."""
-
-KEEPALIVE = ": keep-alive\n\n"
-"""A comment: without it nobody would notice that a client has gone."""
 
 api = APIBlueprint(
     "jobs",
@@ -174,14 +172,14 @@ def job_events(path: JobPath, query: EventsQuery, header: EventsHeader) -> Respo
     as it grows. The stream ends with the job; a client that lost it goes on with the header `Last-Event-ID`, or the parameter `last_event_id`.
     """
     last_id = header.last_event_id or query.last_event_id
-    return answer_events(_frames(follow(state().queue.redis, _known_form(path), last_id=last_id)))
+    return sse.event_stream(_frames(follow(state().queue.redis, _known_form(path), last_id=last_id)))
 
 
 @api.get("/events", responses={200: JOB_STREAM, **problems(422, 503)})
 def all_events(query: EventsQuery, header: EventsHeader) -> Response:
     """Follow all jobs in one stream of server-sent events, from now on."""
     last_id = header.last_event_id or query.last_event_id
-    return answer_events(_frames(follow(state().queue.redis, None, last_id=last_id)))
+    return sse.event_stream(_frames(follow(state().queue.redis, None, last_id=last_id)))
 
 
 @api.get("/jobs/<job_id>/log", responses={200: PLAIN_TEXT, **problems(404, 503)})
@@ -266,13 +264,13 @@ def _is_known(job_id: str) -> bool:
 
 
 def _frames(events: Iterator[Event | None]) -> Iterator[str]:
-    yield ": graftwerk\n\n"
+    yield sse.comment("graftwerk")
     try:
-        yield from (KEEPALIVE if event is None else _frame(event) for event in events)
+        yield from (sse.KEEPALIVE if event is None else _frame(event) for event in events)
     except NotReady as error:
-        # the status is sent already: the stream ends, and its client comes again with the last id it saw
-        yield f": {error.code}\n\n"
+        # the status is sent already: the stream ends, and its client reconnects with the last id it received
+        yield sse.comment(error.code)
 
 
 def _frame(event: Event) -> str:
-    return f"id: {event.id}\nevent: {event.name}\ndata: {event.data}\n\n"
+    return sse.frame(event.data, id=event.id, event=event.name)

@@ -1,6 +1,6 @@
 """What the views answer with: the shapes of the document, and how a shape becomes a response."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from flask import Response
 from pydantic import BaseModel, Field, RootModel
@@ -59,12 +59,4 @@ def answer_job(job: Job, status: int = 200) -> Response:
         response.headers["Retry-After"] = "1"
     if status == 202:
         response.headers["Location"] = f"/api/jobs/{job.id}"
-    return response
-
-
-def answer_events(frames: Iterable[str]) -> Response:
-    """A stream of server-sent events that no proxy on the way holds back."""
-    response = Response(frames, mimetype="text/event-stream")
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Accel-Buffering"] = "no"
     return response

@@ -1,6 +1,7 @@
-"""Errors in OpenAI's shape, from the same table of statuses as everywhere."""
+"""Errors in OpenAI's shape: the problems of the rest of the API, written differently."""
 
 import json
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -10,24 +11,34 @@ from flask_openapi3.blueprint import APIBlueprint
 from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 
-from api.errors import HTTP_CODES, RETRY_AFTER_SECONDS, STATUS_OF, listed_class, on_http_exception
+from api.errors import (
+    HTTP_CODES,
+    STATUS_OF,
+    Problem,
+    error_response,
+    http_headers,
+    problem_of_error,
+    problem_of_http_error,
+    sentences,
+)
+from api.openai.parameters import REFUSALS
 from services import errors as e
 from services.jobs.status import JobError
-
-BAD_REQUEST = {HTTPStatus.UNPROCESSABLE_ENTITY: HTTPStatus.BAD_REQUEST}
-"""OpenAI's API says 400 where ours says 422."""
+from services.kinds.shared import Failure
 
 CODES = {
     e.PromptTooLong.code: "context_length_exceeded",
     HTTP_CODES[401]: "invalid_api_key",
 }
-"""Codes that programs written for OpenAI's API look for; all others are ours."""
+"""Codes that clients of OpenAI's API look for; all others are ours."""
 
 CLASS_OF_CODE: dict[str, type[e.GraftwerkError]] = {listed.code: listed for listed in STATUS_OF}
 
+UNKNOWN_URL = "unknown_url"
+
 
 class InvalidParameter(e.InvalidRequest):
-    """A parameter of the request is wrong, unknown or not offered."""
+    """A parameter of the request is wrong, unknown or not supported."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
@@ -35,12 +46,12 @@ class InvalidParameter(e.InvalidRequest):
 
     @classmethod
     def of(cls, error: ValidationError, names: Mapping[str, str]) -> "InvalidParameter":
-        """Pydantic's findings; `names` are the parameters' names where ours differ."""
+        """Returns pydantic's errors; `names` are the parameters' names where ours differ."""
         found = [
             (_path(item["loc"], names), item["type"], item["msg"])
             for item in error.errors(include_url=False, include_input=False)
         ]
-        return cls(found[0][0], "; ".join(_sentence(*item) for item in found))
+        return cls(found[0][0], sentences(*(_sentence(*item) for item in found)))
 
 
 def _path(loc: tuple[str | int, ...], names: Mapping[str, str]) -> str:
@@ -49,75 +60,65 @@ def _path(loc: tuple[str | int, ...], names: Mapping[str, str]) -> str:
 
 def _sentence(param: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":
-        return f"{param} is not offered here: leave it out"
+        return REFUSALS.get(param, f"{param} is not supported here. Leave it out.")
     message = message.removeprefix("Value error, ")
     return f"{param}: {message}" if param else message
 
 
-def error_of_job(error: JobError) -> e.GraftwerkError:
-    """The error that a job ended with, as it was raised in the worker."""
-    return CLASS_OF_CODE.get(error.code, e.InternalError)(error.message, error.hint)
+def error_of(failure: JobError | Failure) -> e.GraftwerkError:
+    """Returns the error that a job, or one of its outputs, ended with, as it was raised in the worker."""
+    return CLASS_OF_CODE.get(failure.code, e.InternalError)(failure.message, failure.hint)
 
 
 def error_object(error: e.GraftwerkError) -> dict[str, Any]:
-    """`{"error": {…}}` for a body or an event."""
-    return _object(
-        _status(error),
-        f"{error.message} {error.hint}".strip(),
-        CODES.get(error.code, error.code),
-        param="model" if isinstance(error, e.ModelNotFound) else getattr(error, "param", None),
-    )
+    """Returns `{"error": {…}}` for a body or an event of a stream."""
+    param = "model" if isinstance(error, e.ModelNotFound) else getattr(error, "param", None)
+    return _object(problem_of_error(error), param)
 
 
-def _status(error: e.GraftwerkError) -> HTTPStatus:
-    status = STATUS_OF[listed_class(error)]
-    return BAD_REQUEST.get(status, status)
-
-
-def _object(status: int, message: str, code: str, *, param: str | None) -> dict[str, Any]:
+def _object(problem: Problem, param: str | None = None) -> dict[str, Any]:
+    status = _status(problem)
     kind = "server_error" if status >= 500 else "invalid_request_error"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         kind = "rate_limit_error"
+    # messages of jobs use the names of `generate` requests
+    message = re.sub(r"\bmax_new_tokens\b", "max_tokens", sentences(problem.detail, problem.hint))
+    code = CODES.get(problem.code, problem.code)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def _status(problem: Problem) -> int:
+    """Returns the problem's status; OpenAI's API uses 400 where ours uses 422."""
+    return HTTPStatus.BAD_REQUEST if problem.status == HTTPStatus.UNPROCESSABLE_ENTITY else problem.status
+
+
 def _respond(status: int, body: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
-    response = Response(
-        json.dumps(body, ensure_ascii=False), status, dict(headers), mimetype="application/json"
-    )
-    response.headers["Cache-Control"] = "no-store"
-    if status in RETRY_AFTER_SECONDS:
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS[HTTPStatus(status)])
-    return response
+    return error_response(json.dumps(body, ensure_ascii=False), status, "application/json", headers)
 
 
 def on_graftwerk_error(error: e.GraftwerkError) -> Response:
-    """An error that a service raised on purpose, or that a job ended with."""
-    # the official client tries 409 and 5xx again of itself, which helps only where the error is a passing one
+    """Returns the response to an error of the services, or to one that a job ended with."""
+    # the official client retries 409 and 5xx by itself, which only helps against a temporary error
     retry = {"x-should-retry": "true" if error.transient else "false"}
-    return _respond(_status(error), error_object(error), retry)
+    return _respond(_status(problem_of_error(error)), error_object(error), retry)
 
 
 def on_http_error(error: HTTPException) -> Response:
-    """An error of HTTP itself: its status, headers and sentence as in the rest of the API."""
-    problem = on_http_exception(error)
-    found = problem.get_json()
-    code = found["code"]
-    body = _object(
-        problem.status_code, f"{found['detail']} {found['hint']}".strip(), CODES.get(code, code), param=None
-    )
-    kept = {name: value for name, value in problem.headers.items() if name == "WWW-Authenticate"}
-    return _respond(problem.status_code, body, kept)
+    """Returns the response to an error of HTTP itself."""
+    problem = problem_of_http_error(error)
+    kept = {name: value for name, value in http_headers(error).items() if name == "WWW-Authenticate"}
+    return _respond(_status(problem), _object(problem), kept)
 
 
 def unknown_url(rest: str) -> Response:
-    """What is asked for under /v1 and is not there, by whatever method."""
+    """Returns the response to a path under /v1 that does not exist, with any method."""
     message = f"There is no {request.method} /v1/{rest} here."
-    return _respond(404, _object(404, message, "unknown_url", param=None), {})
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": UNKNOWN_URL}
+    return _respond(HTTPStatus.NOT_FOUND, {"error": error}, {})
 
 
 def register(api: APIBlueprint) -> None:
-    """Every error of the blueprint leaves in OpenAI's shape."""
+    """Gives every error of the blueprint OpenAI's shape."""
     api.register_error_handler(e.GraftwerkError, on_graftwerk_error)
     api.register_error_handler(HTTPException, on_http_error)
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]

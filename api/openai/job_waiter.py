@@ -1,52 +1,57 @@
-"""A client that waits for a job: its events as they come, and its end with the client's."""
+"""Waiting for a job on behalf of a connected client; a job whose client disconnects is canceled."""
 
 import json
 import select
 import socket
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from typing import TypeVar
 
 from flask import request
 
-from api.openai.errors import error_of_job
+from api.openai.errors import error_of
 from api.state import AppState
 from services.errors import InternalError, JobAlreadyEnded, JobCanceled, JobNotFound, NotReady
 from services.jobs.events import Event, follow
-from services.jobs.status import ENDED, Job, JobError, JobStatus
-from services.kinds import KINDS
+from services.jobs.status import ENDED, Job, JobStatus
+from services.kinds import KINDS, JobResult
 from services.kinds.embed import EmbedRequest
-from services.kinds.generate import GenerateRequest
+from services.kinds.generate import GenerateRequest, GenerateResult
 from services.preflight import preflight
 
+R = TypeVar("R", bound=JobResult)
+
 POLL_SECONDS = 1
-"""So often it is looked whether the client is still there."""
+"""Interval at which the client's connection is checked while no event arrives."""
 
 RETENTION_SECONDS = 3600
-"""The record of such a job is kept for an hour: its client has the answer, and there are many of them."""
+"""Time that the record of such a job is kept: its client has the response already, and such jobs are many."""
 
 
 class JobWaiter:
-    """One client waiting for one job. The job is canceled when the client goes."""
+    """One client waiting for one job. The job is canceled when the client disconnects."""
 
-    def __init__(self, rooms: AppState, job: Job, is_gone: Callable[[], bool]) -> None:
+    def __init__(self, state: AppState, job: Job, is_disconnected: Callable[[], bool]) -> None:
         self.job = job
-        self._rooms = rooms
-        self._is_gone = is_gone
+        self._queue = state.queue
+        self._is_disconnected = is_disconnected
         self._status: JobStatus = job.status
 
     def events(self) -> Generator[Event | None, None, None]:
-        """The job's events from its first to its end; None about once a second in which nothing came.
+        """Yields the job's events from its first to its end, and None after each second without one.
 
-        However this ends before the job does (the client goes, the server closes the generator, Redis is lost), the
-        job is canceled.
+        If this ends before the job does (the client disconnects, the server closes the generator, Redis is lost),
+        the job is canceled.
 
-        Raises NotReady, JobNotFound, JobCanceled.
+        Raises:
+            NotReady: Redis does not answer, or no worker serves the job's queue.
+            JobNotFound: the job's record is gone.
+            JobCanceled: the client has disconnected.
         """
-        redis = self._rooms.queue.redis
         try:
-            for event in follow(redis, self.job.id, last_id=None, keepalive_seconds=POLL_SECONDS):
-                if self._is_gone():
-                    raise JobCanceled("the client has gone")
+            for event in follow(self._queue.redis, self.job.id, last_id=None, keepalive_seconds=POLL_SECONDS):
+                if self._is_disconnected():
+                    raise JobCanceled("The client has disconnected.")
                 if event is None:
                     self._refuse_without_worker()
                 elif event.name == "status":
@@ -55,37 +60,34 @@ class JobWaiter:
         finally:
             if self._status not in ENDED:
                 with suppress(JobAlreadyEnded, JobNotFound, NotReady):
-                    self._rooms.queue.cancel(self.job.id)
+                    self._queue.cancel(self.job.id)
 
     def ended(self) -> Job:
-        """The job once it has succeeded.
-
-        Raises what the job failed with, JobCanceled, NotReady, JobNotFound.
-        """
+        """Returns the job once it has ended. Raises what `events` raises."""
         for event in self.events():
             job = ended_job(event)
             if job is not None:
-                return succeeded(job)
-        raise JobNotFound(f"job {self.job.id} was forgotten before it ended")
+                return job
+        raise JobNotFound(f"Job {self.job.id} was deleted before it ended.")
 
     def _refuse_without_worker(self) -> None:
         queue = KINDS[self.job.kind].queue
-        if self._status == "queued" and queue not in {worker.queue for worker in self._rooms.queue.workers()}:
-            raise NotReady(f"no {queue} worker is alive", "Start one, or try again when it is up.")
+        if self._status == "queued" and queue not in {worker.queue for worker in self._queue.workers()}:
+            raise NotReady(f"No {queue} worker is alive.", "Start one, or try again when it is up.")
 
 
-def submit(rooms: AppState, job_request: GenerateRequest | EmbedRequest) -> JobWaiter:
-    """Queue a job for the client of the current request. Raises what `preflight` and `JobQueue.submit` raise."""
-    preflight(job_request, rooms.store, {}, served=rooms.served(job_request))
-    retention_seconds = min(RETENTION_SECONDS, rooms.settings.job_retention_seconds)
-    job, _ = rooms.queue.submit(job_request, retention_seconds=retention_seconds)
-    return JobWaiter(rooms, job, is_gone_of(request.environ.get("gunicorn.socket")))
+def submit(state: AppState, job_request: GenerateRequest | EmbedRequest) -> JobWaiter:
+    """Queues a job for the client of the current request. Raises what `preflight` and `JobQueue.submit` raise."""
+    preflight(job_request, state.store, {}, served=state.served(job_request))
+    retention_seconds = min(RETENTION_SECONDS, state.settings.job_retention_seconds)
+    job, _ = state.queue.submit(job_request, retention_seconds=retention_seconds)
+    return JobWaiter(state, job, disconnect_check(request.environ.get("gunicorn.socket")))
 
 
-def is_gone_of(connection: socket.socket | None) -> Callable[[], bool]:
-    """A look whether the other end of a connection has closed it; never, where the server does not show it."""
+def disconnect_check(connection: socket.socket | None) -> Callable[[], bool]:
+    """Returns a function that says if the peer has closed a connection; always False where the server hides it."""
 
-    def is_gone() -> bool:
+    def is_disconnected() -> bool:
         if connection is None:
             return False
         poll = select.poll()
@@ -97,24 +99,38 @@ def is_gone_of(connection: socket.socket | None) -> Callable[[], bool]:
         except OSError:
             return True
 
-    return is_gone
+    return is_disconnected
 
 
 def ended_job(event: Event | None) -> Job | None:
-    """The job as it ended, if this event says that it has."""
+    """Returns the job if this event reports its end, else None."""
     if event is None or event.name != "status":
         return None
     job = Job.model_validate_json(event.data)
     return job if job.status in ENDED else None
 
 
-def succeeded(job: Job) -> Job:
-    """The ended job itself. Raises what it failed with, JobCanceled."""
-    outputs = (job.result or {}).get("outputs", [])
-    refused = [JobError(**output["error"]) for output in outputs if "error" in output]
-    failure = job.error or next(iter(refused), None)
-    if failure is not None:
-        raise error_of_job(failure)
+def result_of(job: Job, result_type: type[R]) -> R:
+    """Returns the result of an ended job.
+
+    Raises:
+        GraftwerkError: the error that the job ended with.
+    """
+    if job.error is not None:
+        raise error_of(job.error)
     if job.result is None:
-        raise InternalError(f"job {job.id} is {job.status} and has no result")
-    return job
+        raise InternalError(f"Job {job.id} has ended as {job.status} without a result.")
+    return result_type.model_validate(job.result)
+
+
+def generated(job: Job) -> GenerateResult:
+    """Returns the result of an ended generate job.
+
+    Raises:
+        GraftwerkError: the error that the job, or the first output without text, ended with.
+    """
+    result = result_of(job, GenerateResult)
+    for output in result.outputs:
+        if output.error is not None:
+            raise error_of(output.error)
+    return result

@@ -1,128 +1,141 @@
-"""Answers in OpenAI's shapes: whole ones, and the chunks of a stream."""
+"""Responses in OpenAI's shapes: whole ones, and the chunks of a stream."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from services.jobs.status import Job
+from services.kinds.generate import GenerateResult, Logprob, Output, TokenPiece
 
 Json = dict[str, Any]
 
-NO_CHANCE = -9999.0
-"""OpenAI's logarithm of a probability of zero, which JSON has no number for."""
+ZERO_PROBABILITY = -9999.0
+"""OpenAI's logarithm of a probability of zero, for which JSON has no number."""
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseBuilder:
-    """What the answer and every chunk of it begin with."""
+    """Builds the response to one request from its job: one object, or chunks of a stream.
+
+    `ignored` names the parameters of the request that were left out.
+    """
 
     job: Job
     model: str
     is_chat: bool
+    ignored: Sequence[str]
 
-    def fields(self, *, chunk: bool) -> Json:
-        """Id, kind, time and model. The id contains the job's."""
+    def whole(self, result: GenerateResult) -> Json:
+        """Returns the response to a request that is not streamed."""
+        choices = [self._choice(index, output) for index, output in enumerate(result.outputs)]
+        own = {"choices": choices, "usage": usage_of(result.outputs), "graftwerk": self._extension(result)}
+        return self._header(is_chunk=False) | own
+
+    def opening(self, index: int) -> Json:
+        """Returns the chunk that begins an output of a chat."""
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+
+    def piece(self, piece: TokenPiece) -> Json:
+        """Returns a chunk with new text."""
+        logprobs = self.logprobs(piece.logprobs, offset=piece.offset)
+        return self._chunk(piece.index, {"content": piece.text}, logprobs, None)
+
+    def closing(self, index: int, result: GenerateResult) -> Json:
+        """Returns the last chunk of an output."""
+        chunk = self._chunk(index, {}, None, result.outputs[index].finish_reason)
+        return chunk | {"graftwerk": self._extension(result)}
+
+    def usage(self, result: GenerateResult) -> Json:
+        """Returns the chunk after all others, with the usage."""
+        own = {"choices": [], "usage": usage_of(result.outputs), "graftwerk": self._extension(result)}
+        return self._header(is_chunk=True) | own
+
+    def logprobs(self, items: Sequence[Logprob] | None, *, offset: int = 0) -> Json | None:
+        """Returns log-probabilities in the endpoint's form, without the token that ends an output.
+
+        `offset` counts the characters of the output before the first item.
+        """
+        if items is None:
+            return None
+        shown = [item for item in items if not item.special]
+        return _chat_logprobs(shown) if self.is_chat else _completion_logprobs(shown, offset)
+
+    def _header(self, *, is_chunk: bool) -> Json:
         kind = "chat.completion" if self.is_chat else "text_completion"
         return {
             "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.job.id}",
-            "object": f"{kind}.chunk" if chunk and self.is_chat else kind,
+            "object": f"{kind}.chunk" if is_chunk and self.is_chat else kind,
             "created": int(self.job.created_at.timestamp()),
             "model": self.model,
             "system_fingerprint": None,
         }
 
-    def whole(self, result: Json) -> Json:
-        """The answer to a request that is not streamed."""
-        choices = [self._choice(index, output) for index, output in enumerate(result["outputs"])]
-        more = {"choices": choices, "usage": usage_of(result["outputs"]), "graftwerk": self._own(result)}
-        return self.fields(chunk=False) | more
-
-    def _choice(self, index: int, output: Json) -> Json:
-        choice: Json = {"index": index}
-        if self.is_chat:
-            choice["message"] = {"role": "assistant", "content": output["text"], "refusal": None}
-        else:
-            choice["text"] = output["text"]
-        logprobs = self.logprobs(output.get("logprobs"))
-        return choice | {"logprobs": logprobs, "finish_reason": output["finish_reason"]}
-
-    def opening(self, index: int) -> Json:
-        """The chunk that begins an answer of a chat."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
-
-    def piece(self, index: int, text: str, logprobs: Sequence[Json] | None, *, offset: int) -> Json:
-        """A chunk with new text, which begins `offset` characters into the answer."""
-        return self._chunk(index, {"content": text}, self.logprobs(logprobs, offset=offset), None)
-
-    def closing(self, index: int, output: Json, result: Json) -> Json:
-        """The last chunk of an answer."""
-        return self._chunk(index, {}, None, output["finish_reason"]) | {"graftwerk": self._own(result)}
-
-    def counting(self, result: Json) -> Json:
-        """The chunk after all others, with the usage."""
-        return self.fields(chunk=True) | {"choices": [], "usage": usage_of(result["outputs"])}
+    def _choice(self, index: int, output: Output) -> Json:
+        text = output.text or ""
+        message = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        return {
+            "index": index,
+            **(message if self.is_chat else {"text": text}),
+            "logprobs": self.logprobs(output.logprobs),
+            "finish_reason": output.finish_reason,
+        }
 
     def _chunk(self, index: int, delta: Json, logprobs: Json | None, finish_reason: str | None) -> Json:
-        news: Json = {"delta": delta} if self.is_chat else {"text": delta.get("content", "")}
-        choice = {"index": index, **news, "logprobs": logprobs, "finish_reason": finish_reason}
-        return self.fields(chunk=True) | {"choices": [choice]}
+        text: Json = {"delta": delta} if self.is_chat else {"text": delta.get("content", "")}
+        choice = {"index": index, **text, "logprobs": logprobs, "finish_reason": finish_reason}
+        return self._header(is_chunk=True) | {"choices": [choice]}
 
-    def _own(self, result: Json) -> Json:
-        return {"job": self.job.id, "template": result["template"]}
-
-    def logprobs(self, items: Sequence[Json] | None, *, offset: int = 0) -> Json | None:
-        """A job's log-probabilities in the endpoint's own form; the token that ends an answer is left out."""
-        if items is None:
-            return None
-        shown = [item for item in items if not item.get("special")]
-        return _chat_logprobs(shown) if self.is_chat else _completion_logprobs(shown, offset)
+    def _extension(self, result: GenerateResult) -> Json:
+        return extension(self.job, self.ignored) | {"template": result.template}
 
 
-def usage_of(outputs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Tokens of all answers together; a prompt with several answers counts once."""
-    prompt = sum(output["usage"]["prompt_tokens"] for output in outputs if output["index"] == 0)
-    completion = sum(output["usage"]["completion_tokens"] for output in outputs)
+def extension(job: Job, ignored: Sequence[str]) -> Json:
+    """Returns the field `graftwerk` of a response: the job, and the parameters that were left out."""
+    return {"job": job.id, "ignored": list(ignored)}
+
+
+def usage_of(outputs: Sequence[Output]) -> dict[str, int]:
+    """Returns the tokens of all outputs together; a prompt with several outputs counts once."""
+    usages = [(output.index, output.usage) for output in outputs if output.usage is not None]
+    prompt = sum(usage.prompt_tokens for index, usage in usages if index == 0)
+    completion = sum(usage.completion_tokens for _, usage in usages)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _chat_logprobs(items: Sequence[Json]) -> Json:
-    content = [_chat_token(item) | {"top_logprobs": list(map(_chat_token, _top(item)))} for item in items]
+def _chat_logprobs(items: Sequence[Logprob]) -> Json:
+    content = [_chat_token(item) | {"top_logprobs": list(map(_chat_token, item.top))} for item in items]
     return {"content": content, "refusal": None}
 
 
-def _chat_token(item: Json) -> Json:
-    data = token_bytes(item["token"])
-    return {"token": token_text(item["token"]), "logprob": _logprob(item), "bytes": list(data)}
+def _chat_token(item: Logprob) -> Json:
+    data = token_bytes(item.token)
+    return {"token": token_text(item.token), "logprob": _logprob(item), "bytes": list(data)}
 
 
-def _completion_logprobs(items: Sequence[Json], offset: int) -> Json:
-    tokens = [token_text(item["token"]) for item in items]
+def _completion_logprobs(items: Sequence[Logprob], offset: int) -> Json:
+    tokens = [token_text(item.token) for item in items]
     offsets = [offset + sum(map(len, tokens[:number])) for number in range(len(tokens))]
     return {
         "tokens": tokens,
         "token_logprobs": [_logprob(item) for item in items],
-        "top_logprobs": [{token_text(top["token"]): _logprob(top) for top in _top(item)} for item in items],
+        "top_logprobs": [{token_text(top.token): _logprob(top) for top in item.top} for item in items],
         "text_offset": offsets,
     }
 
 
-def _top(item: Json) -> list[Json]:
-    return list(item.get("top", []))
-
-
-def _logprob(item: Json) -> float:
-    return NO_CHANCE if item["logprob"] is None else float(item["logprob"])
+def _logprob(item: Logprob) -> float:
+    return ZERO_PROBABILITY if item.logprob is None else item.logprob
 
 
 def token_bytes(piece: str) -> bytes:
-    """The bytes that a piece of a SentencePiece vocabulary stands for (`▁Hello`, `<0xE4>`)."""
+    """Returns the bytes of a piece of a SentencePiece vocabulary (`▁Hello`, `<0xE4>`)."""
     found = _BYTE_PIECE.fullmatch(piece)
     return bytes([int(found[1], 16)]) if found else piece.replace("▁", " ").encode()
 
 
 def token_text(piece: str) -> str:
-    """The same as text; a byte that is no character alone shows as U+FFFD."""
+    """Returns a piece as text; a byte that is not a character by itself becomes U+FFFD."""
     return token_bytes(piece).decode("utf-8", "replace")

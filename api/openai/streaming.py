@@ -1,28 +1,28 @@
-"""A job's events as the chunks of an OpenAI stream."""
+"""Streaming responses: a job's events as the chunks of an OpenAI stream."""
 
 import json
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
 
-from api.jobs import KEEPALIVE
+from api import sse
 from api.openai.errors import error_object
-from api.openai.job_waiter import POLL_SECONDS, JobWaiter, ended_job, succeeded
+from api.openai.job_waiter import POLL_SECONDS, JobWaiter, ended_job, generated
 from api.openai.responses import Json, ResponseBuilder
 from services.errors import GraftwerkError, InternalError
 from services.jobs.events import Event
+from services.kinds.generate import GenerateResult, Output, TokenPiece
 
-FIRST_ANSWER_SECONDS = 10
-"""So long an answer's status and headers wait for its first text: what fails before is a proper error."""
+FIRST_TEXT_SECONDS = 10
+"""Longest time that status and headers wait for the first text: an error before them has its own HTTP status."""
 
-DONE = "data: [DONE]\n\n"
+DONE = sse.frame("[DONE]")
 
 
 class StreamState:
-    """What a stream has given out of each answer.
+    """Text that a stream has sent of each output.
 
-    A job whose worker died is run again from its beginning. Its new text, which the seed makes the same, is not
-    told again: the end of the job brings what is missing.
+    A job whose worker died runs again from its beginning. Its new text, which is the same because of the seed, is not
+    sent twice: the end of the job brings the rest.
     """
 
     def __init__(self) -> None:
@@ -30,95 +30,98 @@ class StreamState:
         self._logprobs: dict[int, int] = {}
         self._stale: set[int] = set()
 
-    def take(self, piece: Json) -> Json | None:
-        """A `token` event's data, if it goes on where the last one ended."""
-        index = piece["index"]
-        if piece["offset"] != len(self._texts.get(index, "")):
-            self._stale.add(index)
-        if index in self._stale:
+    def take(self, piece: TokenPiece) -> TokenPiece | None:
+        """Returns the piece if it continues the text that was sent, else None."""
+        if piece.offset != len(self._texts.get(piece.index, "")):
+            self._stale.add(piece.index)
+        if piece.index in self._stale:
             return None
-        return self._note(piece)
+        return self._record(piece)
 
-    def rest(self, index: int, output: Json) -> Json | None:
-        """What is missing of a finished answer, if anything is. Raises InternalError where the text is another."""
-        sent = self._texts.get(index, "")
-        if not output["text"].startswith(sent):
-            raise InternalError("the job ran again and gave another text than the one sent so far")
-        piece = {"index": index, "offset": len(sent), "text": output["text"][len(sent) :]}
-        if output.get("logprobs") is not None:
-            piece["logprobs"] = output["logprobs"][self._logprobs.get(index, 0) :]
-        return self._note(piece) if piece["text"] or piece.get("logprobs") else None
+    def rest(self, index: int, output: Output) -> TokenPiece | None:
+        """Returns the part of a finished output that has not been sent, None if all of it has.
 
-    def _note(self, piece: Json) -> Json:
-        index = piece["index"]
-        self._texts[index] = self._texts.get(index, "") + piece["text"]
-        self._logprobs[index] = self._logprobs.get(index, 0) + len(piece.get("logprobs", []))
+        Raises:
+            InternalError: the output does not begin with the text that was sent.
+        """
+        sent, text = self._texts.get(index, ""), output.text or ""
+        if not text.startswith(sent):
+            raise InternalError("The job ran again and its output differs from the text sent so far.")
+        logprobs = None if output.logprobs is None else output.logprobs[self._logprobs.get(index, 0) :]
+        piece = TokenPiece(index=index, offset=len(sent), text=text[len(sent) :], logprobs=logprobs)
+        return self._record(piece) if piece.text or piece.logprobs else None
+
+    def _record(self, piece: TokenPiece) -> TokenPiece:
+        self._texts[piece.index] = self._texts.get(piece.index, "") + piece.text
+        self._logprobs[piece.index] = self._logprobs.get(piece.index, 0) + len(piece.logprobs or [])
         return piece
 
 
 class Stream:
-    """The frames of one streamed answer."""
+    """Frames of one streamed response."""
 
-    def __init__(self, waiting: JobWaiter, head: ResponseBuilder, *, answers: int, with_usage: bool) -> None:
-        self._head = head
-        self._answers = answers
+    def __init__(
+        self, waiter: JobWaiter, builder: ResponseBuilder, *, outputs: int, with_usage: bool
+    ) -> None:
+        """`outputs` is the number of outputs of the job; `with_usage` adds the usage as a last chunk."""
+        self._builder = builder
+        self._outputs = outputs
         self._with_usage = with_usage
-        self._sent = StreamState()
-        self._events = waiting.events()
+        self._state = StreamState()
+        self._events = waiter.events()
 
     def begin(self) -> Iterator[str]:
-        """The frames, once the first text is there (or after `FIRST_ANSWER_SECONDS`).
+        """Returns the frames, once the first text is there or `FIRST_TEXT_SECONDS` have passed.
 
-        Raises what the job failed with before that, JobCanceled, NotReady, JobNotFound.
+        Raises:
+            GraftwerkError: the error that the job ended with before that.
         """
         seen: list[Event | None] = []
         for event in self._events:
             seen.append(event)
             job = ended_job(event)
             if job is not None:
-                succeeded(job)
+                generated(job)
             if job is not None or (event is not None and event.name == "token"):
                 break
-            if seen.count(None) * POLL_SECONDS >= FIRST_ANSWER_SECONDS:
+            if seen.count(None) * POLL_SECONDS >= FIRST_TEXT_SECONDS:
                 break
         return self._frames(chain(seen, self._events))
 
     def close(self) -> None:
-        """The client has gone, or the answer is complete."""
+        """Stops following the job, which is canceled if it has not ended."""
         self._events.close()
 
     def _frames(self, events: Iterator[Event | None]) -> Iterator[str]:
         try:
-            yield from self._opened(events)
+            yield from self._all_frames(events)
         except GraftwerkError as error:
             # the status is sent already: the error is the stream's last event
             yield _frame(error_object(error))
 
-    def _opened(self, events: Iterator[Event | None]) -> Iterator[str]:
-        if self._head.is_chat:
-            yield from (self._chunk(self._head.opening(index)) for index in range(self._answers))
+    def _all_frames(self, events: Iterator[Event | None]) -> Iterator[str]:
+        if self._builder.is_chat:
+            yield from (self._chunk(self._builder.opening(index)) for index in range(self._outputs))
         for event in events:
             if event is None:
-                yield KEEPALIVE
+                yield sse.KEEPALIVE
             elif event.name == "token":
-                yield from self._piece(self._sent.take(json.loads(event.data)))
+                yield from self._piece(self._state.take(TokenPiece.model_validate_json(event.data)))
             job = ended_job(event)
             if job is not None:
-                yield from self._end(succeeded(job).result or {})
+                yield from self._end(generated(job))
                 return
 
-    def _piece(self, piece: Json | None) -> Iterator[str]:
-        if piece is not None and (piece["text"] or piece.get("logprobs")):
-            logprobs = piece.get("logprobs")
-            chunk = self._head.piece(piece["index"], piece["text"], logprobs, offset=piece["offset"])
-            yield self._chunk(chunk)
+    def _piece(self, piece: TokenPiece | None) -> Iterator[str]:
+        if piece is not None and (piece.text or piece.logprobs):
+            yield self._chunk(self._builder.piece(piece))
 
-    def _end(self, result: dict[str, Any]) -> Iterator[str]:
-        for index, output in enumerate(result["outputs"]):
-            yield from self._piece(self._sent.rest(index, output))
-            yield self._chunk(self._head.closing(index, output, result))
+    def _end(self, result: GenerateResult) -> Iterator[str]:
+        for index, output in enumerate(result.outputs):
+            yield from self._piece(self._state.rest(index, output))
+            yield self._chunk(self._builder.closing(index, result))
         if self._with_usage:
-            yield _frame(self._head.counting(result))
+            yield _frame(self._builder.usage(result))
         yield DONE
 
     def _chunk(self, chunk: Json) -> str:
@@ -126,4 +129,4 @@ class Stream:
 
 
 def _frame(value: Json) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return sse.frame(json.dumps(value, ensure_ascii=False))

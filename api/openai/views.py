@@ -8,30 +8,32 @@ from struct import pack
 from typing import Any
 
 from flask import Response
-from flask import request as flask_request
+from flask import request as http_request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel
 
+from api import sse
 from api.openai import errors
-from api.openai.job_waiter import submit
-from api.openai.responses import ResponseBuilder
+from api.openai.body import parse
+from api.openai.job_waiter import generated, result_of, submit
+from api.openai.parameters import ignored_parameters
+from api.openai.responses import ResponseBuilder, extension
 from api.openai.schemas import (
     ChatBody,
     CompletionBody,
     EmbeddingBody,
     embed_request,
     generate_request,
-    names_of,
-    parse,
+    split_model,
 )
 from api.openai.streaming import Stream
 from api.openapi import SECURITY, body_of, object_of
 from api.request_body import read_body
-from api.responses import answer_events
 from api.state import state
 from services.backend import FORWARDED_HEADER, SERVICE_HEADER, ServedModel
 from services.errors import GraftwerkError
+from services.kinds.embed import EmbedResult
 from services.kinds.generate import GenerateRequest
 from services.models.manifest import read_manifest
 from services.names import SERVED_NAME_PATTERN
@@ -45,17 +47,20 @@ errors.register(api)
 
 
 class ModelPath(BaseModel):
-    """Which model."""
+    """Path parameter `model`: a model's name, or `base+adapter`."""
 
     model: str
 
 
 @api.get("/models", responses={**object_of(200), **REFUSALS})
 def list_models() -> Response:
-    """List the models that can generate: those of the shelf, then those of the server that takes generation."""
-    ours = {name: _model(name) for name in state().store.names() if _can_generate(name)}
-    theirs = [_served(model) for name, model in _served_models().items() if name not in ours]
-    response = _json({"object": "list", "data": [*ours.values(), *theirs]})
+    """List the models that can generate.
+
+    Models of the volume come first, then those of the server of `GENERATE_BACKEND_URL`.
+    """
+    local = {name: _local_model(name) for name in state().store.names() if _can_generate(name)}
+    remote = [_remote_model(model) for name, model in _served_models().items() if name not in local]
+    response = _json({"object": "list", "data": [*local.values(), *remote]})
     if _is_forwarded():
         response.headers[SERVICE_HEADER] = state().queue.identity()
     return response
@@ -63,35 +68,36 @@ def list_models() -> Response:
 
 @api.get("/models/<path:model>", responses={**object_of(200), **REFUSALS})
 def retrieve_model(path: ModelPath) -> Response:
-    """Look at a model, by its name or by `base+adapter`."""
+    """Get a model by its name or by `base+adapter`."""
     probe = _probe(path.model)
-    if not _is_on_the_shelf(probe.model) and path.model in (served := _served_models()):
-        return _json(_served(served[path.model]))
+    if probe.model not in state().store.names() and path.model in (served := _served_models()):
+        return _json(_remote_model(served[path.model]))
     preflight(probe, state().store, {})
-    return _json(_model(path.model))
+    return _json(_local_model(path.model))
 
 
 @api.post(
     "/chat/completions", openapi_extensions=body_of(ChatBody), responses={**object_of(200), **WORK_REFUSALS}
 )
 def chat() -> Response:
-    """Answer a conversation.
+    """Generate the next turn of a conversation.
 
-    A `generate` job answers, and is canceled when the client goes. Beside OpenAI's parameters there are `top_k`,
-    `min_p`, `repetition_penalty` and `template`. With `stream` the answer comes as server-sent events.
+    A `generate` job produces it and is canceled when the client disconnects. Graftwerk's own parameters are `top_k`,
+    `min_p`, `repetition_penalty` and `template`. With `stream` the text arrives as server-sent events. Parameters that
+    are left out (`tools`, for example) are listed in `graftwerk.ignored` of the response.
     """
-    return _complete(parse(ChatBody, read_body()), "chat.completions")
+    return _complete(ChatBody, "chat.completions")
 
 
 @api.post(
     "/completions", openapi_extensions=body_of(CompletionBody), responses={**object_of(200), **WORK_REFUSALS}
 )
 def completions() -> Response:
-    """Continue a text, or several.
+    """Continue one or more texts.
 
-    As for chats; `template` makes the prompt an instruction.
+    The same as for chats; with `template` the prompt is an instruction.
     """
-    return _complete(parse(CompletionBody, read_body()), "completions")
+    return _complete(CompletionBody, "completions")
 
 
 @api.post(
@@ -100,41 +106,52 @@ def completions() -> Response:
 def embeddings() -> Response:
     """Turn texts into vectors.
 
-    The mean of the last hidden states over a text's tokens, scaled to length 1, by an `embed` job.
+    An `embed` job takes the mean of the last hidden states over a text's tokens and scales it to length 1.
     """
-    body = parse(EmbeddingBody, read_body())
-    result = submit(state(), embed_request(body, _origin("embeddings"))).ended().result or {}
+    value = read_body()
+    body = parse(EmbeddingBody, value)
+    job = submit(state(), embed_request(body, _origin("embeddings"))).ended()
+    result = result_of(job, EmbedResult)
     encode = _base64 if body.encoding_format == "base64" else list
     data = [
         {"object": "embedding", "index": index, "embedding": encode(vector)}
-        for index, vector in enumerate(result["embeddings"])
+        for index, vector in enumerate(result.embeddings)
     ]
-    return _json({"object": "list", "data": data, "model": body.model, "usage": result["usage"]})
+    usage = result.usage.model_dump(exclude_unset=True)
+    own = {"model": body.model, "usage": usage, "graftwerk": extension(job, ignored_parameters(value))}
+    return _json({"object": "list", "data": data} | own)
 
 
-def _complete(body: ChatBody | CompletionBody, endpoint: str) -> Response:
+def _complete(body_type: type[ChatBody] | type[CompletionBody], endpoint: str) -> Response:
+    value = read_body()
+    body = parse(body_type, value)
     request = generate_request(body, _origin(endpoint))
     if _is_forwarded():
         request = request.model_copy(update={"forward": False})
-    waiting = submit(state(), request)
-    head = ResponseBuilder(waiting.job, body.model, is_chat=isinstance(body, ChatBody))
+    waiter = submit(state(), request)
+    builder = ResponseBuilder(
+        job=waiter.job,
+        model=body.model,
+        is_chat=isinstance(body, ChatBody),
+        ignored=ignored_parameters(value),
+    )
     if not body.stream:
-        return _json(head.whole(waiting.ended().result or {}))
-    answers = request.sampling.n * len(request.prompts or [None])
-    stream = Stream(waiting, head, answers=answers, with_usage=body.with_usage)
-    response = answer_events(stream.begin())
+        return _json(builder.whole(generated(waiter.ended())))
+    outputs = request.sampling.n * len(request.prompts or [None])
+    stream = Stream(waiter, builder, outputs=outputs, with_usage=body.with_usage)
+    response = sse.event_stream(stream.begin())
     response.call_on_close(stream.close)
     return response
 
 
 def _origin(endpoint: str) -> dict[str, str]:
-    """The metadata by which such jobs are told from others."""
+    """Returns the metadata that marks jobs of these endpoints."""
     return {"origin": "openai", "endpoint": endpoint}
 
 
 def _is_forwarded() -> bool:
-    """Whether another Graftwerk asks: it gets what is ours, so that nothing goes in circles."""
-    return FORWARDED_HEADER in flask_request.headers
+    """Returns True if another Graftwerk sent the request: it gets local models only, so that no request circulates."""
+    return FORWARDED_HEADER in http_request.headers
 
 
 def _served_models() -> Mapping[str, ServedModel]:
@@ -142,28 +159,24 @@ def _served_models() -> Mapping[str, ServedModel]:
     return {} if backend is None or _is_forwarded() else backend.models()
 
 
-def _served(model: ServedModel) -> dict[str, Any]:
+def _remote_model(model: ServedModel) -> dict[str, Any]:
     return {"id": model.id, "object": "model", "created": model.created, "owned_by": model.owned_by}
 
 
-def _is_on_the_shelf(name: str) -> bool:
-    return name in state().store.names()
-
-
 def _probe(model: str) -> GenerateRequest:
-    return GenerateRequest(kind="generate", prompt="", **names_of(model, SERVED_NAME_PATTERN))
+    return GenerateRequest(kind="generate", prompt="", **split_model(model, SERVED_NAME_PATTERN))
 
 
 def _can_generate(name: str) -> bool:
     try:
         preflight(_probe(name), state().store, {})
-    except (GraftwerkError, OSError):  # what is not whole, and what is deleted this very moment
+    except (GraftwerkError, OSError):  # incomplete, or deleted at this moment
         return False
     return True
 
 
-def _model(name: str) -> dict[str, Any]:
-    folder = state().store.path(names_of(name)["model"])
+def _local_model(name: str) -> dict[str, Any]:
+    folder = state().store.path(split_model(name)["model"])
     manifest = read_manifest(folder)
     made = manifest.created_at if manifest else datetime.fromtimestamp(folder.stat().st_mtime)
     owner = "graftwerk" if manifest else "local"
@@ -171,7 +184,7 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _base64(vector: list[float]) -> str:
-    """Little-endian float32, as the official client asks for it."""
+    """Returns little-endian float32 in base64, which the official client requests."""
     return base64.b64encode(pack(f"<{len(vector)}f", *vector)).decode()
 
 

@@ -1,7 +1,6 @@
-"""The OpenAI-compatible front without a worker: refusals as the official client raises them, and broken streams."""
+"""The OpenAI-compatible endpoints without a worker: jobs that requests become, and errors that the client raises."""
 
 import hashlib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,18 @@ import pytest
 from fakeredis import FakeRedis, FakeServer
 from openai.types.chat import ChatCompletionMessageParam
 
-from api.openai.job_waiter import is_gone_of
-from api.openai.responses import token_bytes, token_text
-from api.openai.streaming import StreamState
+from api.openai.body import parse
+from api.openai.errors import error_object, error_of
+from api.openai.parameters import ignored_parameters
+from api.openai.schemas import ChatBody, CompletionBody, generate_request
 from services.convert import convert
-from services.errors import InternalError
+from services.jobs.status import JobError
 from tests.api_client import client_of, put_model
 from tests.miniature import MINIATURE
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+NAMED = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +86,32 @@ def test_a_folder_that_is_no_whole_model_is_refused_with_the_reason(client: open
 @pytest.mark.parametrize(
     ("changes", "param", "words"),
     [
-        ({"tools": [{"type": "function"}]}, "tools", "tools is not offered"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not offered"),
-        ({"no_such": 1}, "no_such", "not offered"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "a tool call cannot be required"),
+        ({"tools": [TOOL], "tool_choice": NAMED}, "tool_choice", "a tool call cannot be required"),
+        (
+            {"functions": [TOOL["function"]], "function_call": {"name": "f"}},
+            "function_call",
+            "cannot be required",
+        ),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"no_such": 1}, "no_such", "no_such is not supported here. Leave it out."),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"n": 17}, "n", "16"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "integer"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5", "100"),
         ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "system"),
-        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages.0.name", "not offered"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens", "greater than or equal to 0"),
+        ({"best_of": 2}, "best_of", "not supported"),
+        ({"suffix": "end"}, "suffix", "not supported"),
+        ({"stop_token_ids": [2]}, "stop_token_ids", "not supported"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages.0.role", "system"),
+        ({"messages": [{"role": "user", "content": "x", "nmae": "Ann"}]}, "messages.0.nmae", "not supported"),
+        ({"messages": [{"role": "user"}]}, "messages.0", "needs content"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages.0", "needs content"),
         ({"top_logprobs": 3}, None, "top_logprobs needs logprobs"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, None, "two values"),
-        ({"stream_options": {"include_usage": True}}, None, "goes with stream"),
+        ({"stream_options": {"include_usage": True}}, None, "allowed with stream only"),
         ({"stop": [""]}, "stop.0", "at least 1"),
     ],
 )
@@ -115,9 +129,9 @@ def test_a_wrong_parameter_is_named(
 
 @pytest.mark.parametrize("prompt", [[1, 2, 3], [[1], [2]]])
 def test_token_ids_are_refused_by_sentence(client: openai.OpenAI, prompt: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="token ids are not taken here: send the text"):
+    with pytest.raises(openai.BadRequestError, match="token ids are not supported: send text"):
         client.completions.create(model="base", prompt=prompt)
-    with pytest.raises(openai.BadRequestError, match="token ids are not taken here: send the text"):
+    with pytest.raises(openai.BadRequestError, match="token ids are not supported: send text"):
         client.embeddings.create(model="base", input=prompt)
 
 
@@ -144,7 +158,7 @@ def test_what_asks_for_nothing_is_taken_and_the_rest_becomes_the_job(volume: Pat
             {"role": "assistant", "content": "Three", "refusal": None, "tool_calls": None},
             {"role": "user", "content": "Four"},
         ],
-        "user": "somebody", "store": False, "tools": [], "response_format": {"type": "text"}, "seed": 7,
+        "user": "ann", "store": False, "tools": [], "response_format": {"type": "text"}, "seed": 7,
         "max_tokens": None, "logit_bias": {"5": -100}, "stop": "end", "logprobs": True, "top_k": 3,
     }  # fmt: skip
     api.post("/v1/chat/completions", json=body)
@@ -163,6 +177,71 @@ def test_what_asks_for_nothing_is_taken_and_the_rest_becomes_the_job(volume: Pat
     assert job["metadata"] == {"origin": "openai", "endpoint": "chat.completions"}
 
 
+def request_of(body: dict[str, Any]) -> dict[str, Any]:
+    """The request of the job that the body of a chat becomes."""
+    return generate_request(parse(ChatBody, {"model": "base", **body}), {}).model_dump()
+
+
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"tools": [TOOL]},
+        {"tools": [TOOL], "tool_choice": "auto", "parallel_tool_calls": True},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"functions": [TOOL["function"]], "function_call": "auto"},
+        {"metadata": {"chat": "1"}, "store": True, "reasoning_effort": "low", "service_tier": "flex"},
+    ],
+)
+def test_what_clients_send_by_default_does_not_fail(extras: dict[str, Any]) -> None:
+    assert request_of({"messages": HELLO, **extras})["messages"] == HELLO
+
+
+def test_the_ignored_parameters_are_those_that_request_something() -> None:
+    body = {"model": "base", "tools": [TOOL], "tool_choice": "auto", "user": None, "store": False, "seed": 7}
+    assert ignored_parameters(body | {"metadata": {"chat": "1"}}) == ["tools", "metadata"]
+    assert ignored_parameters([]) == []
+
+
+def test_a_conversation_with_tool_calls_is_read_as_text() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "Is it raining?", "name": "ann"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None},
+        {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "Rain."},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "It says rain."},
+        {"role": "user", "content": "Thanks."},
+    ]
+    assert request_of({"messages": messages})["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Is it raining?"},
+        {"role": "assistant", "content": 'weather({"city": "Bern"})'},
+        {"role": "user", "content": "Rain."},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Thanks."},
+    ]
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_above_the_context_is_lowered_and_not_refused(limit: str) -> None:
+    request = request_of({"messages": HELLO, limit: 32_000})
+    assert (request["fit_context"], request["sampling"]["max_new_tokens"]) == ("answer", 32_000)
+    request = request_of({"messages": HELLO, limit: 10**9})
+    assert request["sampling"]["max_new_tokens"] == 10**6
+
+
+def test_a_completion_is_fitted_into_the_context_too() -> None:
+    body = parse(CompletionBody, {"model": "base", "prompt": "x", "max_tokens": 32_000})
+    assert generate_request(body, {}).fit_context == "answer"
+
+
+def test_an_error_is_whole_sentences_with_the_names_of_this_api() -> None:
+    failure = JobError(code="prompt_too_long", message="It does not fit", hint="Lower max_new_tokens to 3.")
+    found = error_object(error_of(failure))["error"]
+    assert found["message"] == "It does not fit. Lower max_tokens to 3."
+    assert found["code"] == "context_length_exceeded"
+
+
 # ---- the service --------------------------------------------------------------------------------------
 
 
@@ -178,7 +257,7 @@ def test_without_a_worker_it_is_503_and_the_job_is_canceled(volume: Path) -> Non
 
 
 def test_a_stream_without_a_worker_is_503_too(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.InternalServerError, match="no generate worker is alive"):
+    with pytest.raises(openai.InternalServerError, match="No generate worker is alive"):
         client.chat.completions.create(model="base", messages=HELLO, stream=True)
 
 
@@ -194,7 +273,7 @@ def test_a_full_queue_is_a_rate_limit(volume: Path) -> None:
 
 def test_a_wrong_key_and_a_weak_key_are_told_apart(volume: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text(f"{hashlib.sha256(b'weak').hexdigest()} read somebody\n")
+    keys.write_text(f"{hashlib.sha256(b'weak').hexdigest()} read laptop\n")
     with official(volume, api_key="wrong", api_keys_file=keys) as client:
         with pytest.raises(openai.AuthenticationError) as found:
             client.models.list()
@@ -216,62 +295,6 @@ def test_what_is_not_there_is_said_in_openais_shape(volume: Path, method: str, u
 def test_a_body_that_is_no_json_is_said_in_openais_shape(volume: Path) -> None:
     answer = client_of(volume).post("/v1/completions", data="{", content_type="application/json")
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (400, "malformed_request")
-
-
-# ---- streams ------------------------------------------------------------------------------------------
-
-
-def piece(offset: int, text: str, **more: Any) -> dict[str, Any]:
-    return {"index": 0, "offset": offset, "text": text, "finish_reason": None, **more}
-
-
-def test_the_text_of_a_job_that_ran_again_is_not_sent_twice() -> None:
-    sent = StreamState()
-    first = [sent.take(piece(0, "One ")), sent.take(piece(4, "two "))]
-    assert [found["text"] for found in first if found] == ["One ", "two "]
-    assert sent.take(piece(0, "One two three ")) is None
-    assert sent.take(piece(8, "three ")) is None
-    rest = sent.rest(0, {"text": "One two three four"})
-    assert rest is not None
-    assert (rest["offset"], rest["text"]) == (8, "three four")
-    assert sent.rest(0, {"text": "One two three four"}) is None
-
-
-def test_a_piece_that_was_lost_is_made_up_for_at_the_end() -> None:
-    sent = StreamState()
-    sent.take(piece(0, "One ", logprobs=[{"token": "One"}]))
-    assert sent.take(piece(8, "three")) is None
-    logprobs = [{"token": word} for word in ("One", "two", "three")]
-    rest = sent.rest(0, {"text": "One two three", "logprobs": logprobs})
-    assert rest is not None
-    assert (rest["text"], rest["logprobs"]) == ("two three", logprobs[1:])
-
-
-def test_another_text_than_the_one_sent_is_an_error() -> None:
-    sent = StreamState()
-    sent.take(piece(0, "One "))
-    with pytest.raises(InternalError, match="another text"):
-        sent.rest(0, {"text": "Two"})
-
-
-def test_pieces_of_a_vocabulary_become_text_and_bytes() -> None:
-    assert (token_text("▁Hello"), token_bytes("▁Hello")) == (" Hello", b" Hello")
-    assert (token_text("<0xE4>"), token_bytes("<0xE4>")) == ("\ufffd", b"\xe4")
-    assert token_bytes("你") == b"\xe4\xbd\xa0"
-
-
-@pytest.mark.enable_socket
-def test_a_closed_connection_is_seen_and_an_open_one_is_not_taken_for_it() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        is_gone = is_gone_of(ours)
-        assert not is_gone()
-        theirs.sendall(b"the next request")
-        assert not is_gone()
-        assert ours.recv(100) == b"the next request"
-        theirs.close()
-        assert is_gone()
-    assert not is_gone_of(None)()
 
 
 def test_the_record_of_such_a_job_is_kept_for_an_hour(volume: Path) -> None:

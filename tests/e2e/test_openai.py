@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 
 from tests.e2e.conftest import Line
 from tests.e2e.product import Product
 
 MODEL = "merged"
+TOOLS: list[ChatCompletionToolUnionParam] = [{"type": "function", "function": {"name": "f"}}]
 LONG = {"max_tokens": 1500, "logit_bias": {"2": -100}}
 """The end of text is never drawn: it goes on until it is stopped."""
 
@@ -62,7 +63,7 @@ def test_a_chat_is_answered_to_the_letter(product: Product, client: openai.OpenA
     assert job["metadata"] == {"origin": "openai", "endpoint": "chat.completions"}
     assert job["result"]["outputs"][0]["text"] == answer
     assert found.model_extra is not None
-    assert found.model_extra["graftwerk"] == {"job": job["id"], "template": "alpaca"}
+    assert found.model_extra["graftwerk"] == {"job": job["id"], "template": "alpaca", "ignored": []}
 
 
 def test_a_streamed_chat_is_the_same_text_in_pieces(client: openai.OpenAI, asked: Asked) -> None:
@@ -235,19 +236,44 @@ def test_what_is_not_there_and_what_is_not_offered_is_said_in_openais_way(
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="nothing", messages=messages)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
-    with pytest.raises(openai.BadRequestError, match="tools is not offered") as tools:
-        client.chat.completions.create(
-            model=MODEL,
-            messages=messages,
-            tools=[{"type": "function", "function": {"name": "f"}}],
-        )
-    assert (tools.value.param, tools.value.type) == ("tools", "invalid_request_error")
+    with pytest.raises(openai.BadRequestError, match="a tool call cannot be required") as tools:
+        client.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, tool_choice="required")
+    assert (tools.value.param, tools.value.type) == ("tool_choice", "invalid_request_error")
     with pytest.raises(openai.APIStatusError, match="vocabulary would shrink") as swapped:
         client.chat.completions.create(model="llama-hf+alpaca+zh", messages=messages)
     assert swapped.value.code == "wrong_adapter_order"
     with pytest.raises(openai.BadRequestError, match="tokens") as long:
         client.completions.create(model=MODEL, prompt="word " * 9000, stream=True)
     assert long.value.code == "context_length_exceeded"
+
+
+def test_offered_tools_are_left_out_and_named(client: openai.OpenAI, asked: Asked) -> None:
+    messages, answer = asked
+    whole = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, tools=TOOLS)
+    assert whole.choices[0].message.content == answer
+    assert (whole.model_extra or {})["graftwerk"]["ignored"] == ["tools"]
+    stream = client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, tools=TOOLS, tool_choice="auto", stream=True
+    )
+    *_, last = stream
+    assert (last.model_extra or {})["graftwerk"]["ignored"] == ["tools"]
+
+
+def test_a_conversation_with_a_tool_call_goes_on(client: openai.OpenAI, asked: Asked) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        *asked[0],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]
+    found = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=4)  # type: ignore[arg-type]
+    assert found.usage is not None
+    assert found.usage.completion_tokens <= 4
+
+
+def test_a_limit_above_the_context_is_lowered(client: openai.OpenAI, asked: Asked) -> None:
+    found = client.chat.completions.create(model=MODEL, messages=asked[0], temperature=0, max_tokens=32_000)
+    assert found.choices[0].message.content == asked[1]
 
 
 def test_base_and_adapters_answer_as_the_merged_model_does(client: openai.OpenAI, asked: Asked) -> None:

@@ -1,0 +1,60 @@
+"""Parameters of OpenAI's API that have no effect here.
+
+A parameter that cannot change the output is left out and named in the response (`graftwerk.ignored`): clients send many
+of them with every request. A parameter that would change the output is refused, except for the values that request
+nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+IGNORED = frozenset(
+    {
+        # identify or file the request
+        "client_metadata", "include_obfuscation", "metadata", "prompt_cache_key", "prompt_cache_retention",
+        "safety_identifier", "service_tier", "store", "user",
+        # offer what the model may use and need not
+        "functions", "parallel_tool_calls", "tools",
+        # hints for other kinds of models and engines
+        "include_reasoning", "prediction", "reasoning", "reasoning_effort", "verbosity",
+    }
+)  # fmt: skip
+"""Parameters that are left out whatever their value."""
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "best_of": (0, 1),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+"""Values that request nothing; they are dropped and not reported as ignored."""
+
+REFUSALS: Mapping[str, str] = {
+    "tool_choice": 'Tools are not supported, so a tool call cannot be required. Leave tool_choice out or send "auto".',
+    "function_call": "Functions are not supported, so a call cannot be required. "
+    'Leave function_call out or send "auto".',
+}
+"""Explanations for parameters whose refusal needs more than their name."""
+
+
+def requests_nothing(name: str, value: Any) -> bool:
+    """Returns True if a parameter with this value is the same as none; null always is."""
+    return value is None or value in NEUTRAL.get(name, ())
+
+
+def ignored_parameters(body: Any) -> list[str]:
+    """Returns the names of a body's parameters that are left out although they request something, in its order."""
+    if not isinstance(body, dict):
+        return []
+    return [name for name, value in body.items() if name in IGNORED and not requests_nothing(name, value)]
