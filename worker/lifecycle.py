@@ -9,7 +9,7 @@ from pydantic_core import from_json, to_json
 from services.errors import GraftwerkError, InternalError
 from services.jobs.disk_reservations import DiskNeed
 from services.jobs.execution import JobExecution, as_error, assigned, traceback_of
-from services.kinds.shared import JobRequest
+from services.kinds.shared import JobRequest, JobResult
 from services.models.store import ModelStore
 from services.progress import CheckCanceled, Report
 from services.settings import Settings
@@ -37,7 +37,7 @@ class JobContext:
     publish_tokens: Callable[[Sequence[dict[str, Any]]], None]
 
 
-Work = Callable[[R, JobContext], Mapping[str, Any]]
+Work = Callable[[R, JobContext], Mapping[str, Any] | JobResult]
 
 
 def run(request_class: type[R], payload: dict[str, Any], work: Work[R]) -> dict[str, Any]:
@@ -90,9 +90,10 @@ def fail(running: JobExecution, error: Exception) -> GraftwerkError:
     return failure
 
 
-def plain(result: Mapping[str, Any]) -> dict[str, Any]:
+def plain(result: Mapping[str, Any] | JobResult) -> dict[str, Any]:
     """The result in JSON's own types: no str subclass, no Path, null for NaN and infinity."""
-    value = from_json(to_json(dict(result), inf_nan_mode="null"))
+    content = result.model_dump(exclude_unset=True) if isinstance(result, JobResult) else dict(result)
+    value = from_json(to_json(content, inf_nan_mode="null"))
     if not isinstance(value, dict):
         raise InternalError(f"a task gave {type(result).__name__}, not a JSON object")
     return value

@@ -16,33 +16,36 @@ from worker.inference.embed import embed_once
 from worker.inference.generate import answer_once
 from worker.inference.perplexity import score_once
 from worker.lifecycle import run
-from worker.models.merge import idempotent, run_convert, run_extend_tokenizer, run_import, run_merge
-from worker.models.verify import run_verify
+from worker.models import convert as convert_job
+from worker.models import extend_tokenizer as extend_tokenizer_job
+from worker.models import import_ as import_job
+from worker.models import merge as merge_job
+from worker.models import verify as verify_job
 
 
 def import_model(request: dict[str, Any]) -> dict[str, Any]:
     """Takes files from the volume's `incoming/` into the shelf."""
-    return run(ImportRequest, request, idempotent(run_import))
+    return run(ImportRequest, request, import_job.run)
 
 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Converts a checkpoint."""
-    return run(ConvertRequest, request, idempotent(run_convert))
+    return run(ConvertRequest, request, convert_job.run)
 
 
 def merge(request: dict[str, Any]) -> dict[str, Any]:
     """Merges adapters into a base."""
-    return run(MergeRequest, request, idempotent(run_merge))
+    return run(MergeRequest, request, merge_job.run)
 
 
 def verify(request: dict[str, Any]) -> dict[str, Any]:
     """Checks a model against its manifest, or against what it was made of."""
-    return run(VerifyRequest, request, run_verify)
+    return run(VerifyRequest, request, verify_job.run)
 
 
 def extend_tokenizer(request: dict[str, Any]) -> dict[str, Any]:
     """Appends the pieces of one vocabulary to another."""
-    return run(ExtendTokenizerRequest, request, idempotent(run_extend_tokenizer))
+    return run(ExtendTokenizerRequest, request, extend_tokenizer_job.run)
 
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from services.preflight import preflight
 from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
 from tests.job_context import job_context
 from tests.reference.tokenizer_files import sentencepiece_file, tiktoken_file
-from worker.models.merge import run_extend_tokenizer
+from worker.models import extend_tokenizer as extend_tokenizer_job
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real tokenizers are not on this machine")
@@ -119,7 +119,9 @@ def test_the_plan_counts_what_the_job_then_makes(store: ModelStore) -> None:
     plan = preflight(asked(pad_token="[PAD]"), store, {})
     assert plan.writes == {"name": "new", "vocabulary_size": 8, "added": 3}
 
-    result = run_extend_tokenizer(asked(pad_token="[PAD]"), job_context(store.root))
+    result = extend_tokenizer_job.run(asked(pad_token="[PAD]"), job_context(store.root)).model_dump(
+        exclude_unset=True
+    )
 
     folder = store.path("new")
     assert result["counts"] == {"base": 5, "added": 3, "present": 5, "total": 8}
@@ -142,7 +144,7 @@ def test_the_published_tokenizer_is_known_by_its_digest(tmp_path: Path) -> None:
     for name, file in (("base", "llama"), ("addition", "chinese_sp")):
         (tmp_path / name).mkdir()
         shutil.copy(DATA / f"{file}.model", tmp_path / name / f"{file}.model")
-    result = run_extend_tokenizer(asked(), job_context(tmp_path))
+    result = extend_tokenizer_job.run(asked(), job_context(tmp_path)).model_dump(exclude_unset=True)
     assert result["model"]["tokenizer"]["known_as"] == "Chinese-LLaMA (49953)"
     assert result["tokenizer_parity"]["lines"] == 300
     assert 0 < result["tokenizer_parity"]["different"] < 100

@@ -39,7 +39,8 @@ from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import make_adapter
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file
-from worker.models.merge import run_convert, run_merge
+from worker.models import convert as convert_job
+from worker.models import merge as merge_job
 
 TOKENS = [1, 57, 100, 3, 99, 12, 76]
 WIDE: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 160}
@@ -452,11 +453,11 @@ def test_a_job_publishes_a_file_of_the_planned_size_and_says_what_it_is(tmp_path
     request = ConvertRequest(kind="convert", source="base", target="new", output_format="gguf", dtype="q8_0")
     plan = preflight(request, store, {})
 
-    result = run_convert(request, job_context(store.root))
+    result = convert_job.run(request, job_context(store.root))
 
     stored = tensors_of(tmp_path / "new")
-    assert plan.output_bytes == result["bytes_written"] == sum(tensor.n_bytes for tensor in stored.values())
-    model = result["model"]
+    assert plan.output_bytes == result.bytes_written == sum(tensor.n_bytes for tensor in stored.values())
+    model = result.model.model_dump()
     assert (model["kind"], model["problems"], model["dtypes"]) == ("gguf", [], ["q8_0", "float32"])
     assert (model["vocabulary_size"], model["architecture"]["name"]) == (101, "llama")
     assert (model["architecture"]["file_type"], model["architecture"]["tensors"]) == (7, 30)
@@ -475,7 +476,7 @@ def test_a_merged_alpaca_gets_its_template_in_the_modelfile(tmp_path: Path) -> N
         kind="merge", base="base", adapters=["chinese-alpaca-lora"], target="new", output_format="gguf"
     )
 
-    run_merge(request, job_context(store.root))
+    merge_job.run(request, job_context(store.root))
 
     assert (tmp_path / "new" / "Modelfile").read_text() == (
         'FROM ./model.gguf\nTEMPLATE """{{ if .System }}{{ .System }}{{ else }}Below is an instruction that describes a '

@@ -19,7 +19,7 @@ from tests.job_context import job_context
 from tests.reference.make_original import SMALL, Sizes, State, random_state, save_original, split_ranks
 from tests.reference.original_llama import original_logits
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-from worker.models.merge import run_convert
+from worker.models import convert as convert_job
 
 SIZES = replace(SMALL, vocab_size=557)
 """301 ranks and the 256 special tokens that follow them; 557 does not divide by the rank counts."""
@@ -112,7 +112,7 @@ BETWEEN = 16000.0
 def made(store: Path, **request: Any) -> tuple[Path, dict[str, Any]]:
     """The folder and the result of a convert job's work."""
     wanted = ConvertRequest(kind="convert", source="llama-3", target="new", **request)
-    result = run_convert(wanted, job_context(store))
+    result = convert_job.run(wanted, job_context(store)).model_dump(exclude_unset=True)
     return store / "new", dict(result)
 
 

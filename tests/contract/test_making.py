@@ -8,7 +8,7 @@ from services.errors import ModelExists
 from services.kinds.import_ import ImportRequest
 from tests.job_context import job_context
 from tests.reference.tokenizer_files import sentencepiece_file
-from worker.models.merge import idempotent, run_import
+from worker.models import import_
 
 REQUEST = ImportRequest.model_validate(
     {"kind": "import", "source": {"path": "incoming/tokenizer.model"}, "target": "taken"}
@@ -23,14 +23,14 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_second_try_of_the_same_job_finds_what_the_first_published(root: Path) -> None:
-    first = idempotent(run_import)(REQUEST, job_context(root, job_id="one"))
+    first = import_.run(REQUEST, job_context(root, job_id="one"))
     written = (root / "taken/manifest.json").read_bytes()
-    second = idempotent(run_import)(REQUEST, job_context(root, job_id="one"))
-    assert second["model"] == first["model"]
+    second = import_.run(REQUEST, job_context(root, job_id="one"))
+    assert second == first
     assert (root / "taken/manifest.json").read_bytes() == written
 
 
 def test_another_job_is_told_that_the_name_is_taken(root: Path) -> None:
-    idempotent(run_import)(REQUEST, job_context(root, job_id="one"))
+    import_.run(REQUEST, job_context(root, job_id="one"))
     with pytest.raises(ModelExists, match="'taken'"):
-        idempotent(run_import)(REQUEST, job_context(root, job_id="two"))
+        import_.run(REQUEST, job_context(root, job_id="two"))

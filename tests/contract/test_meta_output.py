@@ -43,7 +43,8 @@ from tests.reference.make_original import SMALL, WIDE, Sizes, State, random_stat
 from tests.reference.original_llama import original_logits
 from tests.reference.peft_merge import make_adapter
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-from worker.models.merge import run_convert, run_merge
+from worker.models import convert as convert_job
+from worker.models import merge as merge_job
 
 TOKENS = [1, 57, 100, 3, 99, 12, 76]
 RANKS = [(1, SMALL), (2, SMALL), (4, SMALL), (8, WIDE)]
@@ -451,14 +452,12 @@ def test_a_job_publishes_an_original_checkpoint_of_the_planned_size(tmp_path: Pa
     )  # fmt: skip
     plan = preflight(request, store, {})
 
-    result = run_merge(request, job_context(store.root))
+    result = merge_job.run(request, job_context(store.root))
 
     found = ranks_of(tmp_path / "new")
-    assert (
-        plan.output_bytes == result["bytes_written"] == sum(t.nbytes for part in found for t in part.values())
-    )
+    assert plan.output_bytes == result.bytes_written == sum(t.nbytes for part in found for t in part.values())
     assert (plan.writes or {})["ranks"] == 4
-    assert (result["model"]["kind"], result["model"]["ranks"], result["model"]["problems"]) == (
+    assert (result.model.kind, result.model.ranks, result.model.problems) == (
         "original",
         4,
         [],
@@ -472,7 +471,7 @@ def test_both_layouts_of_a_model_have_the_same_tensor_digest(tmp_path: Path) -> 
     save_original(tmp_path / "source", split_ranks(random_state(SMALL), 2), SMALL.params)
     store = ModelStore(tmp_path)
     digests = {
-        run_convert(ConvertRequest(kind="convert", source="source", target=f"as-{layout}", output_format=layout),
+        convert_job.run(ConvertRequest(kind="convert", source="source", target=f"as-{layout}", output_format=layout),
                      job_context(store.root))["tensor_digest"]
         for layout in ("huggingface", "meta")
     }  # fmt: skip

@@ -37,7 +37,8 @@ from tests.job_context import job_context
 from tests.miniature import MINIATURE, unpack_adapters
 from tests.reference.tensor_files import embedding_shapes, pair_shapes, write_adapter, write_base
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file
-from worker.models.merge import run_convert, run_merge
+from worker.models import convert as convert_job
+from worker.models import merge as merge_job
 
 Q = "base_model.model.model.layers.1.self_attn.q_proj"
 
@@ -59,7 +60,7 @@ def assert_refused(
 ) -> None:
     """By the door and by the worker, in the same words; the shelf is as it was."""
     before = content(store)
-    work = run_merge if isinstance(request, MergeRequest) else run_convert
+    work = merge_job.run if isinstance(request, MergeRequest) else convert_job.run
     doors: list[Callable[[], object]] = [
         lambda: preflight(request, store, {}),
         lambda: work(request, job_context(store.root)),  # type: ignore[arg-type]
@@ -384,14 +385,14 @@ def test_the_known_adapters_in_the_wrong_order_are_refused(miniature: ModelStore
 def test_what_is_merged_already_counts_as_before_and_is_not_merged_again(miniature: ModelStore) -> None:
     """The lineage in the manifest stands in for the adapter; merging the rest then gives the whole."""
     request = MergeRequest(kind="merge", base="llama", adapters=["chinese-llama-lora"], target="halfway")
-    result = run_merge(request, job_context(miniature.root))
+    result = merge_job.run(request, job_context(miniature.root)).model_dump(exclude_unset=True)
     assert result["verification"]["passed"] is True
 
     assert_refused(
         miniature, merge_of("chinese-llama-lora", base="halfway"), WrongAdapterOrder,
         "adapter chinese-llama-lora is merged into halfway already",
     )  # fmt: skip
-    run_merge(merge_of("chinese-alpaca-lora", base="halfway"), job_context(miniature.root))
+    merge_job.run(merge_of("chinese-alpaca-lora", base="halfway"), job_context(miniature.root))
     manifest = read_manifest(miniature.root / "new")
     assert manifest is not None
     assert [(entry.role, entry.name) for entry in manifest.inputs] == [
@@ -447,7 +448,7 @@ def test_a_target_that_exists_in_another_letter_case_is_refused(store: ModelStor
     before = content(store)
     for door in (
         lambda: preflight(merge_of("fits"), store, {}),
-        lambda: run_merge(merge_of("fits"), job_context(store.root)),
+        lambda: merge_job.run(merge_of("fits"), job_context(store.root)),
     ):
         with pytest.raises(ModelExists, match=r"'new' is there already \(letter case does not count\)"):
             door()
@@ -481,7 +482,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
     before = content(store)
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(DiskFull, match="no room for"):
-        run_merge(merge_of("fits"), job_context(store.root))
+        merge_job.run(merge_of("fits"), job_context(store.root))
     assert_nothing_left(store, before)
 
 
@@ -492,7 +493,7 @@ def test_a_base_of_values_that_are_no_numbers_leaves_nothing(store: ModelStore) 
     path.write_bytes(data)
     before = content(store)
     with pytest.raises(NonFiniteTensor, match=r"'lm_head\.weight' holds 1 values"):
-        run_merge(merge_of("fits"), job_context(store.root))
+        merge_job.run(merge_of("fits"), job_context(store.root))
     assert_nothing_left(store, before)
 
 
@@ -502,7 +503,9 @@ def manifest_of(store: ModelStore) -> dict[str, Any]:
 
 
 def test_a_merge_that_is_accepted_is_published_with_its_lineage(store: ModelStore) -> None:
-    result = run_merge(merge_of("fits", metadata={"for": "test"}), job_context(store.root))
+    result = merge_job.run(merge_of("fits", metadata={"for": "test"}), job_context(store.root)).model_dump(
+        exclude_unset=True
+    )
     assert store.names() == ["base", "fits", "new"]
     figures = {"adapter": "fits", "scale": 1.0, "tensors": 12, "merged": 6, "replaced": 0}
     assert {key: result["adapters"][0][key] for key in figures} == figures

@@ -45,7 +45,7 @@ from tests.reference.peft_merge import (
 )
 from tests.reference.tensor_files import embedding_shapes, pair_shapes, write_adapter, write_base
 from tests.reference.torch_files import torch_archive
-from worker.models.merge import run_merge
+from worker.models import merge as merge_job
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "jobs" / "merge.md"
 EMBEDDINGS = ["embed_tokens", "lm_head"]
@@ -67,7 +67,7 @@ def assert_refused(
     """At the door, and again by the worker, which leaves no model."""
     for door in (
         lambda: preflight(request(*adapters, base=base), store, {}),
-        lambda: run_merge(request(*adapters, base=base), job_context(store.root)),
+        lambda: merge_job.run(request(*adapters, base=base), job_context(store.root)),
     ):
         with pytest.raises(error) as caught:
             door()
@@ -81,7 +81,7 @@ def stored(folder: Path) -> State:
 
 def assert_as_peft(store: ModelStore, adapters: Sequence[Path], dtype: torch.dtype = torch.float16) -> None:
     """The published model has every tensor of the base, and PEFT's bits in each."""
-    run_merge(request(*(adapter.name for adapter in adapters)), job_context(store.root))
+    merge_job.run(request(*(adapter.name for adapter in adapters)), job_context(store.root))
     found, expected = stored(store.root / "new"), peft_merged(random_model(dtype), adapters)
     assert found.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
@@ -114,7 +114,7 @@ def test_03_keys_that_carry_the_adapters_name_are_merged(store: ModelStore) -> N
     adapter = make_adapter(store.root / "adapter", seed=1)
     expected = peft_merged(random_model(torch.float16), [adapter])
     rewrite_weights(adapter, inner_name="default")
-    run_merge(request("adapter"), job_context(store.root))
+    merge_job.run(request("adapter"), job_context(store.root))
     found = stored(store.root / "new")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
@@ -176,7 +176,7 @@ def test_12_an_output_that_is_the_base_is_refused(store: ModelStore) -> None:
         request("adapter", target="base")
     write_base(store.root / "new")
     with pytest.raises(ModelExists):
-        run_merge(request("adapter"), job_context(store.root))
+        merge_job.run(request("adapter"), job_context(store.root))
     after = weights.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
@@ -211,7 +211,7 @@ def test_16_sizes_of_llama_2_come_from_its_own_files(store: ModelStore) -> None:
     params = {**SMALL.params, "norm_eps": 1e-5}
     save_original(store.root / "base", split_ranks(random_state(SMALL), 2), params)
     make_adapter(store.root / "adapter", seed=1)
-    run_merge(request("adapter"), job_context(store.root))
+    merge_job.run(request("adapter"), job_context(store.root))
     config = json.loads((store.root / "new" / "config.json").read_text())
     sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 3, "rms_norm_eps": 1e-5}
     assert {key: config[key] for key in sizes} == sizes
@@ -254,7 +254,7 @@ def test_18_a_crash_leaves_nothing_that_looks_complete(store: ModelStore) -> Non
             raise Crash
 
     with pytest.raises(Crash):
-        run_merge(request("adapter"), job_context(store.root, report=crash))
+        merge_job.run(request("adapter"), job_context(store.root, report=crash))
     assert store.names() == ["adapter", "base"]
     assert_as_peft(store, [adapter])
 

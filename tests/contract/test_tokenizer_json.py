@@ -29,7 +29,8 @@ from tests.job_context import job_context
 from tests.reference.make_original import SMALL, random_state, save_original
 from tests.reference.peft_merge import make_adapter, random_model, save_model, write_tokenizer
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-from worker.models.merge import run_convert, run_merge
+from worker.models import convert as convert_job
+from worker.models import merge as merge_job
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real tokenizers are not on this machine")
@@ -245,11 +246,11 @@ def shelf_of(tmp_path: Path) -> ModelStore:
 def test_what_a_job_makes_has_the_table_of_its_own_vocabulary(tmp_path: Path, kind: str, size: int) -> None:
     store = shelf_of(tmp_path)
     if kind == "convert":
-        result = run_convert(
+        result = convert_job.run(
             ConvertRequest(kind="convert", source="base", target="new"), job_context(store.root)
         )
     else:
-        result = run_merge(
+        result = merge_job.run(
             MergeRequest(kind="merge", base="base", adapters=[AdapterChoice(name="zh")], target="new"),
             job_context(store.root),
         )
@@ -257,7 +258,7 @@ def test_what_a_job_makes_has_the_table_of_its_own_vocabulary(tmp_path: Path, ki
     table = RustTokenizer.from_file(str(tmp_path / "new" / "tokenizer.json"))
 
     assert table.get_vocab_size() == size
-    assert result["tokenizer_parity"] == {"lines": 300, "different": 0}
+    assert result.model_dump()["tokenizer_parity"] == {"lines": 300, "different": 0}
     manifest = read_manifest(tmp_path / "new")
     assert manifest is not None
     assert manifest.result["tokenizer_parity"] == {"lines": 300, "different": 0}
@@ -271,14 +272,16 @@ def test_a_job_says_in_its_manifest_where_the_table_differs(tmp_path: Path) -> N
     shutil.copy(DATA / "chinese-llama.model", source / "tokenizer.model")
     store = ModelStore(tmp_path)
 
-    result = run_convert(
+    result = convert_job.run(
         ConvertRequest(kind="convert", source="llama", target="new"), job_context(store.root)
     )
 
     manifest = read_manifest(tmp_path / "new")
     assert manifest is not None
-    assert manifest.warnings == result["warnings"]
-    assert f"on {result['tokenizer_parity']['different']} of 300 lines" in manifest.warnings[-1]
+    parity = result.tokenizer_parity
+    assert parity is not None
+    assert manifest.warnings == result.warnings
+    assert f"on {parity.different} of 300 lines" in manifest.warnings[-1]
 
 
 # ---- tiktoken -----------------------------------------------------------------------------------------

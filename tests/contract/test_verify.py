@@ -29,8 +29,8 @@ from tests.contract.resume_child import make
 from tests.job_context import job_context
 from tests.reference.huggingface_model import save_llama
 from tests.reference.peft_merge import make_adapter, peft_merged, random_model, save_model
-from worker.models.merge import run_import
-from worker.models.verify import run_verify
+from worker.lifecycle import plain
+from worker.models import import_, verify
 
 IDS = torch.tensor([[1, 57, 100, 3, 99, 12, 76]])
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -55,7 +55,7 @@ def save_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
 
 
 def run(root: Path, **request: Any) -> dict[str, Any]:
-    return dict(run_verify(VerifyRequest(kind="verify", **request), job_context(root)))
+    return plain(verify.run(VerifyRequest(kind="verify", **request), job_context(root)))
 
 
 # ---- the logits ---------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_a_file_of_an_import_that_was_changed_is_found(root: Path) -> None:
     (root / "incoming").mkdir()
     (root / "a").rename(root / "incoming/a")
     request = ImportRequest(kind="import", source={"path": "incoming/a"}, target="taken")
-    run_import(request, job_context(root))
+    import_.run(request, job_context(root))
     assert run(root, model="taken")["passed"]
     (root / "taken/adapter_config.json").write_text("{}")
     report = run(root, model="taken")

@@ -3,10 +3,8 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from services.errors import UnreadableFile
 from services.kinds.convert import ConvertRequest
@@ -60,14 +58,15 @@ def is_unchanged(folder: Path) -> bool:
     return all(path.stat().st_mtime_ns <= written_ns for path in folder.rglob("*") if path.is_file())
 
 
-def link_identical(same: str, staging: Path, context: JobContext) -> Mapping[str, Any]:
-    """The same model once more in the staging folder; the figures are those of the job that made it, and which one was found.
+def link_identical(same: str, staging: Path, context: JobContext) -> Manifest:
+    """Fills the staging folder with the files of an identical model and returns the manifest written there.
 
-    Weight files are not copied: both names have the same file.
+    Its figures are those of the job that made the model, and `same_as` names it. Weight files are not copied: both
+    names share one file.
     """
     folder = context.store.path(same)
     context.log(
-        f"{same} was made by the same request of the same inputs: nothing is computed (force makes it anew)"
+        f"{same} was made by the same request of the same inputs: nothing is computed (force computes it again)"
     )
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     for number, path in enumerate(files):
@@ -78,8 +77,9 @@ def link_identical(same: str, staging: Path, context: JobContext) -> Mapping[str
     manifest = read_manifest(folder)
     assert manifest is not None
     figures = {**manifest.result, "same_as": same, "resumed": {"tensors": 0, "bytes": 0}}
-    write_manifest(staging, _renewed(manifest, context, figures))
-    return {**figures, "tensor_digest": manifest.digest, "warnings": manifest.warnings}
+    renewed = manifest.model_copy(update={"job_id": context.job_id, "result": figures})
+    write_manifest(staging, renewed)
+    return renewed
 
 
 def _link(path: Path, target: Path) -> None:
@@ -90,7 +90,3 @@ def _link(path: Path, target: Path) -> None:
         os.link(path, target)
     except OSError:  # a file system without hard links, or with too many on this file
         shutil.copy2(path, target)
-
-
-def _renewed(manifest: Manifest, context: JobContext, figures: Mapping[str, Any]) -> Manifest:
-    return manifest.model_copy(update={"job_id": context.job_id, "result": dict(figures)})

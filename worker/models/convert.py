@@ -1,0 +1,48 @@
+"""`convert`: a checkpoint is converted to another layout and published."""
+
+from services.convert import ConvertOptions, convert, summarize
+from services.kinds.convert import ConvertRequest, ConvertResult
+from services.models.manifest import write_manifest
+from services.preflight import preflight
+from worker.lifecycle import JobContext
+from worker.models.publish import (
+    checkpoint_manifest,
+    completed_tokenizer,
+    idempotent,
+    input_entry,
+    log_resumed,
+    made_result,
+    output_dtype,
+    output_template,
+    own_disk_use,
+    publishing,
+    write_hooks,
+)
+from worker.models.reuse import find_identical, link_identical, request_identity
+
+
+@idempotent(ConvertResult)
+def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
+    """Converts and publishes a checkpoint."""
+    plan = preflight(request, context.store, {}, claims=own_disk_use(context))
+    source = context.store.path(request.source)
+    options = ConvertOptions(
+        output_dtype(request), request.max_shard_bytes, request.instruct, request.output_format,
+        request.ranks, output_template(context, request.source),
+    )  # fmt: skip
+    identity = request_identity(request, options, context.store)
+    if not request.force and (same := find_identical(context.store, identity)):
+        with publishing(request, plan, context) as staging:
+            manifest = link_identical(same, staging, context)
+        return made_result(ConvertResult, request, context, manifest)
+    with publishing(request, plan, context, take_over=True) as staging:
+        checkpoint, written = convert(source, staging, options, write_hooks(context, staging))
+        log_resumed(written, context)
+        tokenizer = completed_tokenizer(staging, request.output_format, instruct=request.instruct)
+        manifest = checkpoint_manifest(
+            request, written, context, [input_entry("source", request.source, source)],
+            warnings=[*plan.warnings, *tokenizer.warnings], identity=identity,
+            result={**summarize(checkpoint, written), "tokenizer_parity": tokenizer.figures},
+        )  # fmt: skip
+        write_manifest(staging, manifest)
+    return made_result(ConvertResult, request, context, manifest)

@@ -1,0 +1,180 @@
+"""Publication of a model: staging folder, manifest, one rename, and the job's result."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.architectures.output_spec import OUTPUT_DTYPES, OutputFormat
+from services.checkpoints.huggingface_writer import WriteHooks, WrittenModel
+from services.jobs.disk_reservations import DiskUse
+from services.kinds.convert import ConvertRequest
+from services.kinds.made_model import MadeModel
+from services.kinds.merge import MergeRequest
+from services.kinds.model_summary import ModelSummary
+from services.kinds.shared import MakeRequest
+from services.models.imports import digest_file
+from services.models.lineage import template_of_lineage
+from services.models.manifest import (
+    InputEntry,
+    Manifest,
+    TensorEntry,
+    new_manifest,
+    read_manifest,
+    tensor_digest,
+)
+from services.models.store import journal_of
+from services.preflight import VERIFIED_FORMATS, Plan
+from services.tokenizers import CompletedTokenizer, complete_tokenizer
+from worker.lifecycle import JobContext
+
+MANIFEST_KINDS: Mapping[OutputFormat, str] = {output: kind for kind, output in VERIFIED_FORMATS.items()}
+"""Kind of model that each output format makes."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".gguf")
+"""Files whose tensors each have a digest of their own in the manifest."""
+
+Q = TypeVar("Q", bound=MakeRequest)
+R = TypeVar("R", bound=MadeModel)
+Run = Callable[[Q, JobContext], R]
+
+
+def idempotent(result_class: type[R]) -> Callable[[Run[Q, R]], Run[Q, R]]:
+    """Returns a decorator for a kind's `run` that returns the model that this very job has published before.
+
+    A worker can die between the rename and RQ's record of the result; the job then runs again and finds its target.
+    """
+
+    def decorate(run: Run[Q, R]) -> Run[Q, R]:
+        @wraps(run)
+        def run_or_find(request: Q, context: JobContext) -> R:
+            manifest = _manifest_of_target(request, context)
+            if manifest is None or manifest.job_id != context.job_id:
+                return run(request, context)
+            context.log(f"{request.target} was published by an earlier try of this job")
+            return made_result(result_class, request, context, manifest)
+
+        return run_or_find
+
+    return decorate
+
+
+def _manifest_of_target(request: MakeRequest, context: JobContext) -> Manifest | None:
+    store = context.store
+    return read_manifest(store.path(request.target)) if request.target in store.names() else None
+
+
+def made_result(result_class: type[R], request: MakeRequest, context: JobContext, manifest: Manifest) -> R:
+    """Returns the result of a job from the manifest of the model that it has published."""
+    summary = context.store.describe(request.target).model_dump(exclude={"files", "lineage"})
+    figures: dict[str, Any] = {**manifest.result, "warnings": manifest.warnings}
+    if manifest.digest is not None:
+        figures["tensor_digest"] = manifest.digest
+    return result_class.model_validate({"model": ModelSummary.model_validate(summary), **figures})
+
+
+@contextmanager
+def publishing(
+    request: MakeRequest, plan: Plan, context: JobContext, *, take_over: bool = False
+) -> Iterator[Path]:
+    """Reserves the planned bytes and yields a staging folder that becomes the target.
+
+    Args:
+        take_over: the folder may hold what a killed execution of this job has left.
+    """
+    target = request.target
+    context.reserve_disk(plan.room(context.store.staged_bytes))
+    context.log(f"{request.kind} into {target} begins")
+    with context.store.publishing(
+        target, execution=context.execution, confirm=context.confirm, take_over=take_over
+    ) as staging:
+        yield staging
+    context.log(f"{target} is published")
+
+
+def own_disk_use(context: JobContext) -> DiskUse:
+    """Returns the bytes that earlier executions of this job have in staging."""
+    return DiskUse(staged_bytes=context.store.staged_bytes(context.job_id))
+
+
+def write_hooks(context: JobContext, staging: Path) -> WriteHooks:
+    """Returns the hooks by which a writer reports, stops and journals."""
+    return WriteHooks(context.report, context.check_canceled, journal_of(staging))
+
+
+def log_resumed(written: WrittenModel, context: JobContext) -> None:
+    """Writes to the job's log how much of an earlier execution was reused."""
+    if written.kept:
+        context.log(
+            f"an earlier try of this job had written {len(written.kept)} of {len(written.plans)} tensors "
+            f"({written.kept_bytes} bytes): they were checked by their digests and kept"
+        )
+
+
+def output_dtype(request: ConvertRequest | MergeRequest) -> str | None:
+    """Returns safetensors' code of the requested dtype, None to keep each tensor's own."""
+    return OUTPUT_DTYPES[request.dtype] if request.dtype else None
+
+
+def output_template(context: JobContext, model: str, adapters: list[str] | None = None) -> str | None:
+    """Returns the prompt template for GGUF's Modelfile, as far as the names of the inputs imply one."""
+    return template_of_lineage(context.store, model, adapters or [])
+
+
+def completed_tokenizer(
+    staging: Path, output_format: OutputFormat, *, instruct: bool = False
+) -> CompletedTokenizer:
+    """Writes Hugging Face's tokenizer files next to the weights; the other layouts do not use them."""
+    if output_format != "huggingface":
+        return CompletedTokenizer()
+    return complete_tokenizer(staging, instruct=instruct)
+
+
+def input_entry(role: str, name: str, folder: Path) -> InputEntry:
+    """Returns the manifest entry of an input model."""
+    manifest = read_manifest(folder)
+    return InputEntry(role=role, name=name, digest=_digest_of(manifest) if manifest else None)
+
+
+def _digest_of(manifest: Manifest) -> str | None:
+    """Returns the tensors' digest; for an imported model one digest over those of its files."""
+    if manifest.digest is not None:
+        return manifest.digest
+    files = {
+        name: TensorEntry(dtype="file", shape=[], sha256=digest) for name, digest in manifest.files.items()
+    }
+    return tensor_digest(files)
+
+
+def checkpoint_manifest(
+    request: ConvertRequest | MergeRequest,
+    written: WrittenModel,
+    context: JobContext,
+    inputs: list[InputEntry],
+    **more: Any,
+) -> Manifest:
+    """Returns the manifest of a written checkpoint; the first input passes its own adapters on.
+
+    Args:
+        more: `warnings`, `result` and `identity` of the manifest.
+    """
+    tensors = {
+        plan.name: TensorEntry(dtype=plan.dtype, shape=list(plan.shape), sha256=written.digests[plan.name])
+        for plan in written.plans
+    }
+    options = request.model_dump(
+        mode="json", exclude={"kind", "after", "metadata", "webhook", "target", "force"}
+    )
+    base = read_manifest(context.store.path(inputs[0].name))
+    earlier = [entry for entry in (base.inputs if base else []) if entry.role == "adapter"]
+    return new_manifest(
+        kind=MANIFEST_KINDS[request.output_format], operation=request.kind, inputs=[inputs[0], *earlier, *inputs[1:]],
+        tensors=tensors, files=_digests_of_small_files(written.folder), options=options, job_id=context.job_id, **more,
+    )  # fmt: skip
+
+
+def _digests_of_small_files(staging: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file next to the weights: they are as much of a model as its tensors."""
+    files = sorted(path for path in staging.iterdir() if path.suffix not in WEIGHT_SUFFIXES)
+    return {path.name: digest_file(path) for path in files}
