@@ -1,12 +1,55 @@
 """Context of a job that runs without a queue: nothing is reported, reserved or canceled unless a test says so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from services.jobs.disk_reservations import DiskNeed
+from services.jobs.execution import JobExecution
+from services.kinds.generate import TokenPiece
 from services.models.store import ModelStore
-from services.progress import CheckCanceled, Report, ignore_progress, never_canceled
+from services.progress import CheckCanceled, Progress, Report, ignore_progress, never_canceled
 from services.settings import Settings
 from worker.lifecycle import JobContext
+
+
+class FakeExecution(JobExecution):
+    """Execution without Redis: it keeps log lines and pieces of text, and calls the functions of the test."""
+
+    def __init__(
+        self,
+        job_id: str = "job",
+        run: str = "1",
+        report: Report = ignore_progress,
+        check_canceled: CheckCanceled = never_canceled,
+        ensure_current: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.job_id, self.execution_id = job_id, run
+        self.lines: list[str] = []
+        self.pieces: list[TokenPiece] = []
+        self._on_report, self._on_check, self._on_ensure = report, check_canceled, ensure_current
+
+    def report(self, progress: Progress) -> None:
+        """Passes the progress to the test."""
+        self._on_report(progress)
+
+    def check_canceled(self) -> None:
+        """Raises the error that the test has chosen, if any."""
+        self._on_check()
+
+    def ensure_current(self) -> None:
+        """Raises the error that the test has chosen, if any."""
+        self._on_ensure()
+
+    def reserve_disk(self, need: DiskNeed) -> None:
+        """Does nothing: there is enough space."""
+
+    def log(self, line: str) -> None:
+        """Keeps the line."""
+        self.lines.append(line)
+
+    def publish_tokens(self, pieces: Sequence[TokenPiece]) -> None:
+        """Keeps the pieces."""
+        self.pieces.extend(pieces)
 
 
 def job_context(
@@ -16,18 +59,8 @@ def job_context(
     run: str = "1",
     report: Report = ignore_progress,
     check_canceled: CheckCanceled = never_canceled,
-    confirm: Callable[[], None] = lambda: None,
+    ensure_current: Callable[[], None] = lambda: None,
 ) -> JobContext:
     """Returns the context of one execution of a job on the volume."""
-    return JobContext(
-        store=ModelStore(volume),
-        settings=Settings(models_dir=volume),
-        job_id=job_id,
-        execution=f"{job_id}.{run}",
-        report=report,
-        check_canceled=check_canceled,
-        confirm=confirm,
-        reserve_disk=lambda need: None,
-        log=lambda line: None,
-        publish_tokens=lambda pieces: None,
-    )
+    execution = FakeExecution(job_id, run, report, check_canceled, ensure_current)
+    return JobContext(ModelStore(volume), Settings(models_dir=volume), execution)

@@ -1,99 +1,119 @@
-"""What surrounds every task: parse the request again, open the store, report, record the failure."""
+"""One job execution from its payload to its result: parsing, context, recorded failures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from services.errors import GraftwerkError, InternalError
-from services.jobs.disk_reservations import DiskNeed
 from services.jobs.execution import JobExecution, as_error, assigned, traceback_of
+from services.kinds import parse_request
 from services.kinds.shared import JobRequest, JobResult
 from services.models.store import ModelStore
-from services.progress import CheckCanceled, Report
 from services.settings import Settings
-
-R = TypeVar("R", bound=JobRequest)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What a task is handed. `confirm` is called right before publishing and raises if it must not.
-
-    `reserve_disk` sets room on the volume aside. `execution` is `<job>.<run>`, as the store names what is being made.
-    """
+    """Volume, settings and execution of the job that runs."""
 
     store: ModelStore
     settings: Settings
-    job_id: str
-    execution: str
-    report: Report
-    check_canceled: CheckCanceled
-    confirm: Callable[[], None]
-    reserve_disk: Callable[[DiskNeed], None]
-    log: Callable[[str], None]
-    publish_tokens: Callable[[Sequence[dict[str, Any]]], None]
+    execution: JobExecution
+
+    @classmethod
+    def of(cls, execution: JobExecution, settings: Settings) -> "JobContext":
+        """Returns the context of an execution."""
+        return cls(ModelStore(settings.models_dir), settings, execution)
 
 
-Work = Callable[[R, JobContext], Mapping[str, Any] | JobResult]
+T = TypeVar("T")
+
+Work = Callable[[JobRequest, JobContext], JobResult]
+"""Function that runs the jobs of one kind."""
 
 
-def run(request_class: type[R], payload: dict[str, Any], work: Work[R]) -> dict[str, Any]:
-    """The result of `work` as plain JSON. Whatever it raises is recorded first, then raised as one of ours."""
-    assignment = assigned()
-    running, settings = assignment.running, assignment.settings
+@dataclass(slots=True)
+class Caught:
+    """Exception of a `catching` or `failing` block; `error` is None as long as there is none."""
 
-    def attempt() -> dict[str, Any]:
-        request = request_class.model_validate(payload)
-        running.check_canceled()
-        return plain(work(request, context_of(running, settings)))
+    error: Exception | None = None
 
-    outcome = attempted(attempt)
-    running.flush()
-    if isinstance(outcome, Exception):
-        raise fail(running, outcome) from outcome
-    return outcome
+
+@dataclass(slots=True)
+class JobFailure:
+    """Recorded failure of a job: `error` as its record has it, None as long as there is none, and its `cause`."""
+
+    error: GraftwerkError | None = None
+    cause: Exception | None = None
+
+    def reraise(self) -> None:
+        """Raises the recorded error, if there is one."""
+        if self.error is not None:
+            raise self.error from self.cause
+
+
+@contextmanager
+def catching() -> Iterator[Caught]:
+    """Catches every exception of the block and exposes it: the only such place."""
+    caught = Caught()
+    try:
+        yield caught
+    except Exception as error:  # noqa: BLE001
+        caught.error = error
 
 
 def attempted(action: Callable[[], T]) -> T | Exception:
-    """What the action gives, or the exception that it raised: the one place that catches them all."""
-    try:
+    """Returns the value of `action`, or the exception that it raised."""
+    with catching() as caught:
         return action()
-    except Exception as error:  # noqa: BLE001
-        return error
+    assert caught.error is not None
+    return caught.error
 
 
-def context_of(running: JobExecution, settings: Settings) -> JobContext:
-    """The context of one execution."""
-    return JobContext(
-        store=ModelStore(settings.models_dir),
-        settings=settings,
-        job_id=running.job_id,
-        execution=f"{running.job_id}.{running.execution_id}",
-        report=running.report,
-        check_canceled=running.check_canceled,
-        confirm=running.confirm,
-        reserve_disk=running.reserve_disk,
-        log=running.log,
-        publish_tokens=running.publish_tokens,
-    )
+@contextmanager
+def failing(execution: JobExecution) -> Iterator[JobFailure]:
+    """Records an exception of the block as the failure of the job, and exposes it.
+
+    The caller ends the RQ job: a task with `reraise()`, the inference worker with RQ's own failure handler.
+    """
+    failure = JobFailure()
+    with catching() as caught:
+        yield failure
+    if caught.error is not None:
+        failure.cause, failure.error = caught.error, fail(execution, caught.error)
 
 
-def fail(running: JobExecution, error: Exception) -> GraftwerkError:
-    """Record why the job fails, and give that; the traceback of a fault of our own goes to the job's log."""
-    failure = as_error(error)
-    if isinstance(failure, InternalError):
-        running.log(traceback_of(error))
-    running.fail(failure)
-    return failure
+def fail(execution: JobExecution, cause: Exception) -> GraftwerkError:
+    """Records the reason of a failure and returns it; the traceback of an internal error goes to the job's log."""
+    execution.flush()
+    error = as_error(cause)
+    if isinstance(error, InternalError):
+        execution.log(traceback_of(cause))
+    execution.fail(error)
+    return error
 
 
-def plain(result: Mapping[str, Any] | JobResult) -> dict[str, Any]:
-    """The result in JSON's own types: no str subclass, no Path, null for NaN and infinity."""
-    content = result.model_dump(exclude_unset=True) if isinstance(result, JobResult) else dict(result)
-    value = from_json(to_json(content, inf_nan_mode="null"))
-    if not isinstance(value, dict):
-        raise InternalError(f"a task gave {type(result).__name__}, not a JSON object")
+def perform(payload: dict[str, Any], work: Work) -> dict[str, Any]:
+    """Runs the job that this process was given, and returns its result as JSON.
+
+    Raises:
+        GraftwerkError: the job failed; the error is on its record already.
+    """
+    assignment = assigned()
+    execution = assignment.execution
+    with failing(execution) as failure:
+        request = parse_request(payload)
+        execution.check_canceled()
+        result = result_as_json(work(request, JobContext.of(execution, assignment.settings)))
+    failure.reraise()
+    execution.flush()
+    return result
+
+
+def result_as_json(result: JobResult) -> dict[str, Any]:
+    """Returns the fields of a result that were set, in JSON's own types: null for NaN and infinity."""
+    value: dict[str, Any] = from_json(result.model_dump_json(exclude_unset=True))
     return value

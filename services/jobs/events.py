@@ -15,6 +15,7 @@ from rq.utils import as_text
 from services.errors import InvalidRequest, JobNotFound
 from services.jobs.records import events_key, reaching_redis, read_job
 from services.jobs.status import ENDED, Job
+from services.kinds.generate import TokenPiece
 
 EVENTS_KEPT = 4000
 """Length that each stream is cut to, roughly."""
@@ -46,11 +47,12 @@ def publish(redis: Redis, job_id: str, name: str, data: dict[str, Any]) -> None:
         pipe.execute()
 
 
-def publish_tokens(redis: Redis, job_id: str, pieces: Sequence[dict[str, Any]]) -> None:
-    """Append `token` events to the job's stream only: nobody watches all jobs for their text."""
+def publish_tokens(redis: Redis, job_id: str, pieces: Sequence[TokenPiece]) -> None:
+    """Appends `token` events to the job's own stream; the stream for all jobs carries no text."""
     with redis.pipeline(transaction=False) as pipe:
         for piece in pieces:
-            pipe.xadd(events_key(job_id), {"name": "token", "data": json.dumps(piece)}, maxlen=EVENTS_KEPT)
+            data = json.dumps({"id": job_id, **piece.model_dump(mode="json", exclude_unset=True)})
+            pipe.xadd(events_key(job_id), {"name": "token", "data": data}, maxlen=EVENTS_KEPT)
         pipe.execute()
 
 

@@ -1,6 +1,6 @@
-"""What a running task has of the queue: say how far it is, ask whether to stop, ask whether it still counts.
+"""Worker-side handle of one job execution: progress, cancellation, fencing.
 
-The worker puts an `Assignment` on the RQ job that it performs; the task finds it with `assigned()`.
+The worker attaches an `Assignment` to the RQ job that it performs; the task reads it with `assigned()`.
 """
 
 import errno
@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from pydantic import ValidationError
 from redis import Redis
@@ -36,6 +35,7 @@ from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve,
 from services.jobs.events import publish, publish_tokens
 from services.jobs.records import Failure, log_key, record_key, transact
 from services.jobs.status import JobProgress
+from services.kinds.generate import TokenPiece
 from services.progress import Progress
 from services.settings import Settings
 
@@ -81,7 +81,7 @@ class Pace:
 
 
 class JobExecution:
-    """One execution of one job, as seen by what runs it."""
+    """One execution of one job: reports progress and text, checks cancellation, and refuses to publish once superseded."""
 
     def __init__(
         self, job_id: str, execution_id: str, redis: Redis, *, clock: Callable[[], float] = time.monotonic
@@ -98,6 +98,11 @@ class JobExecution:
         self._asked_at = -math.inf
         self._canceled = False
         self._current = True
+
+    @property
+    def name(self) -> str:
+        """Name of the execution, `<job>.<run>`: its staging folder on the volume has this name."""
+        return f"{self.job_id}.{self.execution_id}"
 
     def start(self) -> None:
         """Take the job over: from now on only this execution counts. An error of an earlier one is gone."""
@@ -145,31 +150,32 @@ class JobExecution:
         self._ask()
         return self._current
 
-    def reserve_disk(self, room: DiskNeed) -> None:
-        """Set room on the volume aside for this job: its size may not have been known when it was submitted.
+    def reserve_disk(self, need: DiskNeed) -> None:
+        """Reserves bytes of the volume for the job: its size may not have been known when it was submitted.
 
-        Raises DiskFull where others have reserved what is free.
+        Raises:
+            DiskFull: other jobs have reserved the free bytes.
         """
 
-        def claim(pipe: Pipeline) -> None:
-            others = reserved_bytes(self.redis, room.taken, beside=self.job_id)
-            room.check(others)
+        def attempt(pipe: Pipeline) -> None:
+            need.check(reserved_bytes(self.redis, need.taken, beside=self.job_id))
             pipe.multi()
-            reserve(pipe, self.job_id, room)
+            reserve(pipe, self.job_id, need)
 
-        transact(self.redis, claim, RESERVATIONS_KEY)
+        transact(self.redis, attempt, RESERVATIONS_KEY)
 
-    def confirm_current(self) -> None:
-        """Raise ExecutionSuperseded unless this execution still counts."""
+    def ensure_current(self) -> None:
+        """Checks right before publishing that the job still belongs to this execution.
+
+        Raises:
+            ExecutionSuperseded: another execution of the job has started.
+            JobCanceled: the job was canceled.
+        """
         if not self.is_current():
             raise ExecutionSuperseded(
                 f"another execution of job {self.job_id} has started: this one publishes nothing",
                 "This worker was out of reach for too long and the job was given to another.",
             )
-
-    def confirm(self) -> None:
-        """The check right before publishing. Raises ExecutionSuperseded, JobCanceled."""
-        self.confirm_current()
         self.check_canceled()
 
     def log(self, line: str) -> None:
@@ -180,12 +186,12 @@ class JobExecution:
             pipe.ltrim(log_key(self.job_id), -LOG_LINES_KEPT, -1)
             pipe.execute()
 
-    def publish_tokens(self, pieces: Sequence[dict[str, Any]]) -> None:
-        """Tell the job's own watchers of new text: a `token` event with the job's id for each piece."""
+    def publish_tokens(self, pieces: Sequence[TokenPiece]) -> None:
+        """Publishes new text as `token` events of this job, one for each piece."""
         if not self._current:
             return
         try:
-            publish_tokens(self.redis, self.job_id, [{"id": self.job_id, **piece} for piece in pieces])
+            publish_tokens(self.redis, self.job_id, pieces)
         except (ConnectionError, TimeoutError) as error:
             logger.warning("job %s: text not told: %s", self.job_id, error)
 
@@ -205,9 +211,9 @@ class JobExecution:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What the worker hands down to the task that it runs."""
+    """Execution and settings that the worker passes to the task that it runs."""
 
-    running: JobExecution
+    execution: JobExecution
     settings: Settings
 
 

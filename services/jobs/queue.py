@@ -7,7 +7,7 @@ jobs come to be together or not at all.
 import base64
 import binascii
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -55,12 +55,12 @@ from services.jobs.records import (
     transact,
 )
 from services.jobs.status import ENDED, Job, JobStatus, WorkerState
-from services.kinds import KINDS, QUEUES, module_name, parse_request
+from services.kinds import KINDS, QUEUES, parse_request
 from services.kinds.shared import JobRequest
 from services.settings import Settings
 
-TASK_OF = {kind: f"worker.tasks.{module_name(kind)}" for kind in KINDS}
-"""Names on the wire of the functions that run a job of each kind."""
+TASK = "worker.tasks.run_job"
+"""Name on the wire of the function that runs a job of any kind."""
 
 RETRIES = 2
 """How often a job is run again after its worker died."""
@@ -103,11 +103,11 @@ def service_identity(redis: Redis) -> str:
 class JobQueue:
     """All jobs, for the API. Every method raises NotReady where Redis does not answer."""
 
-    def __init__(self, redis: Redis, settings: Settings, *, tasks: Mapping[str, str] = TASK_OF) -> None:
-        """`tasks` names the function that a worker calls for each kind."""
+    def __init__(self, redis: Redis, settings: Settings, *, task: str = TASK) -> None:
+        """`task` is the name of the function that a worker calls."""
         self.redis = redis
         self.settings = settings
-        self.tasks = tasks
+        self.task = task
 
     @reaching_redis()
     def submit(
@@ -346,7 +346,7 @@ class JobQueue:
         target = request.makes
         queue = rq_queue(self.redis, KINDS[request.kind].queue)
         rq = queue.create_job(
-            self.tasks[request.kind],
+            self.task,
             args=(payload,),
             job_id=job_id,
             description=f"{request.kind} {target or request.reads[0]}",

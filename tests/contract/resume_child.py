@@ -12,7 +12,7 @@ from services.kinds.convert import ConvertRequest
 from services.kinds.merge import MergeRequest
 from services.progress import Progress
 from tests.job_context import job_context
-from worker.lifecycle import JobContext, plain
+from worker.lifecycle import JobContext, result_as_json
 from worker.models import convert as convert_job
 from worker.models import merge as merge_job
 
@@ -20,9 +20,9 @@ from worker.models import merge as merge_job
 def make(request: Any, at: JobContext) -> dict[str, Any]:
     """The result of the request's job."""
     if isinstance(request, ConvertRequest):
-        return plain(convert_job.run(request, at))
+        return result_as_json(convert_job.run(request, at))
     assert isinstance(request, MergeRequest)
-    return plain(merge_job.run(request, at))
+    return result_as_json(merge_job.run(request, at))
 
 
 def run_until_killed(root: Path, request: dict[str, Any], stage: str, share: float) -> None:

@@ -29,7 +29,7 @@ from tests.contract.resume_child import make
 from tests.job_context import job_context
 from tests.reference.huggingface_model import save_llama
 from tests.reference.peft_merge import make_adapter, peft_merged, random_model, save_model
-from worker.lifecycle import plain
+from worker.lifecycle import result_as_json
 from worker.models import import_, verify
 
 IDS = torch.tensor([[1, 57, 100, 3, 99, 12, 76]])
@@ -55,7 +55,7 @@ def save_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
 
 
 def run(root: Path, **request: Any) -> dict[str, Any]:
-    return plain(verify.run(VerifyRequest(kind="verify", **request), job_context(root)))
+    return result_as_json(verify.run(VerifyRequest(kind="verify", **request), job_context(root)))
 
 
 # ---- the logits ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from redis import Redis
 from rq.job import Job as RQJob
 
 from services.jobs.events import follow
-from services.jobs.queue import TASK_OF, JobQueue
+from services.jobs.queue import JobQueue
 from services.jobs.status import Job
 from services.kinds.convert import ConvertRequest
 from services.settings import Settings
@@ -22,7 +22,7 @@ from tests.redis_server import Server, until
 from worker.janitor import Janitor
 
 ROOT = Path(__file__).parents[2]
-TASKS = dict.fromkeys(TASK_OF, "tests.contract.wire_tasks.work")
+TASK = "tests.contract.wire_tasks.work"
 
 StartWorker = Callable[[], "subprocess.Popen[bytes]"]
 
@@ -36,7 +36,7 @@ def wish(target: str, *, after: list[str] | None = None, **wishes: str) -> Conve
 
 @pytest.fixture
 def queue(redis: Redis, settings: Settings) -> JobQueue:
-    return JobQueue(redis, settings, tasks=TASKS)
+    return JobQueue(redis, settings, task=TASK)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_trouble_that_stays_fails_after_three_tries(
 def test_a_job_over_its_time_is_stopped_as_timeout(
     redis: Redis, settings: Settings, start_worker: StartWorker
 ) -> None:
-    hurried = JobQueue(redis, settings.model_copy(update={"job_timeout_seconds": 1}), tasks=TASKS)
+    hurried = JobQueue(redis, settings.model_copy(update={"job_timeout_seconds": 1}), task=TASK)
     start_worker()
     job = ended(hurried, hurried.submit(wish("a", steps="100", step_seconds="0.1"))[0].id)
     assert (job.status, error_code(job)) == ("failed", "timeout")

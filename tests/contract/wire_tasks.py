@@ -10,22 +10,22 @@ from typing import Any
 
 from services.errors import NotReady, WrongModelKind
 from services.jobs.queue import connect
-from services.kinds.convert import ConvertRequest
+from services.kinds.shared import JobRequest, JobResult
 from services.progress import Progress
-from worker.lifecycle import JobContext, run
+from worker.lifecycle import JobContext, perform
 
 PAUSE = threading.Event()
 
 
 def work(request: dict[str, Any]) -> dict[str, Any]:
     """A job that does what its metadata says."""
-    return run(ConvertRequest, request, _work)
+    return perform(request, _work)
 
 
-def _work(request: ConvertRequest, context: JobContext) -> dict[str, Any]:
+def _work(request: JobRequest, context: JobContext) -> JobResult:
     wishes = request.metadata
     redis = connect(context.settings)
-    run_number = redis.rpush("test:runs", f"{context.job_id} {os.getpid()} {os.getppid()}")
+    run_number = redis.rpush("test:runs", f"{context.execution.job_id} {os.getpid()} {os.getppid()}")
     if run_number <= int(wishes.get("killed_runs", 0)):
         os.kill(os.getpid(), signal.SIGKILL)
     if run_number <= int(wishes.get("not_ready_runs", 0)):
@@ -37,9 +37,9 @@ def _work(request: ConvertRequest, context: JobContext) -> dict[str, Any]:
     steps = int(wishes.get("steps", 1))
     for step in range(steps):
         if "deaf" not in wishes:
-            context.check_canceled()
-        context.report(Progress("counting", step + 1, steps, "steps"))
+            context.execution.check_canceled()
+        context.execution.report(Progress("counting", step + 1, steps, "steps"))
         PAUSE.wait(float(wishes.get("step_seconds", 0)))
-    context.confirm()
-    redis.rpush("test:published", context.job_id)
-    return {"steps": steps, "target": request.target}
+    context.execution.ensure_current()
+    redis.rpush("test:published", context.execution.job_id)
+    return JobResult.model_validate({"steps": steps, "target": request.makes})

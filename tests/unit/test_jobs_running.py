@@ -141,11 +141,11 @@ def test_cancellation_is_seen_within_a_quarter_second_and_asked_for_no_oftener(
 def test_an_execution_stops_counting_when_another_takes_over(
     redis: FakeRedis, clock: Clock, running: JobExecution
 ) -> None:
-    running.confirm_current()
+    running.ensure_current()
     JobExecution("j", "e2", redis, clock=clock).start()
     assert not running.is_current()
     with pytest.raises(ExecutionSuperseded):
-        running.confirm()
+        running.ensure_current()
 
 
 def test_a_superseded_execution_writes_neither_progress_nor_error(

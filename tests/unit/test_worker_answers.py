@@ -10,10 +10,8 @@ import pytest
 
 from services.errors import ExecutionSuperseded
 from services.models.store import ModelStore
-from services.progress import ignore_progress, never_canceled
-from services.settings import Settings
+from tests.job_context import job_context
 from worker.inference.result_sink import JsonlSink, MemorySink
-from worker.lifecycle import JobContext
 
 pytestmark = pytest.mark.disable_socket
 
@@ -44,18 +42,7 @@ def begin(tmp_path: Path, line: Line) -> Iterator[Open]:
                 if line.current != execution:
                     raise ExecutionSuperseded("another one runs")
 
-            context = JobContext(
-                store=ModelStore(tmp_path),
-                settings=Settings(models_dir=tmp_path),
-                job_id=JOB,
-                execution=execution,
-                report=ignore_progress,
-                check_canceled=never_canceled,
-                confirm=confirm,
-                reserve_disk=lambda room: None,
-                log=lambda _: None,
-                publish_tokens=lambda _: None,
-            )
+            context = job_context(tmp_path, job_id=JOB, run=execution, ensure_current=confirm)
             answers = JsonlSink(context, digest, prompts)
             opened.callback(answers.close)
             return answers

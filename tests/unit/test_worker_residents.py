@@ -10,7 +10,7 @@ import torch
 
 from services.generate import Engine, LoadedModel
 from services.kinds.generate import GenerateRequest
-from services.models.store import ModelStore
+from tests.job_context import job_context
 from worker.inference import model_cache as room
 from worker.inference.model_cache import CachedModel, ModelCache, memory_limit_bytes
 from worker.lifecycle import JobContext
@@ -44,8 +44,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     monkeypatch.setattr(room, "load_model", load)
     monkeypatch.setattr(room, "Engine", lambda loaded, slots: cast(Engine, SimpleNamespace()))
     monkeypatch.setattr(room, "_needed_bytes", lambda *_: 40)
-    context = cast(JobContext, SimpleNamespace(store=ModelStore(tmp_path), report=None))
-    return Shelf(ModelCache("cpu", 100, 4), context)
+    return Shelf(ModelCache("cpu", 100, 4), job_context(tmp_path))
 
 
 def release(resident: CachedModel | None) -> None:

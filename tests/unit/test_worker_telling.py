@@ -1,10 +1,13 @@
 """Pieces of text: not too many, and together the whole."""
 
-from types import SimpleNamespace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.models.store import ModelStore
+from services.settings import Settings
+from tests.job_context import FakeExecution
 from worker.inference.token_stream import TokenStream
 from worker.lifecycle import JobContext
 
@@ -13,16 +16,16 @@ class Watcher:
     """What was told, and a clock that stands still unless it is moved."""
 
     def __init__(self) -> None:
-        self.told: list[dict[str, Any]] = []
+        self.execution = FakeExecution()
         self.seconds = 100.0
 
     def teller(self, *, with_token_ids: bool = False) -> TokenStream:
-        context = SimpleNamespace(
-            publish_tokens=lambda pieces: self.told.extend(dict(piece) for piece in pieces)
-        )
-        return TokenStream(
-            cast(JobContext, context), with_token_ids=with_token_ids, clock=lambda: self.seconds
-        )
+        context = JobContext(ModelStore(Path()), Settings(), self.execution)
+        return TokenStream(context, with_token_ids=with_token_ids, clock=lambda: self.seconds)
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        return [piece.model_dump(exclude_unset=True) for piece in self.execution.pieces]
 
 
 @pytest.fixture
@@ -66,10 +69,10 @@ def test_a_token_without_certain_text_is_told_only_to_those_who_want_ids(watcher
 
 def test_answers_are_told_apart(watcher: Watcher) -> None:
     teller = watcher.teller()
-    teller.add(0, "a", 7, {"token": "a"})
-    teller.add(1, "b", 8, {"token": "b"})
+    teller.add(0, "a", 7, {"token": "a", "logprob": -0.5})
+    teller.add(1, "b", 8, {"token": "b", "logprob": -0.5})
     teller.tell()
     assert [(piece["index"], piece["text"], piece["logprobs"]) for piece in watcher.told] == [
-        (0, "a", [{"token": "a"}]),
-        (1, "b", [{"token": "b"}]),
+        (0, "a", [{"token": "a", "logprob": -0.5}]),
+        (1, "b", [{"token": "b", "logprob": -0.5}]),
     ]

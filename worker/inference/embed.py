@@ -40,13 +40,15 @@ class EmbedSession:
         token_ids = loaded.tokenizer.encode(self.request.inputs[number])
         if not token_ids:
             raise InvalidRequest(f"inputs[{number}] has no tokens and so no vector", "Leave it out.")
-        (vector,) = embed(loaded, [token_ids], self.context.check_canceled)
+        (vector,) = embed(loaded, [token_ids], self.context.execution.check_canceled)
         self.vectors.append([_shortest(number) for number in vector])
         self.tokens += len(token_ids)
 
     def report(self) -> None:
         """Say how far it is."""
-        self.context.report(Progress("embedding", len(self.vectors), len(self.request.inputs), "texts"))
+        self.context.execution.report(
+            Progress("embedding", len(self.vectors), len(self.request.inputs), "texts")
+        )
 
     def result(self) -> Mapping[str, Any]:
         """The job's result."""

@@ -157,7 +157,7 @@ class GenerateSession:
     def report(self) -> None:
         """Say how far it is, and put the answers that are complete in their place. Raises OSError."""
         self.answers.save()
-        self.context.report(self._progress())
+        self.context.execution.report(self._progress())
         if self._text is not None:
             self._text.tell()
 
@@ -300,7 +300,7 @@ def answer_once(request: GenerateRequest, context: JobContext) -> Mapping[str, A
 def answer_all(asking: GenerateSession) -> None:
     """Have all its prompts answered, with the engine for them alone."""
     while not asking.is_done:
-        asking.context.check_canceled()
+        asking.context.execution.check_canceled()
         while asking.has_more and asking.resident.engine.free_slots:
             asking.ask_next()
         for event in asking.resident.engine.step():

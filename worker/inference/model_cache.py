@@ -103,7 +103,7 @@ class ModelCache:
                 device=self.device,
                 rope_alpha=request.rope_alpha,
                 quantization=request.quantization,
-                report=context.report,
+                report=context.execution.report,
             )
         resident = CachedModel(key, loaded, Engine(loaded, slots=self.slots))
         self.models.append(resident)
@@ -167,13 +167,13 @@ def _folder_of(request: ModelRequest, context: JobContext) -> Iterator[Path]:
     if not request.adapters:
         yield context.store.path(request.model)
         return
-    scratch = context.store.root / STAGING / context.execution
+    scratch = context.store.root / STAGING / context.execution.name
     scratch.mkdir(parents=True)
     try:
         adapters = [
             (choice.name, context.store.path(choice.name), choice.scale) for choice in request.adapters
         ]
-        watch = WriteHooks(context.report, context.check_canceled)
+        watch = WriteHooks(context.execution.report, context.execution.check_canceled)
         merge(context.store.path(request.model), adapters, scratch, watch=watch)
         yield scratch
     finally:

@@ -42,12 +42,16 @@ class PerplexitySession:
     def advance(self) -> None:
         """Score the next window. Raises NonFiniteLogits, JobCanceled."""
         window = self._windows[self._next]
-        self.score += score_window(self.resident.loaded, self._token_ids, window, self.context.check_canceled)
+        self.score += score_window(
+            self.resident.loaded, self._token_ids, window, self.context.execution.check_canceled
+        )
         self._next += 1
 
     def report(self) -> None:
         """Say how far it is."""
-        self.context.report(Progress("scoring", self.score.tokens, len(self._token_ids) - 1, "tokens"))
+        self.context.execution.report(
+            Progress("scoring", self.score.tokens, len(self._token_ids) - 1, "tokens")
+        )
 
     def result(self) -> Mapping[str, Any]:
         """The job's result."""

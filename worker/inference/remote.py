@@ -127,7 +127,7 @@ class RemoteSession:
     def report(self) -> None:
         """Say how far it is, and put the answers that are complete in their place. Raises OSError."""
         self.answers.save()
-        self.context.report(self._progress())
+        self.context.execution.report(self._progress())
         if self._text is not None:
             self._text.tell()
 

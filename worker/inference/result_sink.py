@@ -88,7 +88,7 @@ class JsonlSink:
         self._places: dict[int, tuple[int, int]] = {}  # offset and length of each prompt's line
         self._answered: set[int] = set()
         self._held: list[tuple[int, bytes]] = []
-        header = {"job": context.job_id, "asked": digest, "prompts": prompts}
+        header = {"job": context.execution.job_id, "asked": digest, "prompts": prompts}
         with self._replacing(LINES) as self._file:
             self._append(_line(header))
             for number, line in answered_lines(self._path(LINES), header):
@@ -134,8 +134,8 @@ class JsonlSink:
             "failed": self._prompts - self.answered,
             "resumed": len(self.known),
             "usage": usage,
-            "results_file": f"results/{self._context.job_id}{LINES}",
-            "predictions_file": f"results/{self._context.job_id}{PREDICTIONS}",
+            "results_file": f"results/{self._context.execution.job_id}{LINES}",
+            "predictions_file": f"results/{self._context.execution.job_id}{PREDICTIONS}",
         }
 
     def _write_predictions(self) -> dict[str, int]:
@@ -175,12 +175,14 @@ class JsonlSink:
                 _write(self._file, piece)
 
     def _path(self, suffix: str) -> Path:
-        return self._context.store.result(self._context.job_id + suffix)
+        return self._context.store.result(self._context.execution.job_id + suffix)
 
     def _replacing(self, suffix: str) -> AbstractContextManager[FileIO]:
         context = self._context
-        name = context.job_id + suffix
-        return context.store.replacing_result(name, execution=context.execution, confirm=context.confirm)
+        name = context.execution.job_id + suffix
+        return context.store.replacing_result(
+            name, execution=context.execution.name, confirm=context.execution.ensure_current
+        )
 
     def _append(self, line: bytes) -> tuple[int, int]:
         offset = self._file.seek(0, os.SEEK_END)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from services.kinds.generate import TokenPiece
 from worker.lifecycle import JobContext
 
 TEXT_SECONDS = 0.03
@@ -22,7 +23,7 @@ class TokenStream:
     def __init__(
         self, context: JobContext, *, with_token_ids: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._tell = context.publish_tokens
+        self._tell = context.execution.publish_tokens
         self._with_token_ids = with_token_ids
         self._clock = clock
         self._told_at: float | None = None
@@ -54,7 +55,7 @@ class TokenStream:
         if not self._held:
             return
         pieces: Sequence[Piece] = list(self._held.values())
-        self._tell(pieces)
+        self._tell([TokenPiece.model_validate(piece) for piece in pieces])
         for piece in pieces:
             self._offsets[piece["index"]] = piece["offset"] + len(piece["text"])
         self._held.clear()

@@ -31,7 +31,7 @@ from services.generate import resolve_device
 from services.jobs.execution import INTERVAL_SECONDS, JobExecution
 from services.jobs.queue import service_identity
 from services.jobs.rq_workers import MONITORING_SECONDS, TrackedWorker
-from services.kinds import parse_request
+from services.kinds import parse_request, parse_result
 from services.kinds.compare import CompareRequest
 from services.kinds.embed import EmbedRequest
 from services.kinds.generate import GenerateRequest
@@ -45,7 +45,7 @@ from worker.inference.generate import GenerateSession
 from worker.inference.model_cache import CachedModel, ModelCache, memory_limit_bytes
 from worker.inference.perplexity import PerplexitySession
 from worker.inference.remote import RemoteSession
-from worker.lifecycle import JobContext, attempted, context_of, fail, plain
+from worker.lifecycle import JobContext, attempted, fail, result_as_json
 
 REST_SECONDS = 0.05
 """So often it is looked for new jobs while another server does all the work."""
@@ -162,8 +162,8 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
 
     def _asking(self, seat: RunningJob) -> Work | None:
         request = parse_request(seat.job.args[0])
-        context = context_of(seat.running, self.settings)
-        context.check_canceled()
+        context = JobContext.of(seat.running, self.settings)
+        context.execution.check_canceled()
         if isinstance(request, GenerateRequest) and self.backend is not None and may_forward(request):
             inquiry = self._inquired(seat, self.backend)
             if not inquiry.done():
@@ -183,7 +183,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         assert isinstance(request, ModelRequest)
         resident = self.residents.take(request, context)
         if resident is None:
-            context.report(Progress("waiting for room in memory"))
+            context.execution.report(Progress("waiting for room in memory"))
             return None
         outcome = attempted(lambda: begin(context, resident))
         if isinstance(outcome, Exception):
@@ -293,7 +293,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             seat.asking = None  # the next round looks for the next variant's model
 
     def _succeed(self, seat: RunningJob, result: Callable[[], Mapping[str, Any]]) -> None:
-        outcome = attempted(lambda: plain(result()))
+        outcome = attempted(lambda: result_as_json(parse_result(seat.job.args[0]["kind"], result())))
         if isinstance(outcome, Exception):
             self._fail(seat, outcome)
             return
@@ -302,7 +302,6 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         self._finalize_success(seat.job, seat.queue, seat.execution, outcome)
 
     def _fail(self, seat: RunningJob, error: Exception) -> None:
-        seat.running.flush()
         failure = fail(seat.running, error)
         self._leave(seat)
         self._finalize_failure(
@@ -372,7 +371,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         """Note why a job is to stop. Its answers are canceled here: a beam search would not look up."""
         probe = JobExecution(seat.job.id, seat.execution.id, self.connection)
         try:
-            probe.confirm()
+            probe.ensure_current()
         except (JobCanceled, ExecutionSuperseded) as error:
             seat.stop = error
         except (ConnectionError, TimeoutError) as error:

@@ -22,8 +22,10 @@ def run(request: ExtendTokenizerRequest, context: JobContext) -> ExtendTokenizer
         base = sources["base"].read_bytes()
         extended = extend_vocabulary(base, sources["addition"].read_bytes(), pad_token=request.pad_token)
         (staging / "tokenizer.model").write_bytes(extended.model)
-        context.report(Progress("extending the vocabulary", extended.added, extended.added, "pieces"))
-        context.check_canceled()
+        context.execution.report(
+            Progress("extending the vocabulary", extended.added, extended.added, "pieces")
+        )
+        context.execution.check_canceled()
         if request.pad_token is not None:
             write_json(staging / "special_tokens_map.json", {"pad_token": request.pad_token})
         tokenizer = complete_tokenizer(staging)
@@ -37,7 +39,7 @@ def run(request: ExtendTokenizerRequest, context: JobContext) -> ExtendTokenizer
             for role, name in names.items()
         ]
         manifest = new_manifest(
-            kind="tokenizer", operation=request.kind, inputs=inputs, tensors={}, files=files, job_id=context.job_id,
+            kind="tokenizer", operation=request.kind, inputs=inputs, tensors={}, files=files, job_id=context.execution.job_id,
             options={"pad_token": request.pad_token}, warnings=[*plan.warnings, *tokenizer.warnings], result=figures,
         )  # fmt: skip
         write_manifest(staging, manifest)

@@ -18,13 +18,13 @@ def run(request: ImportRequest, context: JobContext) -> ImportResult:
             members,
             staging,
             expected=request.sha256,
-            report=context.report,
-            check_canceled=context.check_canceled,
+            report=context.execution.report,
+            check_canceled=context.execution.check_canceled,
         )
         source = InputEntry(role="source", name=str(request.source.model_dump(exclude_none=True)))
         manifest = new_manifest(
             kind=taken.kind, operation="import", inputs=[source], tensors={}, files=dict(taken.digests),
-            job_id=context.job_id, result={"bytes_written": taken.size_bytes, "files": len(taken.digests)},
+            job_id=context.execution.job_id, result={"bytes_written": taken.size_bytes, "files": len(taken.digests)},
         )  # fmt: skip
         write_manifest(staging, manifest)
     return made_result(ImportResult, request, context, manifest)

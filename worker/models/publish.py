@@ -50,9 +50,9 @@ def idempotent(result_class: type[R]) -> Callable[[Run[Q, R]], Run[Q, R]]:
         @wraps(run)
         def run_or_find(request: Q, context: JobContext) -> R:
             manifest = _manifest_of_target(request, context)
-            if manifest is None or manifest.job_id != context.job_id:
+            if manifest is None or manifest.job_id != context.execution.job_id:
                 return run(request, context)
-            context.log(f"{request.target} was published by an earlier try of this job")
+            context.execution.log(f"{request.target} was published by an earlier try of this job")
             return made_result(result_class, request, context, manifest)
 
         return run_or_find
@@ -84,29 +84,32 @@ def publishing(
         take_over: the folder may hold what a killed execution of this job has left.
     """
     target = request.target
-    context.reserve_disk(plan.room(context.store.staged_bytes))
-    context.log(f"{request.kind} into {target} begins")
+    context.execution.reserve_disk(plan.room(context.store.staged_bytes))
+    context.execution.log(f"{request.kind} into {target} begins")
     with context.store.publishing(
-        target, execution=context.execution, confirm=context.confirm, take_over=take_over
+        target,
+        execution=context.execution.name,
+        confirm=context.execution.ensure_current,
+        take_over=take_over,
     ) as staging:
         yield staging
-    context.log(f"{target} is published")
+    context.execution.log(f"{target} is published")
 
 
 def own_disk_use(context: JobContext) -> DiskUse:
     """Returns the bytes that earlier executions of this job have in staging."""
-    return DiskUse(staged_bytes=context.store.staged_bytes(context.job_id))
+    return DiskUse(staged_bytes=context.store.staged_bytes(context.execution.job_id))
 
 
 def write_hooks(context: JobContext, staging: Path) -> WriteHooks:
     """Returns the hooks by which a writer reports, stops and journals."""
-    return WriteHooks(context.report, context.check_canceled, journal_of(staging))
+    return WriteHooks(context.execution.report, context.execution.check_canceled, journal_of(staging))
 
 
 def log_resumed(written: WrittenModel, context: JobContext) -> None:
     """Writes to the job's log how much of an earlier execution was reused."""
     if written.kept:
-        context.log(
+        context.execution.log(
             f"an earlier try of this job had written {len(written.kept)} of {len(written.plans)} tensors "
             f"({written.kept_bytes} bytes): they were checked by their digests and kept"
         )
@@ -170,7 +173,7 @@ def checkpoint_manifest(
     earlier = [entry for entry in (base.inputs if base else []) if entry.role == "adapter"]
     return new_manifest(
         kind=MANIFEST_KINDS[request.output_format], operation=request.kind, inputs=[inputs[0], *earlier, *inputs[1:]],
-        tensors=tensors, files=_digests_of_small_files(written.folder), options=options, job_id=context.job_id, **more,
+        tensors=tensors, files=_digests_of_small_files(written.folder), options=options, job_id=context.execution.job_id, **more,
     )  # fmt: skip
 
 

@@ -65,19 +65,19 @@ def link_identical(same: str, staging: Path, context: JobContext) -> Manifest:
     names share one file.
     """
     folder = context.store.path(same)
-    context.log(
+    context.execution.log(
         f"{same} was made by the same request of the same inputs: nothing is computed (force computes it again)"
     )
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     for number, path in enumerate(files):
-        context.report(Progress("taking the same model", number, len(files), "files"))
+        context.execution.report(Progress("taking the same model", number, len(files), "files"))
         target = staging / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         _link(path, target)
     manifest = read_manifest(folder)
     assert manifest is not None
     figures = {**manifest.result, "same_as": same, "resumed": {"tensors": 0, "bytes": 0}}
-    renewed = manifest.model_copy(update={"job_id": context.job_id, "result": figures})
+    renewed = manifest.model_copy(update={"job_id": context.execution.job_id, "result": figures})
     write_manifest(staging, renewed)
     return renewed
 

@@ -22,7 +22,7 @@ def run(request: VerifyRequest, context: JobContext) -> VerifyResult:
     """Returns the report; `passed` is the verdict, `differences` are its reasons."""
     preflight(request, context.store, {})
     folder = context.store.path(request.model)
-    hooks = WriteHooks(context.report, context.check_canceled)
+    hooks = WriteHooks(context.execution.report, context.execution.check_canceled)
     manifest = read_manifest(folder)
     recorded = against_manifest(folder, manifest, hooks) if manifest is not None else {}
     computed = against_base(request, context, hooks) if request.base is not None else {}
