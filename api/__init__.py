@@ -1,4 +1,4 @@
-"""Door 1: HTTP in, JSON out. No tensor library is ever imported on this side."""
+"""The HTTP API: requests in, JSON out. It never imports a tensor library."""
 
 from flask_openapi3.models.info import Info
 from flask_openapi3.openapi import OpenAPI
@@ -32,12 +32,12 @@ API_VERSION = "1"
 def create_app(
     settings: Settings, *, queue: JobQueue | None = None, store: ModelStore | None = None
 ) -> OpenAPI:
-    """The application: who may ask, the routes, what errors look like.
+    """Returns the application: access control, error handlers, routes and the OpenAPI document.
 
     Args:
-        settings: Of this process.
-        queue: The jobs; by default in the Redis of the settings.
-        store: The models; by default on the volume of the settings.
+        settings: The settings of this process.
+        queue: The job queue; by default in the Redis of the settings.
+        store: The model store; by default the volume of the settings.
 
     Raises:
         InvalidSettings: the API would be open to other machines without a key, or its keys cannot be read.
@@ -51,7 +51,7 @@ def create_app(
         validation_error_callback=errors.on_validation_error,
     )
     app.config["MAX_CONTENT_LENGTH"] = request_body.BODY_LIMIT_BYTES
-    app.url_map.merge_slashes = False  # a path of a file is taken as it is, not redirected to another
+    app.url_map.merge_slashes = False  # a path with `//` is an unknown file, not a redirect
     app.json.sort_keys = False  # type: ignore[attr-defined]
     queue = queue or JobQueue(connect(settings), settings)
     app.extensions[EXTENSION] = AppState(
@@ -69,13 +69,8 @@ def create_app(
     app.register_blueprint(pages.pages)
     app.register_blueprint(pages.swagger)
 
-    shapes: list[type[BaseModel]] = [
-        responses.JobAnswer,
-        responses.JobPage,
-        Plan,
-        responses.ModelList,
-        errors.Problem,
-    ]
-    shapes += [metrics.System, health.Health, health.Readiness]
-    openapi.complete(app, [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody], shapes)
+    bodies: list[type[BaseModel]] = [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody]
+    returned: list[type[BaseModel]] = [responses.JobResponse, responses.JobPage, Plan, responses.ModelList]
+    returned += [errors.Problem, metrics.System, health.Health, health.Readiness]
+    openapi.complete(app, bodies, returned)
     return app

@@ -1,7 +1,7 @@
-"""Who may ask: bearer keys with roles; without keys, only this machine and no other site's pages.
+"""Access control: bearer keys with roles; without keys, only local clients and no pages of other sites.
 
-The key file has a line a key, `sha256 role name` (the SHA-256 of the key in hexadecimal, one of `read`, `submit`,
-`admin`, and a name for people). Blank lines and lines that begin with `#` are left out.
+The key file has one line for each key, `sha256 role name`: the SHA-256 of the key in hexadecimal, one of `read`, `submit`
+and `admin`, and a display name. Blank lines and lines that begin with `#` are skipped.
 """
 
 import hashlib
@@ -21,17 +21,16 @@ from services.errors import InvalidSettings
 from services.settings import LOOPBACK_HOSTS, Settings
 
 ROLES = ("read", "submit", "admin")
-"""From the least to the most: each may do what those before it may."""
+"""Roles in ascending order; each includes the rights of those before it."""
 
 ROLE_OF_METHOD = {"GET": "read", "HEAD": "read", "OPTIONS": "read", "DELETE": "admin"}
-"""Any other method changes something, which takes `submit`."""
+"""Role that a method needs; all other methods change something and need `submit`."""
 
 OPEN_BLUEPRINTS = ("health", "pages", "swagger")
-"""Probes, the page, its scripts and the documentation hold no data of anybody's."""
-
+"""Blueprints without user data, open without a key: probes, the page, its scripts, the documentation."""
 
 REALM = "Graftwerk API"
-"""Its space makes werkzeug quote it, which a realm must be (RFC 9110, 11.5)."""
+"""Realm of the challenge; the space makes werkzeug quote it, as RFC 9110, section 11.5 requires."""
 
 
 class Key(NamedTuple):
@@ -43,19 +42,20 @@ class Key(NamedTuple):
 
 
 def read_keys(path: Path) -> list[Key]:
-    """The keys of a file.
+    """Returns the keys in a file.
 
     Raises:
-        InvalidSettings: the file is not there, a line has another form, or no key is in it.
+        InvalidSettings: the file cannot be read, a line is malformed, or there is no key.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise InvalidSettings(f"GRAFTWERK_API_KEYS_FILE {path} cannot be read: {error.strerror}") from error
+        raise InvalidSettings(f"GRAFTWERK_API_KEYS_FILE {path} cannot be read: {error.strerror}.") from error
     keys = [_key(line, number) for number, line in enumerate(lines, 1) if line.strip() and line[0] != "#"]
     if not keys:
         raise InvalidSettings(
-            f"GRAFTWERK_API_KEYS_FILE {path} holds no key", "Write a line `sha256 role name` for each key."
+            f"GRAFTWERK_API_KEYS_FILE {path} contains no key.",
+            "Write a line `sha256 role name` for each key.",
         )
     return keys
 
@@ -64,14 +64,14 @@ def _key(line: str, number: int) -> Key:
     words = line.split(maxsplit=2)
     if len(words) != 3 or not re.fullmatch(r"[0-9a-fA-F]{64}", words[0]) or words[1] not in ROLES:
         raise InvalidSettings(
-            f"line {number} of the key file is not of the form `sha256 role name`",
+            f"Line {number} of the key file does not have the form `sha256 role name`.",
             f"The role is one of {', '.join(ROLES)}; make the digest with `printf %s KEY | sha256sum`.",
         )
     return Key(words[0].lower(), words[1], words[2])
 
 
 def guard(settings: Settings) -> Callable[[], None]:
-    """The check that runs before each request.
+    """Returns the check that runs before each request.
 
     Raises:
         InvalidSettings: the API would be open to other machines without a key.
@@ -81,7 +81,7 @@ def guard(settings: Settings) -> Callable[[], None]:
         return lambda: _check_key(keys)
     if settings.host not in LOOPBACK_HOSTS and not settings.behind_gateway:
         raise InvalidSettings(
-            f"the API would listen on {settings.host}, beyond loopback, without a key",
+            f"The API would listen on {settings.host}, beyond loopback, without a key.",
             "Set GRAFTWERK_API_KEYS_FILE to a file of keys, or GRAFTWERK_HOST to 127.0.0.1.",
         )
     return _check_origin
@@ -95,7 +95,7 @@ def _check_key(keys: list[Key]) -> None:
         raise _unauthorized("This request needs a key: send the header `Authorization: Bearer KEY`.")
     key = _find(keys, given.token)
     if key is None:
-        raise _unauthorized("The key is not known.", error="invalid_token")
+        raise _unauthorized("The key is unknown.", error="invalid_token")
     needed = ROLE_OF_METHOD.get(request.method, "submit")
     if ROLES.index(key.role) < ROLES.index(needed):
         raise Forbidden(
@@ -105,7 +105,7 @@ def _check_key(keys: list[Key]) -> None:
 
 def _find(keys: list[Key], token: str) -> Key | None:
     digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
-    # every line is compared, each in constant time: how long it takes says nothing about the keys
+    # all keys are compared in constant time, so that the duration reveals nothing about them
     found = [key for key in keys if hmac.compare_digest(key.digest, digest)]
     return found[0] if found else None
 
@@ -117,23 +117,26 @@ def _unauthorized(description: str, **parameters: str) -> Unauthorized:
 
 
 def _check_origin() -> None:
-    """Without keys a browser on this machine must not act for a page of another site.
+    """Refuses requests that a page of another site makes through a browser on this machine.
 
-    `Host` is checked because a name of the attacker's can be made to resolve to 127.0.0.1 (DNS rebinding), which
-    makes its page same-origin; an address, a name without a dot and the reserved top-level names cannot be taken.
+    `Host` is checked because an attacker can make a domain resolve to 127.0.0.1 (DNS rebinding), which makes its page
+    same-origin. Addresses, names without a dot and reserved top-level domains cannot be registered.
+
+    Raises:
+        Forbidden: the host is not a local name, or the request comes from a page of another origin.
     """
     if request.endpoint is None or request.blueprint == "health":
         return
     if not _is_local_name(urlsplit(f"//{request.host}").hostname or ""):
         raise Forbidden(
-            f"Without keys the API answers to local names only, not to {request.host!r}: set "
+            f"Without keys the API answers requests to local names only, not to {request.host!r}. Set "
             "GRAFTWERK_API_KEYS_FILE to serve it under a public name."
         )
     origin = request.headers.get("Origin")
     if request.method in ("GET", "HEAD", "OPTIONS") or origin is None:
         return
     if urlsplit(origin).netloc != request.host:
-        raise Forbidden(f"A page of {origin!r} may not change anything here.")
+        raise Forbidden(f"A page of {origin!r} may not change anything in this service.")
 
 
 def _is_local_name(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""What every response carries: the request's id, and what browsers need to know to be careful."""
+"""Headers of every response: the request id and security headers."""
 
 import re
 from uuid import uuid4
@@ -8,11 +8,11 @@ from flask import Flask, Response, g, request
 REQUEST_ID = "X-Request-Id"
 
 NOTHING_POLICY = "default-src 'none'; frame-ancestors 'none'"
-"""Data is not a page: nothing in it may load or run anything."""
+"""Policy of responses that are not pages: nothing in them may load or run anything."""
 
 
 def request_id() -> str:
-    """The id of the current request: the client's own where it has the form of one, else a new one."""
+    """Returns the id of the current request: the client's own if it is valid, else a new one."""
     if "request_id" not in g:
         given = request.headers.get(REQUEST_ID, "")
         g.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else uuid4().hex
@@ -21,7 +21,7 @@ def request_id() -> str:
 
 
 def add_headers(response: Response) -> Response:
-    """The response with the headers that all have; those that a view has set stay."""
+    """Adds the common headers to a response; those that a view has set are kept."""
     response.headers[REQUEST_ID] = request_id()
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("Referrer-Policy", "no-referrer")
@@ -31,5 +31,5 @@ def add_headers(response: Response) -> Response:
 
 
 def register(app: Flask) -> None:
-    """Every response of the application gets them."""
+    """Adds the headers to every response of the application."""
     app.after_request(add_headers)

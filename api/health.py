@@ -1,4 +1,4 @@
-"""Is it alive, is it ready: the two probes, open to everybody."""
+"""Health probes: liveness and readiness, open without a key."""
 
 from collections.abc import Callable
 
@@ -7,47 +7,61 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, Field
 
-from api.responses import answer
+from api.responses import json_response
 from api.state import state
 from services.errors import NotReady
+from services.kinds import QUEUES
+
+OK = "ok"
+
+LOW_SPACE_BYTES = 2**30
+"""Free space of the volume below which the service warns."""
 
 api = APIBlueprint("health", __name__, abp_tags=[Tag(name="system")])
 
 
 class Health(BaseModel):
-    """The process lives."""
+    """The process is alive."""
 
-    status: str = "ok"
+    status: str = OK
 
 
 class Readiness(BaseModel):
-    """Whether work can be done, and which part does not answer."""
+    """Readiness of the service and of its parts."""
 
     status: str = Field(description="`ok` or `unavailable`.")
     checks: dict[str, str] = Field(
-        description="`ok` or what is wrong with `redis`, `volume` and `workers`.",
-        examples=[{"redis": "ok", "volume": "ok", "workers": "no worker is alive"}],
+        description="`ok` or what is wrong, for `redis`, `volume` and the workers of each queue.",
+        examples=[
+            {
+                "redis": OK,
+                "volume": OK,
+                "worker-convert": OK,
+                "worker-merge": "No merge worker is alive.",
+                "worker-generate": OK,
+            }
+        ],
     )
+    warnings: list[str] = Field(default=[], description="Problems that do not make the service unavailable.")
 
 
 @api.get("/healthz", responses={200: Health})
 def healthz() -> Response:
-    """Tell that the process lives."""
-    return answer(Health())
+    """Check that the process is alive."""
+    return json_response(Health())
 
 
 @api.get("/readyz", responses={200: Readiness, 503: Readiness})
 def readyz() -> Response:
-    """Tell whether Redis, the volume and at least one worker answer."""
-    checks = {
-        "redis": _outcome(state().queue.ping),
-        "volume": _outcome(state().store.check),
-        "workers": _outcome(_need_a_worker),
-    }
-    is_ready = set(checks.values()) == {"ok"}
-    return answer(
-        Readiness(status="ok" if is_ready else "unavailable", checks=checks), 200 if is_ready else 503
-    )
+    """Check that Redis, the volume and a worker of each queue answer.
+
+    The status is 503 if any of the `checks` is not `ok`.
+    """
+    checks = {"redis": _outcome(state().queue.ping), "volume": _outcome(state().store.check), **_workers()}
+    is_ready = set(checks.values()) == {OK}
+    warnings = _space_warnings() if checks["volume"] == OK else []
+    readiness = Readiness(status=OK if is_ready else "unavailable", checks=checks, warnings=warnings)
+    return json_response(readiness, 200 if is_ready else 503)
 
 
 def _outcome(check: Callable[[], None]) -> str:
@@ -55,9 +69,19 @@ def _outcome(check: Callable[[], None]) -> str:
         check()
     except NotReady as error:
         return error.message
-    return "ok"
+    return OK
 
 
-def _need_a_worker() -> None:
-    if not state().queue.workers():
-        raise NotReady("no worker is alive")
+def _workers() -> dict[str, str]:
+    try:
+        served = {worker.queue for worker in state().queue.workers()}
+    except NotReady as error:
+        return {f"worker-{queue}": error.message for queue in QUEUES}
+    return {f"worker-{queue}": OK if queue in served else f"No {queue} worker is alive." for queue in QUEUES}
+
+
+def _space_warnings() -> list[str]:
+    free_bytes = state().store.free_bytes()
+    if free_bytes >= LOW_SPACE_BYTES:
+        return []
+    return [f"The model volume has {free_bytes} bytes left. Delete models, or enlarge it."]

@@ -1,4 +1,4 @@
-"""How is it doing: workers, queues and the volume, for people and for Prometheus."""
+"""State of workers, queues and the volume, as JSON and for Prometheus."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from api.errors import problems
 from api.openapi import METRICS, SECURITY
-from api.responses import answer
+from api.responses import json_response
 from api.state import AppState, state
 from services.jobs.queue import JobQueue
 from services.jobs.status import JobStatus, WorkerState
@@ -31,7 +31,7 @@ api = APIBlueprint(
 
 
 class QueueState(BaseModel):
-    """One queue: jobs that wait, jobs that run, workers that serve it."""
+    """Counts of one queue: queued jobs, running jobs, living workers."""
 
     waiting: int
     running: int
@@ -54,20 +54,24 @@ class System(BaseModel):
 
 
 class _Gauges(Collector):
-    """What Prometheus reads, from Redis and the volume at the time it asks: nothing is counted in this process."""
+    """Gauges computed from Redis and the volume for each scrape: this process counts nothing."""
 
     def __init__(self, state: AppState) -> None:
         self.state, self.jobs = _observe(state)
 
     def collect(self) -> Iterator[Metric]:
-        jobs = GaugeMetricFamily("graftwerk_jobs", "Jobs that are remembered.", labels=["kind", "status"])
+        jobs = GaugeMetricFamily(
+            "graftwerk_jobs",
+            "Jobs by kind and status, until their records expire.",
+            labels=["kind", "status"],
+        )
         for (kind, status), count in sorted(self.jobs.items()):
             jobs.add_metric([kind, status], count)
         yield jobs
         for field, text in (
-            ("waiting", "Jobs that wait."),
-            ("running", "Jobs that run."),
-            ("workers", "Workers."),
+            ("waiting", "Queued jobs."),
+            ("running", "Running jobs."),
+            ("workers", "Living workers."),
         ):
             gauge = GaugeMetricFamily(f"graftwerk_queue_{field}", text, labels=["queue"])
             for name, queue in self.state.queues.items():
@@ -75,18 +79,18 @@ class _Gauges(Collector):
             yield gauge
         yield GaugeMetricFamily("graftwerk_models", "Models on the volume.", self.state.volume.models)
         free_bytes = self.state.volume.free_bytes
-        yield GaugeMetricFamily("graftwerk_volume_free_bytes", "Room on the volume.", free_bytes)
+        yield GaugeMetricFamily("graftwerk_volume_free_bytes", "Free space on the volume.", free_bytes)
 
 
 @api.get("/api/system", responses={200: System, **problems(503)})
 def system() -> Response:
-    """Look at workers, queues and the volume."""
-    return answer(_observe(state())[0])
+    """Get the state of workers, queues and the volume."""
+    return json_response(_observe(state())[0])
 
 
 @api.get("/metrics", responses={200: METRICS, **problems(503)})
 def metrics() -> Response:
-    """Measure queues, jobs, workers and the volume, for Prometheus."""
+    """Get the state of queues, jobs, workers and the volume in Prometheus' format."""
     registry = CollectorRegistry()
     registry.register(_Gauges(state()))
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Models: what is on the volume, and its files."""
+"""Models on the volume and their files."""
 
 import tarfile
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from werkzeug.exceptions import NotFound
 
 from api.errors import problems
 from api.openapi import FILE, SECURITY, TAR
-from api.responses import ModelList, answer
+from api.responses import ModelList, json_response
 from api.state import state
 from services.errors import ModelInUse, ModelNotFound
 from services.kinds.model_summary import ModelSummary
@@ -21,7 +21,7 @@ from services.names import MODEL_NAME_PATTERN, is_model_name
 CHUNK_BYTES = 1024 * 1024
 
 TEXT_TYPES = {".json": "application/json", ".txt": "text/plain", ".md": "text/plain"}
-"""All else is octets: a browser must never run what somebody put on the volume."""
+"""Media types by suffix; all other files are octets, because a browser must never run a file of the volume."""
 
 api = APIBlueprint(
     "models",
@@ -34,44 +34,44 @@ api = APIBlueprint(
 
 
 class ModelPath(BaseModel):
-    """Which model."""
+    """Path parameter `name`."""
 
     name: str = Field(json_schema_extra={"pattern": MODEL_NAME_PATTERN})
 
 
 class FilePath(ModelPath):
-    """Which file of which model."""
+    """Path parameters `name` and `file`."""
 
-    file: str = Field(description="Its path in the folder.")
+    file: str = Field(description="Path of the file in the model's folder.")
 
 
 @api.get("/models", responses={200: ModelList, **problems(503)})
 def models() -> Response:
     """List the models on the volume."""
-    return answer(ModelList(models=state().store.models()))
+    return json_response(ModelList(models=state().store.models()))
 
 
 @api.get("/models/<name>", responses={200: ModelSummary, **problems(404, 503)})
 def model(path: ModelPath) -> Response:
-    """Look at a model.
+    """Get a model.
 
-    What it is, found from its files: layout, parameters, vocabulary, digests known by name, lineage, problems.
+    The summary is read from its files: layout, parameters, vocabulary, known digests, lineage, problems.
     """
     _folder(path)
-    return answer(state().store.describe(path.name))
+    return json_response(state().store.describe(path.name))
 
 
 @api.delete("/models/<name>", responses={204: None, **problems(404, 409, 503)})
 def delete(path: ModelPath) -> Response:
     """Delete a model and its files.
 
-    Refused with 409 while a queued or running job reads it or makes it.
+    Refused with 409 while a queued or running job reads or makes it.
     """
     _folder(path)
     users = state().queue.using(path.name)
     if users:
         raise ModelInUse(
-            f"{path.name!r} is needed by {len(users)} unfinished job(s): {', '.join(users)}",
+            f"The model {path.name!r} is used by {len(users)} unfinished job(s): {', '.join(users)}.",
             "Wait until they have ended, or cancel them.",
         )
     state().store.delete(path.name)
@@ -82,7 +82,7 @@ def delete(path: ModelPath) -> Response:
 def download(path: FilePath) -> Response:
     """Download one file.
 
-    Ranges and conditional requests (`ETag`, `Last-Modified`) are answered, so that a download can go on.
+    Ranges and conditional requests (`ETag`, `Last-Modified`) are supported, so that a download can be resumed.
     """
     folder = _folder(path)
     found = folder / path.file
@@ -94,7 +94,7 @@ def download(path: FilePath) -> Response:
 
 @api.get("/models/<name>/archive", responses={200: TAR, **problems(404)})
 def archive(path: ModelPath) -> Response:
-    """Download all files of a model as one tar stream, in a folder of its name."""
+    """Download all files of a model as one tar stream, in a folder with its name."""
     folder = _folder(path)
     files = sorted(found for found in folder.rglob("*") if _is_inside(found, folder))
     headers = [_tar_header(found, f"{path.name}/{found.relative_to(folder).as_posix()}") for found in files]
@@ -105,15 +105,15 @@ def archive(path: ModelPath) -> Response:
 
 def _folder(path: ModelPath) -> Path:
     if not is_model_name(path.name):
-        raise ModelNotFound(f"there is no model {path.name!r}", "GET /api/models lists them.")
+        raise ModelNotFound(f"There is no model {path.name!r}.", "GET /api/models lists the models.")
     return state().store.path(path.name)
 
 
 def _is_inside(file: Path, folder: Path) -> bool:
-    """Whether this is a regular file that, all links followed, lies in the folder."""
+    """Returns True for a regular file that is inside the folder after all links are resolved."""
     try:
         real = file.resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):  # not there, a loop of links, a NUL in the name
+    except (OSError, RuntimeError, ValueError):  # missing, a loop of links, a NUL in the name
         return False
     return real.is_file() and real.is_relative_to(folder.resolve())
 
@@ -126,7 +126,7 @@ def _tar_header(file: Path, name: str) -> tarfile.TarInfo:
 
 
 def _tar(files: list[Path], headers: list[tarfile.TarInfo]) -> Iterator[bytes]:
-    """A tar archive (POSIX.1-2001, pax) in pieces: headers and contents in blocks of 512 bytes, two empty blocks."""
+    """Yields a tar archive (POSIX.1-2001, pax): headers and contents in blocks of 512 bytes, then two empty blocks."""
     for file, header in zip(files, headers, strict=True):
         yield header.tobuf(tarfile.PAX_FORMAT)
         yield from _exactly(file, header.size)
@@ -140,7 +140,7 @@ def _exactly(file: Path, size_bytes: int) -> Iterator[bytes]:
         while left:
             chunk = stream.read(min(left, CHUNK_BYTES))
             if not chunk:
-                # the header is sent already: only a broken connection can still say that the archive is wrong
-                raise OSError(f"{file.name} became {left} bytes shorter while it was sent")
+                # the header is sent already: only a broken connection can still report the error
+                raise OSError(f"{file.name} shrank by {left} bytes while it was sent")
             left -= len(chunk)
             yield chunk

@@ -1,4 +1,4 @@
-"""What a browser opens: the page, the documentation and the document that it shows. No data is in them."""
+"""Pages for browsers: the home page, the documentation and the OpenAPI document; none contains user data."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ PAGE_POLICY = "; ".join((
 ))  # fmt: skip
 
 DOCS_POLICY = f"{PAGE_POLICY}; style-src 'self' 'unsafe-inline'"
-"""Swagger UI sets styles of elements as it draws."""
+"""Swagger UI sets inline styles."""
 
 pages = Blueprint("pages", __name__)
 
@@ -25,24 +25,24 @@ swagger = Blueprint(
     static_folder=Path(flask_openapi3_swagger.__file__).parent / "templates" / "swagger",
     static_url_path="/docs/assets",
 )
-"""The scripts and styles of Swagger UI, from the installed package: the page works without a network."""
+"""Scripts and styles of Swagger UI from the installed package: the page works without a network."""
 
 
 @pages.get("/")
 def home() -> Response:
-    """The page: a model to try, jobs as they run, models, and where to read on."""
+    """Returns the home page: a playground, jobs, models, and links to the documentation."""
     return _page("home.html", PAGE_POLICY, templates=list(TEMPLATES))
 
 
 @pages.get("/docs")
 def docs() -> Response:
-    """The documentation, by Swagger UI."""
+    """Returns the documentation, rendered by Swagger UI."""
     return _page("docs.html", DOCS_POLICY)
 
 
 @pages.get("/openapi.json")
 def document() -> Response:
-    """The OpenAPI document (3.1)."""
+    """Returns the OpenAPI document (3.1)."""
     return jsonify(cast(OpenAPI, current_app).api_doc)
 
 

@@ -1,4 +1,4 @@
-"""From the bytes of a body to a request, each way of being wrong with its own answer."""
+"""Parsing of request bodies; each kind of invalid body has its own error."""
 
 import json
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from services.kinds import KINDS, parse_request
 from services.kinds.shared import JobRequest
 
 BODY_LIMIT_BYTES = 8 * 2**20
-"""More is refused with 413: long lists of prompts belong in a file on the volume (`prompts_file`)."""
+"""Largest body; long lists of prompts belong in a file on the volume (`prompts_file`)."""
 
 
 def parse_job_request() -> JobRequest:
-    """The job request in the current body.
+    """Returns the job request in the current body.
 
     Raises:
-        InvalidFields: it is JSON of another shape (422).
-        Also whatever `read_body` raises.
+        InvalidFields: the JSON is not a request of a known kind (422).
+        UnsupportedMediaType, RequestEntityTooLarge, BadRequest, InvalidText: as `read_body`.
     """
     value = read_body()
     try:
@@ -32,13 +32,13 @@ def parse_job_request() -> JobRequest:
 
 
 def read_body() -> Any:
-    """The JSON value in the current body.
+    """Returns the JSON value in the current body.
 
     Raises:
-        UnsupportedMediaType: the body is not announced as JSON (415).
-        RequestEntityTooLarge: it is longer than `BODY_LIMIT_BYTES` (413).
-        BadRequest: it is no JSON (400).
-        InvalidText: a string in it is no Unicode text (422).
+        UnsupportedMediaType: the Content-Type is not JSON (415).
+        RequestEntityTooLarge: the body is longer than `BODY_LIMIT_BYTES` (413).
+        BadRequest: the body is not valid JSON (400).
+        InvalidText: a string in it is not valid Unicode (422).
     """
     if not request.is_json:
         found = f"{request.mimetype!r}" if request.mimetype else "none"
@@ -52,17 +52,17 @@ def read_body() -> Any:
 
 def _read_bytes() -> bytes:
     body = request.get_data(cache=False)
-    # a body of announced length is refused unread; one that comes in chunks is cut at the limit without a word
+    # Flask refuses a body with Content-Length; a chunked one it silently truncates at the limit
     if request.content_length is None and len(body) >= BODY_LIMIT_BYTES:
         raise RequestEntityTooLarge
     return body
 
 
 def read_json(body: bytes) -> Any:
-    """The value of a JSON text in UTF-8, in which NaN and Infinity have no place.
+    """Returns the value of a JSON text in UTF-8; NaN and Infinity are refused.
 
     Raises:
-        BadRequest: with where it goes wrong.
+        BadRequest: the text is not valid JSON; the message says where.
     """
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
@@ -80,28 +80,29 @@ def read_json(body: bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _refuse_surrogates(value: Any) -> None:
-    # "\ud800" passes Python's JSON parser and cannot be encoded again: every later room would fall over it
+    # "\ud800" passes Python's JSON parser and cannot be encoded as UTF-8 later
     for loc, text in _strings(value):
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             where = ".".join(map(str, loc)) or "the body"
             raise InvalidText(
-                f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+                f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is not a character.",
+                "Remove or retype that character.",
             )
 
 
 def _strings(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Every string of a JSON value, keys too, with the way to it; a list instead of recursion bounds the depth."""
-    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
-    while waiting:
-        loc, item = waiting.pop()
+    """Yields every string of a JSON value, keys included, with the path to it; iterative because of deep nesting."""
+    pending: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    while pending:
+        loc, item = pending.pop()
         if isinstance(item, str):
             yield loc, item
         elif isinstance(item, list):
-            waiting += [((*loc, index), child) for index, child in enumerate(item)]
+            pending += [((*loc, index), child) for index, child in enumerate(item)]
         elif isinstance(item, dict):
             yield from ((loc, key) for key in item)
-            waiting += [((*loc, key), child) for key, child in item.items()]
+            pending += [((*loc, key), child) for key, child in item.items()]

@@ -1,41 +1,61 @@
-"""What the views answer with: the shapes of the document, and how a shape becomes a response."""
+"""Schemas of responses, and their conversion to HTTP responses."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from flask import Response
 from pydantic import BaseModel, Field, RootModel
 
+from api.state import state
 from services.jobs.status import ENDED, Job
-from services.kinds import AnyRequest
+from services.kinds import KINDS, AnyRequest
 from services.kinds.model_summary import ModelSummary
 
 
 class JobBody(RootModel[AnyRequest]):
-    """A request of any kind, told apart by its `kind`."""
+    """A request of any kind, selected by its `kind`."""
 
 
-class JobAnswer(Job):
-    """A job, and where to go from it."""
+class JobResponse(Job):
+    """A job with its links."""
 
+    warnings: list[str] = Field(
+        default=[],
+        description="Problems that do not stop the job, for example that no worker runs jobs of its kind at the moment.",
+    )
     links: dict[str, str] = Field(
-        description="`self`, `events`, `log`; `cancel` while it may be canceled, `retry` once it has ended.",
+        description="`self`, `events`, `log`; `cancel` until the job has ended, `retry` afterwards.",
         examples=[{"self": "/api/jobs/…", "events": "/api/jobs/…/events", "cancel": "/api/jobs/…/cancel"}],
     )
 
     @classmethod
-    def of(cls, job: Job) -> "JobAnswer":
-        """The job with its links."""
-        here = f"/api/jobs/{job.id}"
+    def of(cls, job: Job, served_queues: Collection[str]) -> "JobResponse":
+        """Returns the job with its links, and a warning if it waits in a queue that no living worker serves."""
+        own = f"/api/jobs/{job.id}"
         action = "retry" if job.status in ENDED else "cancel"
-        links = {"self": here, "events": f"{here}/events", "log": f"{here}/log", action: f"{here}/{action}"}
-        return cls.model_validate({**job.model_dump(), "links": links})
+        links = {"self": own, "events": f"{own}/events", "log": f"{own}/log", action: f"{own}/{action}"}
+        warnings = _warnings(job, served_queues)
+        return cls.model_validate({**job.model_dump(), "warnings": warnings, "links": links})
+
+
+def _warnings(job: Job, served_queues: Collection[str]) -> list[str]:
+    queue = KINDS[job.kind].queue
+    if job.status != "queued" or queue in served_queues:
+        return []
+    return [f"No {queue} worker is alive. The job waits until one starts."]
+
+
+def job_responses(jobs: Sequence[Job]) -> list[JobResponse]:
+    """Returns jobs as the API shows them; the workers are read once, and only if a job is queued."""
+    is_any_queued = any(job.status == "queued" for job in jobs)
+    served_queues = {worker.queue for worker in state().queue.workers()} if is_any_queued else set()
+    return [JobResponse.of(job, served_queues) for job in jobs]
 
 
 class JobPage(BaseModel):
-    """Jobs, newest first."""
+    """A page of jobs, newest first."""
 
-    jobs: list[JobAnswer]
-    next: str | None = Field(description="Give it as `after` to read on; null on the last page.")
+    jobs: list[JobResponse]
+    next: str | None = Field(description="Value of `after` for the next page; null on the last one.")
 
 
 class ModelList(BaseModel):
@@ -44,17 +64,17 @@ class ModelList(BaseModel):
     models: list[ModelSummary]
 
 
-def answer(shape: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A shape as a JSON response; what changes by the second is never cached."""
-    response = Response(shape.model_dump_json(by_alias=True), status, mimetype="application/json")
+def json_response(model: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Returns a model as a JSON response that is never cached."""
+    response = Response(model.model_dump_json(by_alias=True), status, mimetype="application/json")
     response.headers["Cache-Control"] = "no-store"
     response.headers.update(headers or {})
     return response
 
 
-def answer_job(job: Job, status: int = 200) -> Response:
-    """A job, with `Retry-After` while it has not ended and `Location` where it is new."""
-    response = answer(JobAnswer.of(job), status)
+def job_response(job: Job, status: int = 200) -> Response:
+    """Returns a job, with `Retry-After` until it has ended, and `Location` if the status is 202."""
+    response = json_response(job_responses([job])[0], status)
     if job.status not in ENDED:
         response.headers["Retry-After"] = "1"
     if status == 202:

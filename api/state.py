@@ -1,4 +1,4 @@
-"""The state of the house that the views talk to, built once in `create_app`."""
+"""State of the application that the views use, built once in `create_app`."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ EXTENSION = "graftwerk"
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """One application's settings, queue and store, and the server that takes generation, if one does."""
+    """Settings, queue and model store of one application; `backend` is the other server that generates, if any."""
 
     settings: Settings
     queue: JobQueue
@@ -24,13 +24,18 @@ class AppState:
     backend: Backend | None
 
     def served(self, request: JobRequest) -> ServedModel | None:
-        """The other server's model that answers a request, where one does. Raises NotReady, InvalidSettings."""
+        """Returns the other server's model that runs this request, None if a local model does.
+
+        Raises:
+            NotReady: the other server does not answer.
+            InvalidSettings: the other server is this service itself.
+        """
         if self.backend is None or not isinstance(request, GenerateRequest) or not may_forward(request):
             return None
         return self.backend.models().get(request.model)
 
 
 def state() -> AppState:
-    """The state of the application that answers the current request."""
+    """Returns the state of the application that handles the current request."""
     found: AppState = current_app.extensions[EXTENSION]
     return found

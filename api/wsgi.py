@@ -1,4 +1,4 @@
-"""The entry point of gunicorn: settings from the environment, and the application."""
+"""Entry point of gunicorn: the application with the settings of the environment."""
 
 from api import create_app
 from services.settings import Settings

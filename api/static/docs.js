@@ -1,10 +1,10 @@
 "use strict";
 
-const place = document.getElementById("swagger-ui");
+const container = document.getElementById("swagger-ui");
 
 SwaggerUIBundle({
-  url: place.dataset.document,
-  domNode: place,
+  url: container.dataset.document,
+  domNode: container,
   deepLinking: true,
   displayRequestDuration: true,
   persistAuthorization: false,

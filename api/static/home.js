@@ -1,6 +1,6 @@
-// The page of one Graftwerk: jobs as they run (one stream of events for all of them), models, readiness.
+// The home page: jobs (one event stream for all of them), models, readiness.
 
-import { ENDED, ask, byId, element, eventsOf, keepKey } from "./page.js";
+import { ENDED, byId, element, eventsOf, keepKey, request } from "./page.js";
 import { offerModels } from "./playground.js";
 
 const JOBS_SHOWN = 50;
@@ -19,19 +19,20 @@ function seconds(value) {
 
 // ---- jobs ----
 
-function subject(request) {
-  switch (request.kind) {
+/** Describes the request of a job: models in, models out. */
+function subject(asked) {
+  switch (asked.kind) {
     case "generate":
-    case "embed": return request.model;
-    case "verify": return [request.model, ...(request.base ? [[request.base, ...request.adapters.map(({ name }) => name)].join(" + ")] : [])].join(" = ");
-    case "perplexity": return [request.model, ...request.adapters.map(({ name }) => name)].join(" + ");
-    case "compare": return request.variants
+    case "embed": return asked.model;
+    case "verify": return [asked.model, ...(asked.base ? [[asked.base, ...asked.adapters.map(({ name }) => name)].join(" + ")] : [])].join(" = ");
+    case "perplexity": return [asked.model, ...asked.adapters.map(({ name }) => name)].join(" + ");
+    case "compare": return asked.variants
       .map(({ label, model, adapters }) => label ?? [model, ...adapters.map(({ name }) => name)].join(" + ")).join(" | ");
-    case "merge": return `${[request.base, ...request.adapters.map(({ name }) => name)].join(" + ")} → ${request.target}`;
-    case "extend-tokenizer": return `${request.base} + ${request.addition} → ${request.target}`;
+    case "merge": return `${[asked.base, ...asked.adapters.map(({ name }) => name)].join(" + ")} → ${asked.target}`;
+    case "extend-tokenizer": return `${asked.base} + ${asked.addition} → ${asked.target}`;
     default: {
-      const source = typeof request.source === "string" ? request.source : Object.values(request.source)[0];
-      return `${source} → ${request.target}`;
+      const source = typeof asked.source === "string" ? asked.source : Object.values(asked.source)[0];
+      return `${source} → ${asked.target}`;
     }
   }
 }
@@ -46,6 +47,10 @@ function progressOf(job) {
   return [bar, element("p", { class: "soft" }, parts.filter(Boolean).join(" · "))];
 }
 
+function warningsOf(job) {
+  return (job.warnings ?? []).map((warning) => element("p", { class: "warning" }, warning));
+}
+
 function generated(job) {
   const text = job.status === "succeeded" && job.result?.outputs?.[0]?.text;
   return text ? element("p", {}, text.length > 400 ? `${text.slice(0, 400)} …` : text) : null;
@@ -54,7 +59,7 @@ function generated(job) {
 function verdict(job) {
   if (job.result?.passed !== false) return null;
   const first = job.result.differences?.[0]?.message ?? "";
-  return element("p", { class: "error" }, `The check did not pass: ${job.result.differences?.length ?? 0} differences. ${first}`);
+  return element("p", { class: "error" }, `Verification failed with ${job.result.differences?.length ?? 0} differences. ${first}`);
 }
 
 function duration(job) {
@@ -63,16 +68,16 @@ function duration(job) {
 }
 
 function jobItem(job) {
-  const status = job.status === "queued" && job.queue_position ? `queued, place ${job.queue_position}` : job.status;
+  const status = job.status === "queued" && job.queue_position ? `queued, position ${job.queue_position}` : job.status;
   const cancel = ENDED.includes(job.status)
-    ? null : element("button", { class: "quiet", onclick: () => cancelJob(job.id) }, "cancel");
+    ? null : element("button", { class: "quiet", onclick: () => cancelJob(job.id) }, "Cancel");
   const error = job.error && element("p", { class: "error" }, `${job.error.message} ${job.error.hint}`);
   return element("li", { id: `job-${job.id}` },
     element("div", { class: "row" },
       element("span", { class: "grow" }, `${job.kind} ${subject(job.request)}`),
       duration(job), element("span", { class: "badge", "data-status": job.status }, status), cancel),
     element("a", { class: "soft", href: `/api/jobs/${job.id}` }, job.id),
-    ...progressOf(job), error, verdict(job), generated(job));
+    ...warningsOf(job), ...progressOf(job), error, verdict(job), generated(job));
 }
 
 function showJobs() {
@@ -81,7 +86,7 @@ function showJobs() {
   byId("no-jobs").hidden = newest.length > 0;
 }
 
-/** Draws one job again in its place; a new one draws the list. */
+/** Redraws one job in place, or the whole list if the job is new. */
 function showJob(job) {
   const shown = byId(`job-${job.id}`);
   if (shown) shown.replaceWith(jobItem(job));
@@ -90,7 +95,7 @@ function showJob(job) {
 
 async function cancelJob(id) {
   try {
-    await ask(`/api/jobs/${id}/cancel`, { method: "POST" });
+    await request(`/api/jobs/${id}/cancel`, { method: "POST" });
   } catch (error) {
     byId("readiness").textContent = error.message;
   }
@@ -102,26 +107,35 @@ function onEvent(name, data) {
   if (name === "status") {
     jobs.set(data.id, data);
     if (data.status === "succeeded") refreshModels();
+    if (data.status === "queued") refreshWarnings(data.id);
   } else if (name === "progress" && jobs.has(data.id)) {
     jobs.get(data.id).progress = data.progress;
   } else return;
   showJob(jobs.get(data.id));
 }
 
+/** Gets the warnings of a queued job, which events do not carry. */
+async function refreshWarnings(id) {
+  const job = await request(`/api/jobs/${id}`).then((response) => response.json()).catch(() => null);
+  if (job?.status !== jobs.get(id)?.status) return;
+  jobs.set(id, job);
+  showJob(job);
+}
+
 /** Reads the stream until it breaks. */
 async function readEvents() {
-  const response = await ask("/api/events");
+  const response = await request("/api/events");
   byId("live").textContent = "live";
   byId("live").dataset.state = "on";
-  const listed = await (await ask(`/api/jobs?limit=${JOBS_SHOWN}`)).json();
+  const listed = await (await request(`/api/jobs?limit=${JOBS_SHOWN}`)).json();
   for (const job of listed.jobs) jobs.set(job.id, job);
   showJobs();
   for await (const { name, data } of eventsOf(response)) onEvent(name, data);
 }
 
-async function followForEver() {
+async function followEvents() {
   for (;;) {
-    // what the next stream missed, the list that follows it shows
+    // the list that is read with the next stream has what was missed
     await readEvents().catch(() => {});
     byId("live").textContent = "not connected";
     byId("live").dataset.state = "off";
@@ -144,7 +158,7 @@ function modelItem(model) {
 
 async function refreshModels() {
   try {
-    const { models } = await (await ask("/api/models")).json();
+    const { models } = await (await request("/api/models")).json();
     byId("models").replaceChildren(...models.map(modelItem));
     byId("no-models").hidden = models.length > 0;
     offerModels(models);
@@ -156,15 +170,16 @@ async function refreshModels() {
 async function refreshReadiness() {
   const shown = byId("readiness");
   try {
-    const { status, checks } = await (await fetch("/readyz")).json();
+    const { status, checks, warnings } = await (await fetch("/readyz")).json();
     const wrong = Object.entries(checks).filter(([, outcome]) => outcome !== "ok");
     shown.dataset.state = status;
-    shown.textContent = status === "ok"
-      ? "Ready: Redis, the model volume and the workers answer."
-      : `Not ready. ${wrong.map(([part, outcome]) => `${part}: ${outcome}`).join("; ")}`;
+    const summary = status === "ok"
+      ? "Ready: Redis, the model volume and all workers respond."
+      : `Not ready. ${wrong.map(([part, outcome]) => `${part}: ${outcome}`).join(" ")}`;
+    shown.textContent = [summary, ...warnings].join(" ");
   } catch {
     shown.dataset.state = "unavailable";
-    shown.textContent = "The API does not answer.";
+    shown.textContent = "The API does not respond.";
   }
 }
 
@@ -175,7 +190,7 @@ byId("key-form").addEventListener("submit", (event) => {
   location.reload();
 });
 
-followForEver();
+followEvents();
 refreshModels();
 refreshReadiness();
 setInterval(refreshModels, 2 * REFRESH_MS);

@@ -1,11 +1,11 @@
-// What the parts of the page share: elements, requests with the key of this tab, events as they come.
+// Shared by the scripts of the page: elements, requests with the key of this tab, event streams.
 
 const KEY = "graftwerk-api-key";
 
 export const ENDED = ["succeeded", "failed", "canceled"];
 export const byId = (id) => document.getElementById(id);
 
-/** An element; text never becomes markup. */
+/** Creates an element; text never becomes markup. */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -16,16 +16,16 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A request with the key of this tab, if there is one; a missing key shows the form. */
-export async function ask(path, options = {}) {
+/** Sends a request with the key of this tab, if any; status 401 shows the key form. Throws for an error response. */
+export async function request(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   const response = await fetch(path, { ...options, headers });
   byId("key-form").hidden = response.status !== 401;
   if (!response.ok) {
     const problem = await response.json().catch(() => ({}));
-    const said = [problem.detail, problem.hint].filter(Boolean).join(" ");
-    throw new Error(said || `${path} answered ${response.status}`);
+    const message = [problem.detail, problem.hint].filter(Boolean).join(" ");
+    throw new Error(message || `${path} returned status ${response.status}.`);
   }
   return response;
 }
@@ -34,15 +34,15 @@ export function keepKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** The events of a stream until it ends. `fetch` and not `EventSource`, which cannot send a key. */
+/** Yields the events of a stream until it ends. `fetch` is used because `EventSource` cannot send a key. */
 export async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let waiting = "";
+  let buffered = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    const frames = (waiting + value).split("\n\n");
-    waiting = frames.pop();
+    const frames = (buffered + value).split("\n\n");
+    buffered = frames.pop();
     for (const frame of frames) {
       const fields = {};
       for (const line of frame.split("\n")) {

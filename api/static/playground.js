@@ -1,6 +1,6 @@
-// Trying a model: a conversation, or a text continued, each answer a generate job whose text is shown as it is written.
+// The playground: a conversation or a continued text; each reply is a generate job whose text is streamed.
 
-import { ENDED, ask, byId, element, eventsOf } from "./page.js";
+import { ENDED, byId, element, eventsOf, request } from "./page.js";
 
 const RAW = "raw";
 const TRIES = 5;
@@ -9,7 +9,7 @@ const RECONNECT_MS = 1000;
 const turns = [];
 let running = null;
 
-/** Offers the models that can generate; the choice stays where it can. */
+/** Lists the models that can generate, keeping the selection if possible. */
 export function offerModels(models) {
   const select = byId("try-model");
   const names = models.filter(({ kind, problems }) => kind === "huggingface" && !problems.length).map(({ name }) => name);
@@ -22,11 +22,11 @@ export function offerModels(models) {
 
 function requestFor(text) {
   const template = byId("try-template").value;
-  const asked = template === RAW
+  const prompt = template === RAW
     ? { prompt: text }
     : { messages: [...turns, { role: "user", content: text }], ...(template && { template }) };
   return {
-    kind: "generate", model: byId("try-model").value, ...asked, fit_context: true, metadata: { origin: "page" },
+    kind: "generate", model: byId("try-model").value, ...prompt, fit_context: true, metadata: { origin: "page" },
     sampling: {
       temperature: byId("try-temperature").valueAsNumber,
       max_new_tokens: byId("try-tokens").valueAsNumber,
@@ -42,11 +42,11 @@ function turnItem(role, text) {
   return words;
 }
 
-/** Shows what is written, from the first event on; gives the ended job. A stream that broke is taken up again. */
-async function watch(id, words) {
+/** Shows the text of a job from its first event on and returns the ended job. Reconnects if the stream breaks. */
+async function follow(id, words) {
   let lastId = "0-0";
   for (let tries = 1; ; tries += 1) {
-    const response = await ask(`/api/jobs/${id}/events`, { headers: { "Last-Event-ID": lastId } });
+    const response = await request(`/api/jobs/${id}/events`, { headers: { "Last-Event-ID": lastId } });
     try {
       for await (const event of eventsOf(response)) {
         tries = 0;
@@ -62,7 +62,7 @@ async function watch(id, words) {
 }
 
 function show({ offset, text }, words) {
-  // a job that runs again begins its text again
+  // a job that runs again sends its text from the beginning
   if (offset === 0) words.textContent = "";
   words.append(text);
   const list = byId("try-turns");
@@ -71,31 +71,33 @@ function show({ offset, text }, words) {
 
 function factsOf(job) {
   const output = job.result.outputs[0];
-  const speed = `${output.usage.completion_tokens} tokens at ${job.result.tokens_per_second.toFixed(1)} a second`;
-  const cut = output.finish_reason === "length" ? "cut at the limit" : null;
+  const speed = `${output.usage.completion_tokens} tokens, ${job.result.tokens_per_second.toFixed(1)} per second`;
+  const cut = output.finish_reason === "length" ? "stopped at the token limit" : null;
   return [`template ${job.result.template}`, speed, cut].filter(Boolean);
 }
 
-async function answer(text) {
+async function generate(text) {
   const question = turnItem("user", text);
   const words = turnItem("assistant", "");
-  const note = (css, said) => words.parentElement.append(element("p", { class: css }, said));
+  const note = (css, message) => words.parentElement.append(element("p", { class: css }, message));
   try {
-    const request = requestFor(text);
-    const submitted = await ask("/api/jobs", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request),
+    const body = requestFor(text);
+    const response = await request("/api/jobs", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
     });
-    running = (await submitted.json()).id;
+    const submitted = await response.json();
+    running = submitted.id;
     setRunning(true);
-    const job = await watch(running, words);
+    for (const warning of submitted.warnings) note("warning", warning);
+    const job = await follow(running, words);
     if (job.status === "succeeded") {
       words.textContent = job.result.outputs[0].text;
       note("soft", factsOf(job).join(" · "));
     } else {
-      note("error", job.status === "canceled" ? "stopped" : `${job.error.message} ${job.error.hint}`);
+      note("error", job.status === "canceled" ? "Stopped." : `${job.error.message} ${job.error.hint}`);
     }
-    // a stopped answer is part of the conversation, a failed question is none
-    if (job.status !== "failed" && request.messages && words.textContent) {
+    // a stopped reply belongs to the conversation, a failed one does not
+    if (job.status !== "failed" && body.messages && words.textContent) {
       turns.push({ role: "user", content: text }, { role: "assistant", content: words.textContent });
     }
   } catch (error) {
@@ -119,19 +121,19 @@ byId("try-form").addEventListener("submit", (event) => {
   if (running || byId("try-send").disabled || !text.trim()) return;
   byId("try-text").value = "";
   byId("try-send").disabled = true;
-  answer(text);
+  generate(text);
 });
 
 byId("try-text").addEventListener("keydown", (event) => {
-  // while an input method composes a character, Enter is its own
+  // Enter belongs to an input method while it composes a character
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   byId("try-form").requestSubmit();
 });
 
 byId("try-stop").addEventListener("click", () => {
-  // a job that ends in this very moment refuses it, and is shown as ended anyway
-  if (running) ask(`/api/jobs/${running}/cancel`, { method: "POST" }).catch(() => {});
+  // a job that has just ended refuses the cancellation and is shown as ended
+  if (running) request(`/api/jobs/${running}/cancel`, { method: "POST" }).catch(() => {});
 });
 
 byId("try-reset").addEventListener("click", () => {

@@ -87,10 +87,10 @@ def test_probes_and_pages_need_no_key(keyed: FlaskClient, url: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("secret read me\n", "line 1"),
-        (line("k", "read") + line("k", "root"), "line 2"),
-        ("# nothing\n\n", "holds no key"),
-        (f"{'0' * 64} read\n", "line 1"),
+        ("secret read me\n", "Line 1"),
+        (line("k", "read") + line("k", "root"), "Line 2"),
+        ("# nothing\n\n", "contains no key"),
+        (f"{'0' * 64} read\n", "Line 1"),
     ],
 )
 def test_a_key_file_of_another_form_is_refused_without_repeating_it(

@@ -1,4 +1,4 @@
-"""Probes, the state of the system, and what Prometheus reads."""
+"""Probes, warnings about missing workers, the state of the system, and Prometheus' metrics."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,61 +7,85 @@ import pytest
 from fakeredis import FakeRedis, FakeServer
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.jobs.queue import JobQueue
 from services.jobs.status import WorkerState
+from services.kinds import QUEUES
 from tests.api_client import client_of, import_request
 
 pytestmark = pytest.mark.disable_socket
 
-WORKER = WorkerState(
-    name="merge-1",
-    queue="merge",
-    device="cpu",
-    state="idle",
-    job_ids=[],
-    last_heartbeat=datetime(2026, 1, 1, tzinfo=UTC),
-)
+READY = {"redis": "ok", "volume": "ok", "worker-convert": "ok", "worker-merge": "ok", "worker-generate": "ok"}
+
+
+def have_workers(monkeypatch: pytest.MonkeyPatch, *queues: str) -> None:
+    """Makes the queue report one living worker for each of these queues."""
+    states = [
+        WorkerState(
+            name=f"{queue}-1",
+            queue=queue,
+            device="cpu",
+            state="idle",
+            job_ids=[],
+            last_heartbeat=datetime(2026, 1, 1, tzinfo=UTC),
+        )
+        for queue in queues
+    ]
+    monkeypatch.setattr("services.jobs.queue.JobQueue.workers", lambda queue: states)
+
+
+@pytest.fixture
+def _all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    have_workers(monkeypatch, *QUEUES)
 
 
 @pytest.fixture
 def _one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.jobs.queue.JobQueue.workers", lambda queue: [WORKER])
+    have_workers(monkeypatch, "merge")
 
 
-def test_the_process_lives_whatever_else_does(tmp_path: Path) -> None:
+def disconnected() -> FakeRedis:
     server = FakeServer()
     server.connected = False
-    response = client_of(tmp_path, redis=FakeRedis(server=server)).get("/healthz")
+    return FakeRedis(server=server)
+
+
+def test_the_process_is_alive_without_redis(tmp_path: Path) -> None:
+    response = client_of(tmp_path, redis=disconnected()).get("/healthz")
     assert (response.status_code, response.get_json()) == (200, {"status": "ok"})
 
 
-@pytest.mark.usefixtures("_one_worker")
-def test_it_is_ready_when_redis_the_volume_and_a_worker_answer(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_all_workers")
+def test_it_is_ready_when_redis_the_volume_and_all_workers_answer(tmp_path: Path) -> None:
     response = client_of(tmp_path).get("/readyz")
     assert response.status_code == 200
-    assert response.get_json() == {"status": "ok", "checks": {"redis": "ok", "volume": "ok", "workers": "ok"}}
+    assert response.get_json() == {"status": "ok", "checks": READY, "warnings": []}
 
 
-def test_without_a_worker_it_is_not_ready_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_one_worker")
+def test_each_queue_without_a_worker_is_reported(tmp_path: Path) -> None:
     response = client_of(tmp_path).get("/readyz")
     assert response.status_code == 503
     assert response.get_json() == {
         "status": "unavailable",
-        "checks": {"redis": "ok", "volume": "ok", "workers": "no worker is alive"},
+        "checks": READY
+        | {
+            "worker-convert": "No convert worker is alive.",
+            "worker-generate": "No generate worker is alive.",
+        },
+        "warnings": [],
     }
 
 
-@pytest.mark.usefixtures("_one_worker")
-def test_without_redis_it_is_not_ready_and_says_so(tmp_path: Path) -> None:
-    server = FakeServer()
-    server.connected = False
-    response = client_of(tmp_path, redis=FakeRedis(server=server)).get("/readyz")
+def test_without_redis_every_check_that_needs_it_says_so(tmp_path: Path) -> None:
+    response = client_of(tmp_path, redis=disconnected()).get("/readyz")
     assert response.status_code == 503
     checks = response.get_json()["checks"]
-    assert checks["redis"].startswith("Redis does not answer")
-    assert checks["volume"] == "ok"
+    assert checks.pop("volume") == "ok"
+    assert set(checks) == set(READY) - {"volume"}
+    assert all(outcome.startswith("Redis does not answer") for outcome in checks.values())
 
 
-@pytest.mark.usefixtures("_one_worker")
+@pytest.mark.usefixtures("_all_workers")
 def test_without_the_volume_it_is_not_ready_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     response = client_of(tmp_path / "file" / "models").get("/readyz")
@@ -69,8 +93,47 @@ def test_without_the_volume_it_is_not_ready_and_says_so(tmp_path: Path) -> None:
     assert "cannot be written" in response.get_json()["checks"]["volume"]
 
 
+@pytest.mark.usefixtures("_all_workers")
+def test_little_free_space_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.models.store.ModelStore.free_bytes", lambda store: 2**30 - 1)
+    response = client_of(tmp_path).get("/readyz")
+    assert (response.status_code, response.get_json()["checks"]) == (200, READY)
+    (warning,) = response.get_json()["warnings"]
+    assert warning.startswith("The model volume has 1073741823 bytes left.")
+
+
+# ---- warnings of jobs ---------------------------------------------------------------------------------
+
+
+def test_a_queued_job_that_no_worker_serves_has_a_warning(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    job = client.post("/api/jobs", json=import_request(tmp_path)).get_json()
+    assert job["warnings"] == ["No convert worker is alive. The job waits until one starts."]
+    assert client.get(f"/api/jobs/{job['id']}").get_json()["warnings"] == job["warnings"]
+
+
+@pytest.mark.usefixtures("_all_workers")
+def test_a_job_that_a_worker_serves_has_no_warning(tmp_path: Path) -> None:
+    job = client_of(tmp_path).post("/api/jobs", json=import_request(tmp_path)).get_json()
+    assert job["warnings"] == []
+
+
+def test_the_workers_are_read_once_for_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(tmp_path)
+    for name in ("a", "b", "c"):
+        client.post("/api/jobs", json=import_request(tmp_path, name))
+    reads: list[JobQueue] = []
+    monkeypatch.setattr("services.jobs.queue.JobQueue.workers", lambda queue: reads.append(queue) or [])
+    jobs = client.get("/api/jobs").get_json()["jobs"]
+    assert [len(job["warnings"]) for job in jobs] == [1, 1, 1]
+    assert len(reads) == 1
+
+
+# ---- the system ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.usefixtures("_one_worker")
-def test_the_system_tells_of_workers_queues_and_the_volume(tmp_path: Path) -> None:
+def test_the_system_has_workers_queues_and_the_volume(tmp_path: Path) -> None:
     client = client_of(tmp_path)
     client.post("/api/jobs", json=import_request(tmp_path, "a"))
     client.post("/api/jobs", json=import_request(tmp_path, "b"))
@@ -86,7 +149,7 @@ def test_the_system_tells_of_workers_queues_and_the_volume(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("_one_worker")
-def test_prometheus_reads_what_the_system_tells(tmp_path: Path) -> None:
+def test_prometheus_reads_the_same_numbers(tmp_path: Path) -> None:
     client = client_of(tmp_path)
     client.post("/api/jobs", json=import_request(tmp_path, "a"))
     response = client.get("/metrics")
@@ -100,9 +163,7 @@ def test_prometheus_reads_what_the_system_tells(tmp_path: Path) -> None:
     assert samples["graftwerk_volume_free_bytes",] > 0
 
 
-def test_all_jobs_are_counted_however_many_pages_they_fill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_on_all_pages_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.metrics.PAGE", 2)
     client = client_of(tmp_path)
     for number in range(5):

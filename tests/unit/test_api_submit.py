@@ -190,7 +190,7 @@ def test_json_that_is_no_object_is_422(client: FlaskClient, body: str) -> None:
     [
         (b'{"kind": merge}', "line 1, column 10"),
         (b"", "line 1, column 1"),
-        (b'{"kind": NaN}', "NaN is no JSON number"),
+        (b'{"kind": NaN}', "NaN is not a JSON number"),
         (b'{"kind": "\xff"}', "byte 0xff at offset 10"),
         (b"[" * 100_000, "nests too deeply"),
         (b"9" * 10_000, "not JSON"),
