@@ -22,7 +22,7 @@ def by_job(service: Service) -> float:
     start = time.monotonic()
     job_id = service.submit(ask(PROMPT, 4, seed=None))
     for event in service.events(job_id):
-        if event.name == "token" and json.loads(event.data)["text"]:
+        if event.event == "token" and json.loads(event.data)["text"]:
             found = time.monotonic() - start
             break
     service.wait(job_id)
@@ -65,7 +65,7 @@ def by_engine(engine: Engine, prompt: BuiltPrompt) -> float:
 def compare(service: Service, threads: int, times: int) -> Json:
     """Medians of interleaved turns, in seconds."""
     torch.set_num_threads(threads)
-    loaded = load_model(service.place.models_dir / MODEL)
+    loaded = load_model(service.location.models_dir / MODEL)
     engine = Engine(loaded)
     raw = build_prompt(loaded.tokenizer, prompt=PROMPT)
     chat = build_prompt(loaded.tokenizer, messages=[Message(role="user", content=PROMPT)])

@@ -65,9 +65,9 @@ class Follower:
             for event in self.service.events(self.job_id, self.last_id):
                 self.last_id = event.id or self.last_id
                 data = json.loads(event.data)
-                if event.name == "token":  # a job that runs again begins at offset 0 again
+                if event.event == "token":  # a job that runs again begins at offset 0 again
                     self.text = self.text[: data["offset"]] + data["text"]
-                elif event.name == "status" and data["status"] in ("succeeded", "failed", "canceled"):
+                elif event.event == "status" and data["status"] in ("succeeded", "failed", "canceled"):
                     return True
                 if self.drop.is_set() and not dropped:
                     return False

@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 import psutil
-from graftwerk.events import Event, read_events
-from graftwerk.local_service import CONFIG_FILE, Place, Stack, free_port
+from graftwerk.local_service import LocalService, free_port
+from graftwerk.supervisor_config import CONFIG_FILE, ServiceLocation
+from httpx_sse import ServerSentEvent, connect_sse
 from redis import Redis
 
 Json = dict[str, Any]
@@ -25,12 +26,12 @@ MODEL = "small"
 class Service:
     """A running service."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, location: ServiceLocation) -> None:
+        self.location = location
         self.http = httpx.Client(
-            base_url=place.url, timeout=120, trust_env=False, limits=httpx.Limits(max_connections=None)
+            base_url=location.url, timeout=120, trust_env=False, limits=httpx.Limits(max_connections=None)
         )
-        config = (place.data_dir / CONFIG_FILE).read_text(encoding="utf-8")
+        config = (location.data_dir / CONFIG_FILE).read_text(encoding="utf-8")
         found = re.search(r"--bind 127\.0\.0\.1 --port (\d+)", config)
         assert found is not None
         self.redis: Redis = Redis(port=int(found[1]), protocol=2)
@@ -42,17 +43,17 @@ class Service:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
-    def events(self, job_id: str, last_id: str = "") -> Iterator[Event]:
-        """A job's events to its end."""
+    def events(self, job_id: str, last_id: str = "") -> Iterator[ServerSentEvent]:
+        """Yields a job's events until it has ended; keep-alives are left out."""
         headers = {"Last-Event-ID": last_id} if last_id else {}
-        with self.http.stream("GET", f"/api/jobs/{job_id}/events", headers=headers) as answer:
-            assert answer.status_code == 200
-            yield from read_events(answer.iter_lines())
+        with connect_sse(self.http, "GET", f"/api/jobs/{job_id}/events", headers=headers) as source:
+            assert source.response.status_code == 200
+            yield from (event for event in source.iter_sse() if event.data)
 
     def wait(self, job_id: str) -> Json:
         """The job when it has ended."""
         for event in self.events(job_id):
-            if event.name == "status":
+            if event.event == "status":
                 job: Json = json.loads(event.data)
                 if job["status"] in ENDED:
                     return job
@@ -61,7 +62,7 @@ class Service:
     def wait_for_text(self, job_id: str) -> None:
         """Return when the job's first text has been told."""
         for event in self.events(job_id):
-            if event.name == "token":
+            if event.event == "token":
                 return
         raise AssertionError(f"no text of {job_id}")
 
@@ -90,16 +91,16 @@ def running(folder: Path, *, slots: int, threads: int, retention_seconds: int = 
     """A service of its own, on data of its own; its models are those of `folder/models`."""
     data_dir = folder / "service"
     shutil.rmtree(data_dir, ignore_errors=True)
-    place = Place(data_dir=data_dir, models_dir=folder / "models", port=free_port())
+    location = ServiceLocation(data_dir=data_dir, models_dir=folder / "models", port=free_port())
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWERK_")}
     environ |= {
         "GRAFTWERK_GENERATE_SLOTS": str(slots), "GRAFTWERK_TORCH_THREADS": str(threads),
         "GRAFTWERK_DEVICE": "cpu", "OMP_NUM_THREADS": str(threads), "GRAFTWERK_QUEUE_LIMIT": "100000",
         "GRAFTWERK_JOB_RETENTION_SECONDS": str(retention_seconds),
     }  # fmt: skip
-    with Stack(place, environ) as stack:
-        stack.wait_until_ready()
-        service = Service(place)
+    with LocalService(location, environ) as local:
+        local.wait_until_ready()
+        service = Service(location)
         # The first job loads the model.
         service.wait(service.submit({"prompt": "warm", "sampling": {"max_new_tokens": 2}}))
         yield service

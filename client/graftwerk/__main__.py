@@ -1,10 +1,10 @@
-"""`python -m client` is `graftwerk`."""
+"""`python -m graftwerk`: the same as the `graftwerk` command."""
 
 from graftwerk.commands import app
 
 
 def main() -> None:
-    """The entry point of the command."""
+    """Runs the `graftwerk` command."""
     app(prog_name="graftwerk")
 
 

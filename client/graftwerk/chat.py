@@ -1,70 +1,75 @@
-"""`graftwerk chat`: a conversation, each answer a `generate` job over all that was said."""
+"""`graftwerk chat`: a conversation in which each turn is a `generate` job with all previous turns."""
 
 from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from graftwerk.client import Client
 from graftwerk.display import complain, open_console, print_piece, print_text
-from graftwerk.http import Graftwerk
-from graftwerk.models import ClientError, Job, JsonObject
-from graftwerk.submission import cancel_if_possible
-from graftwerk.text_input import cleaned
+from graftwerk.errors import ClientError
+from graftwerk.inference_results import GenerateResult, TokenPiece
+from graftwerk.job_handle import JobHandle
+from graftwerk.models import Job, JsonObject
+from graftwerk.submission import cancel_if_running
+from graftwerk.text_input import without_surrogates
 
-HELP = "/reset forgets what was said, /system TEXT sets the system text, /quit (or Ctrl-D) ends; Ctrl-C stops an answer"
+HELP = (
+    "/reset clears the conversation, /system TEXT sets the system text, /quit (or Ctrl-D) ends; "
+    "Ctrl-C stops the output"
+)
 
 
 @dataclass
 class Conversation:
-    """What was said so far, and the request that each answer is asked for with."""
+    """Turns so far, and the options of every request."""
 
-    request: JsonObject
+    options: JsonObject
     system: str | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
 
-    def asking(self, text: str) -> JsonObject:
-        """The request for an answer to `text`."""
+    def request(self, text: str) -> JsonObject:
+        """Returns the request for the next turn, after the user's `text`."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        question = {"role": "user", "content": text}
-        messages = [*system, *self.turns, question]
-        return self.request | {"kind": "generate", "messages": messages, "fit_context": True}
+        messages = [*system, *self.turns, {"role": "user", "content": text}]
+        return self.options | {"kind": "generate", "messages": messages, "fit_context": True}
 
-    def answered(self, text: str, answer: str) -> None:
-        """Remembers a question and its answer."""
-        self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    def add(self, text: str, reply: str) -> None:
+        """Adds a turn of the user and one of the model."""
+        self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
 
 
-class GrowingText:
-    """An answer as it is shown: piece by piece, and in the end whole."""
+class StreamedText:
+    """Text on the console, printed piece by piece and completed at the end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._shown = ""
 
-    def add(self, piece: JsonObject) -> None:
-        """Show a piece. One that begins again (its worker died) begins a new line."""
-        if piece["offset"] < len(self._shown):
+    def add(self, piece: TokenPiece) -> None:
+        """Prints a piece; one that starts again, after its worker was killed, starts on a new line."""
+        if piece.offset < len(self._shown):
             self.end()
-        self._shown += piece["text"]
-        print_piece(self._console, piece["text"])
+        self._shown += piece.text
+        print_piece(self._console, piece.text)
 
     def complete(self, text: str) -> None:
-        """Show what is missing of the whole text, and end the line."""
+        """Prints the part of the whole text that is missing, and ends the line."""
         if not text.startswith(self._shown):
             self.end()
         print_text(self._console, text[len(self._shown) :])
         self._shown = ""
 
     def end(self) -> None:
-        """End the line, if there is one."""
+        """Ends the line if something is on it."""
         if self._shown:
             print_text(self._console, "")
         self._shown = ""
 
 
-def converse(graftwerk: Graftwerk, conversation: Conversation) -> None:
-    """Reads lines and answers them until the input ends."""
+def converse(client: Client, conversation: Conversation) -> None:
+    """Reads lines and prints the model's replies until the input ends."""
     console, notes = open_console(), open_console(stderr=True)
-    notes.print(HELP, style="dim")
+    notes.print(HELP, style="dim", soft_wrap=True)
     while (text := read_line(console, notes)) is not None:
         command, _, rest = text.partition(" ")
         if command == "/quit":
@@ -74,11 +79,11 @@ def converse(graftwerk: Graftwerk, conversation: Conversation) -> None:
         elif command == "/system":
             conversation.system = rest.strip() or None
         elif text:
-            answer_line(graftwerk, conversation, text)
+            reply_to(client, conversation, text)
 
 
 def read_line(console: Console, notes: Console) -> str | None:
-    """The next line as clean text, "" where there is nothing to answer, None at the end of the input."""
+    """Returns the next line as valid text, "" if there is nothing to reply to, None at the end of the input."""
     try:
         typed = console.input("[bold green]you>[/] " if console.is_terminal else "")
     except EOFError:
@@ -87,52 +92,49 @@ def read_line(console: Console, notes: Console) -> str | None:
         notes.print(HELP, style="dim")
         return ""
     except UnicodeDecodeError as error:
-        notes.print(f"that line is not {error.encoding} text; please type it again", style="yellow")
+        notes.print(f"The line is not {error.encoding} text. Type it again.", style="yellow")
         return ""
-    text = cleaned(typed).strip()
+    text = without_surrogates(typed).strip()
     if text != typed.strip():
-        notes.print(f"half a character was left out; read as: {text}", style="dim", markup=False)
+        notes.print(f"Half a character was left out; read as: {text}", style="dim", markup=False)
     return text
 
 
-def answer_line(graftwerk: Graftwerk, conversation: Conversation, text: str) -> None:
-    """Asks for an answer and shows it as it grows; an error is told, and the conversation goes on as if not asked."""
-    console, notes = open_console(), open_console(stderr=True)
-    growing = GrowingText(console)
+def reply_to(client: Client, conversation: Conversation, text: str) -> None:
+    """Prints the reply as it is generated; after an error the conversation continues without this turn."""
+    streamed, notes = StreamedText(open_console()), open_console(stderr=True)
     try:
-        job = graftwerk.submit(conversation.asking(text))
-        job = await_answer(graftwerk, job, notes, growing)
+        job = wait_for_reply(client.submit(conversation.request(text)), notes, streamed)
     except ClientError as error:
-        growing.end()
+        streamed.end()
         complain(notes, error.detail, error.hint)
         return
     if job.status == "failed":
-        growing.end()
+        streamed.end()
         complain(
-            notes, job.error.message if job.error else "the job failed", job.error.hint if job.error else ""
+            notes, job.error.message if job.error else "The job failed.", job.error.hint if job.error else ""
         )
-    elif job.status == "succeeded" and job.result is not None:
-        output = job.result["outputs"][0]
-        growing.complete(output["text"])
-        conversation.answered(text, output["text"])
-        if dropped := output.get("dropped_turns"):
-            notes.print(f"the oldest {dropped} turns no longer fit the model's context", style="dim")
+    elif isinstance(job.result, GenerateResult):
+        output = job.result.outputs[0]
+        reply = output.text or ""
+        streamed.complete(reply)
+        conversation.add(text, reply)
+        if output.dropped_turns:
+            notes.print(
+                f"The oldest {output.dropped_turns} turns no longer fit the model's context.", style="dim"
+            )
 
 
-def await_answer(graftwerk: Graftwerk, job: Job, notes: Console, growing: GrowingText) -> Job:
-    """The ended job; Ctrl-C cancels it."""
+def wait_for_reply(handle: JobHandle, notes: Console, streamed: StreamedText) -> Job:
+    """Returns the ended job; Ctrl-C cancels it."""
     try:
-        with notes.status("thinking") as status:
-
-            def show(piece: JsonObject) -> None:
-                status.stop()
-                growing.add(piece)
-
-            for latest in graftwerk.follow(job.id, on_text=show):
-                job = latest
-        return job
+        with notes.status("generating") as status:
+            for event in handle.events():
+                if isinstance(event, TokenPiece):
+                    status.stop()
+                    streamed.add(event)
     except KeyboardInterrupt:
-        growing.end()
-        cancel_if_possible(graftwerk, job)
+        streamed.end()
+        cancel_if_running(handle)
         notes.print("stopped", style="yellow")
-        return job
+    return handle.job

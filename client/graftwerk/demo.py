@@ -1,4 +1,4 @@
-"""`graftwerk demo`: the main job on a miniature, from original files to answers, through the HTTP API."""
+"""`graftwerk demo`: the main workflow on a miniature, from original files to generated text, over the HTTP API."""
 
 import json
 import os
@@ -13,36 +13,47 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from graftwerk.display import open_console, watching
-from graftwerk.http import Graftwerk
-from graftwerk.local_service import Place, Stack, free_port
-from graftwerk.models import ApiError, ClientError, Job, JsonObject
-from graftwerk.serve import terminable
+from graftwerk.client import Client
+from graftwerk.display import open_console
+from graftwerk.errors import ApiError, ClientError
+from graftwerk.inference_results import GenerateResult
+from graftwerk.job_handle import JobHandle
+from graftwerk.local_service import LocalService, free_port
+from graftwerk.models import Job
+from graftwerk.progress_display import progress_view
+from graftwerk.requests import Sampling
+from graftwerk.serve import start, terminable
+from graftwerk.service_distribution import checkout_folder, require_service
 from graftwerk.submission import EXIT_CANCELED
+from graftwerk.supervisor_config import ServiceLocation
 
-MINIATURE = Path(__file__).parent.parent / "examples" / "miniature"
 ADAPTERS = ["chinese-llama-lora", "chinese-alpaca-lora"]
-"""In this order: the second was trained on top of the first."""
+"""In order: the second was trained on top of the first."""
 QUESTIONS_PER_LANGUAGE = 4
-GREEDY = {"do_sample": False, "max_new_tokens": 64}
+GREEDY: Sampling = {"do_sample": False, "max_new_tokens": 64}
 
 Question = dict[str, str]
 
 
 class DemoError(ClientError):
-    """The demonstration did not show what it is to show."""
+    """The demonstration cannot run, or did not give the expected outputs."""
 
 
 def demo(
     examples: Annotated[
-        Path, typer.Option(help="Folder of the miniature.", file_okay=False, show_default=False)
-    ] = MINIATURE,
+        Path | None,
+        typer.Option(
+            help="Folder of the miniature. [default: the one of the checkout]",
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Import, convert, merge and ask a miniature model, with a service of its own; leaves nothing behind."""
+    """Import, convert, merge and query a miniature model with a service of its own; removes everything it made."""
+    require_service()
+    examples = examples or find_miniature()
     if not (examples / "questions.json").is_file():
-        raise DemoError(
-            f"no miniature in {examples}", "Run it in a checkout, or name the folder: --examples."
-        )
+        raise DemoError(f"The folder {examples} has no miniature.", "Give its folder with --examples.")
     started, console = time.monotonic(), open_console()
     try:
         with terminable(), tempfile.TemporaryDirectory(prefix="graftwerk-demo-") as folder:
@@ -53,81 +64,93 @@ def demo(
     console.print(f"\n{time.monotonic() - started:.0f} seconds in all; nothing is left running.", style="dim")
 
 
+def find_miniature() -> Path:
+    """Returns the folder of the miniature in the checkout that the service is installed from.
+
+    Raises:
+        DemoError: the service is not installed from a checkout.
+    """
+    checkout = checkout_folder()
+    if checkout is None:
+        raise DemoError(
+            "The service is not installed from a checkout, which contains the miniature.",
+            "Run `make demo` in a checkout, or give the folder with --examples.",
+        )
+    return checkout / "examples" / "miniature"
+
+
 def run_in(folder: Path, examples: Path, console: Console) -> None:
-    """The demonstration in a folder of its own."""
-    place = Place(data_dir=folder, models_dir=folder / "models", port=free_port())
+    """Runs the demonstration with its data in a folder."""
+    location = ServiceLocation(data_dir=folder, models_dir=folder / "models", port=free_port())
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWERK_")}
-    with Stack(place, environ) as stack:
-        console.print("Starting Redis, the API and the workers …")
-        stack.wait_until_ready()
-        bring(examples, place.models_dir / "incoming")
-        with Graftwerk(place.url) as graftwerk:
+    with LocalService(location, environ) as service:
+        start(service, console)
+        copy_miniature(examples, location.models_dir / "incoming")
+        with Client(location.url) as client:
             console.print(
-                f"Ready at {place.url}. An original checkpoint and two adapters lie on the volume.\n"
+                f"Ready at {location.url}. An original checkpoint and two adapters are on the volume.\n"
             )
-            show_answers(graftwerk, pick_questions(examples), console)
-            show_refusal(graftwerk, console)
+            show_outputs(client, pick_questions(examples), console)
+            show_refusal(client, console)
 
 
-def bring(examples: Path, incoming: Path) -> None:
-    """Copies the miniature's files to where a user would put theirs."""
+def copy_miniature(examples: Path, incoming: Path) -> None:
+    """Copies the miniature's files to the folder for imports."""
     shutil.copytree(examples / "llama", incoming / "llama")
     for name in ADAPTERS:
         shutil.copy(examples / f"{name}.zip", incoming)
 
 
 def pick_questions(examples: Path) -> list[Question]:
-    """Some English and some Chinese questions, with the answers that the merged model must give."""
+    """Returns some English and some Chinese questions, with the answers that the merged model must give."""
     questions: list[Question] = json.loads((examples / "questions.json").read_text(encoding="utf-8"))
     english = [question for question in questions if question["question"].isascii()]
     chinese = [question for question in questions if not question["question"].isascii()]
     return english[:QUESTIONS_PER_LANGUAGE] + chinese[:QUESTIONS_PER_LANGUAGE]
 
 
-def submit_all(graftwerk: Graftwerk, prompts: list[str]) -> list[Job]:
-    """The whole way as one chain of jobs: each runs when those before it have succeeded."""
-
-    def submit(request: JsonObject, *after: Job) -> Job:
-        return graftwerk.submit(request | {"after": [job.id for job in after]})
-
-    llama = submit({"kind": "import", "source": {"path": "incoming/llama"}, "target": "llama"})
-    adapters = [
-        submit({"kind": "import", "source": {"zip": f"incoming/{name}.zip"}, "target": name})
-        for name in ADAPTERS
-    ]
-    converted = submit({"kind": "convert", "source": "llama", "target": "llama-hf"}, llama)
-    merge = {"kind": "merge", "base": "llama-hf", "adapters": ADAPTERS, "target": "chinese-alpaca"}
-    merged = submit(merge, converted, *adapters)
-    ask = {"kind": "generate", "model": "chinese-alpaca", "prompts": prompts, "template": "alpaca"}
-    answered = submit(ask | {"sampling": GREEDY}, merged)
-    return [llama, *adapters, converted, merged, answered]
+def submit_all(client: Client, prompts: list[str]) -> tuple[list[JobHandle], JobHandle[GenerateResult]]:
+    """Submits all jobs at once, each to run after those that it needs; returns the last one apart."""
+    llama = client.import_(source={"path": "incoming/llama"}, target="llama")
+    adapters = [client.import_(source={"zip": f"incoming/{name}.zip"}, target=name) for name in ADAPTERS]
+    converted = client.convert(source="llama", target="llama-hf", after=[llama.id])
+    inputs = [converted.id, *(adapter.id for adapter in adapters)]
+    merged = client.merge(base="llama-hf", adapters=[*ADAPTERS], target="chinese-alpaca", after=inputs)
+    generated = client.generate(
+        model="chinese-alpaca", prompts=prompts, template="alpaca", sampling=GREEDY, after=[merged.id]
+    )
+    return [llama, *adapters, converted, merged], generated
 
 
-def see_through(graftwerk: Graftwerk, jobs: list[Job], console: Console) -> Job:
-    """The last job when all have succeeded."""
-    with watching(console) as view:
-        for job in jobs:
-            view.show(job)
-        for job in jobs:
-            for latest in graftwerk.follow(job.id):
-                view.show(latest)
-            if latest.error is not None:
-                raise DemoError(
-                    f"{latest.title}: {latest.error.message} [{latest.error.code}]", latest.error.hint
-                )
-    return latest
-
-
-def show_answers(graftwerk: Graftwerk, questions: list[Question], console: Console) -> None:
-    """Runs the chain and prints each question with its answer.
+def wait_for_all(handles: list[JobHandle], console: Console) -> None:
+    """Shows the progress of jobs until all have succeeded.
 
     Raises:
-        DemoError: a job failed or an answer is not the expected one.
+        DemoError: a job failed.
     """
-    job = see_through(graftwerk, submit_all(graftwerk, [item["question"] for item in questions]), console)
-    texts = [output["text"] for output in (job.result or {}).get("outputs", [])]
+    with progress_view(console) as view:
+        for handle in handles:
+            view.show(handle.job)
+        for handle in handles:
+            for event in handle.events():
+                if isinstance(event, Job):
+                    view.show(event)
+            if (error := handle.job.error) is not None:
+                raise DemoError(f"{handle.job.title}: {error.message} [{error.code}]", error.hint)
+
+
+def show_outputs(client: Client, questions: list[Question], console: Console) -> None:
+    """Runs all jobs and prints each question with the model's output.
+
+    Raises:
+        DemoError: a job failed or an output is not the expected one.
+    """
+    handles, generated = submit_all(client, [item["question"] for item in questions])
+    wait_for_all([*handles, generated], console)
+    outputs = generated.job.result.outputs if generated.job.result else []
+    texts = [output.text or "" for output in outputs]
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
-    for heading in ("asked", "answered"):
+    for heading in ("question", "output"):
         table.add_column(heading)
     for item, text in zip(questions, texts, strict=True):
         table.add_row(Text(item["question"]), Text(text.strip(), style="bold green"))
@@ -136,16 +159,16 @@ def show_answers(graftwerk: Graftwerk, questions: list[Question], console: Conso
         item["question"] for item, text in zip(questions, texts, strict=True) if item["answer"] not in text
     ]
     if wrong:
-        raise DemoError(f"not the expected answer to: {'; '.join(wrong)}")
+        raise DemoError(f"The output is not the expected one for: {'; '.join(wrong)}")
 
 
-def show_refusal(graftwerk: Graftwerk, console: Console) -> None:
+def show_refusal(client: Client, console: Console) -> None:
     """Shows that the adapters in the wrong order are refused before anything is computed."""
     swapped = list(reversed(ADAPTERS))
-    console.print(f"\nThe same adapters the other way round ({', '.join(swapped)}) are refused:")
+    console.print(f"\nThe same adapters in the other order ({', '.join(swapped)}) are refused:")
     try:
-        graftwerk.plan({"kind": "merge", "base": "llama-hf", "adapters": swapped, "target": "swapped"})
+        client.plan({"kind": "merge", "base": "llama-hf", "adapters": swapped, "target": "swapped"})
     except ApiError as error:
         console.print(Text(f"  {error.detail}\n  {error.hint}", style="yellow"), soft_wrap=True)
     else:
-        raise DemoError("the adapters in the wrong order were not refused")
+        raise DemoError("The adapters in the wrong order were not refused.")

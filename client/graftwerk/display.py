@@ -1,212 +1,103 @@
-"""What people see: a bar while a job runs, tables when it has ended, two lines when something is wrong."""
+"""Output of the commands: results and tables on stdout, errors in two lines on stderr."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from graftwerk.models import Job, JsonObject
-from graftwerk.models import Progress as JobProgress
+from graftwerk.inference_results import CompareResult, EmbedResult, FirstDifference, GenerateResult, Output
+from graftwerk.models import Job, JsonObject, fields_of
 
 COLOR_OF = {"queued": "dim", "running": "cyan", "succeeded": "green", "failed": "red", "canceled": "yellow"}
 PIPE_COLUMNS = 240
-STANDS = {"queued": "waiting", "succeeded": "done", "failed": "failed", "canceled": "canceled"}
 
 
 def open_console(*, stderr: bool = False) -> Console:
-    """A console for results or (stderr) for what is said about them; a pipe gets lines that are not wrapped."""
+    """Returns a console for results, or with `stderr` for messages. Lines in a pipe are not wrapped."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_COLUMNS)
-
-
-class Watching(Protocol):
-    """Something that shows how jobs go on, from the first look at them to their end."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def show(self, job: Job) -> None:
-        """Shows where the job now stands."""
-
-
-def watching(console: Console) -> Watching:
-    """Moving bars on a terminal, a line for each change in a log."""
-    return Bars(console) if console.is_terminal else Lines(console)
-
-
-class Bars(Progress):
-    """A line for each job: what it is, where it stands, a bar, how much, how fast, how much longer."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(
-            SpinnerColumn(finished_text=" "),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24, complete_style="cyan", finished_style="green"),
-            TextColumn("{task.fields[stage]}", style="dim"),
-            RateColumn(),
-            console=console,
-        )
-        self._bars: dict[str, TaskID] = {}
-        self._stages: dict[str, str] = {}
-
-    def show(self, job: Job) -> None:
-        """Shows where the job now stands."""
-        if job.id not in self._bars:
-            self._bars[job.id] = self.add_task(escape(job.title), total=None, stage="", progress=None)
-        bar, progress = self._bars[job.id], job.progress
-        stage = progress.stage if progress and job.status == "running" else STANDS.get(job.status, "starting")
-        if stage != self._stages.get(job.id):
-            # the units of two stages differ, and so would a rate across both
-            self.reset(bar)
-            self._stages[job.id] = stage
-        color = COLOR_OF[job.status]
-        amounts = {"total": 1, "completed": 1} if job.ended else _amounts(progress)
-        if job.ended:
-            progress = None
-        self.update(bar, stage=f"[{color}]{escape(stage)}[/]", progress=progress, **amounts)
-        if job.ended:
-            self.stop_task(bar)
-
-
-def _amounts(progress: JobProgress | None) -> dict[str, Any]:
-    if progress is None or progress.total < 1:
-        return {"total": None}
-    return {"total": progress.total, "completed": progress.done}
-
-
-class RateColumn(ProgressColumn):
-    """Amount, rate and time left: `1.0 GB of 4.3 GB · 212.0 MB/s · 0:41 left`."""
-
-    def render(self, task: Task) -> Text:
-        """The column of one task."""
-        progress: JobProgress | None = task.fields["progress"]
-        if progress is None:
-            return Text("")
-        parts = [_amount(progress)]
-        if task.speed:
-            parts.append(f"{_quantity(task.speed, progress.unit)}/s")
-        if progress.eta_seconds is not None:
-            minutes, seconds = divmod(round(progress.eta_seconds), 60)
-            parts.append(f"{minutes}:{seconds:02} left")
-        return Text(" · ".join(part for part in parts if part), style="dim")
-
-
-def _amount(progress: JobProgress) -> str:
-    if progress.total < 1:
-        return ""
-    if progress.unit == "bytes":
-        return f"{decimal(progress.done)} of {decimal(progress.total)}"
-    return f"{progress.done:,} of {progress.total:,} {progress.unit}"
-
-
-def _quantity(value: float, unit: str) -> str:
-    if unit == "bytes":
-        return decimal(int(value))
-    return f"{value:,.0f} {unit}" if value >= 10 or value == int(value) else f"{value:.1f} {unit}"
-
-
-class Lines:
-    """A line whenever a job's status or stage changes."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._shown: dict[str, str] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def show(self, job: Job) -> None:
-        """Shows where the job now stands, if it has not just been said."""
-        stage = f": {job.progress.stage}" if job.progress and job.status == "running" else ""
-        line = f"{job.title}  {job.status}{stage}"
-        if self._shown.get(job.id) != line:
-            self._shown[job.id] = line
-            self._console.print(escape(line), highlight=False)
 
 
 # ---- results ------------------------------------------------------------------------------------------
 
 
 def print_result(console: Console, job: Job) -> None:
-    """An ended job's result: text for `generate`, facts for the other kinds."""
-    if job.result is not None and "results_file" in job.result:
-        console.print(facts_view({name: value for name, value in job.result.items() if name != "outputs"}))
-    elif job.kind == "compare" and job.result is not None:
-        print_comparison(console, job.result)
-    elif job.kind == "generate" and job.result is not None:
-        print_generated(console, job.result.get("outputs", []))
-    elif job.result is not None:
-        console.print(facts_view(job.result))
+    """Prints an ended job's result: texts, vectors, or a table of fields."""
+    result = job.result
+    if isinstance(result, CompareResult):
+        print_comparison(console, result)
+    elif isinstance(result, GenerateResult) and result.results_file is None:
+        print_outputs(console, result.outputs)
+    elif isinstance(result, EmbedResult):
+        for embedding in result.embeddings:
+            console.print(json.dumps(embedding), soft_wrap=True, markup=False)
+    elif result is not None:
+        fields = fields_of(result)
+        if isinstance(result, GenerateResult):
+            del fields["outputs"]
+        console.print(facts_view(fields))
 
 
-def print_generated(console: Console, outputs: Sequence[JsonObject]) -> None:
-    """The generated texts as they are; each below its prompt where there are several."""
-    for number, output in enumerate(outputs):
+def print_outputs(console: Console, outputs: Sequence[Output]) -> None:
+    """Prints generated texts unchanged, each below its prompt if there are several."""
+    for output in outputs:
         if len(outputs) > 1:
-            prompt = Text(str(output.get("prompt") or f"answer {number + 1}"), style="bold")
-            console.print(prompt, soft_wrap=True)
-        if "error" in output:
-            complain(console, output["error"]["message"], output["error"]["hint"])
+            console.print(Text(output.prompt or f"output {output.index + 1}", style="bold"), soft_wrap=True)
+        if output.error is not None:
+            complain(console, output.error.message, output.error.hint)
         else:
-            print_text(console, output["text"])
+            print_text(console, output.text or "")
 
 
-def print_comparison(console: Console, result: JsonObject) -> None:
-    """The variants' answers to each prompt, and where they part."""
-    labels = [variant["label"] for variant in result["variants"]]
-    for comparison in result["comparisons"]:
-        console.print(Text(comparison["prompt"], style="bold"), soft_wrap=True)
-        for label, output in zip(labels, comparison["outputs"], strict=True):
+def print_comparison(console: Console, result: CompareResult) -> None:
+    """Prints the variants' outputs for each prompt and their first differences."""
+    labels = [variant.label for variant in result.variants]
+    for comparison in result.comparisons:
+        console.print(Text(comparison.prompt, style="bold"), soft_wrap=True)
+        for label, output in zip(labels, comparison.outputs, strict=True):
             console.print(Text(f"{label}:", style="cyan"), soft_wrap=True)
-            print_generated(console, [output])
-        for difference in comparison["differences"]:
+            print_outputs(console, [output])
+        for difference in comparison.differences:
             console.print(Text(_difference_line(difference), style="dim"), soft_wrap=True)
-    for pair in result["pairs"]:
-        one, other = pair["variants"]
-        line = f"{one} and {other}: {pair['equal']} of {pair['compared']} answers equal"
+    for pair in result.pairs:
+        one, other = pair.variants
+        line = f"{one} and {other}: {pair.equal} of {pair.compared} outputs equal"
         console.print(Text(line, style="dim"), soft_wrap=True)
-    console.print(Text(f"seed {result['seed']}", style="dim"))
+    console.print(Text(f"seed {result.seed}", style="dim"))
 
 
-def _difference_line(difference: JsonObject) -> str:
-    one, other = difference["variants"]
-    if difference["token"] is None:
+def _difference_line(difference: FirstDifference) -> str:
+    one, other = difference.variants
+    if difference.token is None:
         return f"{one} = {other}"
-    where = f"token {difference['token']}"
-    if difference["character"] is not None:
-        where += f", character {difference['character']}"
-    return f"{one} ≠ {other} from {where} on"
+    position = f"token {difference.token}"
+    if difference.character is not None:
+        position += f", character {difference.character}"
+    return f"{one} ≠ {other} from {position} on"
 
 
 def print_text(console: Console, text: str) -> None:
-    """A model's text, letter for letter; on a terminal it must not steer the terminal."""
-    console.print(Text(_harmless(console, text)), soft_wrap=True)
+    """Prints a model's text unchanged; on a terminal, escape sequences are made visible."""
+    console.print(Text(_without_escapes(console, text)), soft_wrap=True)
 
 
 def print_piece(console: Console, text: str) -> None:
-    """A piece of a model's text, right behind the one before."""
-    console.out(_harmless(console, text), end="", highlight=False)
+    """Prints a piece of a model's text directly after the previous one."""
+    console.out(_without_escapes(console, text), end="", highlight=False)
 
 
-def _harmless(console: Console, text: str) -> str:
+def _without_escapes(console: Console, text: str) -> str:
     return text.replace("\x1b", "␛") if console.is_terminal else text
 
 
 def facts_view(facts: Mapping[str, Any]) -> RenderableType:
-    """Names and values of a JSON object; objects in it are indented, lists of objects are tables."""
+    """Returns the names and values of a JSON object; nested objects are indented, lists of objects are tables."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -225,7 +116,7 @@ def _value_view(name: str, value: Any) -> RenderableType:
 
 
 def rows_view(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of JSON objects; a column for each name that any of them has a value for."""
+    """Returns a table of JSON objects, with a column for each name that has a value in any of them."""
     names = list(
         dict.fromkeys(name for row in rows for name, value in row.items() if value not in (None, [], {}))
     )
@@ -256,14 +147,14 @@ def _plain(name: str, value: Any) -> str:
 
 
 def plan_view(plan: JsonObject) -> RenderableType:
-    """A dry run's plan, warnings last and in yellow."""
+    """Returns the view of a dry run's plan, with the warnings last and in yellow."""
     facts = {name: value for name, value in plan.items() if name != "warnings"}
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in plan.get("warnings", [])]
     return Group(facts_view(facts), *warnings)
 
 
 def jobs_view(jobs: Sequence[Job]) -> Table:
-    """A table of jobs."""
+    """Returns a table of jobs."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("id", "job", "status", "created", "progress"):
         table.add_column(heading, no_wrap=heading == "id")
@@ -274,16 +165,16 @@ def jobs_view(jobs: Sequence[Job]) -> Table:
             escape(job.title),
             Text(job.status, style=COLOR_OF[job.status]),
             created,
-            escape(_stands(job)),
+            escape(_state(job)),
         )
     return table
 
 
-def _stands(job: Job) -> str:
+def _state(job: Job) -> str:
     if job.error is not None:
         return job.error.code
     if job.status == "queued" and job.queue_position is not None:
-        return f"place {job.queue_position} in the queue"
+        return f"position {job.queue_position} in the queue"
     if job.status == "running" and job.progress is not None:
         share = "" if job.progress.fraction is None else f" {job.progress.fraction:.0%}"
         return f"{job.progress.stage}{share}"
@@ -291,7 +182,7 @@ def _stands(job: Job) -> str:
 
 
 def complain(console: Console, detail: str, hint: str = "") -> None:
-    """An error in two lines: what happened, and what to do."""
+    """Prints an error in two lines: the finding and the remedy."""
     console.print(Text.assemble(("error: ", "bold red"), detail), soft_wrap=True)
     if hint:
         console.print(Text(f"       {hint}", style="dim"), soft_wrap=True)

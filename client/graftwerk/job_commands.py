@@ -1,4 +1,4 @@
-"""`graftwerk jobs`: see jobs, follow them, cancel them, try them again."""
+"""`graftwerk jobs`: list, watch, cancel and retry jobs, read their logs."""
 
 import json
 from typing import Annotated
@@ -7,12 +7,12 @@ import typer
 
 from graftwerk.display import jobs_view, open_console
 from graftwerk.options import Connection, expanded
-from graftwerk.submission import attend, finish
+from graftwerk.submission import finish, follow, show_submitted
 
 app = typer.Typer(help="List jobs; watch, cancel, retry them, read their logs.")
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and only that.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -21,15 +21,17 @@ def list_jobs(
     context: typer.Context,
     connection: Connection,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.", show_default=False)] = None,
-    status: Annotated[str | None, typer.Option(help="Only jobs that stand so.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(help="How many, newest first.", min=1, max=200)] = 20,
+    status: Annotated[
+        str | None, typer.Option(help="Only jobs with this status.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Largest number of jobs, newest first.", min=1, max=200)] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first; or watch, cancel, retry one, or read its log."""
+    """List jobs, newest first."""
     if context.invoked_subcommand is not None:
         return
-    with connection.open() as graftwerk:
-        jobs = graftwerk.jobs(kind=kind, status=status, limit=limit)
+    with connection.open() as client:
+        jobs = client.jobs(kind=kind, status=status, limit=limit)
     if as_json:
         typer.echo(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2, ensure_ascii=False))
     elif jobs:
@@ -41,20 +43,20 @@ def list_jobs(
 @app.command()
 @expanded
 def watch(job_id: JobId, connection: Connection, as_json: AsJson = False) -> None:
-    """Follow a job to its end; the exit code is its outcome."""
-    with connection.open() as graftwerk:
-        job = attend(graftwerk, graftwerk.job(job_id))
+    """Follow a job until it has ended; the exit code is its outcome."""
+    with connection.open() as client:
+        job = follow(client.job(job_id))
     finish(job, as_json=as_json)
 
 
 @app.command()
 @expanded
 def cancel(job_id: JobId, connection: Connection) -> None:
-    """End a job that waits or runs."""
-    with connection.open() as graftwerk:
-        job = graftwerk.cancel(job_id)
-    ended = "canceled" if job.ended else "will end in a moment"
-    open_console(stderr=True).print(f"{job.title}: {ended}", markup=False)
+    """Cancel a queued or running job."""
+    with connection.open() as client:
+        job = client.job(job_id).cancel()
+    outcome = "canceled" if job.ended else "will end in a moment"
+    open_console(stderr=True).print(f"{job.title}: {outcome}", markup=False)
 
 
 @app.command()
@@ -62,22 +64,22 @@ def cancel(job_id: JobId, connection: Connection) -> None:
 def retry(
     job_id: JobId,
     connection: Connection,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Submit and return at once.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Submit and return immediately.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit an ended job's request once more, as a new job."""
-    with connection.open() as graftwerk:
-        job = graftwerk.retry(job_id)
+    """Submit the request of an ended job again, as a new job."""
+    with connection.open() as client:
+        handle = client.job(job_id).retry()
         if no_wait:
-            typer.echo(job.model_dump_json(indent=2) if as_json else job.id)
+            show_submitted(handle.job, as_json=as_json)
             return
-        job = attend(graftwerk, job)
+        job = follow(handle)
     finish(job, as_json=as_json)
 
 
 @app.command()
 @expanded
 def log(job_id: JobId, connection: Connection) -> None:
-    """Print the lines that a job has written."""
-    with connection.open() as graftwerk:
-        typer.echo(graftwerk.log(job_id), nl=False)
+    """Print the log of a job."""
+    with connection.open() as client:
+        typer.echo(client.job(job_id).log(), nl=False)

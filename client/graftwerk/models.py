@@ -1,17 +1,44 @@
-"""What the API answers, as values; and the errors that a caller of the client may meet."""
+"""Jobs as the API returns them."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, Generic, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_serializer, field_validator
+from typing_extensions import TypeVar
+
+from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
+from graftwerk.model_results import (
+    ConvertResult,
+    ExtendTokenizerResult,
+    ImportResult,
+    MergeResult,
+    VerifyResult,
+)
+from graftwerk.result import Failure, JobResult
 
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 
 JsonObject = dict[str, Any]
 
+RESULTS: Mapping[str, type[JobResult]] = {
+    "import": ImportResult,
+    "convert": ConvertResult,
+    "merge": MergeResult,
+    "verify": VerifyResult,
+    "extend-tokenizer": ExtendTokenizerResult,
+    "generate": GenerateResult,
+    "compare": CompareResult,
+    "embed": EmbedResult,
+    "perplexity": PerplexityResult,
+}
+"""Model of the result of each kind."""
+
+ResultT_co = TypeVar("ResultT_co", bound=JobResult, default=JobResult, covariant=True)
+
 
 class Progress(BaseModel):
-    """How far a running job is; `unit` says what `done` and `total` count."""
+    """Progress of a running job; `unit` names what `done` and `total` count."""
 
     stage: str
     done: int
@@ -21,16 +48,8 @@ class Progress(BaseModel):
     eta_seconds: float | None = None
 
 
-class Failure(BaseModel):
-    """Why a job failed: a stable code, what happened and what to do."""
-
-    code: str
-    message: str
-    hint: str = ""
-
-
-class Job(BaseModel):
-    """A job as the API tells it. Fields that this client does not know are kept and given on."""
+class Job(BaseModel, Generic[ResultT_co]):
+    """State of a job. Fields that this version does not know are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -42,20 +61,36 @@ class Job(BaseModel):
     finished_at: datetime | None = None
     after: list[str] = []
     queue_position: int | None = None
+    warnings: list[str] = []
     progress: Progress | None = None
     request: JsonObject = {}
-    result: JsonObject | None = None
+    result: ResultT_co | None = None
     error: Failure | None = None
     metadata: dict[str, str] = {}
 
+    @field_validator("result", mode="before")
+    @classmethod
+    def _result_of_its_kind(cls, value: object, info: ValidationInfo) -> object:
+        """Reads a result by its kind; one that another version wrote differently is kept as a plain `JobResult`."""
+        if not isinstance(value, dict):
+            return value
+        try:
+            return RESULTS.get(info.data.get("kind", ""), JobResult).model_validate(value)
+        except ValidationError:
+            return JobResult.model_validate(value)
+
+    @field_serializer("result")
+    def _result_as_received(self, result: JobResult | None) -> JsonObject | None:
+        return None if result is None else fields_of(result)
+
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to this job."""
+        """True once the job has succeeded, failed or been canceled."""
         return self.status in ("succeeded", "failed", "canceled")
 
     @property
     def title(self) -> str:
-        """What the job is about, in a few words: `merge → ab`, `generate with ab`."""
+        """Short name for people: `merge → ab`, `generate with ab`."""
         if self.kind == "compare":
             return f"compare {len(self.request.get('variants', []))} models"
         if "target" not in self.request:
@@ -63,35 +98,6 @@ class Job(BaseModel):
         return f"{self.kind} → {self.request.get('target', '?')}"
 
 
-class ClientError(Exception):
-    """What went wrong (`detail`) and what to do about it (`hint`); the command ends with `exit_code`."""
-
-    exit_code: ClassVar[int] = 1
-
-    def __init__(self, detail: str, hint: str = "") -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.hint = hint
-
-
-class UsageError(ClientError):
-    """The command was not understood."""
-
-    exit_code = 2
-
-
-class ApiError(ClientError):
-    """The service refused a request: the `code` and the sentences of its problem+json."""
-
-    exit_code = 3
-
-    def __init__(self, code: str, detail: str, hint: str = "", *, status: int = 0) -> None:
-        super().__init__(detail, hint)
-        self.code = code
-        self.status = status
-
-
-class UnreachableError(ClientError):
-    """No Graftwerk answers at the address."""
-
-    exit_code = 4
+def fields_of(result: BaseModel) -> JsonObject:
+    """Returns the JSON object that a result was read from."""
+    return result.model_dump(mode="json", exclude_unset=True)

@@ -1,4 +1,4 @@
-"""Options that several commands have, written once: a dataclass of them is one parameter of a command."""
+"""Options that several commands share: a dataclass of options is one parameter of a command."""
 
 import functools
 import inspect
@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
 
 import typer
 
-from graftwerk.http import DEFAULT_URL, Graftwerk
+from graftwerk.client import DEFAULT_URL, Client
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def expanded(command: Command) -> Command:
-    """The command with each dataclass parameter replaced, for typer's eyes, by one parameter a field."""
+    """Returns the command with each dataclass parameter replaced by one parameter per field, as typer needs it."""
     hints = get_type_hints(command, include_extras=True)
     bundles = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
 
@@ -58,7 +58,7 @@ def _default_of(item: Field[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Connection:
-    """Which service is spoken to, and as whom."""
+    """Address of the service and the key."""
 
     url: Annotated[
         str, typer.Option(envvar="GRAFTWERK_URL", help="Address of the service.", rich_help_panel="Service")
@@ -70,30 +70,30 @@ class Connection:
         ),
     ] = None
 
-    def open(self) -> Graftwerk:
-        """A client for this service."""
-        return Graftwerk(self.url, self.api_key)
+    def open(self) -> Client:
+        """Returns a client of this service."""
+        return Client(self.url, self.api_key)
 
 
 @dataclass(frozen=True)
 class Submission:
-    """How a job is submitted and what is shown of it."""
+    """Submission of a job and the form of its output."""
 
     after: Annotated[
         list[str],
         typer.Option(
-            help="Run only when this job has succeeded. May be repeated.",
+            help="Run only after this job has succeeded. May be repeated.",
             metavar="ID",
             rich_help_panel="Job",
             show_default=False,
         ),
     ] = field(default_factory=list)
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Submit and return at once.", rich_help_panel="Job")
+        bool, typer.Option("--no-wait", help="Submit and return immediately.", rich_help_panel="Job")
     ] = False
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel="Job"),
+        typer.Option("--dry-run", help="Show the plan and do nothing.", rich_help_panel="Job"),
     ] = False
     as_json: Annotated[
         bool,
@@ -115,72 +115,80 @@ _scoring_option = functools.partial(_option, "Text")
 
 @dataclass(frozen=True)
 class Output:
-    """How a model is written."""
+    """Layout of the new model."""
 
     output_format: Annotated[
-        Literal["huggingface", "meta", "gguf"] | None, _output_option("huggingface unless given.")
+        Literal["huggingface", "meta", "gguf"] | None, _output_option("Default: huggingface.")
     ] = None
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16", "q8_0"] | None,
-        _output_option("Each tensor's own unless given; q8_0 is of gguf."),
+        _output_option("Default: each tensor's own. q8_0 needs gguf."),
     ] = None
-    max_shard_size: Annotated[str | None, _output_option("Such as 5GB.")] = None
-    ranks: Annotated[int | None, _output_option("Rank files of a meta output.")] = None
+    max_shard_size: Annotated[str | None, _output_option("For example 5GB.")] = None
+    ranks: Annotated[int | None, _output_option("Number of rank files of a meta output.")] = None
     force: Annotated[
-        bool, _output_option("Make it anew even where the same request has made it before.", "--force")
+        bool, _output_option("Compute it even if an identical request has made it before.", "--force")
     ] = False
 
     def as_request(self) -> dict[str, Any]:
-        """The fields of a request that were given."""
+        """Returns the fields of a request that were given."""
         return given(**{**vars(self), "force": self.force or None})
 
 
 @dataclass(frozen=True)
-class Asking:
-    """What is asked, and how it is written down for the model."""
+class Prompts:
+    """Prompts and their template."""
 
-    prompt: Annotated[list[str], _prompt_option("A prompt. May be repeated.", "--prompt", "-p")] = field(
+    prompt: Annotated[list[str], _prompt_option("Prompt. May be repeated.", "--prompt", "-p")] = field(
         default_factory=list
     )
     prompts_file: Annotated[
-        str | None, _prompt_option("Prompts, one a line; incoming/… is a file on the volume.")
+        str | None, _prompt_option("File with one prompt per line; incoming/… is on the volume.")
     ] = None
     template: Annotated[
-        str | None, _prompt_option("Such as alpaca; the model's own or none unless given.")
+        str | None, _prompt_option("For example alpaca. Default: the model's own or none.")
     ] = None
     system: Annotated[str | None, _prompt_option("System text.")] = None
     input: Annotated[str | None, _prompt_option("Input of an instruction template.")] = None
 
     def as_request(self) -> dict[str, Any]:
-        """The fields of a request that were given, save the prompts."""
+        """Returns the fields of a request that were given, except the prompts."""
         return given(template=self.template, system=self.system, input=self.input)
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is chosen; what is not given is left to the service."""
+    """Choice of the next token. The service's defaults apply to options that are not given."""
 
-    max_new_tokens: Annotated[int | None, _sampling_option("The answer ends after this many tokens.")] = None
-    temperature: Annotated[float | None, _sampling_option("Below 1 is bolder; 0 is greedy.")] = None
-    top_k: Annotated[int | None, _sampling_option("Draw from the k likeliest tokens; 0 is all.")] = None
-    top_p: Annotated[float | None, _sampling_option("Draw from this share of probability.")] = None
-    min_p: Annotated[float | None, _sampling_option("Drop tokens below this share of the likeliest.")] = None
-    repetition_penalty: Annotated[float | None, _sampling_option("1 is none.")] = None
-    num_beams: Annotated[int | None, _sampling_option("Beams of a beam search.")] = None
-    greedy: Annotated[bool, _sampling_option("Always take the likeliest token.", "--greedy")] = False
+    max_new_tokens: Annotated[int | None, _sampling_option("Largest number of new tokens.")] = None
+    temperature: Annotated[float | None, _sampling_option("Below 1 favors likely tokens; 0 is greedy.")] = (
+        None
+    )
+    top_k: Annotated[int | None, _sampling_option("Sample from the k most likely tokens; 0 is all.")] = None
+    top_p: Annotated[
+        float | None, _sampling_option("Sample from the most likely tokens with this total probability.")
+    ] = None
+    min_p: Annotated[
+        float | None, _sampling_option("Drop tokens below this share of the most likely one.")
+    ] = None
+    repetition_penalty: Annotated[float | None, _sampling_option("1 turns it off.")] = None
+    num_beams: Annotated[int | None, _sampling_option("Number of beams of a beam search.")] = None
+    greedy: Annotated[bool, _sampling_option("Always take the most likely token.", "--greedy")] = False
     seed: Annotated[int | None, _sampling_option("The same seed gives the same text.")] = None
-    n: Annotated[int | None, _sampling_option("Answers to each prompt.", "--n", "-n")] = None
-    stop: Annotated[list[str], _sampling_option("A text that ends the answer. May be repeated.")] = field(
+    n: Annotated[int | None, _sampling_option("Number of outputs per prompt.", "--n", "-n")] = None
+    stop: Annotated[list[str], _sampling_option("Text that ends the output. May be repeated.")] = field(
         default_factory=list
     )
-    quantization: Annotated[Literal["8bit", "4bit"] | None, _sampling_option("Load the model so.")] = None
-    rope_alpha: Annotated[float | None, _sampling_option("NTK scaling for longer texts.")] = None
+    quantization: Annotated[
+        Literal["8bit", "4bit"] | None, _sampling_option("Quantize the model while it is loaded.")
+    ] = None
+    rope_alpha: Annotated[float | None, _sampling_option("NTK scaling for longer contexts.")] = None
     return_token_ids: Annotated[
-        bool, _sampling_option("Token ids too, in the JSON.", "--return-token-ids")
+        bool, _sampling_option("Include token ids in the JSON.", "--return-token-ids")
     ] = False
 
     def as_request(self) -> dict[str, Any]:
-        """The fields of a `generate` request that were given."""
+        """Returns the fields of a `generate` request that were given."""
         rest = {name: getattr(self, name) for name in ("quantization", "rope_alpha", "return_token_ids")}
         names = [item.name for item in fields(self) if item.name not in (*rest, "greedy")]
         sampling = {name: getattr(self, name) for name in names}
@@ -191,27 +199,29 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """Which text is scored, and in which windows."""
+class ScoredText:
+    """Text to score, and its windows."""
 
     file: Annotated[
-        str, _scoring_option("A UTF-8 text; incoming/… is on the volume, - is stdin.", "--file", "-f")
+        str, _scoring_option("UTF-8 text file; incoming/… is on the volume, - is stdin.", "--file", "-f")
     ]
     context: Annotated[
-        int | None, _scoring_option("Tokens of a window; the model's, at most 2048, unless given.")
+        int | None, _scoring_option("Tokens per window. Default: the model's context, at most 2048.")
     ] = None
     stride: Annotated[
-        int | None, _scoring_option("Tokens from window to window; half of one unless given.")
+        int | None, _scoring_option("Tokens from window to window. Default: half a window.")
     ] = None
-    quantization: Annotated[Literal["8bit", "4bit"] | None, _scoring_option("Load the model so.")] = None
-    rope_alpha: Annotated[float | None, _scoring_option("NTK scaling for longer texts.")] = None
+    quantization: Annotated[
+        Literal["8bit", "4bit"] | None, _scoring_option("Quantize the model while it is loaded.")
+    ] = None
+    rope_alpha: Annotated[float | None, _scoring_option("NTK scaling for longer contexts.")] = None
 
     def as_request(self) -> dict[str, Any]:
-        """The fields of a `perplexity` request that were given, save the text."""
+        """Returns the fields of a `perplexity` request that were given, except the text."""
         names = ("context", "stride", "quantization", "rope_alpha")
         return given(**{name: getattr(self, name) for name in names})
 
 
 def given(**values: object) -> dict[str, Any]:
-    """Only the values that were given: for all others the service's own defaults hold."""
+    """Returns the values that were given; the service has defaults for all others."""
     return {name: value for name, value in values.items() if value not in (None, [], {})}

@@ -1,7 +1,7 @@
 """`python -m graftwerk.parent_death [--signal TERM] COMMAND…`: runs a command that ends when its parent does.
 
-Linux can send a process a signal when its parent dies (prctl(2), PR_SET_PDEATHSIG); the wish survives the exec, so
-that it holds for any program. On other systems the command is run as it is.
+Linux can send a process a signal when its parent dies (prctl(2), PR_SET_PDEATHSIG). The setting survives exec, so
+that it holds for any program. On other systems the command is run without it.
 """
 
 import ctypes
@@ -13,7 +13,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(signal_number: int) -> None:
-    """Asks the kernel to send this process a signal when its parent dies."""
+    """Requests a signal from the kernel for the moment when the parent of this process dies.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:
         number = ctypes.get_errno()
@@ -21,7 +25,7 @@ def end_with_parent(signal_number: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Ties this process to its parent and becomes the command."""
+    """Binds this process to its parent and becomes the command."""
     number = signal.SIGKILL
     if arguments[:1] == ["--signal"]:
         number = signal.Signals[f"SIG{arguments[1]}"]
@@ -30,7 +34,7 @@ def main(arguments: list[str]) -> None:
     if sys.platform == "linux":
         end_with_parent(number)
         if os.getppid() != parent:
-            # the parent died before the wish was made: nobody would tell
+            # the parent died before the request: no signal will come
             sys.exit(1)
     os.execvp(arguments[0], arguments)
 

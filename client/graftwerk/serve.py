@@ -1,4 +1,4 @@
-"""`graftwerk serve`: the whole service on one machine, with no Docker and no Redis installed."""
+"""`graftwerk serve`: the whole service on one machine, without Docker and without an installed Redis."""
 
 import os
 import signal
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from graftwerk.display import open_console
-from graftwerk.local_service import LOOPBACK_HOSTS, Place, Stack, StackError, free_port
-from graftwerk.models import UsageError
+from graftwerk.errors import UsageError
+from graftwerk.local_service import LOOPBACK_HOSTS, LocalService, free_port
+from graftwerk.supervisor_config import LocalServiceError, ServiceLocation
 
 
 def serve(
@@ -30,10 +32,10 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Run everything on this machine: Redis (unless GRAFTWERK_REDIS_URL is set), API and workers."""
-    refuse_open_door(host)
+    """Run the service on this machine: Redis (unless GRAFTWERK_REDIS_URL is set), API and workers."""
+    require_keys_beyond_loopback(host)
     data_dir = data_dir.resolve()
-    place = Place(
+    location = ServiceLocation(
         data_dir=data_dir,
         models_dir=(models_dir or data_dir / "models").resolve(),
         host=host,
@@ -42,31 +44,41 @@ def serve(
     )
     console = open_console()
     try:
-        with terminable(), Stack(place, os.environ) as stack:
-            with open_console(stderr=True).status("starting"):
-                stack.wait_until_ready()
-            console.print(f"Graftwerk is ready at [bold]{place.url}[/]  (Ctrl-C ends it)")
+        with terminable(), LocalService(location, os.environ) as service:
+            start(service, console)
+            console.print(f"Graftwerk is ready at [bold]{location.url}[/]  (Ctrl-C stops it)")
             console.print(
-                f"models {place.models_dir}\nlogs   {data_dir / 'logs'}", style="dim", soft_wrap=True
+                f"models {location.models_dir}\nlogs   {data_dir / 'logs'}", style="dim", soft_wrap=True
             )
-            stack.wait()
-            raise StackError("supervisord was ended, and the service with it", "Start it again.")
+            service.wait()
+            raise LocalServiceError("supervisord was killed, and the service with it.", "Start it again.")
     except KeyboardInterrupt:
         console.print("stopped", style="dim")
 
 
-def refuse_open_door(host: str) -> None:
-    """Refuses to listen for other machines while anybody may do anything."""
+def start(service: LocalService, console: Console) -> None:
+    """Waits until the service is ready and prints each part as it becomes ready."""
+    parts = "Redis, the API and the workers" if service.location.own_redis else "the API and the workers"
+    console.print(f"Starting {parts} …")
+    service.wait_until_ready(lambda line: console.print(f"  {line}", style="dim", markup=False))
+
+
+def require_keys_beyond_loopback(host: str) -> None:
+    """Refuses to listen for other machines without API keys.
+
+    Raises:
+        UsageError: the host is not a loopback address and no keys are set.
+    """
     if host not in LOOPBACK_HOSTS and "GRAFTWERK_API_KEYS_FILE" not in os.environ:
         raise UsageError(
-            f"{host} is open to other machines, and no keys are set",
+            f"Other machines can reach {host}, and no API keys are set.",
             "Set GRAFTWERK_API_KEYS_FILE, or leave --host at 127.0.0.1.",
         )
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM is as good as a Ctrl-C in here, and that works in a script's background too: what was started is ended."""
+    """Makes SIGTERM act like Ctrl-C inside the block, also in a script's background."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

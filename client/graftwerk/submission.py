@@ -1,4 +1,4 @@
-"""What the commands do with a job: submit it, show how it goes on, and end with its outcome as exit code."""
+"""Submission of a job by a command: show its progress and result, and exit with its outcome."""
 
 import json
 import sys
@@ -8,23 +8,25 @@ import typer
 from rich.console import Console
 from rich.prompt import Prompt
 
-from graftwerk.display import complain, open_console, plan_view, print_result, watching
-from graftwerk.http import Graftwerk
-from graftwerk.models import ApiError, Job, JsonObject
+from graftwerk.display import complain, open_console, plan_view, print_result
+from graftwerk.errors import ApiError
+from graftwerk.job_handle import JobHandle
+from graftwerk.model_results import VerifyResult
+from graftwerk.models import Job, JsonObject
 from graftwerk.options import Connection, Submission, given
 
 EXIT_FAILED = 1
 EXIT_CANCELED = 130
 
 
-def carry_out(
+def run_job(
     connection: Connection,
     submission: Submission,
     request: JsonObject,
     *,
-    save: Callable[[Graftwerk, Job], None] | None = None,
+    save: Callable[[JobHandle], None] | None = None,
 ) -> None:
-    """Submits a job and sees it through, or shows its plan.
+    """Submits a job and follows it to its end, or shows its plan.
 
     Args:
         save: called with a job that has succeeded, before its result is printed.
@@ -33,17 +35,18 @@ def carry_out(
         typer.Exit: with the job's outcome as exit code.
     """
     request = request | given(after=submission.after)
-    with connection.open() as graftwerk:
+    with connection.open() as client:
         if submission.dry_run:
-            show_plan(graftwerk.plan(request), as_json=submission.as_json)
+            show_plan(client.plan(request), as_json=submission.as_json)
             return
-        job = graftwerk.submit(request)
+        handle = client.submit(request)
+        show_warnings(handle.job)
         if submission.no_wait:
-            typer.echo(job.model_dump_json(indent=2) if submission.as_json else job.id)
+            show_submitted(handle.job, as_json=submission.as_json)
             return
-        job = attend(graftwerk, job)
+        job = follow(handle)
         if save is not None and job.status == "succeeded":
-            save(graftwerk, job)
+            save(handle)
     finish(job, as_json=submission.as_json)
 
 
@@ -55,26 +58,39 @@ def show_plan(plan: JsonObject, *, as_json: bool) -> None:
         open_console().print(plan_view(plan))
 
 
-def attend(graftwerk: Graftwerk, job: Job) -> Job:
-    """The job when it has ended; its progress is shown on stderr. Ctrl-C asks "cancel or detach"."""
+def show_warnings(job: Job) -> None:
+    """Prints the warnings of a submission on stderr."""
+    for warning in job.warnings:
+        open_console(stderr=True).print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+def show_submitted(job: Job, *, as_json: bool) -> None:
+    """Prints a job that is not waited for: its id, or all of it as JSON."""
+    typer.echo(job.model_dump_json(indent=2) if as_json else job.id)
+
+
+def follow(handle: JobHandle) -> Job:
+    """Returns the ended job; its progress is shown on stderr. Ctrl-C asks "cancel or detach".
+
+    Raises:
+        typer.Exit: the person has detached.
+    """
     console = open_console(stderr=True)
-    console.print(f"job {job.id}", style="dim")
+    console.print(f"job {handle.id}", style="dim")
     while True:
         try:
-            with watching(console) as view:
-                view.show(job)
-                for latest in graftwerk.follow(job.id):
-                    view.show(latest)
-            return latest
+            return handle.wait(progress=True)
         except KeyboardInterrupt:
             if not wants_cancel(console):
-                console.print(f"detached: the job goes on, see `graftwerk jobs watch {job.id}`")
+                console.print(
+                    f"Detached; the job continues. Follow it with `graftwerk jobs watch {handle.id}`."
+                )
                 raise typer.Exit(EXIT_CANCELED) from None
-            cancel_if_possible(graftwerk, job)
+            cancel_if_running(handle)
 
 
 def wants_cancel(console: Console) -> bool:
-    """Asks what the Ctrl-C meant; without a terminal to ask at, it does not end the job."""
+    """Asks for the meaning of a Ctrl-C; without a terminal the job is not canceled."""
     if not sys.stdin.isatty():
         return False
     try:
@@ -83,10 +99,10 @@ def wants_cancel(console: Console) -> bool:
         return False
 
 
-def cancel_if_possible(graftwerk: Graftwerk, job: Job) -> None:
-    """Cancels a job that may have ended in this very moment."""
+def cancel_if_running(handle: JobHandle) -> None:
+    """Cancels a job that may have ended a moment ago."""
     try:
-        graftwerk.cancel(job.id)
+        handle.cancel()
     except ApiError as error:
         if error.status != 409:
             raise
@@ -96,18 +112,19 @@ def finish(job: Job, *, as_json: bool) -> None:
     """Prints an ended job's result or error.
 
     Raises:
-        typer.Exit: unless the job has succeeded.
+        typer.Exit: the job failed, was canceled, or is a verification that did not pass.
     """
     if as_json:
         typer.echo(job.model_dump_json(indent=2))
     elif job.status == "succeeded":
         print_result(open_console(), job)
-    if job.result is not None and job.result.get("passed") is False:
-        differences = len(job.result.get("differences", []))
-        complain(open_console(stderr=True), f"the check did not pass: {differences} differences", "")
+    if isinstance(job.result, VerifyResult) and not job.result.passed:
+        found = len(job.result.differences)
+        noun = "difference" if found == 1 else "differences"
+        complain(open_console(stderr=True), f"The check did not pass: {found} {noun}.")
         raise typer.Exit(EXIT_FAILED)
     if job.status == "failed":
-        message = f"{job.error.message} [{job.error.code}]" if job.error else "the job failed"
+        message = f"{job.error.message} [{job.error.code}]" if job.error else "The job failed."
         complain(open_console(stderr=True), message, job.error.hint if job.error else "")
         raise typer.Exit(EXIT_FAILED)
     if job.status == "canceled":

@@ -1,16 +1,16 @@
-"""What people type, as Unicode text."""
+"""Text that people type or keep in files, as valid Unicode."""
 
 import sys
 from pathlib import Path
 
-from graftwerk.models import UsageError
+from graftwerk.errors import UsageError
 
 
-def cleaned(text: str) -> str:
-    """The text without the remains of half-deleted characters.
+def without_surrogates(text: str) -> str:
+    """Returns the text without the remains of half-deleted characters.
 
-    A terminal that deletes bytes, not characters, leaves the first bytes of a Chinese character behind; Python
-    shows such bytes as lone surrogates (PEP 383), which no tokenizer and no JSON takes.
+    A terminal that deletes bytes, not characters, leaves the first bytes of a Chinese character behind. Python
+    represents such bytes as lone surrogates (PEP 383), which neither tokenizers nor JSON accept.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "ignore")
@@ -19,15 +19,15 @@ def cleaned(text: str) -> str:
 
 
 def read_text(name: str) -> str:
-    """The text of a local file, or of stdin where the name is `-`.
+    """Returns the text of a local file, or of stdin if the name is `-`.
 
     Raises:
-        UsageError: the file is not there or is not UTF-8.
+        UsageError: the file cannot be read or is not UTF-8.
     """
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"cannot read {name}: {error.strerror}") from error
+        raise UsageError(f"The file {name} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from error
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error

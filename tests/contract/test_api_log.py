@@ -10,7 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from graftwerk.local_service import API_COMMAND, free_port
+from graftwerk.local_service import free_port
+from graftwerk.supervisor_config import API_COMMAND
 
 from tests.redis_server import until
 

@@ -1,8 +1,7 @@
-"""The running product, and what most tests need to lie on its shelf.
+"""The running product, and the models that most tests need.
 
-With `GRAFTWERK_E2E_URL` the tests drive what runs there; its model volume is that of the compose project named by
-`GRAFTWERK_E2E_COMPOSE`, or the folder `GRAFTWERK_E2E_MODELS_DIR`. Without, they start a stack of real processes on
-this machine.
+With `GRAFTWERK_E2E_URL` the tests use the service at that address; its model volume is that of the compose project named by
+`GRAFTWERK_E2E_COMPOSE`, or the folder `GRAFTWERK_E2E_MODELS_DIR`. Otherwise they start real processes on this machine.
 """
 
 import json
@@ -22,7 +21,6 @@ from tests.e2e.product import (
     Product,
     Volume,
     local_stack,
-    wait_until_ready,
 )
 from tests.e2e.slow_model import write_slow_adapter, write_slow_model
 
@@ -34,7 +32,7 @@ URL = os.environ.get("GRAFTWERK_E2E_URL")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Everything here is end to end and runs in one process; what kills processes needs them on this machine."""
+    """Marks these tests and runs them in one process; tests that kill processes need them on this machine."""
     mine = [item for item in items if HERE in item.path.parents]
     for item in mine:
         item.add_marker(pytest.mark.e2e)
@@ -48,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    """Real processes on this machine, ended with the tests."""
+    """Real processes on this machine, ended after the tests."""
     with local_stack(tmp_path_factory.mktemp("stack") / "data") as running:
         yield running
 
@@ -57,8 +55,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 def product(request: pytest.FixtureRequest) -> Iterator[Product]:
     """The running product."""
     if URL:
-        wait_until_ready(URL)
         found = Product(URL, _volume_elsewhere())
+        found.get("/readyz")
     else:
         running: LocalStack = request.getfixturevalue("stack")
         found = Product(running.url, LocalVolume(running.models_dir))
@@ -72,7 +70,7 @@ def _volume_elsewhere() -> Volume:
 
 
 class Incoming(NamedTuple):
-    """The miniature's files where people put them, as requests name them."""
+    """Paths of the miniature's files under `incoming/`."""
 
     llama: str
     chinese_llama_lora: str
@@ -88,14 +86,14 @@ def incoming(product: Product) -> Incoming:
 
 @pytest.fixture(scope="session")
 def questions() -> list[dict[str, str]]:
-    """Questions, each with the answer that the merged miniature gives to the letter."""
+    """Questions, each with the exact answer of the merged miniature."""
     found: list[dict[str, str]] = json.loads((MINIATURE / "questions.json").read_text(encoding="utf-8"))
     assert len(found) >= 20
     return found
 
 
 class Line(NamedTuple):
-    """The jobs of the whole line, ended well, by what they did."""
+    """The succeeded jobs of the whole workflow."""
 
     import_llama: Json
     import_chinese: Json
@@ -106,7 +104,7 @@ class Line(NamedTuple):
 
 @pytest.fixture(scope="session")
 def line(product: Product, incoming: Incoming) -> Line:
-    """Imported, converted and merged one after another; leaves `llama`, `llama-hf`, `zh`, `alpaca`, `merged`."""
+    """Imports, converts and merges in sequence; leaves `llama`, `llama-hf`, `zh`, `alpaca`, `merged`."""
     return Line(
         product.run(kind="import", source={"path": incoming.llama}, target="llama"),
         product.run(kind="import", source={"zip": incoming.chinese_llama_lora}, target="zh"),
@@ -118,7 +116,7 @@ def line(product: Product, incoming: Incoming) -> Line:
 
 @pytest.fixture(scope="session")
 def slow(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Json:
-    """A merge request that takes seconds each time: everything but its target. Leaves `slow` and `slow-adapter`."""
+    """A merge request without its target that takes seconds each time. Leaves `slow` and `slow-adapter`."""
     folder = tmp_path_factory.mktemp("slow")
     write_slow_model(folder / "slow", MINIATURE / "llama" / "tokenizer.model", vocab_size=608)
     write_slow_adapter(folder / "slow-adapter")
@@ -131,7 +129,7 @@ def slow(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Json:
 
 @pytest.fixture(scope="session")
 def unsafe_zip(product: Product, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An archive with a member that leads out of the folder it is unpacked to."""
+    """An archive with a member whose path leads out of the folder."""
     path = tmp_path_factory.mktemp("unsafe") / "unsafe.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("adapter_config.json", "{}")

@@ -1,6 +1,5 @@
-"""One running Graftwerk as the end-to-end tests see it: its HTTP interface and the volume that people put files on."""
+"""A running Graftwerk as the end-to-end tests see it: its HTTP interface and its model volume."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,17 +10,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import httpx
+from httpx_sse import connect_sse
 
 Json = dict[str, Any]
 
 ENDED = ("succeeded", "failed", "canceled")
-READY_SECONDS = 180
+CONNECT_RETRIES = 5
+"""Attempts to connect, over about 8 seconds."""
 STOP_SECONDS = 20
 MODELS_DIR_INSIDE = "/models"
-"""Where the images have the model volume."""
+"""Mount point of the model volume in the images."""
 
 
 class ServerEvent(NamedTuple):
@@ -39,7 +40,7 @@ class LocalVolume:
         self.root = root
 
     def put_incoming(self, source: Path, name: str) -> str:
-        """Copy a file or folder to `incoming/name`; gives that path, as requests name it."""
+        """Copies a file or folder to `incoming/name` and returns that path, as requests name it."""
         target = self.root / "incoming" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
@@ -49,7 +50,7 @@ class LocalVolume:
         return f"incoming/{name}"
 
     def files(self) -> dict[str, str]:
-        """The mode (`-rw-r--r--`) of every file and folder on the volume, save under `incoming/`."""
+        """Returns the mode (`-rw-r--r--`) of every file and folder on the volume, except under `incoming/`."""
         return _parse_find(_run("find", str(self.root), *_FIND))
 
 
@@ -60,13 +61,13 @@ class ComposeVolume:
         self.compose = ("docker", "compose", "-p", project)
 
     def put_incoming(self, source: Path, name: str) -> str:
-        """Copy a file or folder to `incoming/name`; gives that path, as requests name it."""
+        """Copies a file or folder to `incoming/name` and returns that path, as requests name it."""
         inside = f"{MODELS_DIR_INSIDE}/incoming/{name}"
         _run(*self.compose, "cp", str(source), f"api:{inside}")
         return f"incoming/{name}"
 
     def files(self) -> dict[str, str]:
-        """The mode (`-rw-r--r--`) of every file and folder on the volume, save under `incoming/`."""
+        """Returns the mode (`-rw-r--r--`) of every file and folder on the volume, except under `incoming/`."""
         return _parse_find(_run(*self.compose, "exec", "-T", "api", "find", MODELS_DIR_INSIDE, *_FIND))
 
 
@@ -76,7 +77,7 @@ _FIND = (
     "-mindepth", "1", "-not", "-path", "*/incoming*", "-not", "-name", ".staging", "-not", "-name", ".trash",
     "-printf", "%M %P\n",
 )  # fmt: skip
-"""What is unfinished or deleted counts; the two folders for it stay."""
+"""Contents of the two folders for unfinished and deleted models count, the folders themselves do not."""
 
 
 def _run(*command: str) -> str:
@@ -91,65 +92,66 @@ def _parse_find(listing: str) -> dict[str, str]:
 
 
 class Product:
-    """Requests as a person's program would send them, and waiting by the job's own events."""
+    """Requests as a user's program sends them; waits for jobs by their events."""
 
     def __init__(self, url: str, volume: Volume) -> None:
         self.url = url
         self.volume = volume
-        self.http = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        transport = httpx.HTTPTransport(retries=CONNECT_RETRIES)
+        self.http = httpx.Client(base_url=url, timeout=30, transport=transport)
 
     def submit(self, **request: Any) -> Json:
-        """Submit a job that must be taken."""
+        """Submits a job that must be accepted."""
         answer = self.http.post("/api/jobs", json=request)
         assert answer.status_code == 202, answer.text
         assert answer.headers["Location"] == f"/api/jobs/{answer.json()['id']}"
         return dict(answer.json())
 
     def plan(self, **request: Any) -> Json:
-        """The plan of a job that could be taken."""
+        """Returns the plan of a job that must be acceptable."""
         answer = self.http.post("/api/jobs", json=request, params={"dry_run": "true"})
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
     def refusal(self, status: int, code: str, **request: Any) -> Json:
-        """Submit a job that must be refused with this status and code; gives the problem."""
+        """Submits a job that must be refused with this status and code, and returns the problem."""
         return problem(self.http.post("/api/jobs", json=request), status, code)
 
     def job(self, job_id: str) -> Json:
-        """A job as it is now."""
+        """Returns a job in its present state."""
         return self.get(f"/api/jobs/{job_id}")
 
     def get(self, path: str, **params: Any) -> Json:
-        """The JSON of a page that must be there."""
+        """Returns the JSON of a path that must exist."""
         answer = self.http.get(path, params=params)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
     def cancel(self, job_id: str) -> Json:
-        """Cancel a job that has not ended."""
+        """Cancels a job that has not ended."""
         answer = self.http.post(f"/api/jobs/{job_id}/cancel")
         assert answer.is_success, answer.text
         return dict(answer.json())
 
     def wait(self, job_id: str, seconds: float = 120) -> Json:
-        """The job, once its events say that it has ended."""
+        """Returns the job after its events have reported its end."""
         for event in self.events(job_id, seconds=seconds):
             if event.name == "status" and event.data["status"] in ENDED:
                 return self.job(job_id)
         raise AssertionError(f"the events ended before the job: {self.job(job_id)}")
 
     def run(self, **request: Any) -> Json:
-        """Submit a job, wait for it, and give it back if it succeeded."""
+        """Submits a job and returns it once it has succeeded."""
         return self.succeeded(self.submit(**request)["id"])
 
     def succeeded(self, job_id: str) -> Json:
-        """The job, once it has succeeded."""
+        """Returns the job once it has succeeded."""
         job = self.wait(job_id)
         assert job["status"] == "succeeded", job["error"]
         return job
 
     def wait_until_running(self, job_id: str) -> None:
-        """Return when the job's first progress has been reported."""
+        """Returns when the job's first progress has been reported."""
         for event in self.events(job_id):
             if event.name == "progress":
                 return
@@ -159,36 +161,24 @@ class Product:
     def events(
         self, job_id: str | None, *, last_id: str | None = None, seconds: float = 120
     ) -> Iterator[ServerEvent]:
-        """The events of one job, or of all; an assertion fails when they take longer than `seconds`."""
+        """Yields the events of one job, or of all; fails if they take longer than `seconds`."""
         path = "/api/events" if job_id is None else f"/api/jobs/{job_id}/events"
         headers = {} if last_id is None else {"Last-Event-ID": last_id}
         deadline = time.monotonic() + seconds
-        with self.http.stream("GET", path, headers=headers) as answer:
-            assert answer.status_code == 200
-            assert answer.headers["Content-Type"].startswith("text/event-stream")
-            yield from _parse_events(answer.iter_lines(), deadline)
+        with connect_sse(self.http, "GET", path, headers=headers) as source:
+            assert source.response.status_code == 200
+            for event in source.iter_sse():
+                assert time.monotonic() < deadline, "the events took too long"
+                if event.data:
+                    yield ServerEvent(event.id, event.event, event.json())
 
     def model_names(self) -> list[str]:
-        """What is on the shelf."""
+        """Returns the names of all models on the volume."""
         return [model["name"] for model in self.get("/api/models")["models"]]
 
 
-def _parse_events(lines: Iterator[str], deadline: float) -> Iterator[ServerEvent]:
-    fields: dict[str, str] = {}
-    for line in lines:
-        assert time.monotonic() < deadline, "the events took too long"
-        if not line:
-            if "data" in fields:
-                event = fields.get("id", ""), fields.get("event", "message"), json.loads(fields["data"])
-                yield ServerEvent(*event)
-            fields = {}
-        elif not line.startswith(":"):
-            name, _, value = line.partition(":")
-            fields[name] = value.removeprefix(" ")
-
-
 def problem(answer: httpx.Response, status: int, code: str) -> Json:
-    """The RFC 9457 problem in an answer, which must have this status and code and say something to people."""
+    """Returns the RFC 9457 problem of a response, which must have this status, this code and a readable message."""
     assert answer.headers["Content-Type"] == "application/problem+json", answer.text
     found: Json = answer.json()
     assert (answer.status_code, found["code"]) == (status, code), found
@@ -200,7 +190,7 @@ def problem(answer: httpx.Response, status: int, code: str) -> Json:
 
 
 class LocalStack(NamedTuple):
-    """A stack of real processes on this machine: `graftwerk serve` and what it started."""
+    """Real processes on this machine: `graftwerk serve` and its descendants."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -208,7 +198,7 @@ class LocalStack(NamedTuple):
     log: Path
 
     def descendants(self) -> dict[int, str]:
-        """The command lines, by process id, of every process that it has started and that still runs."""
+        """Returns the command lines of all running descendants by process id."""
         children: dict[int, list[int]] = {}
         for pid, fields in _processes():
             children.setdefault(int(fields[1]), []).append(pid)
@@ -232,12 +222,12 @@ def _processes() -> Iterator[tuple[int, Sequence[str]]]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs (one that has ended and waits for its parent does not)."""
+    """Returns True if a process runs; a zombie does not."""
     return any(found == pid and fields[0] != "Z" for found, fields in _processes())
 
 
 def command_line(pid: int) -> str:
-    """The words of a process's command line; nothing when it has ended."""
+    """Returns a process's command line, "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     except (FileNotFoundError, ProcessLookupError):
@@ -246,20 +236,21 @@ def command_line(pid: int) -> str:
 
 @contextmanager
 def local_stack(data_dir: Path, **more: str) -> Iterator[LocalStack]:
-    """`graftwerk serve` on a free port with its data in `data_dir` and `more` settings; ended with SIGTERM."""
+    """Runs `graftwerk serve` on a free port with its data in `data_dir` and `more` settings; ends it with SIGTERM."""
     port = _free_port()
     log = data_dir / "serve.log"
     data_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "client", "serve", "--port", str(port), "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", "graftwerk", "serve", "--port", str(port), "--data-dir", str(data_dir)]
     settings = {"GRAFTWERK_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1", **more}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWERK_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=inherited | settings
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, env=inherited | settings
         )
+    assert process.stdout is not None
     stack = LocalStack(process, f"http://127.0.0.1:{port}", data_dir / "models", log)
     try:
-        wait_until_ready(stack.url, process)
+        wait_until_ready(process, process.stdout)
         yield stack
     except BaseException:
         for written in (log, *sorted((data_dir / "logs").glob("*.log"))):
@@ -267,10 +258,11 @@ def local_stack(data_dir: Path, **more: str) -> Iterator[LocalStack]:
         raise
     finally:
         stop(stack)
+        process.stdout.close()
 
 
 def stop(stack: LocalStack) -> int:
-    """End a stack as `Ctrl-C` or a service manager would; gives its exit status. May be called again."""
+    """Ends a stack as a service manager would and returns its exit status. May be called again."""
     if stack.process.poll() is None:
         stack.process.send_signal(signal.SIGTERM)
     try:
@@ -288,19 +280,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_ready(url: str, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Return when `/readyz` says so; fails when the process has ended, or after `READY_SECONDS`."""
-    deadline = time.monotonic() + READY_SECONDS
-    found = "no answer"
-    while time.monotonic() < deadline:
-        assert process is None or process.poll() is None, f"serve ended with {process.returncode}"
-        try:
-            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
-        except httpx.TransportError as error:
-            found = repr(error)
-        else:
-            if answer.status_code == 200:
-                return
-            found = answer.text
-        time.sleep(0.2)
-    raise AssertionError(f"not ready after {READY_SECONDS} s: {found}")
+def wait_until_ready(process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
+    """Returns when `serve` has printed that it is ready; fails if it ends before that."""
+    lines = list[bytes]()
+    for line in output:
+        lines.append(line)
+        if b"is ready at" in line:
+            return
+    status = process.wait(STOP_SECONDS)
+    raise AssertionError(f"serve ended with {status}: {b''.join(lines).decode()}")

@@ -1,4 +1,4 @@
-"""What happens when processes are killed or told to end; only where they run on this machine."""
+"""Processes that are killed or terminated; only where they run on this machine."""
 
 import os
 import shlex
@@ -22,7 +22,7 @@ def test_a_merge_whose_worker_is_killed_is_finished_by_its_successor(
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
     resumed = product.succeeded(job["id"])["result"]["resumed"]
-    assert resumed["tensors"] > 0, "what the first worker had written is kept"
+    assert resumed["tensors"] > 0, "the tensors that the first worker wrote are reused"
     made = [stack.models_dir / name / "model.safetensors" for name in ("undisturbed", "disturbed")]
     assert made[0].read_bytes() == made[1].read_bytes()
     for name in ("undisturbed", "disturbed"):
@@ -68,7 +68,7 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
             volume.put_incoming(MINIATURE / name, name)
         for command in commands:
             done = subprocess.run(
-                [sys.executable, "-m", "client", *command], env={**os.environ, "GRAFTWERK_URL": stack.url},
+                [sys.executable, "-m", "graftwerk", *command], env={**os.environ, "GRAFTWERK_URL": stack.url},
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr

@@ -1,10 +1,11 @@
-"""What people see of jobs and results."""
+"""Progress, results and tables on the console."""
 
 import io
 
 import pytest
-from graftwerk.display import Bars, facts_view, jobs_view, print_text, rows_view, watching
+from graftwerk.display import facts_view, jobs_view, print_text, rows_view
 from graftwerk.models import Job
+from graftwerk.progress_display import Bars, progress_view
 from rich.console import Console
 
 PROGRESS = {
@@ -36,7 +37,7 @@ def job(status: str, **more: object) -> Job:
 
 def test_a_bar_shows_stage_amount_and_time_left() -> None:
     console = console_of(terminal=True)
-    with watching(console) as view:
+    with progress_view(console) as view:
         assert isinstance(view, Bars)
         view.show(job("running", progress=PROGRESS))
         view.refresh()
@@ -51,7 +52,7 @@ def test_a_bar_shows_stage_amount_and_time_left() -> None:
 
 def test_a_stage_of_unknown_length_shows_no_share() -> None:
     console = console_of(terminal=True)
-    with watching(console) as view:
+    with progress_view(console) as view:
         view.show(
             job(
                 "running",
@@ -64,7 +65,7 @@ def test_a_stage_of_unknown_length_shows_no_share() -> None:
 
 def test_a_log_gets_one_line_a_change() -> None:
     console = console_of(terminal=False)
-    with watching(console) as view:
+    with progress_view(console) as view:
         for state in (
             job("queued"),
             job("running", progress=PROGRESS),

@@ -1,13 +1,13 @@
-"""The Python client: what it sends, what it makes of answers, and how it follows a job."""
+"""The Python client: requests, responses, errors and events."""
 
 import json
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from graftwerk.events import Event, read_events
-from graftwerk.http import PATIENCE, Graftwerk
-from graftwerk.models import ApiError, UnreachableError
+from graftwerk import ApiError, Client, Job, TokenPiece, UnreachableError, WaitTimeoutError
+from graftwerk.inference_results import GenerateResult
+from graftwerk.job_handle import MAX_FAILURES
 
 JOB = {"id": "j1", "kind": "merge", "status": "queued", "request": {"target": "ab"}}
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -17,9 +17,9 @@ def job_json(status: str, **more: object) -> dict[str, object]:
     return JOB | {"status": status} | more
 
 
-def client_of(handler: Handler, api_key: str | None = None) -> Graftwerk:
+def client_of(handler: Handler, api_key: str | None = None) -> Client:
     transport = httpx.MockTransport(handler)
-    return Graftwerk("http://graftwerk.test", api_key, transport=transport, pause=lambda _: None)
+    return Client("http://graftwerk.test", api_key, transport=transport, pause=lambda _: None)
 
 
 def frame(name: str, data: object, event_id: str) -> bytes:
@@ -27,7 +27,7 @@ def frame(name: str, data: object, event_id: str) -> bytes:
 
 
 class BrokenStream(httpx.SyncByteStream):
-    """Gives its frames and then breaks off, as a connection does whose server was killed."""
+    """Yields its frames and then breaks, like a connection whose server was killed."""
 
     def __init__(self, *frames: bytes) -> None:
         self.frames = frames
@@ -37,20 +37,11 @@ class BrokenStream(httpx.SyncByteStream):
         raise httpx.ReadError("connection reset")
 
 
-def test_events_have_ids_names_and_joined_data_lines_and_comments_are_left_out() -> None:
-    lines = [
-        "id: 1-0",
-        "event: status",
-        "data: {",
-        "data: }",
-        "",
-        ": keep-alive",
-        "",
-        "data: x",
-        "",
-        "data: cut",
-    ]
-    assert list(read_events(lines)) == [Event("1-0", "status", "{\n}"), Event("1-0", "message", "x")]
+def stream(content: bytes | httpx.SyncByteStream) -> httpx.Response:
+    headers = {"Content-Type": "text/event-stream"}
+    if isinstance(content, bytes):
+        return httpx.Response(200, headers=headers, content=content)
+    return httpx.Response(200, headers=headers, stream=content)
 
 
 def test_a_job_is_submitted_as_json_with_an_idempotency_key_and_the_bearer_key() -> None:
@@ -60,7 +51,7 @@ def test_a_job_is_submitted_as_json_with_an_idempotency_key_and_the_bearer_key()
         seen.append(request)
         return httpx.Response(202, json=job_json("queued", links={"self": "/api/jobs/j1"}))
 
-    job = client_of(handler, api_key="secret").submit({"kind": "merge"})
+    job = client_of(handler, api_key="secret").submit({"kind": "merge"}).job
     assert (seen[0].method, seen[0].url.path, json.loads(seen[0].content)) == (
         "POST",
         "/api/jobs",
@@ -72,7 +63,7 @@ def test_a_job_is_submitted_as_json_with_an_idempotency_key_and_the_bearer_key()
     assert job.model_dump()["links"] == {"self": "/api/jobs/j1"}
 
 
-def test_a_plan_is_asked_for_with_dry_run_and_queues_nothing() -> None:
+def test_a_plan_is_requested_with_dry_run() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         assert request.url.params["dry_run"] == "true"
         return httpx.Response(200, json={"output_bytes": 3})
@@ -104,15 +95,15 @@ def test_a_service_that_is_not_there_is_unreachable_with_a_hint() -> None:
         raise httpx.ConnectError("refused")
 
     with pytest.raises(UnreachableError) as caught:
-        client_of(handler).job("j1")
-    assert caught.value.detail == "no Graftwerk answers at http://graftwerk.test (refused)"
+        client_of(handler).job("j1").refresh()
+    assert caught.value.detail == "No Graftwerk service responds at http://graftwerk.test (refused)."
     assert "graftwerk serve" in caught.value.hint
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"id": "j1"}'])
-def test_an_answer_of_another_service_is_told_as_such(body: str) -> None:
+def test_a_response_of_another_service_is_reported(body: str) -> None:
     with pytest.raises(UnreachableError, match="not as Graftwerk does"):
-        client_of(lambda _: httpx.Response(200, text=body)).job("j1")
+        client_of(lambda _: httpx.Response(200, text=body)).job("j1").refresh()
 
 
 def test_half_a_character_in_a_request_is_refused_before_it_is_sent() -> None:
@@ -120,7 +111,7 @@ def test_half_a_character_in_a_request_is_refused_before_it_is_sent() -> None:
         client_of(lambda _: httpx.Response(200)).submit({"prompt": "\udce4"})
 
 
-def test_names_and_ids_cannot_leave_their_place_in_the_path() -> None:
+def test_names_cannot_escape_their_segment_of_the_path() -> None:
     seen: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -145,14 +136,18 @@ def test_a_job_is_followed_by_its_events_to_its_end() -> None:
         frame("progress", {"id": "j1", "progress": progress}, "2-0"),
         frame("status", job_json("succeeded", result={"ok": True}), "3-0"),
     ]
-    jobs = list(client_of(lambda _: httpx.Response(200, content=b"".join(frames))).follow("j1"))
+    jobs = [
+        event
+        for event in client_of(lambda _: stream(b"".join(frames))).job("j1").events()
+        if isinstance(event, Job)
+    ]
     assert [job.status for job in jobs] == ["running", "running", "succeeded"]
     assert jobs[1].progress is not None
     assert (jobs[1].progress.stage, jobs[1].progress.fraction) == ("writing", 0.25)
-    assert jobs[2].result == {"ok": True}
+    assert jobs[2].model_dump()["result"] == {"ok": True}
 
 
-def test_a_broken_stream_is_bridged_by_asking_and_taken_up_after_the_last_event() -> None:
+def test_a_broken_stream_is_resumed_after_the_last_event() -> None:
     last_ids: list[str | None] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -160,10 +155,10 @@ def test_a_broken_stream_is_bridged_by_asking_and_taken_up_after_the_last_event(
             return httpx.Response(200, json=job_json("running"))
         last_ids.append(request.headers.get("Last-Event-ID"))
         if len(last_ids) == 1:
-            return httpx.Response(200, stream=BrokenStream(frame("status", job_json("running"), "7-1")))
-        return httpx.Response(200, content=frame("status", job_json("succeeded"), "8-0"))
+            return stream(BrokenStream(frame("status", job_json("running"), "7-1")))
+        return stream(frame("status", job_json("succeeded"), "8-0"))
 
-    assert client_of(handler).wait("j1").status == "succeeded"
+    assert client_of(handler).job("j1").wait().status == "succeeded"
     assert last_ids == [None, "7-1"]
 
 
@@ -175,10 +170,14 @@ def test_without_any_stream_a_job_is_polled_to_its_end() -> None:
             return httpx.Response(502)
         return httpx.Response(200, json=job_json(next(answers)))
 
-    assert [job.status for job in client_of(handler).follow("j1")] == ["queued", "running", "failed"]
+    assert [job.status for job in client_of(handler).job("j1").events() if isinstance(job, Job)] == [
+        "queued",
+        "running",
+        "failed",
+    ]
 
 
-def test_a_service_that_restarts_meanwhile_does_not_end_the_following() -> None:
+def test_a_service_that_restarts_does_not_end_the_wait() -> None:
     asked = 0
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -186,22 +185,22 @@ def test_a_service_that_restarts_meanwhile_does_not_end_the_following() -> None:
         if request.url.path.endswith("/events"):
             raise httpx.ConnectError("refused")
         asked += 1
-        if asked < PATIENCE:
+        if asked < MAX_FAILURES:
             raise httpx.ConnectError("refused")
         return httpx.Response(200, json=job_json("succeeded"))
 
-    assert client_of(handler).wait("j1").status == "succeeded"
+    assert client_of(handler).job("j1").wait().status == "succeeded"
 
 
-def test_a_service_that_stays_away_ends_the_following() -> None:
+def test_a_service_that_does_not_return_ends_the_wait() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
     with pytest.raises(UnreachableError):
-        client_of(handler).wait("j1")
+        client_of(handler).job("j1").wait()
 
 
-def test_a_job_that_is_not_known_ends_the_following_at_once() -> None:
+def test_an_unknown_job_ends_the_wait_at_once() -> None:
     asked: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -209,5 +208,57 @@ def test_a_job_that_is_not_known_ends_the_following_at_once() -> None:
         return httpx.Response(404, json={"code": "job_not_found", "detail": "no job j1", "hint": ""})
 
     with pytest.raises(ApiError, match="no job j1"):
-        client_of(handler).wait("j1")
+        client_of(handler).job("j1").wait()
     assert asked == ["/api/jobs/j1/events", "/api/jobs/j1"]
+
+
+def test_each_kind_has_a_method_that_returns_a_handle_with_a_typed_result() -> None:
+    result = {
+        "outputs": [{"prompt": "p", "text": "t"}],
+        "seconds": 1.0,
+        "tokens_per_second": 2.0,
+        "device": "cpu",
+        "dtype": "float32",
+        "engine": "new",
+    }
+    ended = job_json("succeeded", kind="generate", result=result)
+    piece = {"id": "j1", "index": 0, "offset": 0, "text": "t", "finish_reason": None}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return stream(frame("token", piece, "1-0") + frame("status", ended, "2-0"))
+        assert json.loads(request.content) == {"kind": "generate", "model": "m", "prompt": "p"}
+        return httpx.Response(202, json=job_json("queued", kind="generate"))
+
+    handle = client_of(handler).generate(model="m", prompt="p")
+    assert (handle.id, handle.status) == ("j1", "queued")
+    texts = [event.text for event in handle.events() if isinstance(event, TokenPiece)]
+    assert texts == ["t"]
+    job = handle.wait()
+    assert isinstance(job.result, GenerateResult)
+    assert (job.status, job.result.outputs[0].text, job.error) == ("succeeded", "t", None)
+    assert job.model_dump()["result"] == result
+
+
+def test_a_result_that_another_version_wrote_differently_keeps_its_fields() -> None:
+    ended = job_json("succeeded", kind="merge", result={"renamed": 1})
+    job = client_of(lambda _: httpx.Response(200, json=ended)).job("j1").refresh()
+    assert job.model_dump()["result"] == {"renamed": 1}
+
+
+def test_a_wait_with_a_timeout_ends_while_the_job_keeps_running() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return stream(frame("status", job_json("running"), "1-0"))
+        return httpx.Response(200, json=job_json("running"))
+
+    handle = client_of(handler).job("j1")
+    with pytest.raises(WaitTimeoutError, match="not ended"):
+        handle.wait(timeout=0)
+    assert handle.status == "running"
+
+
+def test_url_and_key_default_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFTWERK_URL", "http://elsewhere.test:1/")
+    with Client() as client:
+        assert client.url == "http://elsewhere.test:1"

@@ -1,4 +1,4 @@
-"""`graftwerk serve` before it starts anything, and the tether that ends what it has started."""
+"""`graftwerk serve`: its configuration, its refusals, and the end of its processes with their parent."""
 
 import os
 import signal
@@ -10,24 +10,25 @@ from pathlib import Path
 
 import pytest
 from graftwerk.commands import app
-from graftwerk.local_service import Place, StackError, environment, failing_programs, lock, tail, write_config
+from graftwerk.local_service import failing_programs, lock, tail
+from graftwerk.supervisor_config import LocalServiceError, ServiceLocation, environment, write_config
 from typer.testing import CliRunner
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(data_dir=tmp_path, models_dir=tmp_path / "models", port=8123)
+def location(tmp_path: Path) -> ServiceLocation:
+    return ServiceLocation(data_dir=tmp_path, models_dir=tmp_path / "models", port=8123)
 
 
-def read_config(place: Place) -> RawConfigParser:
+def read_config(location: ServiceLocation) -> RawConfigParser:
     config = RawConfigParser()
-    config.read(place.data_dir / "supervisord.conf", encoding="utf-8")
+    config.read(location.data_dir / "supervisord.conf", encoding="utf-8")
     return config
 
 
-def test_redis_starts_first_and_stops_last_and_keeps_every_write(place: Place) -> None:
-    write_config(place, 7777)
-    config = read_config(place)
+def test_redis_starts_first_and_stops_last_and_keeps_every_write(location: ServiceLocation) -> None:
+    write_config(location, 7777)
+    config = read_config(location)
     priorities = {name: int(config[name]["priority"]) for name in ("program:redis", "group:service")}
     assert priorities["program:redis"] < priorities["group:service"]
     assert "redis" not in config["group:service"]["programs"]
@@ -37,31 +38,33 @@ def test_redis_starts_first_and_stops_last_and_keeps_every_write(place: Place) -
     )
 
 
-def test_every_process_is_tethered_and_comes_back(place: Place) -> None:
-    write_config(place, 7777)
-    config = read_config(place)
+def test_every_process_ends_with_its_parent_and_is_restarted(location: ServiceLocation) -> None:
+    write_config(location, 7777)
+    config = read_config(location)
     programs = [config[name] for name in config.sections() if name.startswith("program:")]
     assert len(programs) == 6
     assert all("-m graftwerk.parent_death" in program["command"] for program in programs)
     assert all(program["autorestart"] == "true" for program in programs)
 
 
-def test_with_a_redis_of_its_own_none_is_started(place: Place) -> None:
-    write_config(place, None)
-    assert "program:redis" not in read_config(place)
-    values = environment(place, None, {"GRAFTWERK_REDIS_URL": "redis://elsewhere/1"})
+def test_with_a_redis_url_no_redis_is_started(location: ServiceLocation) -> None:
+    write_config(location, None)
+    assert "program:redis" not in read_config(location)
+    values = environment(location, None, {"GRAFTWERK_REDIS_URL": "redis://elsewhere/1"})
     assert values["GRAFTWERK_REDIS_URL"] == "redis://elsewhere/1"
 
 
-def test_the_processes_find_files_that_were_named_relative_to_our_folder(place: Place) -> None:
-    values = environment(place, 7777, {"GRAFTWERK_API_KEYS_FILE": "keys", "HOME": "/h"})
+def test_paths_relative_to_the_commands_folder_are_made_absolute_for_the_processes(
+    location: ServiceLocation,
+) -> None:
+    values = environment(location, 7777, {"GRAFTWERK_API_KEYS_FILE": "keys", "HOME": "/h"})
     assert values["GRAFTWERK_API_KEYS_FILE"] == str(Path("keys").resolve())
     assert values["GRAFTWERK_REDIS_URL"] == "redis://127.0.0.1:7777/0"
     assert (values["GRAFTWERK_PORT"], values["HOME"]) == ("8123", "/h")
 
 
 def test_a_data_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with lock(tmp_path), pytest.raises(StackError, match="another `graftwerk serve` runs in"):
+    with lock(tmp_path), pytest.raises(LocalServiceError, match="Another `graftwerk serve` runs in"):
         lock(tmp_path)
     lock(tmp_path).close()
 
@@ -77,14 +80,14 @@ def test_a_port_in_use_is_refused_with_a_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "supervisord.conf").exists()
 
 
-def test_a_host_beyond_the_loopback_is_refused_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_beyond_loopback_is_refused_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRAFTWERK_API_KEYS_FILE", raising=False)
     result = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert "GRAFTWERK_API_KEYS_FILE" in result.stderr
 
 
-def test_a_program_that_ends_three_times_counts_as_failing(tmp_path: Path) -> None:
+def test_a_program_that_ends_three_times_is_failing(tmp_path: Path) -> None:
     log = tmp_path / "supervisord.log"
     assert failing_programs(log) == []
     line = "2026-01-01 00:00:00,000 WARN exited: {} (exit status 1; not expected)\n"
@@ -96,11 +99,11 @@ def test_the_end_of_a_log_is_shown(tmp_path: Path) -> None:
     log = tmp_path / "api.log"
     assert tail(log).endswith("(empty)")
     log.write_text("one\ntwo\nthree\n", encoding="utf-8")
-    assert tail(log, lines=2) == f"; the end of {log}:\n  two\n  three"
+    assert tail(log, lines=2) == f" The end of {log}:\n  two\n  three"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tell a process that its parent died")
-def test_what_is_tethered_dies_with_its_parent() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
+def test_a_process_ends_with_its_parent() -> None:
     parent_code = (
         "import os, subprocess, sys\n"
         "command = [sys.executable, '-m', 'graftwerk.parent_death', 'sh', '-c', 'echo $$; exec sleep 1000']\n"
@@ -121,6 +124,6 @@ def test_what_is_tethered_dies_with_its_parent() -> None:
     parent.stdout.close()
 
 
-def test_the_tether_gives_on_the_exit_code_of_the_command() -> None:
+def test_parent_death_keeps_the_exit_code_of_the_command() -> None:
     command = [sys.executable, "-m", "graftwerk.parent_death", "--signal", "TERM", "sh", "-c", "exit 7"]
     assert subprocess.run(command, check=False).returncode == 7

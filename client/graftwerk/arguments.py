@@ -1,0 +1,98 @@
+"""Arguments of commands as fields of requests."""
+
+import sys
+from pathlib import Path
+
+from graftwerk.errors import UsageError
+from graftwerk.models import JsonObject
+from graftwerk.options import given
+from graftwerk.text_input import read_text
+
+TEXT_LIMIT = 1_000_000
+"""Largest number of characters of a text in a request."""
+
+
+def parse_adapters(texts: list[str]) -> list[str | JsonObject]:
+    """Returns adapters in order, from `["a, b@0.5", "c"]`."""
+    choices = [choice.strip() for text in texts for choice in text.split(",")]
+    return [_parse_adapter(choice) for choice in choices if choice]
+
+
+def parse_variant(text: str) -> JsonObject:
+    """Returns one variant of a comparison, from `label=base+adapter@0.5+adapter`."""
+    label, _, names = text.rpartition("=")
+    model, *adapters = names.split("+")
+    return given(label=label or None, model=model, adapters=[_parse_adapter(adapter) for adapter in adapters])
+
+
+def _parse_adapter(choice: str) -> str | JsonObject:
+    name, at, scale = choice.partition("@")
+    if not at:
+        return name
+    try:
+        return {"name": name, "scale": float(scale)}
+    except ValueError as error:
+        raise UsageError(f"The scale in {choice!r} is not a number.", f"Write it as {name}@0.5.") from error
+
+
+def parse_digests(texts: list[str]) -> dict[str, str]:
+    """Returns digests by path, from `["consolidated.00.pth=abc…"]`."""
+    digests = {}
+    for text in texts:
+        path, equals, digest = text.rpartition("=")
+        if not equals or not path:
+            raise UsageError(f"{text!r} is not a digest.", "Write it as path=hex.")
+        digests[path] = digest
+    return digests
+
+
+def prompt_fields(prompts: list[str], prompts_file: str | None) -> JsonObject:
+    """Returns the prompts of a request, from options or stdin.
+
+    Raises:
+        UsageError: there are no prompts, or they are given twice.
+    """
+    if prompts and prompts_file:
+        raise UsageError("Both --prompt and --prompts-file were given.", "Give one of them.")
+    if prompts_file and prompts_file.startswith("incoming/") and not Path(prompts_file).exists():
+        return {"prompts_file": prompts_file}
+    if prompts_file:
+        prompts = _read_prompts(prompts_file)
+    elif not prompts and sys.stdin.isatty():
+        raise UsageError("There is no prompt.", "Give --prompt or --prompts-file, or pipe one in.")
+    elif not prompts:
+        prompts = [text] if (text := read_text("-").removesuffix("\n")) else []
+    if not prompts:
+        raise UsageError("The input has no prompt.", "Give at least one line of text.")
+    return {"prompt": prompts[0]} if len(prompts) == 1 else {"prompts": prompts}
+
+
+def _read_prompts(file: str) -> list[str]:
+    if file.endswith((".json", ".jsonl", ".ndjson")):
+        raise UsageError(
+            f"{file} is JSON, which only the service reads.",
+            "Put it into incoming/ on the volume and name it incoming/…, or give a text with one prompt per line.",
+        )
+    return read_lines(file)
+
+
+def read_lines(file: str) -> list[str]:
+    """Returns the lines of a local text, or of stdin for `-`, without blank ones."""
+    return [line.removesuffix("\r") for line in read_text(file).split("\n") if line.strip()]
+
+
+def text_fields(file: str) -> JsonObject:
+    """Returns the text that a request scores: of a local file, or a file on the volume by its name.
+
+    Raises:
+        UsageError: the text cannot be read, or is too long for a request.
+    """
+    if file.startswith("incoming/") and not Path(file).exists():
+        return {"text_file": file}
+    text = read_text(file)
+    if len(text) > TEXT_LIMIT:
+        raise UsageError(
+            f"{file} has {len(text)} characters; a request may contain {TEXT_LIMIT}.",
+            "Put it under incoming/ on the model volume, and name it incoming/….",
+        )
+    return {"text": text}

@@ -1,0 +1,157 @@
+"""Fields of the requests, one dictionary type per kind, for editors and type checkers; the service validates them."""
+
+from typing import Literal, Required, TypedDict
+
+
+class Adapter(TypedDict):
+    """An adapter and the factor on its change."""
+
+    name: str
+    scale: float
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class Sampling(TypedDict, total=False):
+    """Choice of the next token."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    no_repeat_ngram_size: int
+    logit_bias: dict[str, float]
+    max_new_tokens: int
+    min_new_tokens: int
+    num_beams: int
+    do_sample: bool
+    stop: list[str]
+    seed: int
+    n: int
+    logprobs: int
+
+
+class JobOptions(TypedDict, total=False):
+    """Fields of every request."""
+
+    after: list[str]
+    metadata: dict[str, str]
+
+
+class OutputOptions(TypedDict, total=False):
+    """Layout of a written model."""
+
+    output_format: Literal["huggingface", "meta", "gguf"]
+    dtype: Literal["float32", "float16", "bfloat16", "q8_0"] | None
+    max_shard_size: str
+    ranks: int | None
+    force: bool
+
+
+class ModelChoice(TypedDict, total=False):
+    """A model and the way it is loaded."""
+
+    model: Required[str]
+    adapters: list[str | Adapter]
+    quantization: Literal["8bit", "4bit"] | None
+    rope_alpha: float | None
+
+
+class PromptOptions(TypedDict, total=False):
+    """Prompts and sampling; exactly one kind of prompt is given."""
+
+    prompt: str
+    prompts: list[str]
+    messages: list[Message]
+    template: str | None
+    system: str
+    input: str
+    sampling: Sampling
+    fit_context: bool | Literal["answer"]
+
+
+class ImportRequest(JobOptions, total=False):
+    """Fields of an `import` request."""
+
+    source: Required[dict[str, str]]
+    target: Required[str]
+    sha256: dict[str, str]
+
+
+class ConvertRequest(JobOptions, OutputOptions, total=False):
+    """Fields of a `convert` request."""
+
+    source: Required[str]
+    target: Required[str]
+    instruct: bool
+
+
+class MergeRequest(JobOptions, OutputOptions, total=False):
+    """Fields of a `merge` request."""
+
+    base: Required[str]
+    adapters: Required[list[str | Adapter]]
+    target: Required[str]
+    rounding: Literal["per_adapter", "once"]
+    verify: bool
+
+
+class VerifyRequest(JobOptions, total=False):
+    """Fields of a `verify` request."""
+
+    model: Required[str]
+    base: str | None
+    adapters: list[str | Adapter]
+
+
+class ExtendTokenizerRequest(JobOptions, total=False):
+    """Fields of an `extend-tokenizer` request."""
+
+    base: Required[str]
+    addition: Required[str]
+    target: Required[str]
+    pad_token: str | None
+
+
+class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
+    """Fields of a `generate` request."""
+
+    prompts_file: str
+    return_token_ids: bool
+    forward: bool
+
+
+class Variant(ModelChoice, total=False):
+    """One of the models that are compared."""
+
+    label: str | None
+
+
+class CompareRequest(JobOptions, PromptOptions, total=False):
+    """Fields of a `compare` request."""
+
+    variants: Required[list[Variant]]
+
+
+class EmbedRequest(JobOptions, ModelChoice, total=False):
+    """Fields of an `embed` request."""
+
+    inputs: Required[list[str]]
+
+
+class PerplexityRequest(JobOptions, ModelChoice, total=False):
+    """Fields of a `perplexity` request."""
+
+    text: str
+    text_file: str
+    context: int | None
+    stride: int | None

@@ -1,0 +1,33 @@
+"""`graftwerk jobs` and `graftwerk models`."""
+
+from tests.client_service import ID, Run, Service
+
+
+def test_jobs_lists_with_filters(service: Service, run: Run) -> None:
+    result = run("jobs", "--status", "running", "--kind", "merge", "--limit", "5")
+    assert dict(service.seen[0].url.params) == {"status": "running", "kind": "merge", "limit": "5"}
+    assert ID in result.stdout
+    assert "merge → ab" in result.stdout
+
+
+def test_jobs_watch_ends_with_the_outcome(service: Service, run: Run) -> None:
+    service.status = "failed"
+    assert run("jobs", "watch", ID).exit_code == 1
+
+
+def test_jobs_cancel_retry_and_log_send_requests_to_their_paths(service: Service, run: Run) -> None:
+    assert run("jobs", "cancel", ID).exit_code == 0
+    assert run("jobs", "retry", ID, "--no-wait").stdout == f"{ID}\n"
+    assert run("jobs", "log", ID).stdout == "reading\nwriting\n"
+    assert [(request.method, request.url.path) for request in service.seen] == [
+        ("POST", f"/api/jobs/{ID}/cancel"),
+        ("POST", f"/api/jobs/{ID}/retry"),
+        ("GET", f"/api/jobs/{ID}/log"),
+    ]
+
+
+def test_models_lists_shows_and_removes(service: Service, run: Run) -> None:
+    assert "5.0 kB" in run("models").stdout
+    assert "lineage" in run("models", "show", "ab").stdout
+    assert run("models", "rm", "ab").exit_code == 0
+    assert (service.seen[2].method, service.seen[2].url.path) == ("DELETE", "/api/models/ab")

@@ -1,0 +1,100 @@
+"""Commands for jobs that make or check a model: the request that each makes of its options."""
+
+import pytest
+
+from tests.client_service import Run, Service
+
+
+def test_import_takes_a_path_of_the_volume(service: Service, run: Run) -> None:
+    assert run("import", "incoming/llama", "--target", "llama", "--sha256", "7B/a=b.pth=ff").exit_code == 0
+    assert service.body == {
+        "kind": "import",
+        "source": {"path": "incoming/llama"},
+        "target": "llama",
+        "sha256": {"7B/a=b.pth": "ff"},
+    }
+
+
+@pytest.mark.parametrize("arguments", [["incoming/x.ZIP"], ["incoming/x.bin", "--zip"]])
+def test_import_knows_a_zip_by_its_ending_or_by_the_option(
+    service: Service, run: Run, arguments: list[str]
+) -> None:
+    run("import", *arguments, "-t", "x")
+    assert service.body["source"] == {"zip": arguments[0]}
+
+
+def test_convert_sends_only_what_was_given(service: Service, run: Run) -> None:
+    run("convert", "a", "b")
+    assert service.body == {"kind": "convert", "source": "a", "target": "b"}
+
+
+def test_convert_sends_its_options(service: Service, run: Run) -> None:
+    options = [
+        "--output-format",
+        "meta",
+        "--dtype",
+        "float16",
+        "--max-shard-size",
+        "2GB",
+        "--ranks",
+        "2",
+        "--instruct",
+    ]
+    run("convert", "a", "b", *options)
+    rest = {
+        "output_format": "meta",
+        "dtype": "float16",
+        "max_shard_size": "2GB",
+        "ranks": 2,
+        "instruct": True,
+    }
+    assert service.body == {"kind": "convert", "source": "a", "target": "b"} | rest
+
+
+def test_merge_keeps_the_order_of_adapters_in_both_notations(service: Service, run: Run) -> None:
+    run(
+        "merge",
+        "base",
+        "--adapters",
+        "a, b@0.5",
+        "-a",
+        "c",
+        "--target",
+        "abc",
+        "--rounding",
+        "once",
+        "--no-verify",
+    )
+    assert service.body == {
+        "kind": "merge",
+        "base": "base",
+        "adapters": ["a", {"name": "b", "scale": 0.5}, "c"],
+        "target": "abc",
+        "rounding": "once",
+        "verify": False,
+    }
+
+
+@pytest.mark.parametrize(("options", "sent"), [([], {}), (["--pad-token", "[PAD]"], {"pad_token": "[PAD]"})])
+def test_extend_tokenizer_sends_the_padding_token_if_given(
+    service: Service, run: Run, options: list[str], sent: dict[str, str]
+) -> None:
+    run("extend-tokenizer", "llama", "zh", "-t", "x", *options)
+    names = {"kind": "extend-tokenizer", "base": "llama", "addition": "zh", "target": "x"}
+    assert service.body == names | sent
+
+
+def test_a_scale_that_is_not_a_number_is_a_usage_error(service: Service, run: Run) -> None:
+    result = run("merge", "base", "-a", "b@half", "-t", "x")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "error: The scale in 'b@half' is not a number.",
+        "       Write it as b@0.5.",
+    ]
+    assert service.seen == []
+
+
+def test_verify_sends_the_base_and_the_adapters(service: Service, run: Run) -> None:
+    run("verify", "ab", "--base", "llama", "-a", "a,b@0.5")
+    rest = {"base": "llama", "adapters": ["a", {"name": "b", "scale": 0.5}]}
+    assert service.body == {"kind": "verify", "model": "ab"} | rest
