@@ -44,7 +44,7 @@ def graftwerk_convert(folder: Path) -> Found:
 
 def _merge(folder: Path, adapters: tuple[str, ...], *, verify: bool) -> Found:
     from bench.foresight import Foresight
-    from services.checkpoints.huggingface_writer import WriteHooks
+    from services.checkpoints.write_hooks import WriteHooks
     from services.merge import MergeOptions, merge
     from services.verify.report import verify_merge
 
@@ -53,7 +53,7 @@ def _merge(folder: Path, adapters: tuple[str, ...], *, verify: bool) -> Found:
     start = time.monotonic()
     with _publishing(folder, "merged") as staging:
         stack = [(name, folder / name, 1.0) for name in adapters]
-        merged = merge(folder / "volume/converted", stack, staging, watch=watch)
+        merged = merge(folder / "volume/converted", stack, staging, hooks=watch)
         if verify:
             verify_merge(merged, MergeOptions(), watch)
     return {"work_seconds": time.monotonic() - start, "eta": foresight.accuracy()}
@@ -76,7 +76,7 @@ def graftwerk_merge_plain(folder: Path) -> Found:
 
 def graftwerk_merge_canceled(folder: Path) -> Found:
     """How long a merge goes on after it was canceled, until its staging folder is gone as well."""
-    from services.checkpoints.huggingface_writer import WriteHooks
+    from services.checkpoints.write_hooks import WriteHooks
     from services.errors import JobCanceled
     from services.merge import merge
     from services.progress import Progress
@@ -97,7 +97,7 @@ def graftwerk_merge_canceled(folder: Path) -> Found:
     try:
         with _publishing(folder, "canceled") as staging:
             stack = [(name, folder / name, 1.0) for name in ADAPTERS]
-            merge(folder / "volume/converted", stack, staging, watch=WriteHooks(report, check))
+            merge(folder / "volume/converted", stack, staging, hooks=WriteHooks(report, check))
     except JobCanceled:
         stopped = time.monotonic()
     left = [path.name for path in (folder / "volume").glob("canceled*")]

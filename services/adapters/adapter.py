@@ -19,11 +19,11 @@ from services.adapters.tuners import (
     tuner_layers,
     uses_layers,
 )
-from services.architectures.checkpoint import read_tensor_file
-from services.architectures.config import is_number, read_json
 from services.architectures.vocabulary import Vocabulary, read_vocabulary
 from services.errors import IncompleteAdapter, ShapeMismatch, UnknownAdapterKey, UnsupportedAdapter
+from services.files.json_file import is_number, read_json
 from services.files.tensors import FLOAT_DTYPES, TensorHeader
+from services.files.weight_files import read_tensor_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -4,20 +4,15 @@ Sizes come from the tensors and are compared with what the files claim; only wha
 epsilon, rotary base, context) is taken from the file.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from services.architectures.vocabulary import Vocabulary
-from services.errors import ConfigMismatch, IncompleteCheckpoint, UnreadableFile, UnsupportedFormat
-
-Json = dict[str, Any]
-
-JSON_LIMIT_BYTES = 64 * 2**20
-"""The index of a model of ten thousand tensors takes about a megabyte."""
+from services.errors import ConfigMismatch, UnsupportedFormat
+from services.files.json_file import Json, optional, read_json, require
 
 ROPE_THETA_DEFAULT = 10000.0
 LLAMA3_ROPE = {
@@ -51,53 +46,20 @@ class ModelConfig:
     source: Mapping[str, Any] = field(default_factory=dict)  # config.json as it was: unknown keys travel on
     params: Mapping[str, Any] = field(default_factory=dict)  # params.json as it was, where it had that one
 
-
-def read_json(path: Path) -> Json:
-    """A JSON object from a file.
-
-    Raises:
-        UnreadableFile: no JSON, or no object.
-    """
-    if path.stat().st_size > JSON_LIMIT_BYTES:
-        raise UnreadableFile(f"{path.name} has {path.stat().st_size} bytes, no configuration is that large")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UnreadableFile(f"{path.name} is no valid JSON ({error})", "Fetch the file again.") from error
-    if not isinstance(value, dict):
-        raise UnreadableFile(f"{path.name} holds a {type(value).__name__}, a JSON object is needed")
-    return value
+    @property
+    def rope_type(self) -> str | None:
+        """Type of the rotary scaling, None without one."""
+        return rope_type_of(self.rope_scaling)
 
 
-def require(values: Json, key: str, kind: type[int] | type[float], *, file: str) -> Any:
-    """A positive number that a file must give.
-
-    Raises:
-        IncompleteCheckpoint: it is missing or no such number.
-    """
-    value = values.get(key)
-    if not is_number(value) or value <= 0 or (kind is int and value != int(value)):
-        raise IncompleteCheckpoint(
-            f"{file}: {key} is {value!r}, a positive number is needed",
-            f"Take {file} from the original download.",
-        )
-    return kind(value)
-
-
-def optional(values: Json, key: str, default: float, *, file: str) -> Any:
-    """A positive number that a file may give, of the default's type.
-
-    Raises:
-        IncompleteCheckpoint: it is there and no such number.
-    """
-    return default if values.get(key) is None else require(values, key, type(default), file=file)
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value from JSON is a finite number that arithmetic can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
+def rope_type_of(scaling: Mapping[str, Any] | None) -> str | None:
+    """Returns the type of a rotary scaling, under its present or its former key; None without a scaling."""
+    found = (
+        (scaling or {}).get("rope_type", (scaling or {}).get("type"))
+        if isinstance(scaling, Mapping)
+        else None
+    )
+    return None if found is None else str(found)
 
 
 # ---- Meta ---------------------------------------------------------------------------------------------
@@ -120,7 +82,11 @@ class MetaSizes:
 
 def read_params(path: Path) -> Json:
     """`params.json`, unwrapped where the sizes nest under "model"."""
-    params = read_json(path)
+    return unwrap_params(read_json(path))
+
+
+def unwrap_params(params: Json) -> Json:
+    """Returns the sizes in a `params.json`, which nest under "model" in some releases."""
     inner = params.get("model")
     return inner if isinstance(inner, dict) and "dim" in inner else params
 

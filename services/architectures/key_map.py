@@ -149,3 +149,13 @@ def expected_tensors(config: ModelConfig) -> list[Expected]:
     order += [(row, layer) for layer in range(config.num_hidden_layers) for row in layered]
     order += [(row, None) for row in last]
     return [Expected(row, layer, row.shape(config)) for row, layer in order if row.shape is not None]
+
+
+def rotary_heads(row: Row, config: ModelConfig) -> int:
+    """Returns the number of heads by which a kind of tensor is permuted between the layouts; 0 if it is not."""
+    by_rotary = {
+        Rotary.NO: 0,
+        Rotary.QUERY: config.num_attention_heads,
+        Rotary.KEY: config.num_key_value_heads,
+    }
+    return by_rotary[row.rotary]

@@ -9,9 +9,8 @@ from itertools import pairwise
 from math import prod
 from typing import Literal
 
-from services.architectures.checkpoint import rotary_heads
 from services.architectures.config import ModelConfig
-from services.architectures.key_map import BY_HUGGINGFACE, Join, Shape, kind_of
+from services.architectures.key_map import BY_HUGGINGFACE, Join, Shape, kind_of, rotary_heads
 from services.architectures.params import config_to_params, params_warnings
 from services.architectures.vocabulary import Vocabulary
 from services.errors import UnsupportedFormat, UnsupportedOption, VocabularyMismatch
@@ -225,7 +224,7 @@ def _check_gguf(output: OutputSpec) -> None:
             "a GGUF file carries its tokenizer, which is written from tokenizer.model; the model has none",
             "Add the original tokenizer.model.",
         )
-    kind = (output.config.rope_scaling or {}).get("rope_type", (output.config.rope_scaling or {}).get("type"))
+    kind = output.config.rope_type
     if kind not in (None, "default", "linear", "llama3"):
         raise UnsupportedFormat(
             f"the model's rotary scaling is of type {kind!r}, written into GGUF are 'linear' and 'llama3'",

@@ -10,13 +10,13 @@ from services.architectures.config import (
     CONTEXT,
     LLAMA3_ROPE,
     ROPE_THETA_DEFAULT,
-    Json,
     MetaSizes,
     ModelConfig,
     ffn_rows,
     meta_family,
 )
 from services.errors import UnsupportedOption
+from services.files.json_file import Json
 
 PUBLISHED_MULTIPLE = 256
 """`multiple_of` of Llama 1 and of the smaller Llama 2."""
@@ -60,9 +60,8 @@ def _scaling(config: ModelConfig) -> Json:
     scaling = config.rope_scaling
     if not scaling:
         return {}
-    kind = scaling.get("rope_type", scaling.get("type"))
     others = {key: scaling.get(key) for key in LLAMA3_ROPE if key != "rope_type"}
-    if kind != "llama3" or others != {key: LLAMA3_ROPE[key] for key in others}:
+    if config.rope_type != "llama3" or others != {key: LLAMA3_ROPE[key] for key in others}:
         raise UnsupportedOption(
             f"the model's rotary scaling is {dict(scaling)}, params.json knows only use_scaled_rope: llama3 with "
             f"{', '.join(f'{key} {value}' for key, value in LLAMA3_ROPE.items() if key != 'rope_type')}",

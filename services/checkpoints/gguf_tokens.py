@@ -12,15 +12,15 @@ import gguf
 from sentencepiece import SentencePieceProcessor
 
 from services.architectures.bpe_merges import byte_alphabet, ranks_to_merges
-from services.architectures.config import ModelConfig, read_json
+from services.architectures.config import ModelConfig
 from services.architectures.llama3 import (
     LLAMA_3_1_SPECIAL_TOKENS,
     LLAMA_3_CHAT_TEMPLATE,
     LLAMA_3_END_OF_TURN,
     LLAMA_3_SPECIAL_TOKENS,
 )
+from services.architectures.tokenizer_files import AddedToken, TokenizerFiles, token_content
 from services.architectures.vocabulary import read_vocabulary
-from services.checkpoints.huggingface_writer import LLAMA_TOKENIZER_CONFIG
 
 PADDING_SCORE = -10000.0
 ADDED_SCORE = -1000.0
@@ -28,22 +28,26 @@ ADDED_SCORE = -1000.0
 Token = tuple[str, float, int]
 """Text, score and type (gguf.TokenType)."""
 
-Added = Mapping[int, tuple[str, bool]]
-"""By number: a token's text, and whether it is special."""
+Added = Mapping[int, AddedToken]
+"""Tokens outside of the pieces, by id."""
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -> None:
-    """Adds the pieces of `tokenizer.model`, tokens added behind them, and padding up to the rows of the embeddings."""
+    """Adds the pieces of `tokenizer.model`, the tokens added after them, and padding up to the rows of the embeddings.
+
+    Raises:
+        UnreadableTokenizer: A file of the tokenizer is damaged.
+    """
     vocabulary = read_vocabulary(folder / "tokenizer.model")
-    settings = _settings(folder, {} if vocabulary.kind == "tiktoken" else LLAMA_TOKENIZER_CONFIG)
-    template = _chat_template(folder, settings)
+    files = TokenizerFiles(folder)
+    template = files.chat_template()
     if vocabulary.kind == "tiktoken":
-        instruct = _add_byte_pairs(writer, vocabulary.pieces, settings, config)
+        instruct = _add_byte_pairs(writer, vocabulary.pieces, files, config)
         template = template or (LLAMA_3_CHAT_TEMPLATE if instruct else None)
     else:
-        _add_sentencepiece(writer, folder / "tokenizer.model", settings, config)
-    writer.add_add_bos_token(bool(settings.get("add_bos_token", True)))
-    writer.add_add_eos_token(bool(settings.get("add_eos_token", False)))
+        _add_sentencepiece(writer, folder / "tokenizer.model", files, config)
+    writer.add_add_bos_token(bool(files.tokenizer_config.get("add_bos_token", True)))
+    writer.add_add_eos_token(bool(files.tokenizer_config.get("add_eos_token", False)))
     if template is not None:
         writer.add_chat_template(template)
 
@@ -52,11 +56,12 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) ->
 
 
 def _add_sentencepiece(
-    writer: gguf.GGUFWriter, model: Path, settings: Mapping[str, Any], config: ModelConfig
+    writer: gguf.GGUFWriter, model: Path, files: TokenizerFiles, config: ModelConfig
 ) -> None:
     pieces = SentencePieceProcessor(model_file=str(model))
     tokens = sentencepiece_tokens(pieces)
-    tokens += [_behind(number, settings["added"]) for number in range(len(tokens), config.vocab_size)]
+    added = files.added_tokens()
+    tokens += [_extra_token(number, added) for number in range(len(tokens), config.vocab_size)]
     texts, scores, types = zip(*tokens, strict=True)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
@@ -70,7 +75,7 @@ def _add_sentencepiece(
 
 
 def sentencepiece_tokens(pieces: Any) -> list[Token]:
-    """All pieces of a model in the order of their ids."""
+    """Returns all pieces of a model in the order of their ids."""
     return [
         (pieces.id_to_piece(number), float(pieces.get_score(number)), int(_type_of(pieces, number)))
         for number in range(pieces.vocab_size())
@@ -91,15 +96,17 @@ def _type_of(pieces: Any, number: int) -> gguf.TokenType:
 
 
 def _add_byte_pairs(
-    writer: gguf.GGUFWriter, pieces: Sequence[bytes], settings: Mapping[str, Any], config: ModelConfig
+    writer: gguf.GGUFWriter, pieces: Sequence[bytes], files: TokenizerFiles, config: ModelConfig
 ) -> bool:
-    """Adds Llama 3's tokens and merges; gives whether answers end at the end of a turn, as an instruct model's do."""
-    special = LLAMA_3_1_SPECIAL_TOKENS if _is_scaled(config) else LLAMA_3_SPECIAL_TOKENS
-    added = {len(pieces) + number: (name, True) for number, name in enumerate(special)} | settings["added"]
+    """Adds Llama 3's tokens and merges; returns True if outputs end at the end of a turn, as an instruct model's do."""
+    # the scaled rotary frequencies began with 3.1
+    special = LLAMA_3_1_SPECIAL_TOKENS if config.rope_type == "llama3" else LLAMA_3_SPECIAL_TOKENS
+    added = {len(pieces) + number: AddedToken(name, True) for number, name in enumerate(special)}
+    added |= files.added_tokens()
     alphabet = byte_alphabet()
     texts = {piece: "".join(alphabet[byte] for byte in piece) for piece in pieces}
     tokens: list[Token] = [(text, 0.0, int(gguf.TokenType.NORMAL)) for text in texts.values()]
-    tokens += [_behind(number, added) for number in range(len(tokens), config.vocab_size)]
+    tokens += [_extra_token(number, added) for number in range(len(tokens), config.vocab_size)]
     merges = ranks_to_merges({piece: rank for rank, piece in enumerate(pieces)})
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
@@ -107,15 +114,18 @@ def _add_byte_pairs(
     writer.add_token_types([kind for _, _, kind in tokens])
     writer.add_token_merges([f"{texts[left]} {texts[right]}" for left, right in merges])
     numbers = {text: number for number, (text, _) in added.items() if number < len(tokens)}
-    return _add_special(writer, numbers, settings, config)
+    return _add_special(writer, numbers, files.tokenizer_config.get("eos_token"), config)
 
 
 def _add_special(
-    writer: gguf.GGUFWriter, numbers: Mapping[str, int], settings: Mapping[str, Any], config: ModelConfig
+    writer: gguf.GGUFWriter, numbers: Mapping[str, int], eos_token: Any, config: ModelConfig
 ) -> bool:
-    """Beginning, end and end of a turn. Of several ends the tokenizer's own counts, or a turn's, as in Meta's instruct models."""
+    """Adds the ids of beginning, end and end of a turn; returns True if the last one ends outputs.
+
+    Of several ends the tokenizer's own is written, or the turn's, as in Meta's instruct models.
+    """
     ends, turn = _ends(config), numbers.get(LLAMA_3_END_OF_TURN)
-    named = numbers.get(_content(settings.get("eos_token")) or "")
+    named = numbers.get(token_content(eos_token) or "")
     first = ends[0] if ends else numbers.get("<|end_of_text|>")
     eos = named if named is not None else turn if turn in ends else first
     bos = config.bos_token_id if isinstance(config.bos_token_id, int) else numbers.get("<|begin_of_text|>")
@@ -129,13 +139,7 @@ def _add_special(
     return turn is not None and turn in (*ends, eos)
 
 
-def _is_scaled(config: ModelConfig) -> bool:
-    """Whether the rotary frequencies are scaled, which began with 3.1."""
-    scaling = config.rope_scaling or {}
-    return bool(scaling.get("rope_type", scaling.get("type")) == "llama3")
-
-
-# ---- what both have -----------------------------------------------------------------------------------
+# ---- shared by both -----------------------------------------------------------------------------------
 
 
 def _ends(config: ModelConfig) -> list[int]:
@@ -143,40 +147,10 @@ def _ends(config: ModelConfig) -> list[int]:
     return [number for number in (eos if isinstance(eos, list) else [eos]) if isinstance(number, int)]
 
 
-def _content(entry: Any) -> str | None:
-    """Of a token written as a text or as an object with `content`."""
-    content = entry.get("content") if isinstance(entry, dict) else entry
-    return content if isinstance(content, str) else None
-
-
-def _settings(folder: Path, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What transformers' files say of the tokenizer, with tokens added behind the pieces under "added"."""
-    path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.is_file() else dict(defaults)
-    decoder = settings.get("added_tokens_decoder")
-    added = {
-        int(number): (token.get("content"), bool(token.get("special")))
-        for number, token in (decoder if isinstance(decoder, dict) else {}).items()
-        if number.isdigit() and isinstance(token, dict)
-    }
-    older = folder / "added_tokens.json"
-    if older.is_file():
-        added |= {number: (text, False) for text, number in read_json(older).items() if number not in added}
-    return {**settings, "added": added}
-
-
-def _behind(number: int, added: Added) -> Token:
-    """A row behind the pieces: an added token, or padding that no text gives."""
+def _extra_token(number: int, added: Added) -> Token:
+    """Returns the token of a row after the pieces: an added one, or padding that no text gives."""
     text, special = added.get(number, (None, False))
-    if not isinstance(text, str):
+    if text is None:
         return f"[PAD{number}]", PADDING_SCORE, int(gguf.TokenType.UNUSED)
     kind = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
     return text, ADDED_SCORE, int(kind)
-
-
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    return template if isinstance(template, str) else None

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from services.architectures.checkpoint import TensorSource, read_checkpoint
+from services.architectures.checkpoint import TensorSource
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec
 from services.checkpoints.blocks import tensor_bytes
-from services.checkpoints.gguf_writer import MODEL_FILE, decode_q8_0, gguf_plans, heads_of
+from services.checkpoints.gguf_encoding import decode_q8_0
+from services.checkpoints.gguf_plans import MODEL_FILE, gguf_plans, interleaved_heads
 from services.checkpoints.rotary import interleaved_to_halves
 from services.checkpoints.tensor_reader import TensorReader
 from services.files.gguf_header import GgufHeader, read_gguf_header
@@ -113,7 +115,7 @@ def _read_gguf(folder: Path, output: OutputSpec) -> StoredModel:
 
 def _stored(header: GgufHeader, output: OutputSpec, name: str, key: str) -> StoredTensor:
     raw, found = header.raw(key), header.tensors[key]
-    source = TensorSource(name, raw.dtype, found.shape, (raw,), None, heads_of(output, name))
+    source = TensorSource(name, raw.dtype, found.shape, (raw,), None, interleaved_heads(output, name))
     by_blocks = raw.dtype == "U8"
     dtype = output.tensors[name][0] if by_blocks else raw.dtype
     return StoredTensor(name, key, dtype, source, by_blocks)

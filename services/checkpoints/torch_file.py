@@ -1,7 +1,7 @@
-"""A file as `torch.save` writes it, tensor by tensor: nothing is held in memory.
+"""Writer of a file in the format of `torch.save`, tensor by tensor: nothing is held in memory.
 
 Format (torch/serialization.py, _save): an uncompressed zip archive of `<root>/data.pkl`, a pickle of protocol 2 that names
-the storages, `<root>/byteorder`, one `<root>/data/<key>` a storage and `<root>/version`. Data begins at multiples of
+the storages, `<root>/byteorder`, one `<root>/data/<key>` per storage and `<root>/version`. Data begins at multiples of
 64 bytes, padded in the local header's extra field as torch's own writer does. Every tensor has a storage of its own.
 """
 
@@ -24,19 +24,19 @@ from services.files.tensors import contiguous_strides
 
 PICKLE_PROTOCOL = 2
 ZIP_VERSION = b"3\n"
-"""The archive version of torch 1.6 and later (caffe2/serialize/versions.h)."""
+"""Archive version of torch 1.6 and later (caffe2/serialize/versions.h)."""
 
 ALIGNMENT_BYTES = 64
 LOCAL_HEADER_BYTES = 30
 ZIP64_EXTRA_BYTES = 20
 PADDING_ID = b"FB"
-"""The id that torch's writer gives its padding (caffe2/serialize/inline_container.cc, getPadding)."""
+"""Id of the extra field that torch's writer pads with (caffe2/serialize/inline_container.cc, getPadding)."""
 
 ZIP64_FROM_BYTES = 2**31 - 2**20
-"""Members from this size on have sizes of 64 bits in their headers."""
+"""Smallest member whose header has sizes of 64 bits."""
 
 FILE_MODE = 0o600
-"""What zipfile gives members that it writes itself."""
+"""Mode of the members that zipfile writes itself."""
 
 READ_BYTES = 16 * 2**20
 
@@ -46,10 +46,10 @@ STORAGE_TYPES = {
 
 
 class TorchFile:
-    """Writes one file; a context manager. Tensors may come in any order, one at a time.
+    """Context manager that writes one file. Tensors may come in any order, one at a time.
 
-    What an earlier try left in the file stays until it is written over: `keep_tensor` takes over its tensors, first of
-    all and in the order in which they were written then.
+    The content that a killed run left in the file stays until it is overwritten: `reuse_tensor` takes over its tensors,
+    before any other is written and in the order in which they were written then.
     """
 
     def __init__(self, path: Path, plans: Sequence[TensorPlan]) -> None:
@@ -59,7 +59,7 @@ class TorchFile:
 
     def __enter__(self) -> Self:
         self._path.touch()
-        self._path.chmod(0o644)  # whatever the umask: other containers read it
+        self._path.chmod(0o644)  # regardless of the umask: other containers read it
         self._file = self._path.open("r+b")
         self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._put("data.pkl", _pickled(list(self._plans.values())))
@@ -76,17 +76,17 @@ class TorchFile:
             self._file.truncate(self._file.tell())
 
     def open_tensor(self, name: str) -> IO[bytes]:
-        """A file that takes the bytes of a tensor in row-major order; close it before the next is opened."""
+        """Returns a file that takes the bytes of a tensor in row-major order; close it before the next is opened."""
         key, plan = self._plans[name]
         return self._open(f"data/{key}", plan.size_bytes)
 
     def close_tensor(self, name: str) -> int:
-        """Hands a tensor whose file was closed to the system; gives the CRC-32 of its bytes."""
+        """Flushes a tensor whose file was closed; returns the CRC-32 of its bytes."""
         self._file.flush()
         return self._archive.getinfo(f"{self._root}/data/{self._plans[name][0]}").CRC
 
     def holds_next(self, name: str, crc: int) -> bool:
-        """Whether an earlier try wrote this tensor where the next one comes, by the CRC-32 of its bytes."""
+        """Returns True if a killed run wrote this tensor at the current position, by the CRC-32 of its bytes."""
         member = self._next_member(name)
         self._file.seek(self._archive.start_dir + _header_bytes(member))
         found, left = 0, member.file_size
@@ -94,8 +94,8 @@ class TorchFile:
             found, left = zlib.crc32(chunk, found), left - len(chunk)
         return left == 0 and found == crc
 
-    def keep_tensor(self, name: str, crc: int) -> None:
-        """Takes over the tensor that `holds_next` found."""
+    def reuse_tensor(self, name: str, crc: int) -> None:
+        """Keeps the tensor that `holds_next` has found, and moves behind it."""
         member = self._next_member(name)
         member.CRC, member.compress_size, member.external_attr = crc, member.file_size, FILE_MODE << 16
         member.header_offset = self._archive.start_dir
@@ -118,7 +118,9 @@ class TorchFile:
         return self._archive.open(member, "w", force_zip64=_is_large(member))
 
     def _member(self, name: str, size_bytes: int) -> zipfile.ZipInfo:
-        member = zipfile.ZipInfo(f"{self._root}/{name}")  # of 1980: the same tensors make the same file
+        member = zipfile.ZipInfo(
+            f"{self._root}/{name}"
+        )  # dated 1980, so that the same tensors make the same file
         member.file_size = size_bytes
         member.extra = _padding(self._archive.start_dir + _header_bytes(member))
         return member
@@ -134,13 +136,13 @@ def _is_large(member: zipfile.ZipInfo) -> bool:
 
 
 def _padding(start: int) -> bytes:
-    """An extra field after which data that would begin at `start` begins at a multiple of ALIGNMENT_BYTES."""
+    """Returns an extra field that moves data from `start` to a multiple of ALIGNMENT_BYTES."""
     length = -(start + 4) % ALIGNMENT_BYTES
     return PADDING_ID + struct.pack("<H", length) + b"Z" * length
 
 
 def _pickled(plans: Sequence[tuple[str, TensorPlan]]) -> bytes:
-    """The pickle of a plain dict of names to tensors, as torch.save makes it."""
+    """Returns the pickle of a plain dict of names to tensors, as torch.save makes it."""
     buffer = io.BytesIO()
     state = {plan.name: _PlannedTensor(key, plan) for key, plan in plans}
     _StoragePickler(buffer, PICKLE_PROTOCOL).dump(state)
@@ -148,7 +150,7 @@ def _pickled(plans: Sequence[tuple[str, TensorPlan]]) -> bytes:
 
 
 class _PlannedStorage:
-    """Stands for a storage; it is written as its name, never as itself."""
+    """Placeholder of a storage, which is pickled by its name."""
 
     def __init__(self, key: str, plan: TensorPlan) -> None:
         self.key = key
@@ -156,7 +158,7 @@ class _PlannedStorage:
 
 
 class _PlannedTensor:
-    """Stands for a tensor: pickled as the call that rebuilds it (torch/_utils.py, _rebuild_tensor_v2)."""
+    """Placeholder of a tensor, pickled as the call that rebuilds it (torch/_utils.py, _rebuild_tensor_v2)."""
 
     def __init__(self, key: str, plan: TensorPlan) -> None:
         self._key = key
@@ -170,7 +172,7 @@ class _PlannedTensor:
 
 
 class _StoragePickler(pickle.Pickler):
-    """Writes a storage as torch names it: its type, key, place and count of elements."""
+    """Pickler that writes a storage as torch names it: its type, key, device and count of elements."""
 
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, _PlannedStorage):

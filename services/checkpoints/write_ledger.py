@@ -1,19 +1,19 @@
-"""What a writer of any format keeps book of: planned tensors, each written once, and the digest of each."""
+"""Ledger of a writer: the planned tensors, which of them are written, and the digest of each."""
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from services.checkpoints.journal import Journal
 from services.errors import InternalError
-from services.files.tensors import TensorHeader
+from services.files.tensors import size_of
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """A tensor to be written: safetensors' dtype code (or a block encoding of GGUF) and shape."""
+    """A tensor to be written: safetensors' dtype code (or a block encoding of GGUF) and shape in elements."""
 
     name: str
     dtype: str
@@ -21,14 +21,14 @@ class TensorPlan:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that it takes."""
-        return TensorHeader(self.name, self.dtype, self.shape, Path(), 0).size_bytes
+        """Bytes of the tensor."""
+        return size_of(self.dtype, math.prod(self.shape))
 
 
-class Ledger:
-    """Which planned tensors are claimed, and the digests of those written; safe from several threads.
+class WriteLedger:
+    """Planned tensors, each claimed once, and the digests of those written. Safe to use from several threads.
 
-    `kept` are those that an earlier try had written.
+    `reused` names the tensors that a killed run had written.
     """
 
     def __init__(self, plans: Sequence[TensorPlan], journal: Journal | None = None) -> None:
@@ -37,7 +37,7 @@ class Ledger:
         self._claimed: set[str] = set()
         self._digests: dict[str, str] = {}
         self._lock = threading.Lock()
-        self.kept: set[str] = set()
+        self.reused: set[str] = set()
 
     @property
     def size_bytes(self) -> int:
@@ -50,46 +50,46 @@ class Ledger:
         return {name: self._digests[name] for name in self._plans if name in self._digests}
 
     def claim(self, name: str) -> TensorPlan:
-        """The plan of a tensor that is now written.
+        """Returns the plan of a tensor whose writing begins.
 
         Raises:
-            InternalError: it was not planned, or written before.
+            InternalError: It was not planned, or its writing has begun before.
         """
         with self._lock:
             if name not in self._plans or name in self._claimed:
-                raise InternalError(f"{name!r} was not planned, or written before")
+                raise InternalError(f"The tensor {name!r} was not planned, or was written before.")
             self._claimed.add(name)
             return self._plans[name]
 
     def record(self, name: str, sha256: str, **more: Any) -> None:
-        """Enters a tensor as written, with the digest of its bytes and what else its writer needs to find it again."""
+        """Records a tensor as written, with the digest of its bytes and anything else that its writer needs to find it again."""
         self._digests[name] = sha256
         with self._lock:
             self._journal.record(name, sha256=sha256, **more)
 
     def entry(self, name: str) -> Mapping[str, Any] | None:
-        """What an earlier try has recorded of a tensor: `sha256` and what came with it."""
+        """Returns the record of a tensor by a killed run: `sha256` and what its writer added. None if there is none."""
         return self._journal.entries.get(name)
 
-    def keep(self, name: str) -> None:
-        """Enters a tensor as written by an earlier try, once its bytes have been checked."""
+    def reuse(self, name: str) -> None:
+        """Records a tensor as written by a killed run, once its bytes have been checked."""
         self.claim(name)
         self._digests[name] = self._journal.entries[name]["sha256"]
-        self.kept.add(name)
+        self.reused.add(name)
 
     def forget(self, names: Sequence[str]) -> None:
-        """Takes back entries of an earlier try."""
+        """Removes records of a killed run."""
         with self._lock:
             self._journal.forget(names)
 
     def check_complete(self) -> None:
-        """Every planned tensor was written.
+        """Checks that every planned tensor was written.
 
         Raises:
-            InternalError: the first that was not is named.
+            InternalError: At least one was not; the first is named.
         """
         missing = [name for name in self._plans if name not in self._digests]
         if missing:
             raise InternalError(
-                f"{len(missing)} planned tensors were not written, the first is {missing[0]!r}"
+                f"{len(missing)} planned tensors were not written; the first is {missing[0]!r}."
             )

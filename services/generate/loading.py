@@ -1,6 +1,5 @@
 """A model and its tokenizer from a folder, ready to generate. Nothing of what is loaded is run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from services.architectures.tokenizer_files import TokenizerFiles
 from services.errors import (
     IncompleteCheckpoint,
     UnreadableFile,
@@ -123,7 +123,7 @@ def prepare(
         size_bytes=held_bytes(model),
         context_length=context_length,
         rows=int(embeddings.weight.shape[0]),
-        chat_template=read_chat_template(folder),
+        chat_template=TokenizerFiles(folder).chat_template(),
     )
 
 
@@ -146,30 +146,6 @@ def resolve_device(name: str) -> torch.device:
             'Choose "cpu", or give the worker a GPU (docker-compose.gpu.yml).',
         )
     return torch.device(name)
-
-
-def read_chat_template(folder: Path) -> str | None:
-    """The Jinja text that a model brings along for conversations, if it does."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        found = _read_json(folder / name).get("chat_template")
-        if isinstance(found, list):
-            found = {entry["name"]: entry["template"] for entry in found}.get("default")
-        if isinstance(found, str):
-            return found
-    return None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnreadableFile(f"{file.name} is no JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _check_kind(folder: Path) -> None:

@@ -3,7 +3,6 @@
 The worker attaches an `Assignment` to the RQ job that it performs; the task reads it with `assigned()`.
 """
 
-import errno
 import json
 import logging
 import math
@@ -31,6 +30,7 @@ from services.errors import (
     JobCanceled,
     JobTimeout,
 )
+from services.files.disk_full import is_disk_full
 from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
 from services.jobs.events import publish, publish_tokens
 from services.jobs.records import Failure, log_key, record_key, transact
@@ -237,7 +237,7 @@ def as_error(error: Exception) -> GraftwerkError:
         return error
     if isinstance(error, BaseTimeoutException):
         return JobTimeout(f"the job took too long: {error}", "Raise JOB_TIMEOUT_SECONDS.")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return DiskFull(f"the volume is full: {error}", "Delete models or give the volume more room.")
     if isinstance(error, ValidationError):
         return InvalidRequest(

@@ -41,17 +41,13 @@ class Change:
     layer: TunerLayer | None = None
 
     @classmethod
-    def of(cls, adapter: Adapter, scale: float, name: str) -> "Change | None":
-        """What the adapter does to the tensor of this name, None for nothing."""
+    def by(cls, adapter: Adapter, scale: float, name: str) -> "Change | None":
+        """Returns the change of the tensor of this name by an adapter, None if the adapter leaves it as it is."""
         if name not in adapter.changed:
             return None
-        places = (
-            adapter.pairs.get(name),
-            adapter.replaced.get(name),
-            adapter.rows.get(name),
-            adapter.layers.get(name),
-        )
-        return cls(adapter.name, scale, *places)
+        pair, replaced = adapter.pairs.get(name), adapter.replaced.get(name)
+        rows, layer = adapter.rows.get(name), adapter.layers.get(name)
+        return cls(adapter.name, scale, pair, replaced, rows, layer)
 
     @property
     def headers(self) -> list[TensorHeader]:

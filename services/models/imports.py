@@ -11,12 +11,12 @@ from typing import IO
 
 from services.errors import (
     DigestMismatch,
-    DiskFull,
     InvalidRequest,
     UnreadableFile,
     UnsafeArchive,
     UnsupportedFormat,
 )
+from services.files.disk_full import disk_full_as_error
 from services.files.torch_zip import ARCHIVE_FAULTS
 from services.kinds.model_summary import ModelKind
 from services.models.summary import kind_of_folder
@@ -252,7 +252,7 @@ def _copy(member: Member, target: Path, digest: "hashlib._Hash") -> Iterator[int
     target.parent.mkdir(parents=True, exist_ok=True)
     copied = 0
     try:
-        with target.open("xb") as out:
+        with disk_full_as_error(target, member.size_bytes), target.open("xb") as out:
             for chunk in _chunks(member):  # the size is checked again: an archive's directory may lie
                 copied += len(chunk)
                 if copied > member.size_bytes:
@@ -265,8 +265,6 @@ def _copy(member: Member, target: Path, digest: "hashlib._Hash") -> Iterator[int
             f"{member.path} in {member.source.name} is damaged ({error})", "Fetch it again."
         ) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"the volume has no room for {member.path} ({member.size_bytes} bytes)") from error
         if error.errno == errno.EINVAL:  # a damaged directory makes zipfile seek to nowhere
             raise UnreadableFile(
                 f"{member.path} in {member.source.name} is damaged", "Fetch it again."

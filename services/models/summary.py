@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from services.adapters.adapter import Adapter, is_adapter, read_adapter
-from services.architectures.checkpoint import Checkpoint, original_folder, read_checkpoint
+from services.architectures.checkpoint import Checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
+from services.architectures.original_layout import original_folder
 from services.architectures.vocabulary import Vocabulary, read_vocabulary
 from services.errors import GraftwerkError, UnsupportedFormat
 from services.files.gguf_header import GgufArray, GgufHeader, read_gguf_header

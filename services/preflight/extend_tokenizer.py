@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from services.architectures.checkpoint import original_folder
+from services.architectures.original_layout import original_folder
 from services.architectures.vocabulary import Vocabulary, new_pieces, read_vocabulary
 from services.errors import (
     UnsupportedFormat,

@@ -1,7 +1,7 @@
 """What loaded models are asked: generate, compare, embed, perplexity."""
 
 from services.adapters.stack import check_scales, check_stack
-from services.architectures.checkpoint import read_checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.backend import ServedModel, check_forwardable
 from services.errors import (
     InvalidRequest,

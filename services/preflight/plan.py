@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.adapters.adapter import Adapter, read_adapter
-from services.architectures.checkpoint import Checkpoint, read_checkpoint
+from services.architectures.checkpoint import Checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.errors import (
     WrongModelKind,
 )

@@ -6,7 +6,6 @@ line. PreTrainedTokenizerFast runs `tokenizer.json` as it is, in version 4 and i
 TokenizersBackend); the bytes of `tokenizer.model` stay for whoever runs SentencePiece itself.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 import tokenizers
 
 from services.architectures.llama3 import LLAMA_3_CHAT_TEMPLATE, LLAMA_3_END_OF_TURN
+from services.architectures.tokenizer_files import token_content
 from services.errors import UnreadableTokenizer
-from services.tokenizers.loading import load_tokenizer, token_content
+from services.files.json_file import Json, read_json_if_present, write_json
+from services.tokenizers.loading import load_tokenizer
 from services.tokenizers.parity import Parity, measure_parity
 from services.tokenizers.tiktoken import is_tiktoken
 from services.tokenizers.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ def check_tokenizer(folder: Path) -> None:
     """
     if (folder / "tokenizer.model").is_file():
         load_tokenizer(folder)
-        _read_json(folder / "tokenizer.json")
+        _read(folder / "tokenizer.json")
 
 
 def complete_tokenizer(folder: Path, *, instruct: bool = False) -> CompletedTokenizer:
@@ -73,7 +74,7 @@ def complete_tokenizer(folder: Path, *, instruct: bool = False) -> CompletedToke
     if not path.is_file():
         return CompletedTokenizer()
     model, tokenizer = path.read_bytes(), load_tokenizer(folder)
-    earlier = _read_json(folder / "tokenizer.json")
+    earlier = _read(folder / "tokenizer.json")
     (folder / "tokenizer.json").unlink(missing_ok=True)
     _write_small_files(folder, model, tokenizer, instruct=instruct)
     try:
@@ -98,7 +99,7 @@ def _parity_warnings(parity: Parity) -> tuple[str, ...]:
 
 
 def _write_small_files(folder: Path, model: bytes, tokenizer: Tokenizer, *, instruct: bool) -> None:
-    config = _read_json(folder / "tokenizer_config.json")
+    config = _read(folder / "tokenizer_config.json")
     roles = _roles(tokenizer)
     if instruct:
         roles["eos_token"] = LLAMA_3_END_OF_TURN
@@ -110,9 +111,9 @@ def _write_small_files(folder: Path, model: bytes, tokenizer: Tokenizer, *, inst
     config.pop("auto_map", None)  # code of its own, which nobody needs for a table
     if instruct:
         config.setdefault("chat_template", LLAMA_3_CHAT_TEMPLATE)
-    _write_json(folder / "tokenizer_config.json", config)
-    named = _read_json(folder / "special_tokens_map.json")
-    _write_json(folder / "special_tokens_map.json", {**named, **roles})
+    write_json(folder / "tokenizer_config.json", config)
+    named = _read(folder / "special_tokens_map.json")
+    write_json(folder / "special_tokens_map.json", {**named, **roles})
 
 
 def _roles(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _roles(tokenizer: Tokenizer) -> dict[str, Any]:
 def _write_added_tokens(folder: Path, table: tokenizers.Tokenizer) -> None:
     """Into `tokenizer_config.json`, so that the folder says them once whoever reads it."""
     path = folder / "tokenizer_config.json"
-    config = _read_json(path)
+    config = _read(path)
     unknown = config.get("unk_token")
     config["added_tokens_decoder"] = {
         str(token_id): {
@@ -132,18 +133,8 @@ def _write_added_tokens(folder: Path, table: tokenizers.Tokenizer) -> None:
         }
         for token_id, token in sorted(table.get_added_tokens_decoder().items()) if token.content != unknown
     }  # fmt: skip
-    _write_json(path, config)
+    write_json(path, config)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnreadableTokenizer(f"{path.name} is no JSON: {error}", "Fetch it again.") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _read(path: Path) -> Json:
+    return read_json_if_present(path, UnreadableTokenizer)

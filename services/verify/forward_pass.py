@@ -19,10 +19,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from services.adapters.stack import merged_tensors
 from services.architectures.checkpoint import Checkpoint, TensorSource
 from services.architectures.config import ModelConfig, config_to_json
-from services.checkpoints.huggingface_writer import WriteHooks
 from services.checkpoints.readback import StoredModel
 from services.checkpoints.streaming import in_threads
 from services.checkpoints.tensor_reader import TensorReader
+from services.checkpoints.write_hooks import WriteHooks
 from services.errors import GraftwerkError
 from services.merge import ScaledAdapter, changes_of, release_tensor
 from services.merge.delta import Change, changed_blocks
@@ -146,7 +146,7 @@ def compare_logits(
     *,
     rounding: float,
     tokenizer_folder: Path,
-    watch: WriteHooks,
+    hooks: WriteHooks,
 ) -> LogitsReport:
     """The logits of a stored model and of the base with the adapters, for a few tokens of a few texts.
 
@@ -161,7 +161,7 @@ def compare_logits(
     ids = _token_ids(tokenizer_folder, rows)
     config = llama_config(base.config, rows)
     sides: list[Side] = [MergedSide(reader, stored), OnTheFlySide(reader, base, adapters)]
-    found, expected = side_logits(sides, config, ids, watch)
+    found, expected = side_logits(sides, config, ids, hooks)
     difference = (found - expected).double()
     size = float(expected.double().square().mean().sqrt())
     apart = float(difference.square().mean().sqrt())
@@ -195,7 +195,7 @@ def _token_ids(folder: Path, rows: int) -> torch.Tensor:
 
 
 def side_logits(
-    sides: Sequence[Side], config: LlamaConfig, ids: torch.Tensor, watch: WriteHooks
+    sides: Sequence[Side], config: LlamaConfig, ids: torch.Tensor, hooks: WriteHooks
 ) -> list[torch.Tensor]:
     """Float32 logits (texts, tokens, vocabulary) of each side, side by side in a thread each."""
     layers = config.num_hidden_layers
@@ -212,9 +212,9 @@ def side_logits(
         return tokens.logits()
 
     def look() -> None:
-        watch.report(Progress("comparing logits", sum(done), len(sides) * layers, "layers"))
+        hooks.report(Progress("comparing logits", sum(done), len(sides) * layers, "layers"))
         try:
-            watch.check_canceled()
+            hooks.check_canceled()
         except BaseException:
             stop.set()  # a thread cannot be ended from outside, and is waited for
             raise

@@ -13,8 +13,8 @@ import torch
 
 from services.adapters.adapter import LoraPair
 from services.architectures.checkpoint import Checkpoint
-from services.checkpoints.huggingface_writer import WriteHooks
 from services.checkpoints.tensor_reader import TensorReader
+from services.checkpoints.write_hooks import WriteHooks
 from services.merge import ScaledAdapter, changes_of
 from services.merge.delta import changed_blocks
 from services.progress import Progress
@@ -43,23 +43,23 @@ def module_kind(tensor: str) -> str:
 
 
 def change_norms(
-    reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAdapter], watch: WriteHooks | None = None
+    reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAdapter], hooks: WriteHooks | None = None
 ) -> list[ChangeNorms]:
     """The norms of each adapter, in order, in float64; rows that it adds are counted and are part of no norm.
 
     Peak memory: a few blocks of rows; for trained rows and PEFT's layers what their merge takes.
     """
-    watch = watch or WriteHooks()
+    hooks = hooks or WriteHooks()
     total, done = sum(len(item.adapter.changed) for item in adapters), 0
     norms, rows = [], base.config.vocab_size
     for number, item in enumerate(adapters):
         squares: dict[str, float] = {}
         for name in sorted(item.adapter.changed):
-            watch.check_canceled()
+            hooks.check_canceled()
             kind = module_kind(name)
             squares[kind] = squares.get(kind, 0.0) + _square(reader, base, adapters[: number + 1], name)
             done += 1
-            watch.report(Progress("measuring changes", done, total, "tensors"))
+            hooks.report(Progress("measuring changes", done, total, "tensors"))
         added = max(0, (item.adapter.vocabulary_rows or 0) - rows)
         norms.append(ChangeNorms({kind: math.sqrt(square) for kind, square in squares.items()}, added))
         rows += added

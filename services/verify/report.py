@@ -17,12 +17,13 @@ import torch
 
 from services.adapters.adapter import read_adapter
 from services.adapters.stack import Stack, check_stack
-from services.architectures.checkpoint import Checkpoint, read_checkpoint
+from services.architectures.checkpoint import Checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec
-from services.checkpoints.huggingface_writer import WriteHooks
 from services.checkpoints.readback import StoredModel, StoredTensor, read_stored
 from services.checkpoints.streaming import in_threads
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader
+from services.checkpoints.write_hooks import WriteHooks
 from services.errors import VerificationFailed
 from services.merge import Merged, MergeOptions, ScaledAdapter, changes_of, merged_output, release_tensor
 from services.merge.delta import changed_blocks
@@ -79,7 +80,7 @@ def expected_merge(
     return ExpectedMerge(checkpoint, scaled, stack, merged_output(checkpoint, scaled, stack, options))
 
 
-def verify_merge(merged: Merged, options: MergeOptions, watch: WriteHooks) -> dict[str, Any]:
+def verify_merge(merged: Merged, options: MergeOptions, hooks: WriteHooks) -> dict[str, Any]:
     """The report on what a merge has written.
 
     Raises:
@@ -89,19 +90,19 @@ def verify_merge(merged: Merged, options: MergeOptions, watch: WriteHooks) -> di
         merged.base, merged.adapters, merged.stack, merged.output, options.rounding == "once"
     )
     report = _Report()
-    for finding in _examine(merged.written.folder, claim, watch, report, digests=merged.written.digests):
+    for finding in _examine(merged.written.folder, claim, hooks, report, digests=merged.written.digests):
         raise VerificationFailed(finding.message, finding.hint)
     return {"passed": True, **report.figures, "digests_equal": report.tensors}
 
 
-def verify_model(folder: Path, claim: ExpectedMerge, watch: WriteHooks) -> dict[str, Any]:
+def verify_model(folder: Path, claim: ExpectedMerge, hooks: WriteHooks) -> dict[str, Any]:
     """The report on a model that somebody made: `passed`, the figures, and `differences` by tensor, MOST_FINDINGS at most.
 
     Raises:
         Whatever the model's headers are refused for.
     """
     report = _Report()
-    found = list(islice(_examine(folder, claim, watch, report), MOST_FINDINGS))
+    found = list(islice(_examine(folder, claim, hooks, report), MOST_FINDINGS))
     differences = [{"tensor": finding.name, "message": finding.message} for finding in found]
     return {"passed": not found, **report.figures, "differences": differences}
 
@@ -153,7 +154,7 @@ class _Report:
 def _examine(
     folder: Path,
     claim: ExpectedMerge,
-    watch: WriteHooks,
+    hooks: WriteHooks,
     report: _Report,
     *,
     digests: Mapping[str, str] | None = None,
@@ -165,14 +166,14 @@ def _examine(
         yield Finding("", "the output's headers do not list the tensors that were written")
     same = True
     with TensorReader() as reader:
-        for finding in _tensor_findings(reader, model, claim, watch, report, digests):
+        for finding in _tensor_findings(reader, model, claim, hooks, report, digests):
             same = False
             yield finding
         if not same:
             return
         report.logits = compare_logits(
             reader, model, claim.base, claim.adapters, rounding=math.sqrt(report.rounding_square),
-            tokenizer_folder=claim.stack.tokenizer_folder, watch=watch,
+            tokenizer_folder=claim.stack.tokenizer_folder, hooks=hooks,
         )  # fmt: skip
         if not report.logits.passed:
             yield _logits_finding(report.logits)
@@ -191,7 +192,7 @@ def _tensor_findings(
     reader: TensorReader,
     model: StoredModel,
     claim: ExpectedMerge,
-    watch: WriteHooks,
+    hooks: WriteHooks,
     report: _Report,
     digests: Mapping[str, str] | None,
 ) -> Iterator[Finding]:
@@ -210,11 +211,11 @@ def _tensor_findings(
         _release(reader, claim, stored)
         return found, own
 
-    for stored, (found, own) in zip(fitting, in_threads(check, fitting, watch.check_canceled), strict=True):
+    for stored, (found, own) in zip(fitting, in_threads(check, fitting, hooks.check_canceled), strict=True):
         report.add(own)
         yield from found
         done += stored.source.size_bytes
-        watch.report(Progress("verifying tensors", done, total))
+        hooks.report(Progress("verifying tensors", done, total))
 
 
 def _release(reader: TensorReader, claim: ExpectedMerge, stored: StoredTensor) -> None:

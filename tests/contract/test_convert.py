@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from services.checkpoints.huggingface_writer import WriteHooks
+from services.checkpoints.write_hooks import WriteHooks
 from services.convert import ConvertOptions, convert
 from services.errors import (
     ConfigMismatch,

@@ -12,7 +12,7 @@ import tiktoken
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from services.checkpoints.huggingface_writer import WriteHooks
+from services.checkpoints.write_hooks import WriteHooks
 from services.convert import ConvertOptions, convert
 from services.files.gguf_header import read_gguf_header
 from services.merge import MergeOptions, merge

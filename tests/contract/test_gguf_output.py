@@ -13,9 +13,9 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from services.architectures.checkpoint import read_checkpoint
-from services.checkpoints.gguf_writer import rope_factors
-from services.checkpoints.huggingface_writer import WriteHooks
+from services.architectures.checkpoint_reader import read_checkpoint
+from services.checkpoints.gguf_metadata import rope_factors
+from services.checkpoints.write_hooks import WriteHooks
 from services.convert import ConvertOptions, convert
 from services.errors import (
     GraftwerkError,
@@ -441,7 +441,7 @@ def test_rows_in_another_order_do_not_pass(tmp_path: Path, monkeypatch: pytest.M
     """A merge that left q and k in Hugging Face's order, its digests true."""
     import services.checkpoints.gguf_writer as written
 
-    monkeypatch.setattr(written, "_in_ggufs_order", lambda blocks, place: blocks)
+    monkeypatch.setattr(written, "halves_to_interleaved_blocks", lambda blocks, heads, rows: blocks)
     found, options = merged(tmp_path)
     with pytest.raises(VerificationFailed, match=r"'model\.layers\.0\.self_attn\.q_proj\.weight' differs"):
         verify_merge(found, options, WriteHooks())

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from services.architectures.checkpoint import read_checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.checkpoints.tensor_reader import TensorReader
 from services.errors import UnsupportedOption, VocabularyMismatch
 from services.kinds.convert import ConvertRequest

@@ -12,9 +12,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from services.adapters.adapter import read_adapter
-from services.architectures.checkpoint import read_checkpoint
-from services.checkpoints.huggingface_writer import WriteHooks
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.checkpoints.tensor_reader import TensorReader
+from services.checkpoints.write_hooks import WriteHooks
 from services.errors import UnsupportedOption
 from services.generate import resolve_device
 from services.merge import MergeOptions, merge
@@ -66,7 +66,7 @@ def test_products_and_sums_are_made_there_and_the_result_comes_back(
     adapter = read_adapter(make_adapter(tmp_path / "adapter", seed=1, target_modules=[target]))
     name = sorted(adapter.pairs)[0]
     weight = random_model(torch.float16).state_dict()[name]
-    changes = [change for scale in (1.0, 0.5) if (change := Change.of(adapter, scale, name))]
+    changes = [change for scale in (1.0, 0.5) if (change := Change.by(adapter, scale, name))]
     There.products = 0
     with TensorReader() as reader:
         here = torch.cat(list(changed_blocks(reader, weight, changes, once=once)))
@@ -90,7 +90,7 @@ def test_rows_of_trained_tokens_and_a_pair_meet_on_the_cpu(tmp_path: Path) -> No
     )
     name = "model.embed_tokens.weight"
     weight = random_model(torch.float16).state_dict()[name]
-    changes = [change for adapter in (rows, pairs) if (change := Change.of(adapter, 1.0, name))]
+    changes = [change for adapter in (rows, pairs) if (change := Change.by(adapter, 1.0, name))]
     with TensorReader() as reader:
         here = torch.cat(list(changed_blocks(reader, weight, changes, once=False)))
         with PretendGpu():

@@ -15,10 +15,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from services.architectures.checkpoint import read_checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.checkpoints import torch_file
-from services.checkpoints.huggingface_writer import WriteHooks
 from services.checkpoints.torch_file import TorchFile
+from services.checkpoints.write_hooks import WriteHooks
 from services.checkpoints.write_ledger import TensorPlan
 from services.convert import ConvertOptions, convert
 from services.errors import (

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.adapters.adapter import LoraPair, read_adapter
-from services.architectures.checkpoint import read_checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.checkpoints.tensor_reader import TensorReader
 from services.files.safetensors_header import read_safetensors_header
 from services.merge import ScaledAdapter

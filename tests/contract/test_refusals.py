@@ -207,7 +207,7 @@ def test_a_setting_that_cannot_be_read_is_refused_by_name(store: ModelStore, key
 
 def test_a_config_that_is_no_json_is_refused(store: ModelStore) -> None:
     (store.root / "fits" / "adapter_config.json").write_text("{'r': 8}")
-    assert_refused(store, merge_of("fits"), UnreadableFile, "adapter_config.json is no valid JSON")
+    assert_refused(store, merge_of("fits"), UnreadableFile, "adapter_config.json is not valid JSON")
 
 
 def test_a_rank_that_is_not_the_tensors_is_refused_with_both(store: ModelStore) -> None:
@@ -481,7 +481,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
 
     before = content(store)
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(DiskFull, match="no room for"):
+    with pytest.raises(DiskFull, match="no space for"):
         merge_job.run(merge_of("fits"), job_context(store.root))
     assert_nothing_left(store, before)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.architectures.checkpoint import read_checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.kinds import ANY_REQUEST
 from services.models.manifest import read_manifest
 from tests.contract.resume_child import make, run_until_killed

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import services.checkpoints.blocks as blocks_of
-import services.convert as converting
-from services.architectures.checkpoint import read_checkpoint
+import services.convert.conversion as converting
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat
 from services.checkpoints.blocks import source_blocks
 from services.checkpoints.tensor_reader import TensorReader

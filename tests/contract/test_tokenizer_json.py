@@ -223,7 +223,7 @@ def test_a_damaged_small_file_is_refused_before_any_work(tmp_path: Path) -> None
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_file(piece_names(20)))
     check_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UnreadableTokenizer, match=r"tokenizer_config\.json is no JSON"):
+    with pytest.raises(UnreadableTokenizer, match=r"tokenizer_config\.json is not valid JSON"):
         check_tokenizer(tmp_path)
 
 

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.adapters.adapter import read_adapter
 from services.adapters.tuners import LAYER_TYPES
-from services.architectures.checkpoint import read_weights
-from services.checkpoints.huggingface_writer import WriteHooks
+from services.checkpoints.write_hooks import WriteHooks
 from services.errors import AdapterMismatch, IncompleteAdapter, UnsupportedAdapter, VerificationFailed
+from services.files.weight_files import read_weights
 from services.merge import MergeOptions, merge
 from services.verify.report import verify_merge
 
@@ -113,7 +113,7 @@ def test_tuners_of_different_types_merge_one_after_another(tmp_path: Path) -> No
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert verify_merge(merged, MergeOptions(), WriteHooks())["passed"]
     # 9 modules: DoRA has A, B and a magnitude of each, LoHa four factors, LoRA two and the rows of one embedding
-    assert [account["tensors"] for account in merged.accounts] == [27, 36, 19]
+    assert [account.tensors for account in merged.accounts] == [27, 36, 19]
 
 
 def test_a_wrong_layer_merge_does_not_pass_verification(tmp_path: Path) -> None:

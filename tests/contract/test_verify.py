@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from services.adapters.adapter import read_adapter
-from services.architectures.checkpoint import read_checkpoint
-from services.checkpoints.huggingface_writer import WriteHooks
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.checkpoints.readback import read_stored
 from services.checkpoints.tensor_reader import TensorReader
+from services.checkpoints.write_hooks import WriteHooks
 from services.errors import InvalidRequest, JobCanceled, WrongModelKind
 from services.kinds.convert import ConvertRequest
 from services.kinds.import_ import ImportRequest

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from services.architectures.checkpoint import read_checkpoint, read_tensor_file
-from services.architectures.config import read_json
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.errors import (
     ConfigMismatch,
     GraftwerkError,
@@ -24,9 +23,11 @@ from services.errors import (
     UnsafePickle,
     UnsupportedFormat,
 )
+from services.files.json_file import read_json
 from services.files.safetensors_header import read_safetensors_header
 from services.files.tensors import TensorHeader
 from services.files.torch_zip import read_torch_header
+from services.files.weight_files import read_tensor_file
 from services.models.summary import describe_folder
 from tests.reference.tensor_files import (
     llama_config,

@@ -8,7 +8,8 @@ import pytest
 
 from services.adapters.adapter import Adapter, read_adapter, scaling_of
 from services.adapters.stack import Stack, check_stack
-from services.architectures.checkpoint import Checkpoint, read_checkpoint
+from services.architectures.checkpoint import Checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.errors import (
     AdapterMismatch,
     InvalidRequest,

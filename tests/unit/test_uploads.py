@@ -423,7 +423,7 @@ def test_a_full_disk_is_refused_with_the_files_size(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(
         Path, "open", lambda self, mode="r", *a, **k: Full() if mode == "xb" else real(self, mode, *a, **k)
     )
-    with pytest.raises(DiskFull, match=r"no room for adapter_config\.json \(123 bytes\)"):
+    with pytest.raises(DiskFull, match=r"no space for 123 more bytes \(adapter_config\.json\)"):
         import_members(members, tmp_path / "staging")
 
 

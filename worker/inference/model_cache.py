@@ -12,7 +12,7 @@ from shutil import rmtree
 
 import torch
 
-from services.checkpoints.huggingface_writer import WriteHooks
+from services.checkpoints.write_hooks import WriteHooks
 from services.generate import Engine, LoadedModel, load_model, resolve_device
 from services.generate.quantization import Quantization, quantized_bytes
 from services.kinds.shared import ModelRequest
@@ -173,8 +173,8 @@ def _folder_of(request: ModelRequest, context: JobContext) -> Iterator[Path]:
         adapters = [
             (choice.name, context.store.path(choice.name), choice.scale) for choice in request.adapters
         ]
-        watch = WriteHooks(context.execution.report, context.execution.check_canceled)
-        merge(context.store.path(request.model), adapters, scratch, watch=watch)
+        hooks = WriteHooks(context.execution.report, context.execution.check_canceled)
+        merge(context.store.path(request.model), adapters, scratch, hooks=hooks)
         yield scratch
     finally:
         rmtree(scratch, ignore_errors=True)

@@ -1,6 +1,6 @@
 """`extend-tokenizer`: a SentencePiece vocabulary is extended and published as a tokenizer."""
 
-from services.checkpoints.huggingface_writer import write_json
+from services.files.json_file import write_json
 from services.kinds.extend_tokenizer import ExtendTokenizerRequest, ExtendTokenizerResult
 from services.models.imports import digest_file
 from services.models.manifest import InputEntry, new_manifest, write_manifest

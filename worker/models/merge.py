@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.checkpoints.huggingface_writer import WriteHooks
 from services.checkpoints.tensor_reader import TensorReader
+from services.checkpoints.write_hooks import WriteHooks
 from services.generate import resolve_device
 from services.kinds.merge import MergeRequest, MergeResult
 from services.merge import Merged, MergeOptions, merge
@@ -60,7 +60,7 @@ def _merge_into(
     base = context.store.path(request.base)
     adapters = [(choice.name, context.store.path(choice.name), choice.scale) for choice in request.adapters]
     hooks = write_hooks(context, staging)
-    merged = merge(base, adapters, staging, options=options, watch=hooks)
+    merged = merge(base, adapters, staging, options=options, hooks=hooks)
     log_resumed(merged.written, context)
     report = verify_merge(merged, options, hooks) if request.verify else None
     norms = _norms(merged, hooks)
@@ -82,13 +82,17 @@ def _figures(
     merged: Merged, report: Mapping[str, Any] | None, norms: Sequence[ChangeNorms]
 ) -> dict[str, Any]:
     accounts = [
-        {**account, "rows_added": norm.rows_added, "change_norms": dict(norm.by_kind)}
+        {
+            **account.model_dump(exclude_unset=True),
+            "rows_added": norm.rows_added,
+            "change_norms": dict(norm.by_kind),
+        }
         for account, norm in zip(merged.accounts, norms, strict=True)
     ]
     return {
         "bytes_read": merged.base.size_bytes, "bytes_written": merged.written.size_bytes,
         "tensors": len(merged.written.plans), "adapters": accounts, "verification": report,
-        "vocabulary_size": merged.stack.vocabulary_rows, "device": merged.device, "resumed": merged.written.resumed,
+        "vocabulary_size": merged.stack.vocabulary_rows, "device": merged.device, "resumed": merged.written.resumed.model_dump(),
     }  # fmt: skip
 
 

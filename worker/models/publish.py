@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.architectures.output_spec import OUTPUT_DTYPES, OutputFormat
-from services.checkpoints.huggingface_writer import WriteHooks, WrittenModel
+from services.checkpoints.folder_spec import WrittenModel
+from services.checkpoints.write_hooks import WriteHooks
 from services.jobs.disk_reservations import DiskUse
 from services.kinds.convert import ConvertRequest
 from services.kinds.made_model import MadeModel
@@ -108,10 +109,10 @@ def write_hooks(context: JobContext, staging: Path) -> WriteHooks:
 
 def log_resumed(written: WrittenModel, context: JobContext) -> None:
     """Writes to the job's log how much of an earlier execution was reused."""
-    if written.kept:
+    if written.reused:
         context.execution.log(
-            f"an earlier try of this job had written {len(written.kept)} of {len(written.plans)} tensors "
-            f"({written.kept_bytes} bytes): they were checked by their digests and kept"
+            f"an earlier try of this job had written {len(written.reused)} of {len(written.plans)} tensors "
+            f"({written.reused_bytes} bytes): they were checked by their digests and reused"
         )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.checkpoints.huggingface_writer import WriteHooks
 from services.checkpoints.readback import StoredTensor, tensors_of
 from services.checkpoints.tensor_reader import TensorReader
+from services.checkpoints.write_hooks import WriteHooks
 from services.errors import GraftwerkError
 from services.kinds.verify import Difference, VerifyRequest, VerifyResult
 from services.models.imports import digest_file

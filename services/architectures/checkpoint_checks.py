@@ -1,0 +1,59 @@
+"""Checks that both layouts share: dtypes, completeness, the number of layers, the vocabulary."""
+
+from pathlib import Path
+
+from services.architectures.config import ModelConfig
+from services.architectures.vocabulary import Vocabulary, read_vocabulary
+from services.errors import IncompleteCheckpoint, UnknownTensor, UnsupportedFormat, VocabularyMismatch
+from services.files.tensors import FLOAT_DTYPES
+from services.files.weight_files import Tensors
+
+
+def only_floats(tensors: Tensors) -> Tensors:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise UnsupportedFormat(
+                f"{tensor.path.name}: tensor {name!r} has dtype {tensor.dtype}, weights come in "
+                f"{', '.join(FLOAT_DTYPES)}",
+                "Use unquantised weights.",
+            )
+    return tensors
+
+
+def check_layers(layers: int, tensors: Tensors) -> None:
+    """Before the names of all layers are listed: a layer has tensors, so there are never more layers than tensors."""
+    if layers > len(tensors):
+        raise IncompleteCheckpoint(
+            f"a model of {layers} layers was announced, the files hold {len(tensors)} tensors",
+            "Fetch the checkpoint again; all its files are needed.",
+        )
+
+
+def check_complete(wanted: set[str], found: set[str], where: Tensors) -> None:
+    missing, extra = sorted(wanted - found), sorted(found - wanted)
+    if missing:
+        raise IncompleteCheckpoint(
+            f"{len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]!r}",
+            "Fetch the checkpoint again; all its files are needed.",
+        )
+    if extra:
+        raise UnknownTensor(
+            f"{where[extra[0]].path.name} holds {extra[0]!r}, which a model of this configuration does not have",
+            "The checkpoint and its configuration do not belong together.",
+        )
+
+
+def find_vocabulary(folder: Path) -> Vocabulary | None:
+    path = folder / "tokenizer.model"
+    return read_vocabulary(path) if path.is_file() else None
+
+
+def check_vocabulary(config: ModelConfig, vocabulary: Vocabulary | None, *, exact: bool) -> None:
+    """Rows may exceed the pieces (padding), except in an original checkpoint; never the other way."""
+    if vocabulary is None:
+        return
+    if vocabulary.size > config.vocab_size or (exact and vocabulary.size != config.vocab_size):
+        raise VocabularyMismatch(
+            f"tokenizer.model knows {vocabulary.size} tokens, the embeddings have {config.vocab_size} rows",
+            "Use the tokenizer.model that belongs to these weights.",
+        )

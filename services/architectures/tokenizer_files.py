@@ -1,0 +1,125 @@
+"""JSON files around a tokenizer, as transformers writes them: roles of tokens, added tokens, the chat template."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from services.architectures.config import rope_type_of, unwrap_params
+from services.errors import UnreadableTokenizer
+from services.files.json_file import Json, read_json_if_present
+
+TOKENIZER_FILES = (
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja",
+)  # fmt: skip
+"""Files of a model folder that belong to its tokenizer."""
+
+ROLES = ("bos_token", "eos_token", "pad_token")
+
+
+class AddedToken(NamedTuple):
+    """Token outside of the pieces; a special one is left out of decoded text."""
+
+    content: str
+    special: bool
+
+
+class TokenizerFiles:
+    """Content of a folder's JSON files; each of them is optional, and read when it is needed.
+
+    Raises:
+        UnreadableTokenizer: A file is not valid.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """`folder` is None for a `tokenizer.model` that is read without its folder."""
+        self._folder = folder
+
+    @cached_property
+    def tokenizer_config(self) -> Json:
+        """Content of `tokenizer_config.json`."""
+        return self.read("tokenizer_config.json")
+
+    @cached_property
+    def special_tokens_map(self) -> Json:
+        """Content of `special_tokens_map.json`."""
+        return self.read("special_tokens_map.json")
+
+    @cached_property
+    def config(self) -> Json:
+        """Content of `config.json`."""
+        return self.read("config.json")
+
+    def read(self, name: str) -> Json:
+        """Returns the content of one file, empty if there is none."""
+        return read_json_if_present(self._folder / name, UnreadableTokenizer) if self._folder else {}
+
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """Returns the added tokens by id, from both files that list them; `tokenizer_config.json` takes precedence."""
+        added: dict[int, AddedToken] = {}
+        for text, token_id in self.read("added_tokens.json").items():
+            added[_token_id("added_tokens.json", token_id)] = AddedToken(text, False)
+        listed = self.tokenizer_config.get("added_tokens_decoder") or {}
+        for token_id, entry in listed.items():
+            content = token_content(entry)
+            if content is not None:
+                special = isinstance(entry, Mapping) and bool(entry.get("special"))
+                added[_token_id("tokenizer_config.json", token_id)] = AddedToken(content, special)
+        return added
+
+    def named_tokens(self) -> list[str]:
+        """Returns the contents of all tokens that have a role or are called special."""
+        named = [self.role(role) for role in ROLES]
+        for source in (self.special_tokens_map, self.tokenizer_config):
+            named += [token_content(entry) for entry in source.get("additional_special_tokens") or []]
+        return [content for content in named if content]
+
+    def role(self, role: str) -> str | None:
+        """Returns the content of `bos_token`, `eos_token` or `pad_token`."""
+        return token_content(self.tokenizer_config.get(role)) or token_content(
+            self.special_tokens_map.get(role)
+        )
+
+    def add_bos(self) -> bool | None:
+        """Returns `add_bos_token`, None if it is not given."""
+        found = self.tokenizer_config.get("add_bos_token")
+        return found if isinstance(found, bool) else None
+
+    def eos_ids(self) -> frozenset[int]:
+        """Returns the ids that end an output; `generation_config.json` takes precedence over `config.json`."""
+        found = self.read("generation_config.json").get("eos_token_id", self.config.get("eos_token_id"))
+        return frozenset([found] if isinstance(found, int) else found or [])
+
+    def has_scaled_rope(self) -> bool:
+        """Returns True if the rotary frequencies are scaled, as Llama models from 3.1 on have them."""
+        rope = self.config.get("rope_scaling") or self.config.get("rope_parameters")
+        return rope_type_of(rope) == "llama3" or bool(
+            unwrap_params(self.read("params.json")).get("use_scaled_rope")
+        )
+
+    def chat_template(self) -> str | None:
+        """Returns the Jinja text of the model's own template, the one named `default` if there are several."""
+        jinja = self._folder / "chat_template.jinja" if self._folder else None
+        if jinja is not None and jinja.is_file():
+            return jinja.read_text(encoding="utf-8")
+        for settings in (self.read("chat_template.json"), self.tokenizer_config):
+            found = settings.get("chat_template")
+            if isinstance(found, list):
+                found = {entry["name"]: entry["template"] for entry in found}.get("default")
+            if isinstance(found, str):
+                return found
+        return None
+
+
+def token_content(entry: Any) -> str | None:
+    """Returns the content of a token written as a string or as an object with `content`."""
+    content = entry.get("content") if isinstance(entry, dict) else entry
+    return content if isinstance(content, str) else None
+
+
+def _token_id(file: str, value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise UnreadableTokenizer(f"{file} has the token id {value!r}.", "Fetch the file again.") from error

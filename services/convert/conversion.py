@@ -1,0 +1,103 @@
+"""Conversion: each tensor of a checkpoint is joined, reordered, cast and written in the other layout."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from services.architectures.checkpoint import Checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
+from services.architectures.output_spec import OutputFormat, plan_output
+from services.checkpoints.blocks import source_blocks
+from services.checkpoints.folder_spec import MAX_SHARD_BYTES, FolderSpec, WrittenModel
+from services.checkpoints.journal import stamps, work_identity
+from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check_finite
+from services.checkpoints.write_hooks import WriteHooks
+from services.checkpoints.writers import write_model
+from services.tokenizers import check_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """Options of a conversion. Their `repr` identifies the work in journals and manifests: renaming a field disowns old ones.
+
+    Attributes:
+        dtype: Code of the dtype ("F16", for GGUF also "Q8_0"); None keeps each tensor's own.
+        max_shard_bytes: Largest size of a shard in Hugging Face's layout.
+        instruct: Llama 3: the model is an instruct model.
+        output_format: Layout that is written.
+        ranks: Number of ranks of Meta's layout; None keeps the source's.
+        template: Name of a prompt template for GGUF's Modelfile.
+    """
+
+    dtype: str | None = None
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    instruct: bool = False
+    output_format: OutputFormat = "huggingface"
+    ranks: int | None = None
+    template: str | None = None
+
+
+def convert(
+    source: Path, target: Path, options: ConvertOptions | None = None, hooks: WriteHooks | None = None
+) -> tuple[Checkpoint, WrittenModel]:
+    """Writes the checkpoint in `source` in another layout into the empty folder `target`.
+
+    With a journal (`WriteHooks`) `target` may hold the files of a killed run, whose finished tensors are reused. Errors of
+    `read_checkpoint` and `check_output` are raised as they are.
+
+    Peak memory: a few blocks of rows (blocks.BLOCK_ELEMENTS), even where tensors are joined, permuted or cast.
+
+    Raises:
+        NonFiniteTensor: A tensor holds NaN or infinity, or a value is too large for the dtype.
+        ConfigMismatch: The ranks hold different values of a tensor that each must have whole.
+        DiskFull: The volume has no space for the tensors.
+        JobCanceled: The caller has canceled the work.
+    """
+    options, hooks = options or ConvertOptions(), hooks or WriteHooks()
+    checkpoint = read_checkpoint(source, instruct=options.instruct)
+    check_tokenizer(checkpoint.tokenizer_folder)
+    output = plan_output(
+        options.output_format, checkpoint.config, checkpoint.stored, vocabulary=checkpoint.vocabulary,
+        dtype=options.dtype, ranks=options.ranks or checkpoint.ranks,
+    )  # fmt: skip
+    spec = FolderSpec(
+        output=output, tokenizer_folder=checkpoint.tokenizer_folder, max_shard_bytes=options.max_shard_bytes,
+        template=options.template,
+        identity=work_identity("convert", options, output.config, output.tensors, stamps(checkpoint.weight_files)),
+    )  # fmt: skip
+    with TensorReader() as reader:
+
+        def produce(name: str) -> Iterator[torch.Tensor]:
+            for block in source_blocks(reader, checkpoint.tensors[name]):
+                yield cast(name, block, output.tensors[name][0])
+
+        written = write_model(target, spec, produce, hooks)
+    return checkpoint, written
+
+
+def cast(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Returns a block of a tensor in the requested dtype.
+
+    Raises:
+        NonFiniteTensor: A value is too large for the dtype.
+    """
+    if tensor.dtype == TORCH_DTYPES[dtype]:
+        return tensor
+    converted = tensor.to(TORCH_DTYPES[dtype])
+    check_finite(name, converted)
+    return converted
+
+
+def summarize(checkpoint: Checkpoint, written: WrittenModel) -> dict[str, Any]:
+    """Returns the figures of a conversion, for its job's result."""
+    return {
+        "bytes_read": checkpoint.size_bytes,
+        "bytes_written": written.size_bytes,
+        "tensors": len(written.plans),
+        "dropped": list(checkpoint.dropped),
+        "ranks": checkpoint.ranks,
+        "resumed": written.resumed.model_dump(),
+    }
