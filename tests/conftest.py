@@ -1,17 +1,29 @@
-"""Fixtures that several tiers of tests use, and which tests this machine can run at all."""
+"""Fixtures that several tiers of tests use, and the choice of the tests that this machine can run."""
 
 from pathlib import Path
 
 import pytest
 
+from tests.tokenizer_sets import PUBLISHED_FOLDER, TOKENIZER_SETS, TokenizerSet
+
 pytest_plugins = ["tests.redis_server"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are left out where there is no NVIDIA device: they are not skipped, they are not asked for."""
-    if any(Path("/dev").glob("nvidia[0-9]*")):
-        return
-    left_out = [item for item in items if item.get_closest_marker("gpu")]
-    if left_out:
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    """Deselects tests that need an NVIDIA device, or the published tokenizers, where there are none."""
+    missing = set()
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        missing.add("gpu")
+    if not PUBLISHED_FOLDER.is_dir():
+        missing.add("published")
+    deselected = [item for item in items if any(item.get_closest_marker(name) for name in missing)]
+    if deselected:
+        items[:] = [item for item in items if item not in deselected]
+        config.hook.pytest_deselected(items=deselected)
+
+
+@pytest.fixture(scope="session", params=TOKENIZER_SETS)
+def tokenizers(request: pytest.FixtureRequest) -> TokenizerSet:
+    """Each set of tokenizers in turn."""
+    chosen: TokenizerSet = request.param
+    return chosen

@@ -1,4 +1,4 @@
-"""Extended vocabularies against the published ones, byte for byte."""
+"""Extended vocabularies compared with files made by the published rule, byte for byte."""
 
 import hashlib
 import shutil
@@ -20,48 +20,57 @@ from services.errors import (
 )
 from services.kinds.extend_tokenizer import ExtendTokenizerRequest
 from services.kinds.import_ import ImportRequest, PathSource
+from services.models import summary
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.preflight import preflight
 from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
 from tests.job_context import job_context
 from tests.reference.tokenizer_files import sentencepiece_file, tiktoken_file
+from tests.tokenizer_sets import PUBLISHED, TokenizerSet
 from worker.models import extend_tokenizer as extend_tokenizer_job
-
-DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real tokenizers are not on this machine")
 
 BASE = sentencepiece_file(["<unk>", "<s>", "</s>", "a", "b"])
 ADDITION = sentencepiece_file(["<unk>", "<s>", "</s>", "b", "国", "中", "a"])
 
 
-@needs_data
-def test_llama_and_the_chinese_pieces_give_the_published_file_of_chinese_llama() -> None:
-    base, addition = (DATA / "llama.model").read_bytes(), (DATA / "chinese_sp.model").read_bytes()
+def test_llama_and_the_chinese_pieces_give_the_file_of_chinese_llama(tokenizers: TokenizerSet) -> None:
+    base, addition = (tokenizers.file(name).read_bytes() for name in ("llama", "chinese_sp"))
     extended = extend_vocabulary(base, addition)
-    digest = "e2676d4ca29ca1750f6ff203328d73b189321dc5776ceede037cbd36541d70c0"
-    assert hashlib.sha256((DATA / "chinese-llama.model").read_bytes()).hexdigest() == digest
-    assert hashlib.sha256(extended.model).hexdigest() == digest
-    assert extended.counts == {"base": 32000, "added": 17953, "present": 2047, "total": 49953}
+    assert extended.model == tokenizers.file("chinese-llama").read_bytes()
+    assert extended.counts == {
+        "base": tokenizers.base, "added": tokenizers.added,
+        "present": tokenizers.addition - tokenizers.added, "total": tokenizers.chinese,
+    }  # fmt: skip
 
 
-@needs_data
-def test_with_a_padding_token_it_is_the_published_file_of_chinese_alpaca() -> None:
-    base, addition = (DATA / "llama.model").read_bytes(), (DATA / "chinese_sp.model").read_bytes()
+def test_with_a_padding_token_it_is_the_file_of_chinese_alpaca(tokenizers: TokenizerSet) -> None:
+    base, addition = (tokenizers.file(name).read_bytes() for name in ("llama", "chinese_sp"))
     extended = extend_vocabulary(base, addition, pad_token="[PAD]")
-    assert extended.model == (DATA / "chinese-alpaca.model").read_bytes()
-    assert hashlib.sha256(extended.model).hexdigest().startswith("2d967e85")
-    assert extended.counts == {"base": 32000, "added": 17954, "present": 2047, "total": 49954}
+    assert extended.model == tokenizers.file("chinese-alpaca").read_bytes()
+    assert extended.counts == {
+        "base": tokenizers.base, "added": tokenizers.added + 1,
+        "present": tokenizers.addition - tokenizers.added, "total": tokenizers.chinese + 1,
+    }  # fmt: skip
 
 
-@needs_data
-def test_samples_show_fewer_tokens_for_chinese_and_the_same_for_english() -> None:
-    before, after = ((DATA / f"{name}.model").read_bytes() for name in ("llama", "chinese-llama"))
+@pytest.mark.published
+def test_the_published_files_have_the_published_digests() -> None:
+    digests = {
+        "chinese-llama": "e2676d4ca29ca1750f6ff203328d73b189321dc5776ceede037cbd36541d70c0",
+        "chinese-alpaca": "2d967e855b1213a439df6c8ce2791f869c84b4f3b6cfacf22b86440b8192a2f8",
+    }
+    for name, digest in digests.items():
+        assert hashlib.sha256(PUBLISHED.file(name).read_bytes()).hexdigest() == digest
+
+
+def test_samples_show_fewer_tokens_for_chinese_and_the_same_for_english(tokenizers: TokenizerSet) -> None:
+    before, after = (tokenizers.file(name).read_bytes() for name in ("llama", "chinese-llama"))
     text, english = "人工智能是计算机科学的一个分支。", "Hello world"
     chinese, plain = sample_tokenizations(before, after, [text, english])
     reference = sentencepiece.SentencePieceProcessor(model_proto=after)
     assert chinese["after"] == " ".join(reference.encode(text, out_type=str))
-    assert (chinese["tokens_before"], chinese["tokens_after"]) == (17, 8)
+    assert (chinese["tokens_before"], chinese["tokens_after"]) == tokenizers.sample_tokens
     assert plain["before"] == plain["after"] == "▁Hello ▁world"
 
 
@@ -139,16 +148,34 @@ def test_the_plan_counts_what_the_job_then_makes(store: ModelStore) -> None:
     assert (found.pad_token_id, found.convert_ids_to_tokens([5, 6])) == (7, ["国", "中"])
 
 
-@needs_data
-def test_the_published_tokenizer_is_known_by_its_digest(tmp_path: Path) -> None:
-    for name, file in (("base", "llama"), ("addition", "chinese_sp")):
-        (tmp_path / name).mkdir()
-        shutil.copy(DATA / f"{file}.model", tmp_path / name / f"{file}.model")
-    result = extend_tokenizer_job.run(asked(), job_context(tmp_path)).model_dump(exclude_unset=True)
-    assert result["model"]["tokenizer"]["known_as"] == "Chinese-LLaMA (49953)"
+def test_the_table_of_an_extended_tokenizer_differs_on_some_lines(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    result = extended_by_a_job(tmp_path, tokenizers)
     assert result["tokenizer_parity"]["lines"] == 300
     assert 0 < result["tokenizer_parity"]["different"] < 100
     assert len(result["samples"]) == 5
+
+
+@pytest.mark.published
+def test_the_published_tokenizer_is_known_by_its_digest(tmp_path: Path) -> None:
+    result = extended_by_a_job(tmp_path, PUBLISHED)
+    assert result["model"]["tokenizer"]["known_as"] == "Chinese-LLaMA (49953)"
+
+
+def test_a_tokenizer_is_known_by_its_digest(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256(extend_vocabulary(BASE, ADDITION).model).hexdigest()
+    monkeypatch.setattr(summary, "KNOWN_TOKENIZERS", {digest: "Known (7)"})
+    result = extend_tokenizer_job.run(asked(), job_context(store.root)).model_dump(exclude_unset=True)
+    assert result["model"]["tokenizer"]["known_as"] == "Known (7)"
+
+
+def extended_by_a_job(volume: Path, tokenizers: TokenizerSet) -> dict[str, Any]:
+    """The result of a job that extends LLaMA's tokenizer with the Chinese pieces."""
+    for name, file in (("base", "llama"), ("addition", "chinese_sp")):
+        (volume / name).mkdir()
+        shutil.copy(tokenizers.file(file), volume / name / f"{file}.model")
+    return extend_tokenizer_job.run(asked(), job_context(volume)).model_dump(exclude_unset=True)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import gguf
 import pytest
-import tiktoken
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -22,7 +21,9 @@ from tests.corpus import mixed_lines
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import make_adapter
+from tests.reference.tiktoken_encoding import llama3_encoding
 from tests.reference.tokenizer_files import tiktoken_file
+from tests.tokenizer_sets import TokenizerSet
 
 SIZES = replace(SMALL, vocab_size=557)
 """301 ranks and the 256 special tokens that follow them."""
@@ -30,13 +31,6 @@ SIZES = replace(SMALL, vocab_size=557)
 TOKENS = [301, 57, 100, 3, 299, 12, 76, 310]
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """gguf.TokenType's numbers."""
-
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tokenizers"
-
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(),
-    reason="the published tokenizers are not beside the checkout (../shared/data/tokenizers)",
-)
 
 pytestmark = [
     # transformers copies from arrays that gguf maps read-only; nothing writes to them.
@@ -170,41 +164,30 @@ def test_a_merge_into_the_file_passes_its_check(tmp_path: Path) -> None:
     assert (report["passed"], report["vocabulary_size"], report["tokenizer_size"]) == (True, 557, 557)
 
 
-# ---- the published tokenizer --------------------------------------------------------------------------
+# ---- a trained tokenizer ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with Llama 3's own 128,000 ranks and 256 special tokens, as GGUF."""
+def trained(tmp_path_factory: pytest.TempPathFactory, tokenizers: TokenizerSet) -> Path:
+    """A small model with trained ranks and 256 special tokens, as GGUF."""
     folder = tmp_path_factory.mktemp("llama-3")
-    sizes = {"vocab_size": 128256, "hidden_size": 16, "intermediate_size": 24}
-    save_llama(folder / "base", **sizes, bos_token_id=128000, eos_token_id=128001)
-    shutil.copy(DATA / "llama3.model", folder / "base" / "tokenizer.model")
+    first = tokenizers.ranks
+    sizes = {"vocab_size": first + 256, "hidden_size": 16, "intermediate_size": 24}
+    save_llama(folder / "base", **sizes, bos_token_id=first, eos_token_id=first + 1)
+    shutil.copy(tokenizers.file("llama3"), folder / "base" / "tokenizer.model")
     return to_gguf(folder / "base", folder / "target")
 
 
 @pytest.fixture(scope="module")
-def rebuilt(published: Path) -> Any:
-    """What transformers makes of the file."""
-    return AutoTokenizer.from_pretrained(published, gguf_file="model.gguf")
+def rebuilt(trained: Path) -> Any:
+    """The tokenizer that transformers builds from the file."""
+    return AutoTokenizer.from_pretrained(trained, gguf_file="model.gguf")
 
 
-def reference() -> tiktoken.Encoding:
-    """tiktoken on Meta's ranks and Meta's pattern, written out here."""
-    ranks = {}
-    for line in (DATA / "llama3.model").read_bytes().splitlines():
-        token, rank = line.split()
-        ranks[base64.b64decode(token)] = int(rank)
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    return tiktoken.Encoding("llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-
-
-@needs_data
-def test_the_tokenizer_in_the_file_encodes_and_decodes_every_line_as_tiktoken_does(rebuilt: Any) -> None:
-    lines, expected = mixed_lines(), reference()
+def test_the_tokenizer_in_the_file_encodes_and_decodes_every_line_as_tiktoken_does(
+    rebuilt: Any, tokenizers: TokenizerSet
+) -> None:
+    lines, expected = mixed_lines(), llama3_encoding(tokenizers.file("llama3"))
     special = ("<|eot_id|>", "<|begin_of_text|>")  # the file's reader takes them for what they look like
     lines = [line for line in lines if not any(token in line for token in special)]
     assert len(lines) > 900
@@ -215,12 +198,14 @@ def test_the_tokenizer_in_the_file_encodes_and_decodes_every_line_as_tiktoken_do
     ] == []
 
 
-@needs_data
-def test_special_tokens_of_the_published_tokenizer_have_their_numbers(published: Path, rebuilt: Any) -> None:
+def test_special_tokens_of_a_trained_tokenizer_have_their_numbers(
+    trained: Path, rebuilt: Any, tokenizers: TokenizerSet
+) -> None:
+    first = tokenizers.ranks
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    assert rebuilt.convert_tokens_to_ids(names) == [128000, 128001, 128006, 128007, 128009]
-    assert rebuilt("x")["input_ids"][0] == 128000
-    header = read_gguf_header(published / "model.gguf").metadata
-    assert header["tokenizer.ggml.tokens"].length == 128256
-    # as many as Meta's published tokenizer.json lists
-    assert header["tokenizer.ggml.merges"].length == 280147
+    assert rebuilt.convert_tokens_to_ids(names) == [first, first + 1, first + 6, first + 7, first + 9]
+    assert rebuilt("x")["input_ids"][0] == first
+    header = read_gguf_header(trained / "model.gguf").metadata
+    assert header["tokenizer.ggml.tokens"].length == first + 256
+    # of the published one as many as Meta's tokenizer.json lists
+    assert header["tokenizer.ggml.merges"].length == tokenizers.merges

@@ -1,6 +1,5 @@
 """The `tokenizer.json` that we write, loaded by transformers, against SentencePiece and tiktoken themselves."""
 
-import base64
 import json
 import shutil
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import sentencepiece
-import tiktoken
 import torch
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
@@ -28,12 +26,12 @@ from tests.corpus import mixed_lines
 from tests.job_context import job_context
 from tests.reference.make_original import SMALL, random_state, save_original
 from tests.reference.peft_merge import make_adapter, random_model, save_model, write_tokenizer
+from tests.reference.tiktoken_encoding import llama3_encoding
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
+from tests.tokenizer_sets import TokenizerSet
 from worker.models import convert as convert_job
 from worker.models import merge as merge_job
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real tokenizers are not on this machine")
 LOOKALIKES = ("<s>", "</s>", "<unk>", "[PAD]", "<|begin_of_text|>", "<|eot_id|>")
 LINES = [line for line in mixed_lines(1500) if not any(piece in line for piece in LOOKALIKES)]
 SCALED_CONFIG = {
@@ -45,10 +43,10 @@ SCALED_CONFIG = {
 }  # fmt: skip
 
 
-def folder_of(tmp_path: Path, name: str, **files: dict[str, Any]) -> Path:
-    folder = tmp_path / name
+def folder_of(tmp_path: Path, file: Path, **files: dict[str, Any]) -> Path:
+    folder = tmp_path / file.stem
     folder.mkdir()
-    shutil.copy(DATA / f"{name}.model", folder / "tokenizer.model")
+    shutil.copy(file, folder / "tokenizer.model")
     for stem, content in ({"config": {"model_type": "llama"}} | files).items():
         (folder / f"{stem}.json").write_text(json.dumps(content))
     return folder
@@ -71,9 +69,10 @@ def json_of(path: Path) -> dict[str, Any]:
 # ---- SentencePiece ------------------------------------------------------------------------------------
 
 
-@needs_data
-def test_llamas_table_encodes_and_decodes_every_line_as_sentencepiece_does(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "llama")
+def test_llamas_table_encodes_and_decodes_every_line_as_sentencepiece_does(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("llama"))
     completed = complete_tokenizer(folder)
     reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
 
@@ -83,22 +82,27 @@ def test_llamas_table_encodes_and_decodes_every_line_as_sentencepiece_does(tmp_p
             != reference.decode(i)] == []  # fmt: skip
     assert completed.parity is not None
     assert (completed.parity.lines, completed.parity.different, completed.warnings) == (300, 0, ())
-    assert (found.bos_token_id, found.eos_token_id, found.unk_token_id, len(found)) == (1, 2, 0, 32000)
+    assert (found.bos_token_id, found.eos_token_id, found.unk_token_id, len(found)) == (
+        1,
+        2,
+        0,
+        tokenizers.base,
+    )
     assert "token_type_ids" not in found("Hi")
 
 
-@needs_data
-def test_text_between_special_tokens_begins_like_any_text(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "llama")
+def test_text_between_special_tokens_begins_like_any_text(tmp_path: Path, tokenizers: TokenizerSet) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("llama"))
     complete_tokenizer(folder)
     reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
     assert found("Hi</s>there")["input_ids"] == [1, *reference.encode("Hi"), 2, *reference.encode("there")]
 
 
-@needs_data
-def test_as_a_llama_tokenizer_transformers_would_give_other_tokens(tmp_path: Path) -> None:
+def test_as_a_llama_tokenizer_transformers_would_give_other_tokens(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
     """Why the folder names another class: LlamaTokenizer rebuilds the normaliser in its own way."""
-    folder = folder_of(tmp_path, "llama")
+    folder = folder_of(tmp_path, tokenizers.file("llama"))
     complete_tokenizer(folder)
     config = json_of(folder / "tokenizer_config.json")
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -107,9 +111,10 @@ def test_as_a_llama_tokenizer_transformers_would_give_other_tokens(tmp_path: Pat
     assert len(different(rebuilt, sentencepiece_of(folder).encode, 1)) > 100
 
 
-@needs_data
-def test_equal_scores_make_differences_that_are_counted_and_told(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "chinese-llama")
+def test_equal_scores_make_differences_that_are_counted_and_told(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("chinese-llama"))
     completed = complete_tokenizer(folder)
     reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
 
@@ -122,9 +127,8 @@ def test_equal_scores_make_differences_that_are_counted_and_told(tmp_path: Path)
     assert f"on {completed.parity.different} of 300 lines" in warning
 
 
-@needs_data
-def test_every_line_keeps_its_text_where_the_tokens_differ(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "chinese-llama")
+def test_every_line_keeps_its_text_where_the_tokens_differ(tmp_path: Path, tokenizers: TokenizerSet) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("chinese-llama"))
     complete_tokenizer(folder)
     reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
     wrong = [line for line in LINES if reference.decode(found(line)["input_ids"][1:]) != reference.decode(
@@ -132,55 +136,66 @@ def test_every_line_keeps_its_text_where_the_tokens_differ(tmp_path: Path) -> No
     assert wrong == []
 
 
-@needs_data
-def test_the_bytes_of_the_model_stay_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "llama")
+def test_the_bytes_of_the_model_stay_and_a_second_run_changes_nothing(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("llama"))
     complete_tokenizer(folder)
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     complete_tokenizer(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
-    assert first["tokenizer.model"] == (DATA / "llama.model").read_bytes()
+    assert first["tokenizer.model"] == tokenizers.file("llama").read_bytes()
 
 
-@needs_data
-def test_a_table_of_another_vocabulary_is_not_left_behind(tmp_path: Path) -> None:
-    stale = folder_of(tmp_path, "llama")
+def test_a_table_of_another_vocabulary_is_not_left_behind(tmp_path: Path, tokenizers: TokenizerSet) -> None:
+    stale = folder_of(tmp_path, tokenizers.file("llama"))
     complete_tokenizer(stale)
-    folder = folder_of(tmp_path, "chinese-alpaca", special_tokens_map={"pad_token": "[PAD]"})
+    folder = folder_of(tmp_path, tokenizers.file("chinese-alpaca"), special_tokens_map={"pad_token": "[PAD]"})
     shutil.copy(stale / "tokenizer.json", folder / "tokenizer.json")
 
     complete_tokenizer(folder)
 
     table, reference = RustTokenizer.from_file(str(folder / "tokenizer.json")), sentencepiece_of(folder)
-    assert table.get_vocab() == {reference.id_to_piece(number): number for number in range(49954)}
+    assert table.get_vocab() == {
+        reference.id_to_piece(number): number for number in range(tokenizers.chinese + 1)
+    }
     found = AutoTokenizer.from_pretrained(folder)
-    assert (found.pad_token_id, found.convert_ids_to_tokens(49953)) == (49953, "[PAD]")
+    assert (found.pad_token_id, found.convert_ids_to_tokens(tokenizers.chinese)) == (
+        tokenizers.chinese,
+        "[PAD]",
+    )
 
 
-@needs_data
-def test_added_tokens_a_chat_template_and_empty_roles_of_2023_come_out_right(tmp_path: Path) -> None:
+def test_added_tokens_a_chat_template_and_empty_roles_of_2023_come_out_right(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    first = tokenizers.base
     old = {
         "tokenizer_class": "LlamaTokenizer", "bos_token": "", "eos_token": "", "unk_token": "", "chat_template": "{{ 1 }}",
-        "added_tokens_decoder": {"32001": {"content": "<|im_end|>", "special": True},
-                                 "32003": {"content": "<image>", "special": False}},
+        "added_tokens_decoder": {str(first + 1): {"content": "<|im_end|>", "special": True},
+                                 str(first + 3): {"content": "<image>", "special": False}},
     }  # fmt: skip
-    folder = folder_of(tmp_path, "llama", tokenizer_config=old)
+    folder = folder_of(tmp_path, tokenizers.file("llama"), tokenizer_config=old)
     complete_tokenizer(folder)
     found = AutoTokenizer.from_pretrained(folder)
 
     assert (found.bos_token, found.eos_token, found.unk_token) == ("<s>", "</s>", "<unk>")
     assert found.chat_template == "{{ 1 }}"
-    assert found("a<image>b<|im_end|>", add_special_tokens=False)["input_ids"] == [263, 32003, 289, 32001]
-    assert found.convert_ids_to_tokens([32000, 32002]) == [
-        "<|reserved_token_32000|>",
-        "<|reserved_token_32002|>",
+    assert found("a<image>b<|im_end|>", add_special_tokens=False)["input_ids"] == [
+        tokenizers.a,
+        first + 3,
+        tokenizers.b,
+        first + 1,
     ]
-    assert load_tokenizer(folder).special_tokens["<image>"] == 32003
+    assert found.convert_ids_to_tokens([first, first + 2]) == [
+        f"<|reserved_token_{first}|>",
+        f"<|reserved_token_{first + 2}|>",
+    ]
+    assert load_tokenizer(folder).special_tokens["<image>"] == first + 3
 
 
-@needs_data
-def test_tokens_that_only_the_earlier_table_added_stay(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "llama")
+def test_tokens_that_only_the_earlier_table_added_stay(tmp_path: Path, tokenizers: TokenizerSet) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("llama"))
     complete_tokenizer(folder)
     table = RustTokenizer.from_file(str(folder / "tokenizer.json"))
     table.add_special_tokens(["<|im_end|>"])
@@ -188,23 +203,25 @@ def test_tokens_that_only_the_earlier_table_added_stay(tmp_path: Path) -> None:
 
     complete_tokenizer(folder)
 
-    assert AutoTokenizer.from_pretrained(folder)("<|im_end|>")["input_ids"] == [1, 32000]
-    assert load_tokenizer(folder).special_tokens["<|im_end|>"] == 32000
+    assert AutoTokenizer.from_pretrained(folder)("<|im_end|>")["input_ids"] == [1, tokenizers.base]
+    assert load_tokenizer(folder).special_tokens["<|im_end|>"] == tokenizers.base
 
 
-@needs_data
-def test_a_contradiction_is_told_and_no_wrong_table_is_written(tmp_path: Path) -> None:
+def test_a_contradiction_is_told_and_no_wrong_table_is_written(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
     renamed = {"added_tokens_decoder": {"5": {"content": "<pad>", "special": True}}}
-    folder = folder_of(tmp_path, "llama", tokenizer_config=renamed)
+    folder = folder_of(tmp_path, tokenizers.file("llama"), tokenizer_config=renamed)
     completed = complete_tokenizer(folder)
     assert completed.parity is None
     assert "'<pad>' is token 5 by the model's small files" in completed.warnings[0]
     assert not (folder / "tokenizer.json").exists()
 
 
-@needs_data
-def test_a_unigram_model_with_a_normaliser_of_its_own_is_written_too(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "chinese_sp")
+def test_a_unigram_model_with_a_normaliser_of_its_own_is_written_too(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("chinese_sp"))
     completed = complete_tokenizer(folder)
     reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
     assert completed.parity is not None
@@ -265,11 +282,10 @@ def test_what_a_job_makes_has_the_table_of_its_own_vocabulary(tmp_path: Path, ki
     assert AutoTokenizer.from_pretrained(tmp_path / "new").convert_ids_to_tokens(size - 1) == f"p{size - 4}"
 
 
-@needs_data
-def test_a_job_says_in_its_manifest_where_the_table_differs(tmp_path: Path) -> None:
-    sizes = replace(SMALL, vocab_size=49953)
+def test_a_job_says_in_its_manifest_where_the_table_differs(tmp_path: Path, tokenizers: TokenizerSet) -> None:
+    sizes = replace(SMALL, vocab_size=tokenizers.chinese)
     source = save_original(tmp_path / "llama", [random_state(sizes)], sizes.params)
-    shutil.copy(DATA / "chinese-llama.model", source / "tokenizer.model")
+    shutil.copy(tokenizers.file("chinese-llama"), source / "tokenizer.model")
     store = ModelStore(tmp_path)
 
     result = convert_job.run(
@@ -287,47 +303,40 @@ def test_a_job_says_in_its_manifest_where_the_table_differs(tmp_path: Path) -> N
 # ---- tiktoken -----------------------------------------------------------------------------------------
 
 
-def reference_of_llama_3() -> tiktoken.Encoding:
-    """tiktoken on Meta's ranks and Meta's pattern, written out here."""
-    ranks = {}
-    for line in (DATA / "llama3.model").read_bytes().splitlines():
-        token, rank = line.split()
-        ranks[base64.b64decode(token)] = int(rank)
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    return tiktoken.Encoding("llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-
-
-@needs_data
-def test_llama_3s_table_encodes_and_decodes_every_line_as_tiktoken_does(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "llama3")
+def test_llama_3s_table_encodes_and_decodes_every_line_as_tiktoken_does(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("llama3"))
     completed = complete_tokenizer(folder)
-    reference, found = reference_of_llama_3(), AutoTokenizer.from_pretrained(folder)
+    reference, found = llama3_encoding(tokenizers.file("llama3")), AutoTokenizer.from_pretrained(folder)
 
     assert len(LINES) > 1000
-    assert different(found, reference.encode_ordinary, 128000) == []
+    assert different(found, reference.encode_ordinary, tokenizers.ranks) == []
     assert [i for i in map(reference.encode_ordinary, LINES) if found.decode(i) != reference.decode(i)] == []
     assert completed.parity is not None
     assert completed.parity.different == 0
-    assert (found.bos_token, found.eos_token, len(found)) == ("<|begin_of_text|>", "<|end_of_text|>", 128256)
-    assert found.convert_ids_to_tokens([128004, 128008, 128010, 128255]) == [
+    assert (found.bos_token, found.eos_token, len(found)) == (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        tokenizers.ranks + 256,
+    )
+    assert found.convert_ids_to_tokens([tokenizers.ranks + offset for offset in (4, 8, 10, 255)]) == [
         "<|reserved_special_token_2|>", "<|reserved_special_token_4|>", "<|reserved_special_token_5|>",
         "<|reserved_special_token_250|>",
     ]  # fmt: skip
 
 
-@needs_data
-def test_an_instruct_model_of_3_1_has_its_tokens_end_of_turn_and_template(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "llama3", config=SCALED_CONFIG)
+def test_an_instruct_model_of_3_1_has_its_tokens_end_of_turn_and_template(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("llama3"), config=SCALED_CONFIG)
     complete_tokenizer(folder, instruct=True)
     found = AutoTokenizer.from_pretrained(folder)
 
-    assert found.convert_ids_to_tokens([128004, 128008, 128010, 128255]) == [
+    assert found.convert_ids_to_tokens([tokenizers.ranks + offset for offset in (4, 8, 10, 255)]) == [
         "<|finetune_right_pad_id|>", "<|eom_id|>", "<|python_tag|>", "<|reserved_special_token_247|>",
     ]  # fmt: skip
-    assert (found.eos_token_id, found.pad_token_id) == (128009, 128004)
+    assert (found.eos_token_id, found.pad_token_id) == (tokenizers.ranks + 9, tokenizers.ranks + 4)
     messages = [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi "},
         {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Bye"},

@@ -1,6 +1,5 @@
-"""Our tokenizers against SentencePiece, tiktoken and transformers themselves, on the real vocabularies."""
+"""Our tokenizers compared with SentencePiece, tiktoken and transformers themselves."""
 
-import base64
 import json
 import random
 import shutil
@@ -19,15 +18,11 @@ from services.templates import BOS, EOS, Segment, Text, render
 from services.tokenizers import Tokenizer, load_tokenizer
 from services.tokenizers.tiktoken import split_long_runs
 from tests.corpus import mixed_lines
+from tests.reference.tiktoken_encoding import llama3_encoding
+from tests.tokenizer_sets import TokenizerSet
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tokenizers"
 SENTENCEPIECE = ("llama", "chinese-llama", "chinese-alpaca")
 LINES = mixed_lines()
-
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(),
-    reason="the published tokenizers are not beside the checkout (../shared/data/tokenizers)",
-)
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int], *, skip_special: bool = True) -> list[str]:
@@ -36,55 +31,43 @@ def streamed(tokenizer: Tokenizer, ids: list[int], *, skip_special: bool = True)
 
 
 @pytest.fixture(scope="module", params=SENTENCEPIECE)
-def pair(request: pytest.FixtureRequest) -> tuple[Tokenizer, Any]:
-    file = DATA / f"{request.param}.model"
+def pair(request: pytest.FixtureRequest, tokenizers: TokenizerSet) -> tuple[Tokenizer, Any]:
+    file = tokenizers.file(request.param)
     return load_tokenizer(file), sentencepiece.SentencePieceProcessor(model_file=str(file))
 
 
 @pytest.fixture(scope="module")
-def llama_3() -> tuple[Tokenizer, tiktoken.Encoding]:
-    """The reference is built from Meta's own list, written out as far as it is not a plain count."""
-    ranks = {}
-    for line in (DATA / "llama3.model").read_bytes().splitlines():
-        token, rank = line.split()
-        ranks[base64.b64decode(token)] = int(rank)
-    named = {"<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|start_header_id|>": 128006}
-    named |= {"<|end_header_id|>": 128007, "<|eot_id|>": 128009}
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    reference = tiktoken.Encoding("llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens=named)
-    return load_tokenizer(DATA / "llama3.model"), reference
+def llama_3(tokenizers: TokenizerSet) -> tuple[Tokenizer, tiktoken.Encoding]:
+    first, file = tokenizers.ranks, tokenizers.file("llama3")
+    named = {"<|begin_of_text|>": first, "<|end_of_text|>": first + 1, "<|start_header_id|>": first + 6}
+    named |= {"<|end_header_id|>": first + 7, "<|eot_id|>": first + 9}
+    return load_tokenizer(file), llama3_encoding(file, named)
 
 
 # ---- SentencePiece ------------------------------------------------------------------------------------
 
 
-@needs_data
 def test_every_mixed_line_is_encoded_as_sentencepiece_does(pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, reference = pair
     assert len(LINES) >= 1000
     assert [line for line in LINES if tokenizer.encode(line) != [1, *reference.encode(line)]] == []
 
 
-@needs_data
 def test_every_mixed_line_is_decoded_as_sentencepiece_does(pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, reference = pair
     encoded = [reference.encode(line) for line in LINES]
     assert [ids for ids in encoded if tokenizer.decode([1, *ids, 2]) != reference.decode(ids)] == []
 
 
-@needs_data
 def test_streaming_any_tokens_gives_what_sentencepiece_makes_of_all_of_them(
-    pair: tuple[Tokenizer, Any],
+    pair: tuple[Tokenizer, Any], tokenizers: TokenizerSet
 ) -> None:
     tokenizer, reference = pair
-    random_ = random.Random(7)
-    # Random tokens are mostly no valid text; a third of them are single bytes.
+    random_, space = random.Random(7), tokenizers.space
+    # Random tokens are seldom valid text; a third of them are single bytes.
     wild = [
         [
-            random_.choice((random_.randrange(reference.get_piece_size()), random_.randrange(3, 259), 29871))
+            random_.choice((random_.randrange(reference.get_piece_size()), random_.randrange(3, 259), space))
             for _ in range(20)
         ]
         for _ in range(600)
@@ -94,7 +77,6 @@ def test_streaming_any_tokens_gives_what_sentencepiece_makes_of_all_of_them(
         assert tokenizer.decode(ids) == reference.decode(ids)
 
 
-@needs_data
 def test_a_character_of_several_byte_tokens_comes_out_whole(pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, reference = pair
     ids = reference.encode("A😀B")
@@ -103,16 +85,16 @@ def test_a_character_of_several_byte_tokens_comes_out_whole(pair: tuple[Tokenize
     assert [piece for piece in pieces if piece] == ["A", "😀", "B"]
 
 
-@needs_data
-def test_an_answer_has_no_invented_space_and_keeps_its_own(pair: tuple[Tokenizer, Any]) -> None:
+def test_an_output_has_no_invented_space_and_keeps_its_own(
+    pair: tuple[Tokenizer, Any], tokenizers: TokenizerSet
+) -> None:
     tokenizer, _ = pair
-    hello, world, space = 15043, 3186, 29871
+    hello, world, space = tokenizers.hello, tokenizers.world, tokenizers.space
     assert streamed(tokenizer, [hello, world]) == ["Hello", " world", ""]
     assert streamed(tokenizer, [space, hello]) == ["", " Hello", ""]
     assert streamed(tokenizer, [1, 13, hello, 2]) == ["", "\n", " Hello", "", ""]
 
 
-@needs_data
 def test_text_that_looks_like_a_special_token_becomes_one_only_when_asked(
     pair: tuple[Tokenizer, Any],
 ) -> None:
@@ -127,7 +109,6 @@ def test_text_that_looks_like_a_special_token_becomes_one_only_when_asked(
     assert "".join(streamed(tokenizer, parsed, skip_special=False)) == "<s>Hi</s>there"
 
 
-@needs_data
 def test_the_beginning_of_text_comes_once_or_not_at_all(pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, reference = pair
     hi = reference.encode("Hi")
@@ -136,7 +117,6 @@ def test_the_beginning_of_text_comes_once_or_not_at_all(pair: tuple[Tokenizer, A
     assert tokenizer.encode("") == [1]
 
 
-@needs_data
 def test_a_conversation_is_encoded_turn_by_turn_as_metas_code_does(pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, reference = pair
     first, later = "[INST] Hi [/INST] Hello", "[INST] 再见 [/INST]"
@@ -150,8 +130,7 @@ def test_a_conversation_is_encoded_turn_by_turn_as_metas_code_does(pair: tuple[T
     ]
 
 
-@needs_data
-def test_roles_and_sizes_are_those_of_the_published_models(pair: tuple[Tokenizer, Any]) -> None:
+def test_roles_and_sizes_are_those_of_the_file(pair: tuple[Tokenizer, Any], tokenizers: TokenizerSet) -> None:
     tokenizer, reference = pair
     assert tokenizer.vocabulary_size == reference.get_piece_size()
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eos_ids, tokenizer.add_bos) == (
@@ -160,53 +139,61 @@ def test_roles_and_sizes_are_those_of_the_published_models(pair: tuple[Tokenizer
         frozenset({2}),
         True,
     )
-    assert (tokenizer.piece(15043), tokenizer.piece(2), tokenizer.piece(10**6)) == ("▁Hello", "</s>", "")
+    assert (tokenizer.piece(tokenizers.hello), tokenizer.piece(2), tokenizer.piece(10**6)) == (
+        "▁Hello",
+        "</s>",
+        "",
+    )
 
 
-@needs_data
-def test_tokens_beyond_the_vocabulary_have_no_text(pair: tuple[Tokenizer, Any]) -> None:
+def test_tokens_beyond_the_vocabulary_have_no_text(
+    pair: tuple[Tokenizer, Any], tokenizers: TokenizerSet
+) -> None:
     tokenizer, _ = pair
-    assert tokenizer.decode([15043, 60000, 3186]) == "Hello world"
-    assert streamed(tokenizer, [15043, 60000, 3186]) == ["Hello", "", " world", ""]
+    ids = [tokenizers.hello, 60000, tokenizers.world]
+    assert tokenizer.decode(ids) == "Hello world"
+    assert streamed(tokenizer, ids) == ["Hello", "", " world", ""]
 
 
-@needs_data
-def test_the_padding_token_of_a_chinese_alpaca_folder_is_hidden_and_never_typed(tmp_path: Path) -> None:
-    shutil.copy(DATA / "chinese-alpaca.model", tmp_path / "tokenizer.model")
+def test_the_padding_token_of_a_chinese_alpaca_folder_is_hidden_and_never_typed(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    shutil.copy(tokenizers.file("chinese-alpaca"), tmp_path / "tokenizer.model")
     (tmp_path / "special_tokens_map.json").write_text(
         '{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "[PAD]"}'
     )
     tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.pad_id == 49953
-    assert tokenizer.decode([15043, 49953]) == "Hello"
-    assert 49953 not in tokenizer.encode("[PAD]")
-    assert tokenizer.encode("[PAD]", parse_special=True) == [1, 49953]
+    assert tokenizer.pad_id == tokenizers.chinese
+    assert tokenizer.decode([tokenizers.hello, tokenizers.chinese]) == "Hello"
+    assert tokenizers.chinese not in tokenizer.encode("[PAD]")
+    assert tokenizer.encode("[PAD]", parse_special=True) == [1, tokenizers.chinese]
 
 
-@needs_data
-def test_a_folders_config_names_added_tokens_ends_and_the_beginning_rule(tmp_path: Path) -> None:
-    shutil.copy(DATA / "llama.model", tmp_path / "tokenizer.model")
+def test_a_folders_config_names_added_tokens_ends_and_the_beginning_rule(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    first, hello, world = tokenizers.base, tokenizers.hello, tokenizers.world
+    shutil.copy(tokenizers.file("llama"), tmp_path / "tokenizer.model")
     added = {
-        "32000": {"content": "<|im_end|>", "special": True},
-        "32001": {"content": "<|im_start|>", "special": True},
-        "32002": {"content": "<image>", "special": False},
+        str(first): {"content": "<|im_end|>", "special": True},
+        str(first + 1): {"content": "<|im_start|>", "special": True},
+        str(first + 2): {"content": "<image>", "special": False},
     }
     config = {"added_tokens_decoder": added, "eos_token": {"content": "<|im_end|>"}, "add_bos_token": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 32000]}')
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [2, {first}]}}')
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.vocabulary_size, tokenizer.eos_id, tokenizer.eos_ids) == (
-        32003,
-        32000,
-        frozenset({2, 32000}),
+        first + 3,
+        first,
+        frozenset({2, first}),
     )
-    assert tokenizer.encode("Hello") == [15043]
-    assert tokenizer.decode([15043, 32002, 3186, 32000]) == "Hello<image>world"
+    assert tokenizer.encode("Hello") == [hello]
+    assert tokenizer.decode([hello, first + 2, world, first]) == "Hello<image>world"
     prompt = tokenizer.encode_segments(render("chatml", instruction="Hello"))
-    assert [token_id for token_id in prompt if token_id >= 32000] == [32001, 32000, 32001]
+    assert [token_id for token_id in prompt if token_id >= first] == [first + 1, first, first + 1]
 
 
-@needs_data
 def test_a_template_of_another_family_is_text_or_refused(pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, reference = pair
     chatml = tokenizer.encode_segments(render("chatml", instruction="Hi"))
@@ -215,7 +202,6 @@ def test_a_template_of_another_family_is_text_or_refused(pair: tuple[Tokenizer, 
         tokenizer.encode_segments(render("llama-3", instruction="Hi"))
 
 
-@needs_data
 def test_half_a_character_is_refused_before_sentencepiece_sees_it(pair: tuple[Tokenizer, Any]) -> None:
     with pytest.raises(InvalidText, match="position 1"):
         pair[0].encode("a\ud83d")
@@ -224,15 +210,17 @@ def test_half_a_character_is_refused_before_sentencepiece_sees_it(pair: tuple[To
 # ---- tiktoken -----------------------------------------------------------------------------------------
 
 
-@needs_data
-def test_every_mixed_line_is_encoded_as_tiktoken_does(llama_3: tuple[Tokenizer, tiktoken.Encoding]) -> None:
+def test_every_mixed_line_is_encoded_as_tiktoken_does(
+    llama_3: tuple[Tokenizer, tiktoken.Encoding], tokenizers: TokenizerSet
+) -> None:
     tokenizer, reference = llama_3
     assert [
-        line for line in LINES if tokenizer.encode(line) != [128000, *reference.encode_ordinary(line)]
+        line
+        for line in LINES
+        if tokenizer.encode(line) != [tokenizers.ranks, *reference.encode_ordinary(line)]
     ] == []
 
 
-@needs_data
 def test_special_tokens_of_llama_3_are_parsed_as_tiktoken_does(
     llama_3: tuple[Tokenizer, tiktoken.Encoding],
 ) -> None:
@@ -246,49 +234,53 @@ def test_special_tokens_of_llama_3_are_parsed_as_tiktoken_does(
     )
 
 
-@needs_data
 def test_streaming_any_tokens_gives_what_tiktoken_makes_of_all_of_them(
-    llama_3: tuple[Tokenizer, tiktoken.Encoding],
+    llama_3: tuple[Tokenizer, tiktoken.Encoding], tokenizers: TokenizerSet
 ) -> None:
     tokenizer, reference = llama_3
-    random_ = random.Random(7)
+    random_, ranks = random.Random(7), tokenizers.ranks
     wild = [
-        [random_.choice((random_.randrange(128000), random_.randrange(256))) for _ in range(20)]
+        [random_.choice((random_.randrange(ranks), random_.randrange(256))) for _ in range(20)]
         for _ in range(600)
     ]
     for ids in [*wild, *(reference.encode_ordinary(line) for line in LINES)]:
         assert "".join(streamed(tokenizer, ids)) == reference.decode(ids)
-        assert tokenizer.decode([128000, *ids, 128009]) == reference.decode(ids)
+        assert tokenizer.decode([ranks, *ids, ranks + 9]) == reference.decode(ids)
 
 
-@needs_data
-def test_the_special_tokens_of_3_and_3_1_differ_where_meta_changed_them(tmp_path: Path) -> None:
-    shutil.copy(DATA / "llama3.model", tmp_path / "tokenizer.model")
+def test_the_special_tokens_of_3_and_3_1_differ_where_meta_changed_them(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    first = tokenizers.ranks
+    shutil.copy(tokenizers.file("llama3"), tmp_path / "tokenizer.model")
     old = load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text('{"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}')
     new = load_tokenizer(tmp_path)
     for tokenizer in (old, new):
-        assert tokenizer.vocabulary_size == 128256
+        assert tokenizer.vocabulary_size == first + 256
         assert len(tokenizer.special_tokens) == 256
-        assert tokenizer.special_tokens["<|begin_of_text|>"] == 128000
-        assert tokenizer.special_tokens["<|start_header_id|>"] == 128006
-        assert tokenizer.special_tokens["<|eot_id|>"] == 128009
-    assert [old.piece(token_id) for token_id in (128004, 128008, 128010, 128255)] == [
+        assert tokenizer.special_tokens["<|begin_of_text|>"] == first
+        assert tokenizer.special_tokens["<|start_header_id|>"] == first + 6
+        assert tokenizer.special_tokens["<|eot_id|>"] == first + 9
+    changed = [first + offset for offset in (4, 8, 10, 255)]
+    assert [old.piece(token_id) for token_id in changed] == [
         "<|reserved_special_token_2|>",
         "<|reserved_special_token_4|>",
         "<|reserved_special_token_5|>",
         "<|reserved_special_token_250|>",
     ]
-    assert [new.piece(token_id) for token_id in (128004, 128008, 128010, 128255)] == [
+    assert [new.piece(token_id) for token_id in changed] == [
         "<|finetune_right_pad_id|>",
         "<|eom_id|>",
         "<|python_tag|>",
         "<|reserved_special_token_247|>",
     ]
-    assert (sorted(old.eos_ids), sorted(new.eos_ids)) == ([128001, 128009], [128001, 128008, 128009])
+    assert (sorted(old.eos_ids), sorted(new.eos_ids)) == (
+        [first + 1, first + 9],
+        [first + 1, first + 8, first + 9],
+    )
 
 
-@needs_data
 def test_a_million_spaces_do_not_end_the_process(llama_3: tuple[Tokenizer, tiktoken.Encoding]) -> None:
     tokenizer, _ = llama_3
     assert tokenizer.decode(tokenizer.encode(" " * 1_000_000)) == " " * 1_000_000

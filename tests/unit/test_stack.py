@@ -28,7 +28,7 @@ from tests.reference.tensor_files import (
     write_base,
 )
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "known-artifacts.json"
+PUBLISHED_ADAPTERS = Path(__file__).parents[1] / "fixtures" / "published_adapters.json"
 PREFIX = "base_model.model."
 
 
@@ -162,18 +162,15 @@ def test_rank_and_scale_of_a_module(
 # ---- published adapters -------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not DATA.is_file(), reason="the list of published digests is not beside the checkout")
-def test_published_adapters_their_bases_and_what_comes_before_are_those_of_the_list() -> None:
-    listed = json.loads(DATA.read_text())["adapter_model_bin"]
+def test_published_adapters_their_bases_and_predecessors_are_those_of_the_list() -> None:
+    listed = json.loads(PUBLISHED_ADAPTERS.read_text())["adapters"]
     ours = {
-        digest: (known.name, known.base, [known.before] if known.before else [])
+        digest: (known.name, known.base, known.before)
         for digest, known in KNOWN_ADAPTERS.items()
         if "miniature" not in known.name
     }
     assert len(ours) == 15
-    assert ours == {
-        entry["sha256"]: (entry["adapter"], entry["base"], entry["requires_before"]) for entry in listed
-    }
+    assert ours == {entry["sha256"]: (entry["adapter"], entry["base"], entry["before"]) for entry in listed}
 
 
 def digest_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The pieces of tokenizers' files: hand-made ones, damaged ones, and the published ones."""
+"""The pieces of tokenizers' files: hand-made, trained and damaged ones."""
 
 import hashlib
 import random
@@ -9,15 +9,9 @@ import pytest
 
 from services.architectures.vocabulary import read_vocabulary
 from services.errors import UnreadableTokenizer
+from tests.miniature import MINIATURE
 from tests.reference.tokenizer_files import piece_names, sentencepiece_file, tiktoken_file
-
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tokenizers"
-MINIATURE = Path(__file__).resolve().parents[2] / "examples" / "miniature" / "llama" / "tokenizer.model"
-
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(),
-    reason="the published tokenizers are not beside the checkout (../shared/data/tokenizers)",
-)
+from tests.tokenizer_sets import PUBLISHED, TokenizerSet
 
 
 def written(path: Path, content: bytes) -> Path:
@@ -66,39 +60,48 @@ def test_files_of_different_kinds_never_continue_each_other(tmp_path: Path) -> N
 
 
 def test_the_miniatures_tokenizer_has_608_pieces() -> None:
-    assert read_vocabulary(MINIATURE).size == 608
+    assert read_vocabulary(MINIATURE / "llama" / "tokenizer.model").size == 608
 
 
-PUBLISHED = {
+DIGESTS = {
     "llama": (32000, "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"),
     "chinese-llama": (49953, "e2676d4ca29ca1750f6ff203328d73b189321dc5776ceede037cbd36541d70c0"),
     "chinese-alpaca": (49954, "2d967e855b1213a439df6c8ce2791f869c84b4f3b6cfacf22b86440b8192a2f8"),
 }
 
 
-@needs_data
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.published
+@pytest.mark.parametrize("name", DIGESTS)
 def test_published_tokenizers_have_their_sizes_and_digests(name: str) -> None:
-    vocabulary = read_vocabulary(DATA / f"{name}.model")
-    assert (vocabulary.size, vocabulary.sha256) == PUBLISHED[name]
+    vocabulary = read_vocabulary(PUBLISHED.file(name))
+    assert (vocabulary.size, vocabulary.sha256) == DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", ["llama", "chinese-llama", "chinese-alpaca"])
+def test_llamas_tokenizers_begin_with_special_tokens_and_bytes(name: str, tokenizers: TokenizerSet) -> None:
+    vocabulary = read_vocabulary(tokenizers.file(name))
     assert vocabulary.pieces[:3] == (b"<unk>", b"<s>", b"</s>")
     assert vocabulary.pieces[3:259] == tuple(f"<0x{byte:02X}>".encode() for byte in range(256))
 
 
-@needs_data
-def test_the_published_vocabularies_continue_each_other_in_the_order_of_their_adapters() -> None:
-    llama, chinese, alpaca = (read_vocabulary(DATA / f"{name}.model") for name in PUBLISHED)
+def test_the_vocabularies_continue_each_other_in_the_order_of_their_adapters(
+    tokenizers: TokenizerSet,
+) -> None:
+    llama, chinese, alpaca = (read_vocabulary(tokenizers.file(name)) for name in DIGESTS)
+    assert (llama.size, chinese.size, alpaca.size) == (
+        tokenizers.base, tokenizers.chinese, tokenizers.chinese + 1,
+    )  # fmt: skip
     assert chinese.continues(llama)
     assert alpaca.continues(chinese)
     assert not chinese.continues(alpaca)
     assert alpaca.pieces[-1] == b"[PAD]"
-    assert not read_vocabulary(DATA / "chinese_sp.model").continues(llama)
+    assert not read_vocabulary(tokenizers.file("chinese_sp")).continues(llama)
 
 
-@needs_data
-def test_llama_3s_file_is_tiktokens() -> None:
-    vocabulary = read_vocabulary(DATA / "llama3.model")
-    assert (vocabulary.kind, len(vocabulary.pieces), vocabulary.size) == ("tiktoken", 128000, 128256)
+def test_llama_3s_file_is_tiktokens(tokenizers: TokenizerSet) -> None:
+    vocabulary = read_vocabulary(tokenizers.file("llama3"))
+    ranks = tokenizers.ranks
+    assert (vocabulary.kind, len(vocabulary.pieces), vocabulary.size) == ("tiktoken", ranks, ranks + 256)
 
 
 # ---- damaged ------------------------------------------------------------------------------------------
