@@ -34,7 +34,7 @@ class JobResponse(Job):
         action = "retry" if job.status in ENDED else "cancel"
         links = {"self": own, "events": f"{own}/events", "log": f"{own}/log", action: f"{own}/{action}"}
         warnings = _warnings(job, served_queues)
-        return cls.model_validate({**job.model_dump(), "warnings": warnings, "links": links})
+        return cls.model_validate({**dict(job), "warnings": warnings, "links": links})
 
 
 def _warnings(job: Job, served_queues: Collection[str]) -> list[str]:

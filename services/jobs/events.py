@@ -14,7 +14,7 @@ from rq.utils import as_text
 
 from services.errors import InvalidRequest, JobNotFound
 from services.jobs.records import events_key, reaching_redis, read_job
-from services.jobs.status import ENDED, Job
+from services.jobs.status import ENDED, Job, JobProgress
 from services.kinds.generate import TokenPiece
 
 EVENTS_KEPT = 4000
@@ -37,14 +37,14 @@ class Event(NamedTuple):
     data: str
 
 
-def publish(redis: Redis, job_id: str, name: str, data: dict[str, Any]) -> None:
-    """Append an event to the job's stream and to the one for all jobs."""
-    text = json.dumps(data)
-    shared = json.dumps({**data, "result": None}) if len(text) > LARGE_RESULT_BYTES else text
-    with redis.pipeline(transaction=False) as pipe:
-        pipe.xadd(events_key(job_id), {"name": name, "data": text}, maxlen=EVENTS_KEPT)
-        pipe.xadd(events_key(None), {"name": name, "data": shared}, maxlen=EVENTS_KEPT)
-        pipe.execute()
+def publish_status(redis: Redis, job: Job) -> None:
+    """Publishes the job with its present status."""
+    _publish(redis, job.id, "status", job.model_dump(mode="json"))
+
+
+def publish_progress(redis: Redis, job_id: str, progress: JobProgress) -> None:
+    """Publishes the progress of a job."""
+    _publish(redis, job_id, "progress", {"id": job_id, "progress": progress.model_dump(mode="json")})
 
 
 def publish_tokens(redis: Redis, job_id: str, pieces: Sequence[TokenPiece]) -> None:
@@ -56,9 +56,13 @@ def publish_tokens(redis: Redis, job_id: str, pieces: Sequence[TokenPiece]) -> N
         pipe.execute()
 
 
-def publish_status(redis: Redis, job: Job) -> None:
-    """Tell everybody where this job now stands."""
-    publish(redis, job.id, "status", job.model_dump(mode="json"))
+def _publish(redis: Redis, job_id: str, name: str, data: dict[str, Any]) -> None:
+    text = json.dumps(data)
+    shared = json.dumps({**data, "result": None}) if len(text) > LARGE_RESULT_BYTES else text
+    with redis.pipeline(transaction=False) as pipe:
+        pipe.xadd(events_key(job_id), {"name": name, "data": text}, maxlen=EVENTS_KEPT)
+        pipe.xadd(events_key(None), {"name": name, "data": shared}, maxlen=EVENTS_KEPT)
+        pipe.execute()
 
 
 @reaching_redis()

@@ -32,12 +32,13 @@ from services.errors import (
 )
 from services.files.disk_full import is_disk_full
 from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
-from services.jobs.events import publish, publish_tokens
+from services.jobs.events import publish_progress, publish_tokens
 from services.jobs.records import Failure, log_key, record_key, transact
 from services.jobs.status import JobProgress
 from services.kinds.generate import TokenPiece
 from services.progress import Progress
 from services.settings import Settings
+from services.timestamps import utc_text
 
 INTERVAL_SECONDS = 0.25
 """Redis is written and asked at most this often."""
@@ -129,9 +130,8 @@ class JobExecution:
         try:
             self._ask()
             if self._current:
-                data = state.model_dump(mode="json")
-                self.redis.hset(self._key, "progress", json.dumps(data))
-                publish(self.redis, self.job_id, "progress", {"id": self.job_id, "progress": data})
+                self.redis.hset(self._key, "progress", state.model_dump_json())
+                publish_progress(self.redis, self.job_id, state)
         except (ConnectionError, TimeoutError) as error:
             logger.warning("job %s: progress not written: %s", self.job_id, error)
 
@@ -180,7 +180,7 @@ class JobExecution:
 
     def log(self, line: str) -> None:
         """Append a line to the job's log, which anybody who sees the job can read."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        now = utc_text(datetime.now(UTC), timespec="milliseconds")
         with self.redis.pipeline(transaction=False) as pipe:
             pipe.rpush(log_key(self.job_id), *(f"{now} {part}" for part in line.splitlines() or [""]))
             pipe.ltrim(log_key(self.job_id), -LOG_LINES_KEPT, -1)

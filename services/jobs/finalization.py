@@ -104,7 +104,7 @@ def _fail_dependents(redis: Redis, job: Job, dependent_ids: list[str]) -> None:
 def _close(redis: Redis, job: Job, retention_seconds: int) -> None:
     lifetime_seconds = retention_seconds + GRACE_SECONDS
     with redis.pipeline() as pipe:
-        target = job.request.get("target")
+        target = job.request.makes
         if target is not None:
             pipe.eval(RELEASE, 1, target_key(target), job.id)
         for key in (record_key(job.id), log_key(job.id), events_key(job.id)):

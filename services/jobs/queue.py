@@ -65,9 +65,6 @@ TASK = "worker.tasks.run_job"
 RETRIES = 2
 """How often a job is run again after its worker died."""
 
-KEY_LIFETIME_SECONDS = 86400
-"""How long an Idempotency-Key is remembered."""
-
 WORKER_LOST_SECONDS = 45
 """A worker that has not been heard of for this long does not count as alive."""
 
@@ -154,14 +151,6 @@ class JobQueue:
         return job, created
 
     @reaching_redis()
-    def submit_with_key(self, request: JobRequest, idempotency_key: str) -> tuple[Job, bool]:
-        """Like `submit`; the same key within a day is the same job. Raises what `submit` raises."""
-        key = f"graftwerk:key:{idempotency_key}"
-        self.redis.set(key, str(uuid4()), nx=True, ex=KEY_LIFETIME_SECONDS)
-        job_id = self.redis.get(key)
-        return self.submit(request, as_text(job_id) if job_id else None)
-
-    @reaching_redis()
     def get(self, job_id: str) -> Job:
         """One job. Raises JobNotFound."""
         return read_job(self.redis, job_id)
@@ -218,7 +207,7 @@ class JobQueue:
         job = self._ended(job_id, "be run again")
         known = zip(job.after, read_records(self.redis, job.after), strict=True)
         after = [id for id, record in known if record is not None]
-        request = parse_request({**job.request, "after": after})
+        request = parse_request({**job.request.model_dump(mode="json"), "after": after})
         return self.submit(request, room=room)[0]
 
     @reaching_redis()
@@ -246,10 +235,7 @@ class JobQueue:
         while pending:
             seen.update(pending)
             jobs = [job for job in read_jobs(self.redis, pending) if job and job.status not in ENDED]
-            for request in (parse_request(job.request) for job in jobs):
-                target = request.makes
-                if target is not None:
-                    promises[target] = request
+            promises |= {job.request.makes: job.request for job in jobs if job.request.makes is not None}
             pending = [id for id in {id for job in jobs for id in job.after} if id not in seen]
         return promises
 
@@ -265,8 +251,7 @@ class JobQueue:
         for job in read_jobs(self.redis, active_ids(self.redis)):
             if job is None or job.status in ENDED:
                 continue
-            request = parse_request(job.request)
-            names = [*request.reads, request.makes or ""]
+            names = [*job.request.reads, job.request.makes or ""]
             if model_name.lower() in {name.lower() for name in names}:
                 users.append(job.id)
         return sorted(users)
@@ -335,7 +320,7 @@ class JobQueue:
             if room is not None:
                 reserve(pipe, job_id, room)  # after _add, which has begun the transaction
             return True
-        if parse_request(existing.request) == request:
+        if existing.request == request:
             return False
         return IdempotencyConflict(
             f"job {job_id} exists with another request", "Use a new id or key, or send the same body."

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from redis import Redis
 from redis.client import Pipeline
@@ -19,7 +19,17 @@ from rq.job import Job as RQJob
 from rq.utils import as_text
 
 from services.errors import GraftwerkError, InternalError, JobAbandoned, JobNotFound, NotReady, QueueFull
-from services.jobs.status import ENDED, WAITING, Job, JobError, JobProgress, status_of
+from services.jobs.status import (
+    ENDED,
+    WAITING,
+    Job,
+    JobError,
+    JobProgress,
+    read_request,
+    read_result,
+    status_of,
+)
+from services.kinds.shared import JobRequest
 
 T = TypeVar("T")
 
@@ -101,9 +111,9 @@ class Failure:
 class Record:
     """Our hash of one job, parsed."""
 
-    request: dict[str, Any]
+    request: JobRequest
     created_at: datetime
-    progress: dict[str, Any] | None
+    progress: JobProgress | None
     failure: Failure | None
     cancel: bool
     execution: str | None
@@ -115,9 +125,9 @@ class Record:
             return None
         error = fields.get(b"error")
         return cls(
-            request=json.loads(fields[b"request"]),
+            request=read_request(json.loads(fields[b"request"])),
             created_at=datetime.fromtimestamp(int(fields[b"created_at"]) / 1e6, tz=UTC),
-            progress=json.loads(fields[b"progress"]) if b"progress" in fields else None,
+            progress=JobProgress.model_validate_json(fields[b"progress"]) if b"progress" in fields else None,
             failure=Failure(**json.loads(error)) if error is not None else None,
             cancel=b"cancel" in fields,
             execution=fields[b"execution"].decode() if b"execution" in fields else None,
@@ -187,18 +197,20 @@ def _view(rq: RQJob, record: Record) -> Job:
     failed = status in ("failed", "canceled")
     return Job(
         id=rq.id,
-        kind=record.request["kind"],
+        kind=record.request.kind,
         status=status,
         created_at=record.created_at,
         started_at=None if rq_status in WAITING else rq.started_at,
         finished_at=rq.ended_at if ended else None,
-        after=record.request["after"],
+        after=[str(id) for id in record.request.after],
         queue_position=_position(rq) if rq_status == "queued" and not ended else None,
-        progress=JobProgress(**record.progress) if record.progress else None,
+        progress=record.progress.completed()
+        if record.progress and status == "succeeded"
+        else record.progress,
         request=record.request,
-        result=rq.return_value() if status == "succeeded" else None,
+        result=read_result(record.request.kind, rq.return_value()) if status == "succeeded" else None,
         error=_error(record.failure) if failed else None,
-        metadata=record.request["metadata"],
+        metadata=record.request.metadata,
     )
 
 

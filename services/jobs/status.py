@@ -1,19 +1,21 @@
-"""Where a job stands: what the API returns, and the one mapping from RQ's word for it to ours."""
+"""The job as the API returns it, and the one mapping from RQ's statuses to ours."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError, WrapValidator
 
 from services.errors import JobCanceled, UpstreamFailed
+from services.kinds import KINDS, parse_request, parse_result
+from services.kinds.shared import JobRequest, JobResult
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled"]
 
 ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled"})
-"""The statuses that never change again."""
+"""Statuses that never change again."""
 
 WAITING = frozenset({"created", "queued", "deferred", "scheduled", "rate_limited", "ready_to_enqueue"})
-"""RQ's words for a job that no worker has started."""
+"""RQ's statuses of a job that no worker has started."""
 
 _OUTCOMES: dict[str, JobStatus] = {
     **dict.fromkeys(WAITING, "queued"),
@@ -25,10 +27,10 @@ _OUTCOMES: dict[str, JobStatus] = {
 
 
 def status_of(rq_status: str, error_code: str | None) -> JobStatus:
-    """Our status for RQ's, given the code of the error in our own record.
+    """Returns our status for RQ's, given the code of the error in our own record.
 
-    A recorded `canceled` or `upstream_failed` is a verdict: it holds even while a worker that had
-    already taken the job from the queue has yet to notice. A job that has finished has succeeded.
+    A recorded `canceled` or `upstream_failed` is final: it holds even while a worker that had already taken the job
+    from the queue has yet to notice. A job that has finished has succeeded.
     """
     if rq_status == "finished":
         return "succeeded"
@@ -40,7 +42,7 @@ def status_of(rq_status: str, error_code: str | None) -> JobStatus:
 
 
 class JobProgress(BaseModel):
-    """How far a running job is; `fraction` and `eta_seconds` are None where they cannot be known."""
+    """Progress of a job; `fraction` and `eta_seconds` are null if they cannot be known."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,9 +53,13 @@ class JobProgress(BaseModel):
     fraction: float | None
     eta_seconds: float | None
 
+    def completed(self) -> "JobProgress":
+        """Returns the progress of a job that has succeeded: everything is done and no time is left."""
+        return self.model_copy(update={"done": self.total or self.done, "fraction": 1.0, "eta_seconds": None})
+
 
 class JobError(BaseModel):
-    """Why a job failed: a stable code, a message for people and what to do about it."""
+    """Reason of a failure: a stable code, a message for people and a hint what to do."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,8 +68,51 @@ class JobError(BaseModel):
     hint: str
 
 
+class UnknownRequest(JobRequest):
+    """Request in a record of another version that this version cannot read: it can be listed, but not run again."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def read_request(value: object) -> JobRequest:
+    """Returns the request in a job's JSON."""
+    if isinstance(value, JobRequest):
+        return value
+    try:
+        return parse_request(value)
+    except ValidationError:
+        return UnknownRequest.model_validate(value)
+
+
+def read_result(kind: str, value: object) -> JobResult | None:
+    """Returns the result in a job's JSON; one of another version that does not fit the kind keeps its fields."""
+    if value is None or isinstance(value, JobResult):
+        return value
+    try:
+        return parse_result(kind, value)
+    except (ValidationError, KeyError):
+        return JobResult.model_validate(value)
+
+
+if TYPE_CHECKING:
+    StoredRequest = JobRequest
+    StoredResult = JobResult
+else:
+    StoredRequest = Annotated[
+        Union[tuple(kind.request for kind in KINDS.values())],  # noqa: UP007
+        WrapValidator(lambda value, _: read_request(value)),
+        PlainSerializer(lambda request, info: request.model_dump(mode=info.mode)),
+    ]
+    StoredResult = Annotated[
+        Union[tuple(kind.result for kind in KINDS.values())],  # noqa: UP007
+        WrapValidator(lambda value, _, info: read_result(info.data["kind"], value)),
+        PlainSerializer(lambda result, info: result.model_dump(mode=info.mode, exclude_unset=True)),
+    ]
+"""Request and result of any kind in a job: only the fields of a result that were set are serialized."""
+
+
 class Job(BaseModel):
-    """One job as everybody outside sees it."""
+    """One job as the API returns it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,16 +125,16 @@ class Job(BaseModel):
     after: list[str]
     queue_position: int | None
     progress: JobProgress | None
-    request: dict[str, Any]
-    result: dict[str, Any] | None
+    request: StoredRequest
+    result: StoredResult | None
     error: JobError | None
     metadata: dict[str, str]
 
 
 class WorkerState(BaseModel):
-    """One living worker process; a generation worker may run several jobs at once.
+    """One living worker process; an inference worker may run several jobs at once.
 
-    `device` says on what it computes, where that is more than this machine's CPU cores.
+    `device`: display name of the device that it computes on.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -6,7 +6,8 @@ import pytest
 from flask.testing import FlaskClient
 from redis import Redis
 
-from services.jobs.events import publish
+from services.jobs.events import publish_progress
+from services.jobs.status import JobProgress
 from services.settings import Settings
 from tests.api_client import client_of, import_request, problem, put_model
 
@@ -74,7 +75,8 @@ def test_a_job_after_one_that_was_canceled_is_409(client: FlaskClient, job_id: s
 def test_the_stream_of_a_job_is_resumed_and_ends_with_it(
     client: FlaskClient, redis: Redis, job_id: str
 ) -> None:
-    publish(redis, job_id, "progress", {"id": job_id, "progress": {"stage": "reading"}})
+    progress = JobProgress(stage="reading", done=0, total=0, unit="bytes", fraction=None, eta_seconds=None)
+    publish_progress(redis, job_id, progress)
     frames = client.get(f"/api/jobs/{job_id}/events").iter_encoded()
     next(frames)
     last_id = next(frames).decode().splitlines()[0].removeprefix("id: ")

@@ -27,6 +27,7 @@ from tests.api_client import client_of, problem
 from tests.contract.openai_server import FOREVER, HOLD, Scripted, answer, event, openai_server
 from tests.contract.test_worker_generate import StartWorker, ended, settings_of, start_worker, volume
 from tests.redis_server import Server, until
+from tests.results import result_json
 
 __all__ = ["start_worker", "volume"]  # fixtures
 
@@ -241,15 +242,14 @@ def submit(queue: JobQueue, **fields: Any) -> str:
 def test_prompts_are_asked_one_by_one_and_put_together(queue: JobQueue, script: Scripted) -> None:
     script.events = answer("He", "llo")
     job = ended(queue, submit(queue, prompt=None, prompts=["a", "b"], sampling=PLAIN | {"n": 2}))
-    assert job.result is not None, job.error
-    assert [(one["prompt"], one["index"], one["text"], one["seed"]) for one in job.result["outputs"]] == [
+    assert [(one["prompt"], one["index"], one["text"], one["seed"]) for one in result_json(job)["outputs"]] == [
         ("a", 0, "Hello", 3), ("a", 1, "Hello", 4), ("b", 0, "Hello", 3), ("b", 1, "Hello", 4),
     ]  # fmt: skip
     asked = sorted(
         (body["prompt"], body["seed"]) for path, _, body in script.heard if path.startswith("/v1/c")
     )
     assert asked == [("a", 3), ("a", 4), ("b", 3), ("b", 4)]
-    assert (job.result["backend"], job.result["device"]) == (script.url, None)
+    assert (result_json(job)["backend"], result_json(job)["device"]) == (script.url, None)
 
 
 def test_text_is_told_before_the_answer_ends(queue: JobQueue, script: Scripted) -> None:
@@ -339,21 +339,23 @@ def test_a_file_of_prompts_is_answered_into_a_file_and_goes_on_where_the_server_
     (volume / "incoming").mkdir(exist_ok=True)
     (volume / "incoming" / "asked.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
     job = ended(queue, submit(queue, prompt=None, prompts_file="incoming/asked.txt"))
-    assert job.result is not None, job.error
-    lines = (volume / job.result["results_file"]).read_text(encoding="utf-8").splitlines()[1:]
+    lines = (volume / result_json(job)["results_file"]).read_text(encoding="utf-8").splitlines()[1:]
     written = {line["prompt"]: line["outputs"][0]["text"] for line in map(json.loads, lines)}
     assert written == {"one": "Hi", "two": "Hi", "three": "Hi"}
-    assert (job.result["answered"], job.result["resumed"], job.result["template"]) == (3, 0, "raw")
-    assert job.result["usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+    assert (result_json(job)["answered"], result_json(job)["resumed"], result_json(job)["template"]) == (
+        3,
+        0,
+        "raw",
+    )
+    assert result_json(job)["usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
     while script.answered.acquire(blocking=False):
         pass
     script.failing = {"two"}
     again = ended(queue, submit(queue, prompt=None, prompts_file="incoming/asked.txt"))
     assert again.error is None, again.error
-    assert again.result is not None
-    assert (again.result["answered"], again.result["failed"]) == (3, 0)
-    assert again.result["resumed"] >= 1
-    assert again.result["backend"] == script.url
+    assert (result_json(again)["answered"], result_json(again)["failed"]) == (3, 0)
+    assert result_json(again)["resumed"] >= 1
+    assert result_json(again)["backend"] == script.url
 
 
 def test_the_time_limit_of_a_job_holds_elsewhere_too(queue: JobQueue, script: Scripted) -> None:

@@ -8,9 +8,11 @@ import pytest
 from redis import Redis
 
 from services.errors import InvalidRequest, JobNotFound
-from services.jobs.events import Event, follow, publish
+from services.jobs.events import Event, follow, publish_progress, publish_status
 from services.jobs.queue import JobQueue
+from services.jobs.status import JobProgress
 from services.kinds.convert import ConvertRequest
+from services.kinds.shared import JobResult
 from services.settings import Settings
 
 
@@ -27,6 +29,15 @@ def statuses(events: Iterator[Event | None]) -> list[str]:
     return [json.loads(event.data)["status"] for event in events if event and event.name == "status"]
 
 
+def counting(number: int) -> JobProgress:
+    return JobProgress(stage="counting", done=number, total=0, unit="steps", fraction=None, eta_seconds=None)
+
+
+def number_of(event: Event) -> int:
+    number: int = json.loads(event.data)["progress"]["done"]
+    return number
+
+
 def next_event(events: Iterator[Event | None]) -> Event:
     event = next(events)
     assert event is not None
@@ -38,7 +49,7 @@ def test_a_watcher_sees_the_present_status_then_what_happens_then_the_end(queue:
     events = follow(queue.redis, job.id, last_id=None)
     first = next_event(events)
     assert (first.name, json.loads(first.data)["status"]) == ("status", "queued")
-    publish(queue.redis, job.id, "progress", {"id": job.id, "progress": None})
+    publish_progress(queue.redis, job.id, counting(1))
     queue.cancel(job.id)
     assert next_event(events).name == "progress"
     assert statuses(events) == ["canceled"]
@@ -47,11 +58,11 @@ def test_a_watcher_sees_the_present_status_then_what_happens_then_the_end(queue:
 def test_a_watcher_resumes_after_the_last_event_it_saw(queue: JobQueue) -> None:
     job, _ = queue.submit(convert("a"))
     for number in range(3):
-        publish(queue.redis, job.id, "progress", {"number": number})
+        publish_progress(queue.redis, job.id, counting(number))
     events = follow(queue.redis, job.id, last_id="0-0")
     seen = [next_event(events) for _ in range(3)]  # queued, 0, 1
     resumed = follow(queue.redis, job.id, last_id=seen[-1].id)
-    assert json.loads(next_event(resumed).data) == {"number": 2}
+    assert number_of(next_event(resumed)) == 2
 
 
 def test_an_ended_job_gives_all_that_happened_and_the_stream_ends(queue: JobQueue) -> None:
@@ -102,20 +113,22 @@ def test_everybodys_stream_has_the_events_of_every_job_from_now_on(queue: JobQue
 def test_no_event_is_lost_between_two_reads_of_everybodys_stream(queue: JobQueue) -> None:
     events = follow(queue.redis, None, last_id=None)
     publisher = threading.Thread(
-        target=lambda: [publish(queue.redis, "j", "progress", {"number": number}) for number in range(200)]
+        target=lambda: [publish_progress(queue.redis, "j", counting(number)) for number in range(200)]
     )
     publisher.start()
-    numbers = [json.loads(next_event(events).data)["number"] for _ in range(200)]
+    numbers = [number_of(next_event(events)) for _ in range(200)]
     publisher.join()
     assert numbers == list(range(200))
 
 
 def test_a_large_result_stays_out_of_everybodys_stream(queue: JobQueue) -> None:
-    publish(queue.redis, "j", "status", {"status": "succeeded", "result": {"text": "x" * 40_000}})
-    own = queue.redis.xrevrange("graftwerk:events:j", count=1)[0][1]
+    job, _ = queue.submit(convert("a"))
+    result = JobResult.model_validate({"text": "x" * 40_000})
+    publish_status(queue.redis, job.model_copy(update={"status": "succeeded", "result": result}))
+    own = queue.redis.xrevrange(f"graftwerk:events:{job.id}", count=1)[0][1]
     shared = queue.redis.xrevrange("graftwerk:events", count=1)[0][1]
     assert len(json.loads(own[b"data"])["result"]["text"]) == 40_000
-    assert json.loads(shared[b"data"]) == {"status": "succeeded", "result": None}
+    assert json.loads(shared[b"data"]) == {**json.loads(own[b"data"]), "result": None}
 
 
 def test_streams_are_cut_to_a_length(queue: JobQueue) -> None:
@@ -123,7 +136,7 @@ def test_streams_are_cut_to_a_length(queue: JobQueue) -> None:
         for _ in range(5000):
             pipe.xadd("graftwerk:events:j", {"name": "progress", "data": "{}"})
         pipe.execute()
-    publish(queue.redis, "j", "progress", {})
+    publish_progress(queue.redis, "j", counting(1))
     assert queue.redis.xlen("graftwerk:events:j") < 4300
 
 

@@ -19,6 +19,7 @@ from services.jobs.status import Job
 from services.kinds.convert import ConvertRequest
 from services.settings import Settings
 from tests.redis_server import Server, until
+from tests.results import result_json
 from worker.janitor import Janitor
 
 ROOT = Path(__file__).parents[2]
@@ -118,12 +119,13 @@ def alive(pid: int) -> bool:
 
 def test_a_job_succeeds_with_result_progress_and_times(queue: JobQueue, start_worker: StartWorker) -> None:
     start_worker()
-    job = ended(queue, queue.submit(wish("a", steps="3"))[0].id)
+    job = ended(queue, queue.submit(wish("a", steps="3", total="7"))[0].id)
     assert job.status == "succeeded"
-    assert job.result == {"steps": 3, "target": "a"}
+    assert result_json(job) == {"steps": 3, "target": "a"}
     assert job.error is None
     assert job.progress is not None
-    assert (job.progress.done, job.progress.total, job.progress.fraction) == (3, 3, 1.0)
+    assert (job.progress.done, job.progress.total) == (7, 7)
+    assert (job.progress.fraction, job.progress.eta_seconds) == (1.0, None)
     assert job.started_at is not None
     assert job.finished_at is not None
     assert job.created_at <= job.started_at <= job.finished_at

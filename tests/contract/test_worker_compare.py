@@ -24,6 +24,7 @@ from tests.contract.test_worker_generate import (
     volume,
 )
 from tests.redis_server import until
+from tests.results import result_json
 from worker.inference.compare import Compared, difference
 from worker.inference.result_sink import Entry
 
@@ -55,8 +56,7 @@ def compare(queue: JobQueue, **request: Any) -> Job:
 
 
 def result(job: Job) -> dict[str, Any]:
-    assert job.result is not None, job.error
-    return job.result
+    return result_json(job)
 
 
 def test_each_variant_answers_as_in_a_job_of_its_own(queue: JobQueue) -> None:

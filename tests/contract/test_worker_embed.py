@@ -13,6 +13,7 @@ from services.kinds.generate import GenerateRequest
 from services.tokenizers import load_tokenizer
 from tests.contract.test_worker_generate import LONG, queue, start_worker, volume
 from tests.redis_server import until
+from tests.results import result_json
 
 __all__ = ["queue", "start_worker", "volume"]  # fixtures
 
@@ -27,8 +28,7 @@ def embed(queue: JobQueue, inputs: list[str], **more: object) -> Job:
 
 
 def vectors(job: Job) -> list[list[float]]:
-    assert job.result is not None, job.error
-    found: list[list[float]] = job.result["embeddings"]
+    found: list[list[float]] = result_json(job)["embeddings"]
     return found
 
 
@@ -44,8 +44,7 @@ def test_a_vector_is_the_mean_of_the_last_hidden_states_at_length_one(queue: Job
             mean = model(torch.tensor([ids])).last_hidden_state[0].mean(0)
         torch.testing.assert_close(torch.tensor(vector), mean / mean.norm(), rtol=1e-4, atol=1e-6)
         assert sum(number**2 for number in vector) == pytest.approx(1, abs=1e-5)
-    assert job.result is not None
-    assert job.result["usage"] == {"prompt_tokens": count, "total_tokens": count}
+    assert result_json(job)["usage"] == {"prompt_tokens": count, "total_tokens": count}
 
 
 def test_texts_together_have_the_vectors_that_each_has_alone(queue: JobQueue) -> None:

@@ -27,6 +27,7 @@ from services.settings import Settings
 from services.tokenizers import load_tokenizer
 from tests.miniature import ADAPTERS, MINIATURE, unpack_adapters
 from tests.redis_server import Server, until
+from tests.results import result_json
 from worker.janitor import Janitor
 
 ROOT = Path(__file__).parents[2]
@@ -124,8 +125,7 @@ def ended(queue: JobQueue, job_id: str, seconds: float = 60.0) -> Job:
 
 
 def outputs(job: Job) -> list[dict[str, Any]]:
-    assert job.result is not None, job.error
-    found: list[dict[str, Any]] = job.result["outputs"]
+    found: list[dict[str, Any]] = result_json(job)["outputs"]
     return found
 
 
@@ -152,10 +152,13 @@ def test_a_prompt_is_continued_as_transformers_does_it(queue: JobQueue, volume: 
         "completion_tokens": len(output["token_ids"]),
         "total_tokens": len(output["prompt_token_ids"]) + len(output["token_ids"]),
     }
-    assert job.result is not None
-    assert (job.result["template"], job.result["device"], job.result["dtype"]) == ("raw", "cpu", "float32")
-    assert job.result["tokens_per_second"] > 0
-    assert job.result["seconds"] > 0
+    assert (result_json(job)["template"], result_json(job)["device"], result_json(job)["dtype"]) == (
+        "raw",
+        "cpu",
+        "float32",
+    )
+    assert result_json(job)["tokens_per_second"] > 0
+    assert result_json(job)["seconds"] > 0
 
 
 def test_adapters_on_the_fly_answer_every_question_to_the_letter(queue: JobQueue, volume: Path) -> None:
@@ -268,11 +271,9 @@ def test_a_conversation_gets_the_template_of_the_models_lineage(queue: JobQueue)
     row = QUESTIONS[0]
     messages = [{"role": "user", "content": row["question"]}]
     job = ended(queue, ask(queue, adapters=ADAPTERS, messages=messages))
-    assert job.result is not None
-    assert (job.result["template"], outputs(job)[0]["text"]) == ("alpaca", row["answer"])
+    assert (result_json(job)["template"], outputs(job)[0]["text"]) == ("alpaca", row["answer"])
     plain = ended(queue, ask(queue, messages=messages))
-    assert plain.result is not None
-    assert plain.result["template"] == "alpaca-chat"
+    assert result_json(plain)["template"] == "alpaca-chat"
 
 
 def test_a_short_job_is_not_held_up_by_a_long_list_of_prompts(queue: JobQueue) -> None:

@@ -27,6 +27,7 @@ from tests.contract.test_worker_generate import (
     volume,
 )
 from tests.redis_server import until
+from tests.results import result_json
 
 __all__ = ["queue", "start_worker", "volume"]  # fixtures
 
@@ -42,8 +43,7 @@ def submit(queue: JobQueue, **fields: Any) -> str:
 
 
 def result(job: Job) -> dict[str, Any]:
-    assert job.result is not None, job.error
-    return job.result
+    return result_json(job)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from tests.contract.test_worker_generate import (
     volume,
 )
 from tests.redis_server import until
+from tests.results import result_json
 from worker.janitor import Janitor
 
 __all__ = ["own_queue", "queue", "start_worker", "volume"]  # fixtures
@@ -32,8 +33,7 @@ DRAWN = {"temperature": 1.2, "seed": 11, "n": 2, "max_new_tokens": 60, "logit_bi
 
 
 def result(job: Job) -> dict[str, Any]:
-    assert job.result is not None, job.error
-    return job.result
+    return result_json(job)
 
 
 def lines(volume: Path, job_id: str) -> list[dict[str, Any]]:

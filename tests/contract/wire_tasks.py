@@ -35,10 +35,11 @@ def _work(request: JobRequest, context: JobContext) -> JobResult:
     if "broken" in wishes:
         raise ZeroDivisionError("a fault of ours")
     steps = int(wishes.get("steps", 1))
+    total = int(wishes.get("total", steps))
     for step in range(steps):
         if "deaf" not in wishes:
             context.execution.check_canceled()
-        context.execution.report(Progress("counting", step + 1, steps, "steps"))
+        context.execution.report(Progress("counting", step + 1, total, "steps"))
         PAUSE.wait(float(wishes.get("step_seconds", 0)))
     context.execution.ensure_current()
     redis.rpush("test:published", context.execution.job_id)

@@ -3,7 +3,8 @@
 import pytest
 from rq.job import JobStatus
 
-from services.jobs.status import status_of
+from services.jobs.status import JobProgress, UnknownRequest, read_request, read_result, status_of
+from services.kinds.embed import EmbedResult
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,42 @@ def test_each_status_of_rq_is_one_of_ours(rq_status: str, code: str | None, expe
 
 def test_no_status_of_rq_is_left_out() -> None:
     assert all(status_of(status.value, None) for status in JobStatus)
+
+
+def progress(**changed: float | None) -> JobProgress:
+    fields = {"stage": "s", "done": 86, "total": 100, "unit": "bytes", "fraction": 0.86, "eta_seconds": 4.2}
+    return JobProgress.model_validate(fields | changed)
+
+
+def test_a_job_that_has_succeeded_is_complete() -> None:
+    assert progress().completed() == progress(done=100, fraction=1.0, eta_seconds=None)
+    without_total = progress(total=0, fraction=None).completed()
+    assert (without_total.done, without_total.fraction, without_total.eta_seconds) == (86, 1.0, None)
+
+
+def test_a_result_with_fields_of_another_version_is_read_as_its_kinds() -> None:
+    usage = {"prompt_tokens": 3, "total_tokens": 3}
+    stored = {
+        "embeddings": [[0.5]],
+        "usage": usage,
+        "seconds": 1.0,
+        "device": "cpu",
+        "dtype": "float32",
+        "new": 1,
+    }
+    result = read_result("embed", stored)
+    assert isinstance(result, EmbedResult)
+    assert result.model_dump(exclude_unset=True) == stored
+
+
+def test_a_result_that_does_not_fit_its_kind_keeps_its_fields() -> None:
+    result = read_result("embed", {"vectors": [1, 2]})
+    assert result is not None
+    assert result.model_dump(exclude_unset=True) == {"vectors": [1, 2]}
+
+
+def test_a_request_of_another_version_keeps_its_fields() -> None:
+    stored = {"kind": "transmute", "after": [], "metadata": {}, "lead": "x"}
+    request = read_request(stored)
+    assert isinstance(request, UnknownRequest)
+    assert request.model_dump(mode="json") == stored
