@@ -42,7 +42,11 @@ class Settings(BaseSettings):
     )
     hub_enabled: bool = Field(False, description="Whether imports may read a model hub over the network.")
     log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
-    torch_threads: int = Field(0, ge=0, description="Threads of a worker; 0 takes the cores it may use.")
+    torch_threads: int = Field(
+        0,
+        ge=0,
+        description="Threads of a worker; 0 takes half of the usable cores for generation and all of them for other jobs.",
+    )
 
     @field_validator("models_dir")
     @classmethod

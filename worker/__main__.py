@@ -8,19 +8,17 @@ import signal
 import socket
 import threading
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Literal
 
 from redis import Redis
 
 from services.jobs.queue import connect
 from services.jobs.rq_workers import ForkWorker, TrackedWorker
-from services.kinds import KINDS
+from services.kinds import KINDS, QueueName
 from services.logs import log_config
 from services.settings import Settings
 from worker.janitor import Janitor, wait_for_redis
-
-CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
-"""cgroup v2: "quota period" in microseconds, or "max period"."""
+from worker.processor import lower_priority, set_threads, set_wait_policy, thread_count, usable_cores
 
 logger = logging.getLogger("graftwerk.worker")
 
@@ -28,23 +26,6 @@ logger = logging.getLogger("graftwerk.worker")
 def configure_logging(log_format: str) -> None:
     """Everything to standard error, as text or as JSON lines."""
     logging.config.dictConfig(log_config(log_format))
-
-
-def usable_cores(quota_file: Path = CPU_QUOTA_FILE) -> int:
-    """The cores that this process may use: by its affinity and by its container's quota, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if quota_file.is_file():
-        quota, period = quota_file.read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, int(quota) // int(period))
-    return max(1, cores)
-
-
-def set_threads(count: int) -> None:
-    """Cap torch's threads; more than there are cores makes it many times slower."""
-    import torch  # noqa: PLC0415  (the janitor needs none)
-
-    torch.set_num_threads(count)
 
 
 def preload(queue: str) -> None:
@@ -62,10 +43,11 @@ def preload(queue: str) -> None:
             handler_of(kind)
 
 
-def build(queue: str, redis: Redis, settings: Settings) -> TrackedWorker:
+def build(queue: QueueName, redis: Redis, settings: Settings) -> TrackedWorker:
     """The worker of this queue: resident for generation, forking for the rest."""
     name = f"{queue}-{socket.gethostname()}-{os.getpid()}"
-    threads = settings.torch_threads or usable_cores()
+    threads = settings.torch_threads or thread_count(queue, usable_cores())
+    lower_priority(queue)
     if queue == "generate":
         from worker.inference.worker import GenerateWorker  # noqa: PLC0415  (imports torch)
 
@@ -91,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until told to stop; 1 if it ended by itself, so that whoever supervises starts another."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     parser.add_argument("role", choices=("convert", "merge", "generate", "janitor"))
-    role: str = parser.parse_args(arguments).role
+    role: QueueName | Literal["janitor"] = parser.parse_args(arguments).role
+    set_wait_policy()
     settings = Settings()
     configure_logging(settings.log_format)
     redis = connect(settings)

@@ -18,7 +18,7 @@ from services.kinds.import_ import ImportRequest
 from services.settings import Settings
 from tests.miniature import MINIATURE
 from tests.redis_server import Server, until
-from worker.__main__ import usable_cores
+from worker.processor import NICENESS, thread_count, usable_cores
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,3 +130,23 @@ def test_a_containers_quota_bounds_the_threads(tmp_path: Path, quota: str, cores
     file = tmp_path / "cpu.max"
     file.write_text(quota)
     assert usable_cores(file) == (cores or len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(("cores", "generate"), [(1, 1), (2, 1), (3, 1), (8, 4)])
+def test_generation_gets_half_of_the_cores_and_other_work_all(cores: int, generate: int) -> None:
+    assert thread_count("generate", cores) == generate
+    assert thread_count("merge", cores) == thread_count("convert", cores) == cores
+
+
+def test_a_converting_worker_has_a_low_priority_and_idle_threads_that_sleep(
+    own_server: Server, settings: Settings, start: Start, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    own_server.start()
+    settings = settings.model_copy(update={"redis_url": SecretStr(own_server.url)})
+    worker = start("convert", settings, OMP_DISPLAY_ENV="true")
+    queue = JobQueue(connect(settings), settings)
+    until(lambda: bool(queue.workers()), seconds=60)
+    priority = os.getpriority(os.PRIO_PROCESS, worker.pid)
+    assert priority == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in log.read_text()
