@@ -46,7 +46,7 @@ def _merge(folder: Path, adapters: tuple[str, ...], *, verify: bool) -> Found:
     from bench.foresight import Foresight
     from services.checkpoints.write_hooks import WriteHooks
     from services.merge import MergeOptions, merge
-    from services.verify.report import verify_merge
+    from services.verify import verify_merge
 
     foresight = Foresight()
     watch = WriteHooks(foresight.report)

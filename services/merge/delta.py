@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from services.adapters.adapter import Adapter, LoraPair
+from services.adapters.adapter import Adapter
+from services.adapters.lora_tensors import LoraPair
 from services.adapters.tuners import TokenRows, TunerLayer
 from services.checkpoints.tensor_reader import TensorReader, check_finite
 from services.files.tensors import TensorHeader

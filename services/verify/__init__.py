@@ -1,1 +1,16 @@
-"""Proof that a model is what it claims to be: digests, recomputed rows and the logits of the whole model."""
+"""Proof that a model is the merge that it is said to be: digests, recomputed rows and the logits of the whole model."""
+
+from services.verify.expected import ExpectedMerge, expected_merge
+from services.verify.norms import ChangeNorms, change_norms, nothing_changed
+from services.verify.report import ModelVerification, verify_merge, verify_model
+
+__all__ = [
+    "ChangeNorms",
+    "ExpectedMerge",
+    "ModelVerification",
+    "change_norms",
+    "expected_merge",
+    "nothing_changed",
+    "verify_merge",
+    "verify_model",
+]

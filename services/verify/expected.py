@@ -1,16 +1,51 @@
-"""What a merge should have given, in float64 and without any rounding, and how far rounding may take it from there."""
+"""Expected values of a merge, in float64 and without any rounding, and the bound on what rounding may add to them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from services.adapters.adapter import read_adapter
+from services.adapters.stack import Stack, check_stack
 from services.architectures.checkpoint import Checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
+from services.architectures.output_spec import OutputFormat, OutputSpec
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader
-from services.merge import ScaledAdapter
+from services.merge import MergeOptions, ScaledAdapter, merged_output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedMerge:
+    """The merge that a stored model is said to be: a base and adapters, in this order.
+
+    `once` says that it was rounded once after all adapters.
+    """
+
+    base: Checkpoint
+    adapters: Sequence[ScaledAdapter]
+    stack: Stack
+    output: OutputSpec
+    once: bool = False
+
+
+def expected_merge(
+    base: Path, adapters: Sequence[tuple[str, Path, float]], output_format: OutputFormat
+) -> ExpectedMerge:
+    """Returns the merge of a base and adapters (name, folder, scale) in a format.
+
+    Errors of `read_checkpoint`, `read_adapter` and `check_stack` are raised as they are: there can be no such merge.
+    """
+    checkpoint = read_checkpoint(base)
+    scaled = [ScaledAdapter(read_adapter(folder, name), scale) for name, folder, scale in adapters]
+    stack = check_stack(checkpoint, [item.adapter for item in scaled])
+    options = MergeOptions(output_format=output_format)
+    output = merged_output(checkpoint, scaled, stack, options)
+    return ExpectedMerge(base=checkpoint, adapters=scaled, stack=stack, output=output)
 
 
 def rounding(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """One unit in the last place of `dtype` at each value, the smallest normal number's at least."""
+    """Returns one unit in the last place of `dtype` at each value, at least that of the smallest normal number."""
     info = torch.finfo(dtype)
     return torch.exp2(torch.floor(torch.log2(values.abs().clamp(min=info.smallest_normal)))) * info.eps
 
@@ -18,15 +53,22 @@ def rounding(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def expected_rows(
     reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAdapter], name: str, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of one merged tensor in float64 without any rounding, and how far rounding may take the merge from them.
+    """Returns rows of one merged tensor in float64 without any rounding, and the tolerance of each value.
 
-    Each step may be off by one rounding of the base's dtype at the value it reached, and the product by the float32 error
+    Args:
+        name: Tensor of shape (out, in), under Hugging Face's name.
+        rows: Indices of the rows, int64 of shape (rows,).
+
+    Returns:
+        Two tensors of shape (rows, in). Each step of the merge may be off by one rounding of the base's dtype at the value it reached, and the product by the float32 error
     of a sum of r terms, r * eps * sum|B||A| (Higham 2002, eq. 3.5).
     """
     source = base.tensors[name]
     dtype = TORCH_DTYPES[source.dtype]
     last = max((i for i, item in enumerate(adapters) if name in item.adapter.replaced), default=None)
-    used = adapters if last is None else adapters[last:]  # what a later adapter replaces whole does not count
+    used = (
+        adapters if last is None else adapters[last:]
+    )  # a tensor that a later adapter replaces whole does not count
     whole = reader.joined(source) if last is None else reader.view(used[0].adapter.replaced[name])
     weight = whole[rows].double()
     tolerance = rounding(weight, dtype)
@@ -50,7 +92,7 @@ def expected_rows(
 def _with_rows(
     reader: TensorReader, item: ScaledAdapter, name: str, rows: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    """The rows of a weight, those that the adapter trained taken from it."""
+    """Returns the rows of a weight, with those that the adapter has trained in their place."""
     token_rows = item.adapter.rows[name]
     trained = dict(zip(token_rows.indices, reader.view(token_rows.rows).double(), strict=True))
     return torch.stack([trained.get(int(row), kept) for row, kept in zip(rows, weight, strict=True)])

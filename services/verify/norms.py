@@ -1,8 +1,8 @@
-"""How much each adapter changes: the Frobenius norm of its change by kind of module, as a merge reports it.
+"""Size of each adapter's change: its Frobenius norm by kind of module, as a merge reports it.
 
-Of a LoRA pair it follows from the halves alone: ||s·BA||² = s²·sum((BᵀB)∘(AAᵀ)), two products of r×r; that is the change before
-any rounding. What replaces or trains rows, and what PEFT's layers merge, is measured as what is there after the adapter minus
-what was there before it, in blocks of rows. PEFT's layers are the slow path: each is merged once more.
+For a LoRA pair it follows from the halves alone: ||s·BA||² = s²·sum((BᵀB)∘(AAᵀ)), two products of r×r; that is the change before
+any rounding. Replaced tensors, trained rows and the changes of PEFT's layers are measured as the tensor after the adapter
+minus the tensor before it, in blocks of rows. PEFT's layers are the slow path: each is merged once more.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from services.adapters.adapter import LoraPair
+from services.adapters.lora_tensors import LoraPair
 from services.architectures.checkpoint import Checkpoint
 from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
@@ -20,24 +20,24 @@ from services.merge.delta import changed_blocks
 from services.progress import Progress
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
-"""Modules that are counted together, as `norms`."""
+"""Modules that count together, as `norms`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeNorms:
-    """What one adapter changes: the norm by kind of module, and the rows that it adds to the embeddings."""
+    """Norms of one adapter's change by kind of module, and the rows that it adds to the embeddings."""
 
     by_kind: Mapping[str, float] = field(default_factory=dict)
     rows_added: int = 0
 
     @property
-    def nothing(self) -> bool:
-        """Whether the adapter leaves everything as it was."""
+    def all_zero(self) -> bool:
+        """True if the adapter changes nothing."""
         return not self.rows_added and not any(self.by_kind.values())
 
 
 def module_kind(tensor: str) -> str:
-    """The kind of module that a tensor (Hugging Face's name) is of: q_proj, embed_tokens, …, or `norms`."""
+    """Returns the kind of module of a tensor (Hugging Face's name): q_proj, embed_tokens, …, or `norms`."""
     module = tensor.rsplit(".", 2)[-2]
     return "norms" if module in NORMS else module
 
@@ -45,9 +45,13 @@ def module_kind(tensor: str) -> str:
 def change_norms(
     reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAdapter], hooks: WriteHooks | None = None
 ) -> list[ChangeNorms]:
-    """The norms of each adapter, in order, in float64; rows that it adds are counted and are part of no norm.
+    """Returns the norms of each adapter, in order, computed in float64; added rows are counted and are part of no norm.
 
-    Peak memory: a few blocks of rows; for trained rows and PEFT's layers what their merge takes.
+    Peak memory: a few blocks of rows; for trained rows and PEFT's layers that of their merge.
+
+    Raises:
+        JobCanceled: The caller has canceled the work.
+        NonFiniteTensor: A tensor holds NaN or infinity.
     """
     hooks = hooks or WriteHooks()
     total, done = sum(len(item.adapter.changed) for item in adapters), 0
@@ -67,17 +71,17 @@ def change_norms(
 
 
 def nothing_changed(adapters: Sequence[ScaledAdapter], norms: Sequence[ChangeNorms]) -> list[str]:
-    """A sentence for each adapter that leaves everything as it was."""
+    """Returns a warning for each adapter that changes nothing."""
     return [
-        f"adapter {item.adapter.name} changes nothing: every change that it makes is zero. It may have been saved before "
-        "it was trained"
+        f"Adapter {item.adapter.name} changes nothing: every change that it makes is zero. It may have been saved before "
+        "it was trained."
         for item, norm in zip(adapters, norms, strict=True)
-        if norm.nothing
+        if norm.all_zero
     ]
 
 
 def _square(reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAdapter], name: str) -> float:
-    """The squared norm of what the last adapter changes of a tensor."""
+    """Returns the squared norm of the last adapter's change of a tensor."""
     changes = changes_of(adapters, name)
     last = changes[-1]
     if last.pair is not None and not (last.replaced or last.rows or last.layer):
@@ -95,20 +99,20 @@ def _square(reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAda
 
 
 def pair_square(reader: TensorReader, pair: LoraPair, scale: float) -> float:
-    """||s·BA||² of a pair without the product: the trace of BᵀB·AAᵀ, which is a sum over r×r."""
+    """Returns ||s·BA||² of a pair without the product: the trace of BᵀB·AAᵀ, which is a sum over r×r."""
     a, b = reader.view(pair.a).double(), reader.view(pair.b).double()
     square = float(((b.T @ b) * (a @ a.T)).sum()) * (pair.scaling * scale) ** 2
-    return max(square, 0.0)  # rounding may leave a negative trace of nothing
+    return max(square, 0.0)  # rounding may make the trace of a zero change negative
 
 
 def common_rows(
     before: Iterable[torch.Tensor], after: Iterable[torch.Tensor], most_elements: int = 1 << 20
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs of equally many rows of two tensors that come in blocks of their own, as far as both go."""
-    sides = (iter(before), iter(after))
-    old, new = (next(side, None) for side in sides)
+    """Yields pairs of equally many rows of two tensors in different blocks, up to the end of the shorter one."""
+    tensors = (iter(before), iter(after))
+    old, new = (next(blocks, None) for blocks in tensors)
     while old is not None and new is not None:
         rows = min(len(old), len(new), max(1, most_elements // max(1, new[0].numel())))
         yield old[:rows], new[:rows]
-        old = old[rows:] if rows < len(old) else next(sides[0], None)
-        new = new[rows:] if rows < len(new) else next(sides[1], None)
+        old = old[rows:] if rows < len(old) else next(tensors[0], None)
+        new = new[rows:] if rows < len(new) else next(tensors[1], None)

@@ -16,7 +16,7 @@ from services.convert import ConvertOptions, convert
 from services.files.gguf_header import read_gguf_header
 from services.merge import MergeOptions, merge
 from services.tokenizers import complete_tokenizer
-from services.verify.report import verify_merge
+from services.verify import verify_merge
 from tests.corpus import mixed_lines
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
@@ -161,7 +161,7 @@ def test_a_merge_into_the_file_passes_its_check(tmp_path: Path) -> None:
     options = MergeOptions(output_format="gguf")
     merged = merge(base, [("adapter", adapter, 1.0)], tmp_path / "target", options=options)
     report = verify_merge(merged, options, WriteHooks())
-    assert (report["passed"], report["vocabulary_size"], report["tokenizer_size"]) == (True, 557, 557)
+    assert (report.passed, report.vocabulary_size, report.tokenizer_size) == (True, 557, 557)
 
 
 # ---- a trained tokenizer ------------------------------------------------------------------------------

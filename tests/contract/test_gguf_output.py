@@ -32,7 +32,7 @@ from services.merge import Merged, MergeOptions, merge
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.preflight import preflight
-from services.verify.report import verify_merge
+from services.verify import verify_merge
 from tests.job_context import job_context
 from tests.miniature import MINIATURE, unpack_adapters
 from tests.reference.huggingface_model import save_llama
@@ -407,10 +407,10 @@ def merged(tmp_path: Path, **options: Any) -> tuple[Merged, MergeOptions]:
 def test_a_merge_is_checked_in_the_file(tmp_path: Path, dtype: str | None) -> None:
     found, options = merged(tmp_path, dtype=dtype)
     report = verify_merge(found, options, WriteHooks())
-    assert (report["passed"], report["tensors"], report["vocabulary_size"], report["tokenizer_size"]) == (
+    assert (report.passed, report.tensors, report.vocabulary_size, report.tokenizer_size) == (
         True, 30, 101, 101,
     )  # fmt: skip
-    assert 0 < report["largest_share_of_tolerance"] <= 1
+    assert 0 < report.largest_share_of_tolerance <= 1
 
 
 def miniature_adapters(tmp_path: Path) -> list[tuple[str, Path, float]]:
@@ -422,8 +422,8 @@ def test_a_merge_in_q8_0_is_checked_against_its_rounding(tmp_path: Path) -> None
     options = MergeOptions(output_format="gguf", dtype="Q8_0")
     found = merge(MINIATURE / "llama", miniature_adapters(tmp_path), tmp_path / "target", options=options)
     report = verify_merge(found, options, WriteHooks())
-    assert report["passed"]
-    assert 0.5 < report["largest_share_of_tolerance"] <= 1, "half a step is what rounding costs"
+    assert report.passed
+    assert 0.5 < report.largest_share_of_tolerance <= 1, "half a step is what rounding costs"
 
 
 def test_a_changed_bit_does_not_pass(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from services.adapters.adapter import LoraPair
+from services.adapters.lora_tensors import LoraPair
 from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.convert import ConvertOptions, convert
@@ -21,7 +21,7 @@ from services.errors import NonFiniteTensor, VerificationFailed
 from services.files.safetensors_header import read_safetensors_header
 from services.merge import Merged, MergeOptions, merge
 from services.merge.delta import Change, changed_blocks
-from services.verify.report import verify_merge
+from services.verify import verify_merge
 from tests.miniature import MINIATURE, unpack_adapters
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import (
@@ -361,11 +361,11 @@ def test_a_good_merge_passes_its_check(
         merged(base, [*adapters, extra], tmp_path / "target", rounding=rounding), options, WriteHooks()
     )
 
-    assert report["passed"] is True
-    assert report["tensors"] == report["digests_equal"] == 30
-    assert report["rows_recomputed"] == 30 * 16
-    assert report["vocabulary_size"] == report["tokenizer_size"] == 101
-    assert report["largest_difference"] > 0
+    assert report.passed is True
+    assert report.tensors == report.digests_equal == 30
+    assert report.rows_recomputed == 30 * 16
+    assert report.vocabulary_size == report.tokenizer_size == 101
+    assert report.largest_difference > 0
 
 
 @pytest.mark.parametrize("code", DTYPES)
@@ -381,7 +381,7 @@ def test_a_merge_that_takes_the_base_away_again_passes_its_check(
         merged(base, chosen, tmp_path / "target", scales=[50.0, -50.0]), MergeOptions(), WriteHooks()
     )
 
-    assert report["passed"] is True
+    assert report.passed is True
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
@@ -390,7 +390,7 @@ def test_a_merge_into_another_dtype_passes_its_check(
 ) -> None:
     base = save_model(random_model(torch.bfloat16), tmp_path / "base")
     result = merged(base, adapters, tmp_path / "target", dtype=dtype)
-    assert verify_merge(result, MergeOptions(dtype=dtype), WriteHooks())["passed"] is True
+    assert verify_merge(result, MergeOptions(dtype=dtype), WriteHooks()).passed is True
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "target").values()} == {DTYPES[dtype]}
 
 

@@ -20,7 +20,7 @@ from services.generate import resolve_device
 from services.merge import MergeOptions, merge
 from services.merge.delta import Change, changed_blocks
 from services.merge.devices import device_name, exact_products
-from services.verify.report import verify_merge
+from services.verify import verify_merge
 from tests.reference.peft_merge import make_adapter, peft_merged, random_model, save_model
 
 CUDA = torch.device("cuda", 0)
@@ -141,7 +141,7 @@ def test_a_gpu_merges_to_within_one_rounding_of_peft_and_passes_the_check(
     ]
     (tmp_path / "new").mkdir()
     merged = merge(base, [(a.name, a, 1.0) for a in adapters], tmp_path / "new", options=options)
-    assert verify_merge(merged, options, WriteHooks())["passed"]
+    assert verify_merge(merged, options, WriteHooks()).passed
     assert merged.device == device_name(CUDA)
     assert merged.device.startswith("cuda:0 (")
     expected = peft_merged(random_model(dtype), adapters)

@@ -36,7 +36,7 @@ from services.merge import MergeOptions, merge
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.preflight import preflight
-from services.verify.report import verify_merge
+from services.verify import verify_merge
 from tests.job_context import job_context
 from tests.reference.huggingface_model import save_llama
 from tests.reference.make_original import SMALL, WIDE, Sizes, State, random_state, save_original, split_ranks
@@ -420,7 +420,7 @@ def test_a_merge_into_metas_layout_has_the_tensors_of_the_other_layout(tmp_path:
 
     report = verify_merge(found, options, WriteHooks())
     assert found.written.digests == plain.written.digests
-    assert (report["passed"], report["tensors"], report["digests_equal"]) == (True, 30, 30)
+    assert (report.passed, report.tensors, report.digests_equal) == (True, 30, 30)
     back = written(tmp_path / "meta", tmp_path / "back")
     assert_same_bits(
         load_file(back / "model.safetensors"), load_file(tmp_path / "plain" / "model.safetensors")
@@ -472,7 +472,7 @@ def test_both_layouts_of_a_model_have_the_same_tensor_digest(tmp_path: Path) -> 
     store = ModelStore(tmp_path)
     digests = {
         convert_job.run(ConvertRequest(kind="convert", source="source", target=f"as-{layout}", output_format=layout),
-                     job_context(store.root))["tensor_digest"]
+                     job_context(store.root)).tensor_digest
         for layout in ("huggingface", "meta")
     }  # fmt: skip
     assert len(digests) == 1

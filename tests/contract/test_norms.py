@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.adapters.adapter import LoraPair, read_adapter
+from services.adapters.adapter import read_adapter
+from services.adapters.lora_tensors import LoraPair
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.checkpoints.tensor_reader import TensorReader
 from services.files.safetensors_header import read_safetensors_header
@@ -113,7 +114,7 @@ def test_the_norms_are_those_of_pefts_merge_minus_the_base(tmp_path: Path, optio
     expected = differences(untouched(), peft_merged(random_model(torch.float32), [adapter]))
     assert dict(found.by_kind) == pytest.approx(expected, rel=1e-4)
     assert found.rows_added == 0
-    assert not found.nothing
+    assert not found.all_zero
 
 
 def test_another_tuner_is_measured_by_merging_it(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_an_adapter_whose_every_change_is_zero_is_told(tmp_path: Path) -> None:
 
     assert dict(found[1].by_kind) == dict.fromkeys(sorted(PROJECTIONS), 0.0)
     assert [sentence.split(":")[0] for sentence in nothing_changed(scaled, found)] == [
-        "adapter untrained changes nothing"
+        "Adapter untrained changes nothing"
     ]
 
 

@@ -512,7 +512,7 @@ def test_a_merge_that_is_accepted_is_published_with_its_lineage(store: ModelStor
     assert result["device"] == manifest_of(store)["result"]["device"] == "cpu"
     assert result["adapters"][0]["rows_added"] == 0
     assert result["adapters"][0]["change_norms"] == {"q_proj": 0.0, "v_proj": 0.0}
-    assert any(warning.startswith("adapter fits changes nothing") for warning in result["warnings"])
+    assert any(warning.startswith("Adapter fits changes nothing") for warning in result["warnings"])
     manifest = manifest_of(store)
     assert manifest["operation"] == "merge"
     assert [(entry["role"], entry["name"]) for entry in manifest["inputs"]] == [

@@ -16,7 +16,7 @@ from services.checkpoints.write_hooks import WriteHooks
 from services.errors import AdapterMismatch, IncompleteAdapter, UnsupportedAdapter, VerificationFailed
 from services.files.weight_files import read_weights
 from services.merge import MergeOptions, merge
-from services.verify.report import verify_merge
+from services.verify import verify_merge
 
 pytestmark = [
     # PEFT tells trainers about defaults and future changes; here adapters only have to be made
@@ -103,7 +103,7 @@ def test_a_tuner_merges_bit_for_bit_as_peft_does(tmp_path: Path, kind: str, dtyp
     untouched = base_model(dtype).state_dict()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert any(not torch.equal(expected[name], untouched[name]) for name in expected)
-    assert verify_merge(merged, MergeOptions(), WriteHooks())["passed"]
+    assert verify_merge(merged, MergeOptions(), WriteHooks()).passed
 
 
 def test_tuners_of_different_types_merge_one_after_another(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_tuners_of_different_types_merge_one_after_another(tmp_path: Path) -> No
     merged, found = merge_here(tmp_path, adapters, torch.float16)
     expected = merged_by_peft(adapters, torch.float16)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert verify_merge(merged, MergeOptions(), WriteHooks())["passed"]
+    assert verify_merge(merged, MergeOptions(), WriteHooks()).passed
     # 9 modules: DoRA has A, B and a magnitude of each, LoHa four factors, LoRA two and the rows of one embedding
     assert [account.tensors for account in merged.accounts] == [27, 36, 19]
 

@@ -23,8 +23,9 @@ from services.kinds.verify import VerifyRequest
 from services.merge import ScaledAdapter
 from services.models.store import ModelStore
 from services.preflight import preflight
-from services.verify.forward_pass import MergedSide, OnTheFlySide, llama_config, side_logits
-from services.verify.report import expected_merge, verify_model
+from services.verify import expected_merge, verify_model
+from services.verify.forward_pass import forward_logits, llama_config
+from services.verify.weights import StoredWeights, UnmergedWeights
 from tests.contract.resume_child import make
 from tests.job_context import job_context
 from tests.reference.huggingface_model import save_llama
@@ -66,8 +67,8 @@ def test_the_merged_sides_logits_are_those_of_transformers(tmp_path: Path) -> No
     checkpoint = read_checkpoint(tmp_path / "m")
     claim = expected_merge(tmp_path / "m", [], "huggingface")
     with TensorReader() as reader, torch.no_grad():
-        side = MergedSide(reader, read_stored(tmp_path / "m", claim.output))
-        found = side_logits([side], llama_config(checkpoint.config, 101), IDS, WriteHooks())[0]
+        weights = StoredWeights(reader, read_stored(tmp_path / "m", claim.output))
+        found = forward_logits([weights], llama_config(checkpoint.config, 101), IDS, WriteHooks())[0]
         assert torch.allclose(found, model(IDS).logits, atol=1e-5)
 
 
@@ -79,8 +80,8 @@ def test_the_other_sides_logits_are_those_of_peft_unmerged(tmp_path: Path) -> No
     base = read_checkpoint(tmp_path / "base")
     scaled = [ScaledAdapter(read_adapter(folder, "a"), 1.0)]
     with TensorReader() as reader, torch.no_grad():
-        side = OnTheFlySide(reader, base, scaled)
-        found = side_logits([side], llama_config(base.config, 101), IDS, WriteHooks())[0]
+        weights = UnmergedWeights(reader, base, scaled)
+        found = forward_logits([weights], llama_config(base.config, 101), IDS, WriteHooks())[0]
         expected = PeftModel.from_pretrained(model, folder)(IDS).logits
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(
@@ -138,18 +139,14 @@ def test_missing_extra_and_misshapen_tensors_are_named(root: Path) -> None:
     claim = expected_merge(root / "base", [], "huggingface")
     folder = root / "other"
     save_llama(folder, vocab_size=103)
-    found = {
-        item["tensor"]: item["message"] for item in verify_model(folder, claim, WriteHooks())["differences"]
-    }
+    found = {item.tensor: item.message for item in verify_model(folder, claim, WriteHooks()).differences}
     assert found["lm_head.weight"] == (
-        "'lm_head.weight' has shape [103, 48], base and adapters give [101, 48]"
+        "'lm_head.weight' has shape [103, 48]; base and adapters give [101, 48]."
     )
     tied = root / "tied"
     save_llama(tied, tie_word_embeddings=True)
-    found = {
-        item["tensor"]: item["message"] for item in verify_model(tied, claim, WriteHooks())["differences"]
-    }
-    assert found["lm_head.weight"] == "'lm_head.weight' is missing"
+    found = {item.tensor: item.message for item in verify_model(tied, claim, WriteHooks()).differences}
+    assert found["lm_head.weight"] == "'lm_head.weight' is missing."
 
 
 # ---- against the manifest -----------------------------------------------------------------------------

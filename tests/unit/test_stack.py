@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.adapters.adapter import Adapter, read_adapter, scaling_of
+from services.adapters.adapter import Adapter, read_adapter
+from services.adapters.adapter_config import scaling_of
 from services.adapters.stack import Stack, check_stack
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.checkpoint_reader import read_checkpoint

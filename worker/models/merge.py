@@ -1,18 +1,17 @@
 """`merge`: adapters are merged into a base model; the result is verified and published."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.generate import resolve_device
-from services.kinds.merge import MergeRequest, MergeResult
+from services.kinds.merge import MergeRequest, MergeResult, MergeVerification
 from services.merge import Merged, MergeOptions, merge
 from services.models.manifest import InputEntry, Manifest, write_manifest
 from services.preflight import Plan, preflight, weights_digest
-from services.verify.norms import ChangeNorms, change_norms, nothing_changed
-from services.verify.report import verify_merge
+from services.verify import ChangeNorms, change_norms, nothing_changed, verify_merge
 from worker.lifecycle import JobContext
 from worker.models.publish import (
     checkpoint_manifest,
@@ -79,7 +78,7 @@ def _norms(merged: Merged, hooks: WriteHooks) -> list[ChangeNorms]:
 
 
 def _figures(
-    merged: Merged, report: Mapping[str, Any] | None, norms: Sequence[ChangeNorms]
+    merged: Merged, report: MergeVerification | None, norms: Sequence[ChangeNorms]
 ) -> dict[str, Any]:
     accounts = [
         {
@@ -91,7 +90,7 @@ def _figures(
     ]
     return {
         "bytes_read": merged.base.size_bytes, "bytes_written": merged.written.size_bytes,
-        "tensors": len(merged.written.plans), "adapters": accounts, "verification": report,
+        "tensors": len(merged.written.plans), "adapters": accounts, "verification": report.model_dump() if report else None,
         "vocabulary_size": merged.stack.vocabulary_rows, "device": merged.device, "resumed": merged.written.resumed.model_dump(),
     }  # fmt: skip
 

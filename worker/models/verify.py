@@ -14,7 +14,7 @@ from services.models.manifest import MANIFEST_NAME, Manifest, read_manifest
 from services.models.summary import kind_of_folder
 from services.preflight import VERIFIED_FORMATS, preflight
 from services.progress import Progress
-from services.verify.report import expected_merge, verify_model
+from services.verify import ModelVerification, expected_merge, verify_model
 from worker.lifecycle import JobContext
 
 
@@ -25,12 +25,17 @@ def run(request: VerifyRequest, context: JobContext) -> VerifyResult:
     hooks = WriteHooks(context.execution.report, context.execution.check_canceled)
     manifest = read_manifest(folder)
     recorded = against_manifest(folder, manifest, hooks) if manifest is not None else {}
-    computed = against_base(request, context, hooks) if request.base is not None else {}
-    differences = [*recorded.pop("differences", []), *computed.pop("differences", [])]
-    passed = recorded.pop("passed", True) and computed.pop("passed", True)
+    computed = against_base(request, context, hooks) if request.base is not None else None
+    differences = [*recorded.pop("differences", []), *(computed.differences if computed else [])]
     against = [name for name, found in (("manifest", recorded), ("base and adapters", computed)) if found]
+    checks = dict(computed.checks) if computed else {}
     return VerifyResult(
-        model=request.model, against=against, **recorded, **computed, passed=passed, differences=differences
+        model=request.model,
+        against=against,
+        **recorded,
+        **checks,
+        passed=not differences,
+        differences=differences,
     )
 
 
@@ -45,7 +50,7 @@ def against_manifest(folder: Path, manifest: Manifest, hooks: WriteHooks) -> dic
     weights = {part.path.name for tensor in stored.values() for part in tensor.source.parts}
     unlisted = sorted(names - set(manifest.files) - weights - {MANIFEST_NAME})
     return {
-        "passed": not differences, "digests_equal": tensors, "files": len(manifest.files),
+        "digests_equal": tensors, "files": len(manifest.files),
         "unlisted_files": unlisted, "differences": differences,
     }  # fmt: skip
 
@@ -103,11 +108,11 @@ def _changed_tensors(
     return equal
 
 
-def against_base(request: VerifyRequest, context: JobContext, hooks: WriteHooks) -> dict[str, Any]:
+def against_base(request: VerifyRequest, context: JobContext, hooks: WriteHooks) -> ModelVerification:
     """Returns the report on the model against its base with the adapters, by arithmetic and by its logits."""
     store = context.store
     assert request.base is not None
     folder = store.path(request.model)
     adapters = [(choice.name, store.path(choice.name), choice.scale) for choice in request.adapters]
-    claim = expected_merge(store.path(request.base), adapters, VERIFIED_FORMATS[kind_of_folder(folder)])
-    return verify_model(folder, claim, hooks)
+    merge = expected_merge(store.path(request.base), adapters, VERIFIED_FORMATS[kind_of_folder(folder)])
+    return verify_model(folder, merge, hooks)

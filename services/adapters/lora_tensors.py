@@ -1,0 +1,135 @@
+"""Tensors of an adapter's file that belong to LoRA: pairs of factors, and modules that replace the base's."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.adapters.adapter_config import scaling_of
+from services.adapters.tuners import PREFIX
+from services.errors import IncompleteAdapter, ShapeMismatch, UnknownAdapterKey, UnsupportedAdapter
+from services.files.tensors import TensorHeader
+
+_LORA = re.compile(
+    r"(?P<module>.+)\.(?P<half>lora_(?:embedding_)?[AB])(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.weight)?"
+)
+_SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(?:\.(?P<adapter>[^.]+))?\.(?P<leaf>weight|bias)")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """The two halves of one module's change: `scaling * B @ A`, shapes A (r, in) and B (out, r).
+
+    For an embedding the change is `scaling * (B @ A)` transposed, shapes A (r, vocabulary) and B (hidden, r).
+    """
+
+    module: str
+    a: TensorHeader
+    b: TensorHeader
+    rank: int
+    scaling: float
+    transposed: bool = False
+    rounded: bool = (
+        False  # to the weight's dtype before it is added, as PEFT does for embeddings and target parameters
+    )
+
+    @property
+    def tensor(self) -> str:
+        """The name of the tensor that it changes."""
+        return f"{self.module}.weight"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the tensor that it changes."""
+        rows, columns = self.b.shape[0], self.a.shape[1]
+        return (columns, rows) if self.transposed else (rows, columns)
+
+
+def is_saved_module(key: str) -> bool:
+    """Whether a tuner's file holds this tensor as a saved module, not as one of the tuner's own."""
+    rest = key.removeprefix(PREFIX)
+    return bool(_SAVED.fullmatch(rest)) or rest in (
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.norm.weight",
+    )
+
+
+def sort_tensors(
+    name: str, tensors: Mapping[str, TensorHeader]
+) -> tuple[dict[str, dict[str, TensorHeader]], dict[str, TensorHeader]]:
+    halves: dict[str, dict[str, TensorHeader]] = {}
+    replaced: dict[str, TensorHeader] = {}
+    inner_names: set[str] = set()
+    for key, tensor in tensors.items():
+        rest = key.removeprefix(PREFIX)
+        if lora := _LORA.fullmatch(rest):
+            inner_names.add(lora["adapter"] or "")
+            _put(name, halves.setdefault(lora["module"], {}), lora["half"], key, tensor)
+        elif rest != key and rest.endswith((".base_layer.bias", "_proj.bias")):
+            _put(name, replaced, rest.replace(".base_layer.bias", ".bias"), key, tensor)
+        elif saved := _SAVED.fullmatch(rest):
+            inner_names.add(saved["adapter"] or "")
+            _put(name, replaced, f"{saved['module']}.{saved['leaf']}", key, tensor)
+        elif rest != key and rest.endswith(".weight") and ".lora_" not in rest and ".base_layer." not in rest:
+            _put(name, replaced, rest, key, tensor)
+        else:
+            raise UnknownAdapterKey(
+                f"adapter {name} holds {key!r}, which is neither half of a LoRA pair nor a saved module",
+                "Nothing is dropped without being understood: re-save the adapter with PEFT, or merge it there.",
+            )
+    named = sorted(inner_names - {""})
+    if len(named) > 1:
+        raise UnsupportedAdapter(
+            f"adapter {name}: its file holds {len(named)} adapters ({', '.join(named)}), one is needed",
+            "Save each adapter to a folder of its own.",
+        )
+    return halves, replaced
+
+
+def _put(name: str, place: dict[str, TensorHeader], slot: str, key: str, tensor: TensorHeader) -> None:
+    if slot in place:
+        raise UnknownAdapterKey(
+            f"adapter {name} holds {slot!r} twice, as {place[slot].name!r} and {key!r}",
+            "One of the two is a leftover: re-save the adapter with PEFT.",
+        )
+    place[slot] = tensor
+
+
+def pair_factors(
+    name: str, config: Mapping[str, Any], halves: Mapping[str, Mapping[str, TensorHeader]]
+) -> dict[str, LoraPair]:
+    pairs: dict[str, LoraPair] = {}
+    for module, found in halves.items():
+        embedding = "lora_embedding_A" in found or "lora_embedding_B" in found
+        wanted = {"lora_embedding_A", "lora_embedding_B"} if embedding else {"lora_A", "lora_B"}
+        if set(found) != wanted:
+            raise IncompleteAdapter(
+                f"adapter {name}: module {module!r} has {', '.join(sorted(found))}, needed are "
+                f"{' and '.join(sorted(wanted))}",
+                "The adapter's file is incomplete: fetch it again.",
+            )
+        prefix = "lora_embedding_" if embedding else "lora_"
+        rank, scaling = scaling_of(config, module)
+        parameters = config.get("target_parameters") or []
+        rounded = embedding or any(f".{module}.weight".endswith(f".{parameter}") for parameter in parameters)
+        pair = LoraPair(module, found[f"{prefix}A"], found[f"{prefix}B"], rank, scaling, embedding, rounded)
+        _check_pair(name, pair)
+        pairs[pair.tensor] = pair
+    return pairs
+
+
+def _check_pair(name: str, pair: LoraPair) -> None:
+    a, b = pair.a.shape, pair.b.shape
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+        raise ShapeMismatch(
+            f"adapter {name}: module {pair.module!r} has A of shape {list(a)} and B of shape {list(b)}, needed are "
+            "[r, in] and [out, r]",
+            "The adapter's file is damaged: fetch it again.",
+        )
+    if a[0] != pair.rank:
+        raise ShapeMismatch(
+            f"adapter {name}: adapter_config.json says rank {pair.rank} for {pair.module!r}, its A has {a[0]} rows: "
+            "the scale would be wrong",
+            "Use the adapter_config.json that belongs to these weights.",
+        )
