@@ -17,7 +17,7 @@ from services.generate import Engine, LoadedModel, load_model, resolve_device
 from services.generate.quantization import Quantization, quantized_bytes
 from services.kinds.shared import ModelRequest
 from services.merge import merge
-from services.models.store import STAGING, ModelStore
+from services.models.store import ModelStore
 from worker.lifecycle import JobContext
 
 MEMORY_LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
@@ -167,7 +167,7 @@ def _folder_of(request: ModelRequest, context: JobContext) -> Iterator[Path]:
     if not request.adapters:
         yield context.store.path(request.model)
         return
-    scratch = context.store.root / STAGING / context.execution.name
+    scratch = context.store.staging.root / context.execution.name
     scratch.mkdir(parents=True)
     try:
         adapters = [
