@@ -62,7 +62,7 @@ def intermediate_size(params: dict[str, float]) -> int:
 
 
 def hf_config(params: dict[str, float], vocab_size: int) -> LlamaConfig:
-    """The Hugging Face configuration of the original's `params.json`, with LLaMA 1's context of 2048."""
+    """The Hugging Face configuration of the original's `params.json`, with the context of Llama 2, the first with `n_kv_heads`."""
     return LlamaConfig(
         hidden_size=int(params["dim"]),
         intermediate_size=intermediate_size(params),
@@ -71,7 +71,7 @@ def hf_config(params: dict[str, float], vocab_size: int) -> LlamaConfig:
         num_key_value_heads=int(params["n_kv_heads"]),
         rms_norm_eps=params["norm_eps"],
         vocab_size=vocab_size,
-        max_position_embeddings=2048,
+        max_position_embeddings=4096,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
         tie_word_embeddings=False,

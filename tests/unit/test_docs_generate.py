@@ -1,4 +1,4 @@
-"""docs/jobs/generate.md says literally what the templates and the sampling settings are."""
+"""The tables of docs/jobs/generate.md and compare.md agree with the templates, settings and fields in the code."""
 
 import json
 import re
@@ -108,7 +108,7 @@ def test_the_defaults_are_those_of_the_inference_script_of_2023() -> None:
 
 def fields_of(page: str, before: str = "") -> list[str]:
     """Every name in the first column of the first `field` table after this text."""
-    lines = page[page.index("\n| field | is |", page.index(before)) + 1 :].splitlines()
+    lines = page[page.index("\n| field | meaning |", page.index(before)) + 1 :].splitlines()
     names = []
     for line in lines[2:]:
         if not line.startswith("|"):
@@ -134,7 +134,7 @@ def test_the_page_of_comparisons_has_every_field_of_a_request_and_no_other() -> 
 
 
 def test_the_numbers_and_names_of_the_page_are_those_of_the_code() -> None:
-    assert f"A job of at most {MAX_STREAMED_OUTPUTS} answers tells its text" in PAGE
+    assert f"A job with at most {MAX_STREAMED_OUTPUTS} outputs sends its text" in PAGE
     assert f"those of the first {SHOWN_PROMPTS} prompts" in PAGE
     assert f"(up to {PARSED_BYTES // 2**20} MiB)" in PAGE
     names = [codes(cells[0]) for cells in rows("name")]
