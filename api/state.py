@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from flask import current_app
 
-from services.backend import Backend, ServedModel, may_forward
+from services.backend import Backend, ServedModel
 from services.jobs.queue import JobQueue
-from services.kinds.generate import GenerateRequest
 from services.kinds.shared import JobRequest
 from services.models.store import ModelStore
 from services.settings import Settings
@@ -30,9 +29,9 @@ class AppState:
             NotReady: the other server does not answer.
             InvalidSettings: the other server is this service itself.
         """
-        if self.backend is None or not isinstance(request, GenerateRequest) or not may_forward(request):
+        if self.backend is None or not request.is_forwardable:
             return None
-        return self.backend.models().get(request.model)
+        return self.backend.models().get(request.reads[0])
 
 
 def state() -> AppState:

@@ -17,6 +17,7 @@ from bench.service import MODEL
 from bench.small_model import make_small_model, parameters
 from services.generate import Engine, GenerationRequest, LoadedModel, TokenGenerated, build_prompt, load_model
 from services.sampling import Sampling
+from services.templates import PromptParts
 
 Json = dict[str, Any]
 Tokens = list[list[int]]
@@ -117,7 +118,7 @@ def work(loaded: LoadedModel, count: int, *, greedy: bool) -> Work:
     """Prompts of 8 to 64 tokens with 16 to 64 new ones."""
     prompts, samplings = [], []
     for number, ask in enumerate(mixed(count, seed=7)):
-        prompts.append(build_prompt(loaded.tokenizer, prompt=ask["prompt"]).token_ids)
+        prompts.append(build_prompt(loaded.tokenizer, PromptParts(prompt=ask["prompt"])).token_ids)
         drawing: Json = {"do_sample": False} if greedy else {"temperature": 0.9, "top_k": 40, "seed": number}
         penalty = 1.0 if greedy else 1.1
         new_tokens = ask["sampling"]["max_new_tokens"]

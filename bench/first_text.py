@@ -11,7 +11,7 @@ from bench.asks import Json, ask
 from bench.service import MODEL, Service
 from services.generate import BuiltPrompt, Engine, GenerationRequest, TokenGenerated, build_prompt, load_model
 from services.sampling import Sampling
-from services.templates import Message
+from services.templates import Message, PromptParts
 
 PROMPT = "what does a stream of events cost"
 GREEDY = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=4)
@@ -67,8 +67,8 @@ def compare(service: Service, threads: int, times: int) -> Json:
     torch.set_num_threads(threads)
     loaded = load_model(service.location.models_dir / MODEL)
     engine = Engine(loaded)
-    raw = build_prompt(loaded.tokenizer, prompt=PROMPT)
-    chat = build_prompt(loaded.tokenizer, messages=[Message(role="user", content=PROMPT)])
+    raw = build_prompt(loaded.tokenizer, PromptParts(prompt=PROMPT))
+    chat = build_prompt(loaded.tokenizer, PromptParts(messages=[Message(role="user", content=PROMPT)]))
     ways: dict[str, Callable[[], float]] = {
         "engine, plain prompt": lambda: by_engine(engine, raw),
         "job's event stream": lambda: by_job(service),

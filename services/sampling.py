@@ -1,7 +1,7 @@
-"""How the next token is chosen: one frozen value, the same for a job, the OpenAI door and the engine.
+"""Sampling settings: one frozen value, the same for jobs, the OpenAI-compatible API and the engine.
 
-The defaults are those of Chinese-LLaMA-Alpaca's inference script (`scripts/inference/inference_hf.py`), which
-people compare with; the names are those of transformers' `GenerationConfig` and of OpenAI's API.
+The defaults are those of Chinese-LLaMA-Alpaca's inference script (`scripts/inference/inference_hf.py`), so that outputs
+can be compared; the names are those of transformers' `GenerationConfig` and of OpenAI's API.
 """
 
 from typing import Annotated, Any, Self
@@ -14,7 +14,7 @@ StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class Sampling(BaseModel):
-    """The settings of one request. Whatever contradicts itself is refused, not bent into shape."""
+    """Settings of one request. Contradictions are refused, never corrected silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -22,49 +22,52 @@ class Sampling(BaseModel):
         default=0.2,
         ge=0,
         le=100,
-        description="Divides the scores: below 1 is bolder about likely tokens. 0 is greedy.",
+        description="Divides the scores: values below 1 favour likely tokens. 0 is greedy.",
     )
     top_k: int = Field(
-        default=40, ge=0, description="Only the k likeliest tokens are drawn from. 0 keeps all."
+        default=40, ge=0, description="Only the k most likely tokens can be drawn. 0 keeps all."
     )
     top_p: float = Field(
         default=0.9,
         ge=0,
         le=1,
-        description="Only the likeliest tokens that together reach this probability. 1 keeps all.",
+        description="Only the most likely tokens that together reach this probability can be drawn. 1 keeps all.",
     )
     min_p: float | None = Field(
-        default=None, ge=0, le=1, description="Drops tokens less likely than this share of the likeliest one."
+        default=None,
+        ge=0,
+        le=1,
+        description="Drops tokens less likely than this share of the most likely one.",
     )
     typical_p: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Locally typical sampling: the probability mass kept. 1 keeps all.",
+        description="Locally typical sampling: the probability mass to keep. 1 keeps all.",
     )
     repetition_penalty: float = Field(
         default=1.1,
         gt=0,
         le=100,
-        description="Divides the positive scores of tokens seen in prompt or answer. 1 is none.",
+        description="Divides the positive scores of tokens in prompt or output. 1 has no effect.",
     )
     presence_penalty: float = Field(
         default=0,
         ge=-2,
         le=2,
-        description="Subtracted once from the score of every token that the answer already has.",
+        description="Subtracted once from the score of every token that the output already has.",
     )
     frequency_penalty: float = Field(
         default=0,
         ge=-2,
         le=2,
-        description="Subtracted from a token's score for each time that the answer already has it.",
+        description="Subtracted from a token's score once per occurrence in the output.",
     )
     no_repeat_ngram_size: int = Field(
         default=0,
         ge=0,
         le=1000,
-        description="No run of this many tokens comes twice, the prompt included. 0 is off.",
+        description="No sequence of this many tokens occurs twice, the prompt included. 0 is off.",
     )
     logit_bias: dict[TokenId, TokenBias] = Field(
         default_factory=dict,
@@ -74,7 +77,7 @@ class Sampling(BaseModel):
         default=400,
         ge=0,
         le=1_000_000,
-        description="The answer ends after this many tokens. 0 only tokenizes the prompt.",
+        description="Maximum number of tokens of an output. 0 only tokenizes the prompt.",
     )
     min_new_tokens: int = Field(
         default=0,
@@ -82,14 +85,14 @@ class Sampling(BaseModel):
         le=1_000_000,
         description="The end-of-text token is not drawn before this many tokens.",
     )
-    num_beams: int = Field(default=1, ge=1, le=16, description="Beams of a beam search. 1 is none.")
+    num_beams: int = Field(default=1, ge=1, le=16, description="Beams of a beam search. 1 is no beam search.")
     do_sample: bool = Field(
-        default=True, description="Draw at random. False always takes the likeliest token (greedy)."
+        default=True, description="Draw at random. False always takes the most likely token (greedy)."
     )
     stop: tuple[StopText, ...] = Field(
         default=(),
         max_length=16,
-        description="Texts that end the answer; neither they nor what follows is returned.",
+        description="Texts that end the output; neither they nor any text after them is returned.",
     )
     seed: int | None = Field(
         default=None,
@@ -97,18 +100,18 @@ class Sampling(BaseModel):
         le=2**63 - 1,
         description="The same request with the same seed gives the same tokens.",
     )
-    n: int = Field(default=1, ge=1, le=16, description="How many answers to give to each prompt.")
+    n: int = Field(default=1, ge=1, le=16, description="Number of outputs per prompt.")
     logprobs: int | None = Field(
         default=None,
         ge=0,
         le=20,
-        description="With each token its log-probability and those of this many likeliest ones.",
+        description="Returns the log-probability of each token and of this many most likely tokens.",
     )
 
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_many(cls, stop: Any) -> Any:
-        """OpenAI's API allows one text, a list or null."""
+        """Accepts one text, a list or null, as OpenAI's API does."""
         if stop is None:
             return ()
         return (stop,) if isinstance(stop, str) else stop
@@ -119,12 +122,12 @@ class Sampling(BaseModel):
             least, most = self.min_new_tokens, self.max_new_tokens
             raise ValueError(f"min_new_tokens ({least}) is larger than max_new_tokens ({most})")
         if self.num_beams > 1 and self.n > self.num_beams:
-            raise ValueError(f"a search with {self.num_beams} beams cannot give n = {self.n} answers")
+            raise ValueError(f"a search with {self.num_beams} beams cannot return n = {self.n} outputs")
         if self.num_beams > 1 and self.logprobs is not None:
             raise ValueError("logprobs are not available from a beam search: set num_beams to 1")
         return self
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken. Several greedy answers are allowed, and are equal."""
+        """True if the most likely token is always taken. Several greedy outputs are allowed, and are equal."""
         return not self.do_sample or self.temperature == 0

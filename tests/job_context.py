@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from services.errors import GraftwerkError
 from services.jobs.disk_reservations import DiskNeed
 from services.jobs.execution import JobExecution
 from services.kinds.generate import TokenPiece
@@ -13,7 +14,7 @@ from worker.lifecycle import JobContext
 
 
 class FakeExecution(JobExecution):
-    """Execution without Redis: it keeps log lines and pieces of text, and calls the functions of the test."""
+    """Execution without Redis: it keeps log lines, pieces of text and errors, and calls the functions of the test."""
 
     def __init__(
         self,
@@ -26,6 +27,7 @@ class FakeExecution(JobExecution):
         self.job_id, self.execution_id = job_id, run
         self.lines: list[str] = []
         self.pieces: list[TokenPiece] = []
+        self.errors: list[GraftwerkError] = []
         self._on_report, self._on_check, self._on_ensure = report, check_canceled, ensure_current
 
     def report(self, progress: Progress) -> None:
@@ -46,6 +48,13 @@ class FakeExecution(JobExecution):
     def log(self, line: str) -> None:
         """Keeps the line."""
         self.lines.append(line)
+
+    def flush(self) -> None:
+        """Does nothing: progress is never held back."""
+
+    def fail(self, error: GraftwerkError) -> None:
+        """Keeps the error."""
+        self.errors.append(error)
 
     def publish_tokens(self, pieces: Sequence[TokenPiece]) -> None:
         """Keeps the pieces."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic_core import from_json
 
@@ -28,8 +28,6 @@ class JobContext:
         """Returns the context of an execution."""
         return cls(ModelStore(settings.models_dir), settings, execution)
 
-
-T = TypeVar("T")
 
 Work = Callable[[JobRequest, JobContext], JobResult]
 """Function that runs the jobs of one kind."""
@@ -63,14 +61,6 @@ def catching() -> Iterator[Caught]:
         yield caught
     except Exception as error:  # noqa: BLE001
         caught.error = error
-
-
-def attempted(action: Callable[[], T]) -> T | Exception:
-    """Returns the value of `action`, or the exception that it raised."""
-    with catching() as caught:
-        return action()
-    assert caught.error is not None
-    return caught.error
 
 
 @contextmanager

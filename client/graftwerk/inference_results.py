@@ -62,13 +62,27 @@ class TokenPiece(Result):
     logprobs: list[Logprob] | None = None
 
 
+class VariantAdapter(Result):
+    """Adapter of a variant and the factor on its change."""
+
+    name: str
+    scale: float
+
+
 class VariantSummary(Result):
-    """One variant of a comparison, and its speed if it has any output."""
+    """One variant of a comparison, and device and speed of its generation if it has any output."""
 
     label: str
     model: str
+    adapters: list[VariantAdapter] = []
+    quantization: str | None = None
+    rope_alpha: float | None = None
+    template: str | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
+    device: str | None = None
+    dtype: str | None = None
+    backend: str | None = None
 
 
 class FirstDifference(Result):

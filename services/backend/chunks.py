@@ -1,4 +1,4 @@
-"""The events of another server's stream as pieces of one answer."""
+"""Events of another server's stream as pieces of one output."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,29 +6,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.errors import NotReady
+from services.kinds.generate import Logprob
+from services.kinds.shared import Usage
 
 DONE = "[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one event says: new text, why the answer ended, its tokens' log-probabilities, the counts."""
+    """Content of one event: new text and its log-probabilities, the finish reason, the counts of tokens, an error."""
 
     text: str = ""
     finish_reason: str | None = None
-    logprobs: Sequence[dict[str, Any]] = ()
-    usage: Mapping[str, int] | None = None
+    logprobs: Sequence[Logprob] = ()
+    usage: Usage | None = None
     error: Mapping[str, Any] | None = None
 
 
 def parse_chunk(data: str) -> Chunk:
-    """A chunk from the data of an event, of either endpoint. Raises NotReady where it is none."""
+    """Returns the chunk in the data of an event, of either endpoint.
+
+    Raises:
+        NotReady: the data is not a chunk of an output.
+    """
     try:
         return _chunk(json.loads(data))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise NotReady(
-            f"the generation server sent what is no chunk of an answer: {data[:200]!r}",
-            "Is GENERATE_BACKEND_URL the address of an OpenAI-compatible server?",
+            f"The generation server sent data that is not a chunk of an output: {data[:200]!r}.",
+            "Set GENERATE_BACKEND_URL to the address of an OpenAI-compatible server.",
         ) from error
 
 
@@ -37,7 +43,7 @@ def _chunk(value: dict[str, Any]) -> Chunk:
         error = value["error"]
         return Chunk(error=error if isinstance(error, dict) else {"message": str(error)})
     usage = value.get("usage")
-    counts = None if usage is None else {name: int(usage[name]) for name in _COUNTS}
+    counts = None if usage is None else Usage(**{name: int(usage[name]) for name in _COUNTS})
     if not value["choices"]:
         return Chunk(usage=counts)
     choice = value["choices"][0]
@@ -48,8 +54,8 @@ def _chunk(value: dict[str, Any]) -> Chunk:
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
-def _logprobs(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Both forms of OpenAI's log-probabilities in a job's own; a token is its text, ids are not known."""
+def _logprobs(found: Mapping[str, Any] | None) -> list[Logprob]:
+    """Returns the log-probabilities from either of OpenAI's forms; a token is its text, ids are not known."""
     if not found:
         return []
     if found.get("content") is not None:
@@ -65,6 +71,7 @@ def _logprobs(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     ]
 
 
-def _token(token: str, logprob: float, top: list[tuple[str, float]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"token": token, "logprob": logprob}
-    return fields | ({"top": [_token(*other, []) for other in top]} if top else {})
+def _token(token: str, logprob: float, top: list[tuple[str, float]]) -> Logprob:
+    if not top:
+        return Logprob(token=token, logprob=logprob)
+    return Logprob(token=token, logprob=logprob, top=[_token(*other, []) for other in top])

@@ -1,4 +1,4 @@
-"""The other server itself: its list of models, its streams, its errors as ours."""
+"""HTTP client of the other server: its models, its streams, its errors as ours."""
 
 import json
 import re
@@ -21,22 +21,22 @@ from services.names import SERVED_NAME_PATTERN
 from services.settings import Settings
 
 FORWARDED_HEADER = "X-Graftwerk-Forwarded"
-"""On what one Graftwerk asks of another: this one answers by itself, so that nothing goes in circles."""
+"""Request header from one Graftwerk to another, which then does not forward the request again."""
 
 SERVICE_HEADER = "X-Graftwerk-Service"
-"""In the answer to such a question for the models: which Graftwerk it is."""
+"""Response header with the identity of the Graftwerk that lists its models."""
 
 LIST_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 600.0
-"""A server that sends nothing for so long is taken for lost; reading a long prompt takes minutes on a CPU."""
+"""Time without data after which a server counts as lost; a long prompt takes minutes on a CPU."""
 
-HINT = "Is GENERATE_BACKEND_URL the address of an OpenAI-compatible server?"
+HINT = "Set GENERATE_BACKEND_URL to the address of an OpenAI-compatible server."
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model of the other server. `dialect` tells which settings it knows, `server` is its address without secrets."""
+    """A model of the other server; `dialect` is a key of `DIALECTS`, `server` the address without secrets."""
 
     id: str
     owned_by: str
@@ -46,10 +46,10 @@ class ServedModel:
 
 
 class Backend:
-    """An OpenAI-compatible server that takes the generation with the models that it serves."""
+    """An OpenAI-compatible server that generates with the models that it serves."""
 
     def __init__(self, url: str, key: str | None, *, identity: Callable[[], str]) -> None:
-        """`identity` gives the name by which this service would know itself again."""
+        """`identity` returns the name by which this service recognizes itself."""
         self.url = url
         self.server = re.sub(r"//[^/@]*@", "//", url)
         self._identity = identity
@@ -57,16 +57,16 @@ class Backend:
 
     @classmethod
     def of(cls, settings: Settings, identity: Callable[[], str]) -> "Backend | None":
-        """The server that the settings name, if they do."""
+        """Returns the server of the settings, None if they name none."""
         url = settings.generate_backend_url
         return None if url is None else cls(url, settings.backend_key, identity=identity)
 
     def models(self) -> Mapping[str, ServedModel]:
-        """The models that it serves, by id; one whose id no request can name is left out.
+        """Returns the models that the server lists, by id, except those with an id that no request can name.
 
         Raises:
-            NotReady: it does not answer.
-            InvalidSettings: it is this service itself, refuses our key, or is no such server.
+            NotReady: the server does not answer.
+            InvalidSettings: it is this service itself, refuses our key, or does not speak OpenAI's API.
         """
         try:
             response = httpx.get(
@@ -75,13 +75,14 @@ class Backend:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if response.status_code == 404:
-            raise InvalidSettings(f"{self.server} has no /v1/models", HINT)
+            raise InvalidSettings(f"{self.server} has no /v1/models.", HINT)
         if not response.is_success:
             raise self._error(response.status_code, response.text)
         service = response.headers.get(SERVICE_HEADER)
         if service is not None and service == self._identity():
             raise InvalidSettings(
-                f"{self.server} is this service itself", "GENERATE_BACKEND_URL names another server, or none."
+                f"{self.server} is this service itself.",
+                "Set GENERATE_BACKEND_URL to another server, or unset it.",
             )
         return self._parse_models(response.text, is_graftwerk=service is not None)
 
@@ -99,12 +100,12 @@ class Backend:
             ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidSettings(
-                f"{self.server}/v1/models is no list of models: {text[:100]!r}", HINT
+                f"{self.server}/v1/models is not a list of models: {text[:100]!r}.", HINT
             ) from error
         return {model.id: model for model in found if re.fullmatch(SERVED_NAME_PATTERN, model.id)}
 
     def client(self) -> httpx.AsyncClient:
-        """Connections for streams; use it as a context."""
+        """Returns a client for streams; use it as a context manager."""
         timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None)
         limits = httpx.Limits(max_connections=None)
         return httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, trust_env=False)
@@ -112,11 +113,11 @@ class Backend:
     async def stream(
         self, client: httpx.AsyncClient, path: str, body: Mapping[str, Any]
     ) -> AsyncGenerator[Chunk, None]:
-        """The chunks of one answer to what is posted, as they come. Closing it closes the connection, which ends the work there.
+        """Yields the chunks of one output as they arrive. Closing it closes the connection, and the server stops.
 
         Raises:
-            NotReady: it cannot be reached, has too much to do, or broke off.
-            ModelNotFound, PromptTooLong, InvalidRequest, InvalidSettings: it refuses.
+            NotReady: the server cannot be reached, is overloaded, or closed the stream early.
+            ModelNotFound, PromptTooLong, InvalidRequest, InvalidSettings: the server refuses the request.
         """
         try:
             async with client.stream("POST", f"{self.url}{path}", json=body) as response:
@@ -132,7 +133,7 @@ class Backend:
                         yield self._checked(parse_chunk(data))
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
-        raise NotReady(f"the stream of {self.server} ended before its answer", "Try again.")
+        raise NotReady(f"The stream of {self.server} ended early.", "Try again.")
 
     def _checked(self, chunk: Chunk) -> Chunk:
         if chunk.error is not None:
@@ -145,26 +146,26 @@ class Backend:
 
     def _unreachable(self, error: httpx.TransportError) -> NotReady:
         return NotReady(
-            f"the generation server {self.server} does not answer: {type(error).__name__}: {error}",
+            f"The generation server {self.server} does not answer: {type(error).__name__}: {error}.",
             "Start it, or unset GENERATE_BACKEND_URL.",
         )
 
     def _error(self, status: int, text: str) -> GraftwerkError:
-        message, code = _said(text)
-        said = f"{self.server} answered {status}: {message}"
+        message, code = _message_and_code(text)
+        said = f"{self.server} answered {status}: {message.removesuffix('.')}."
         if code == "context_length_exceeded":
-            return PromptTooLong(said, "Shorten the prompt, or ask for fewer tokens.")
+            return PromptTooLong(said, "Shorten the prompt, or request fewer tokens.")
         if status in (401, 403):
             return InvalidSettings(said, "Set GENERATE_BACKEND_KEY to a key of that server.")
         if status == 404:
-            return ModelNotFound(said, "GET /v1/models lists what there is.")
+            return ModelNotFound(said, "GET /v1/models lists the models.")
         if status in (408, 425, 429) or status >= 500:
             return NotReady(said, "Try again.")
         return InvalidRequest(said)
 
 
-def _said(text: str) -> tuple[str, str | None]:
-    """Message and code of an error's body, whatever its shape."""
+def _message_and_code(text: str) -> tuple[str, str | None]:
+    """Returns message and code of an error's body, in any of the forms that servers use."""
     try:
         body: Any = json.loads(text)
     except ValueError:

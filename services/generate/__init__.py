@@ -1,33 +1,30 @@
-"""Generating: load a model, build prompts, answer many of them at once, score texts. Knows no queue and no store."""
+"""Generation: load a model, build prompts, generate for many of them at once, score texts. Knows no queue and no volume."""
 
 from services.generate.embedding import embed
 from services.generate.engine import Engine
 from services.generate.loading import LoadedModel, load_model, resolve_device
-from services.generate.perplexity import Score, Window, perplexity, score_window, window_sizes, windows_of
+from services.generate.perplexity import Score, Window, score_window, window_sizes, windows_of
 from services.generate.prompts import BuiltPrompt, build_prompt
 from services.generate.request import (
-    AnswerFailed,
-    AnswerFinished,
     Completion,
     Event,
     GenerationRequest,
+    OutputFailed,
+    OutputFinished,
     TokenGenerated,
     TokenLogprob,
 )
-from services.generate.run import GenerationResult, PromptResult, generate
 from services.generate.truncation import build_fitting
 
 __all__ = [
-    "AnswerFailed",
-    "AnswerFinished",
     "BuiltPrompt",
     "Completion",
     "Engine",
     "Event",
     "GenerationRequest",
-    "GenerationResult",
     "LoadedModel",
-    "PromptResult",
+    "OutputFailed",
+    "OutputFinished",
     "Score",
     "TokenGenerated",
     "TokenLogprob",
@@ -35,9 +32,7 @@ __all__ = [
     "build_fitting",
     "build_prompt",
     "embed",
-    "generate",
     "load_model",
-    "perplexity",
     "resolve_device",
     "score_window",
     "window_sizes",

@@ -21,24 +21,24 @@ from services.sampling import Sampling
 
 
 class _Canceled(StoppingCriteria):
-    """Ends the search of every beam once the request is canceled."""
+    """Ends the search of all beams once the request is canceled."""
 
     def __init__(self, is_canceled: Callable[[], bool]) -> None:
         self._is_canceled = is_canceled
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Ids (beams, length) to a flag for each beam."""
+        """Returns a flag for each beam of ids (beams, length)."""
         return torch.full((len(input_ids),), self._is_canceled(), device=input_ids.device)
 
 
 class _FiniteCheck(LogitsProcessor):
-    """Refuses scores that are no numbers; minus infinity is what other processors write."""
+    """Refuses NaN in scores; minus infinity comes from other processors."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (beams, vocabulary), returned as they are.
+        """Returns the scores (beams, vocabulary) unchanged.
 
         Raises:
-            NonFiniteLogits
+            NonFiniteLogits: a score is NaN.
         """
         if bool(scores.isnan().any()):
             raise NonFiniteLogits("The model computed NaN or infinity during the beam search.")
@@ -46,41 +46,43 @@ class _FiniteCheck(LogitsProcessor):
 
 
 def search_beams(
-    loaded: LoadedModel, answers: Sequence[SequenceState], is_canceled: Callable[[], bool]
+    loaded: LoadedModel, sequences: Sequence[SequenceState], is_canceled: Callable[[], bool]
 ) -> list[Event]:
-    """Search once, and give each answer the next best beam.
+    """Searches once, and returns the events of all sequences: each gets the next best beam.
 
-    The beams are cut at stop texts afterwards: a search cannot know which beam will win. It ends early only
-    when the request is canceled, which another thread can ask for.
+    Beams are cut at stop strings afterwards, since the best beam is known only at the end. The search ends early only
+    if another thread cancels the request.
     """
-    request = answers[0].request
+    request = sequences[0].request
     if request.sampling.max_new_tokens == 0:
-        return [answer.finish("length") for answer in answers]
+        return [sequence.finish("length") for sequence in sequences]
     prompt = torch.tensor([list(request.prompt_token_ids)], device=loaded.model.device)
     end_ids = sorted(loaded.tokenizer.eos_ids | request.stop_token_ids)
     model: Any = loaded.model
     own = [_FiniteCheck(), *own_processors(request.sampling, prompt.shape[1])]
-    # The generator is the process's own, as transformers offers no other: it is put back afterwards.
+    # transformers draws from the global generator, whose state is restored afterwards.
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():
-        torch.manual_seed(answers[0].seed)
+        torch.manual_seed(sequences[0].seed)
         try:
             found = model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
-                generation_config=_config(request.sampling, len(answers), end_ids, loaded.tokenizer.pad_id),
+                generation_config=_config(request.sampling, len(sequences), end_ids, loaded.tokenizer.pad_id),
                 logits_processor=LogitsProcessorList(own),
                 stopping_criteria=StoppingCriteriaList([_Canceled(is_canceled)]),
             )
         except NonFiniteLogits as error:
-            return [answer.fail(error) for answer in answers]
+            return [sequence.fail(error) for sequence in sequences]
     if is_canceled():
-        return [answer.finish("canceled") for answer in answers]
+        return [sequence.finish("canceled") for sequence in sequences]
     beams = found[:, prompt.shape[1] :].tolist()
-    return [event for answer, beam in zip(answers, beams, strict=True) for event in _taken(answer, beam)]
+    return [
+        event for sequence, beam in zip(sequences, beams, strict=True) for event in _events(sequence, beam)
+    ]
 
 
-def _config(sampling: Sampling, answers: int, end_ids: list[int], pad_id: int | None) -> GenerationConfig:
+def _config(sampling: Sampling, outputs: int, end_ids: list[int], pad_id: int | None) -> GenerationConfig:
     greedy = sampling.greedy
     drawing: dict[str, Any] = {
         "temperature": float(sampling.temperature),
@@ -93,7 +95,7 @@ def _config(sampling: Sampling, answers: int, end_ids: list[int], pad_id: int | 
     config: GenerationConfig = make(
         do_sample=not greedy,
         num_beams=sampling.num_beams,
-        num_return_sequences=answers,
+        num_return_sequences=outputs,
         max_new_tokens=sampling.max_new_tokens,
         min_new_tokens=sampling.min_new_tokens or None,
         repetition_penalty=float(sampling.repetition_penalty),
@@ -105,10 +107,10 @@ def _config(sampling: Sampling, answers: int, end_ids: list[int], pad_id: int | 
     return config
 
 
-def _taken(answer: SequenceState, beam: list[int]) -> list[Event]:
-    """The events of a whole beam; what follows its end is padding."""
+def _events(sequence: SequenceState, beam: list[int]) -> list[Event]:
+    """Returns the events of a whole beam; tokens after its end are padding."""
     events: list[Event] = []
     for token_id in beam:
-        if not answer.is_over:
-            events += answer.accept(Choice(token_id))
-    return events if answer.is_over else [*events, answer.finish("length")]
+        if not sequence.is_finished:
+            events += sequence.accept(Choice(token_id))
+    return events if sequence.is_finished else [*events, sequence.finish("length")]

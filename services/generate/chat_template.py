@@ -1,6 +1,6 @@
-"""A model's own chat template: Jinja text that came with the weights, and so from a stranger.
+"""A model's own chat template: Jinja text that came with the weights, and is therefore untrusted.
 
-It is rendered in Jinja's sandbox, with what transformers' `apply_chat_template` offers to templates.
+It is rendered in Jinja's sandbox, with the functions and variables that transformers' `apply_chat_template` offers.
 """
 
 import json
@@ -14,26 +14,31 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.errors import InvalidRequest
-from services.templates import Message, Segment, Special, Text, check_text
+from services.templates import Message, Segment, Special, Text, check_text, tools_as_users
 from services.tokenizers import Tokenizer
 
-# Characters of the private use area stand around the number of what they replace.
+# Characters of the private use area enclose the number of the text that they replace.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _SHIELD = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+
+_NAMES_TOOL_ROLE = re.compile(r"""["']tool["']""")
 
 
 def render_chat_template(
     chat_template: str, messages: Sequence[Message], tokenizer: Tokenizer
 ) -> list[Segment]:
-    """The conversation as segments, ending where the answer begins.
+    """Returns the conversation as segments, ending where the model's output begins.
 
-    What looks like a special token is one where the template wrote it, and text where a message did: there it is
-    replaced before rendering and put back afterwards.
+    A special token counts as one only if the template wrote it. In messages, the same characters are replaced before
+    rendering and restored afterwards. A template that does not name the role `tool` gets results of tools as user
+    messages.
 
     Raises:
         InvalidRequest: the template is faulty, or refuses this conversation.
-        InvalidText: a message has lone surrogates.
+        InvalidText: a message has a lone surrogate.
     """
+    if _NAMES_TOOL_ROLE.search(chat_template) is None:
+        messages = tools_as_users(messages)
     shielded = sorted({*tokenizer.special_tokens, _OPEN, _CLOSE}, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, shielded)))
     numbers = {piece: number for number, piece in enumerate(shielded)}
@@ -52,22 +57,10 @@ def render_chat_template(
 
 
 def _rendered(chat_template: str, turns: list[dict[str, str]], tokenizer: Tokenizer) -> str:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    roles = (
-        ("bos_token", tokenizer.bos_id),
-        ("eos_token", tokenizer.eos_id),
-        ("pad_token", tokenizer.pad_id),
-    )
-    pieces = {role: "" if token_id is None else tokenizer.piece(token_id) for role, token_id in roles}
     try:
-        template = environment.from_string(chat_template)
+        template = _environment().from_string(chat_template)
         return template.render(
-            messages=turns, add_generation_prompt=True, tools=None, documents=None, **pieces
+            messages=turns, add_generation_prompt=True, tools=None, documents=None, **_pieces(tokenizer)
         )
     except (
         jinja2.TemplateError,
@@ -79,14 +72,34 @@ def _rendered(chat_template: str, turns: list[dict[str, str]], tokenizer: Tokeni
         RuntimeError,  # macros that call each other without end
         MemoryError,
     ) as error:
+        reason = str(error) or type(error).__name__
         raise InvalidRequest(
-            f"The model's own chat template does not take this conversation: {str(error) or type(error).__name__}",
+            f"The model's own chat template refuses this conversation: {reason.removesuffix('.')}.",
             "Change the messages, or choose one of our templates.",
         ) from error
 
 
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _pieces(tokenizer: Tokenizer) -> dict[str, str]:
+    roles = (
+        ("bos_token", tokenizer.bos_id),
+        ("eos_token", tokenizer.eos_id),
+        ("pad_token", tokenizer.pad_id),
+    )
+    return {role: "" if token_id is None else tokenizer.piece(token_id) for role, token_id in roles}
+
+
 def _to_json(value: Any, indent: int | None = None) -> str:
-    """Jinja's own filter escapes for HTML."""
+    """Returns JSON that is not escaped for HTML, unlike that of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

@@ -1,4 +1,4 @@
-"""Texts as vectors, from a model that was made to write."""
+"""Text embeddings from a generative model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +13,13 @@ from services.progress import CheckCanceled, never_canceled
 def embed(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], check_canceled: CheckCanceled = never_canceled
 ) -> list[list[float]]:
-    """The mean of the last layer's hidden states over a prompt's tokens, scaled to length 1.
+    """Returns the mean of the last layer's hidden states over each prompt's tokens, scaled to length 1.
 
-    The same as `openai_api_server.py` of Chinese-LLaMA-Alpaca. Each prompt is read on its own.
+    The formula is that of `openai_api_server.py` of Chinese-LLaMA-Alpaca. Prompts are not batched.
 
     Raises:
-        PromptTooLong, NonFiniteLogits.
+        PromptTooLong: a prompt is longer than the model's context.
+        NonFiniteLogits: the model computed NaN or infinity.
     """
     return [_embedded(loaded, list(token_ids), check_canceled) for token_ids in prompts]
 

@@ -1,6 +1,6 @@
 """Continuous batching: many requests on one model, joining and leaving at any token.
 
-The engine runs where its `step` is called; only `cancel` may be called from another thread.
+The engine runs in the thread that calls `step`; only `cancel` may be called from another thread.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from services.generate.sequence import SequenceState
 
 
 class Engine:
-    """A model, the answers that it is writing and those that wait for a free slot."""
+    """A model, the sequences that run on it, and those that wait for a free slot. `slots` is the maximum batch size."""
 
     def __init__(self, loaded: LoadedModel, *, slots: int = 8) -> None:
         self._loaded = loaded
@@ -29,28 +29,31 @@ class Engine:
 
     @property
     def active(self) -> int:
-        """How many answers are being written."""
+        """Number of running sequences."""
         return len(self._running)
 
     @property
     def free_slots(self) -> int:
-        """How many more answers could begin with the next step."""
+        """Number of further sequences that can start with the next step."""
         return max(0, self._slots - len(self._running) - len(self._waiting))
 
     @property
     def has_work(self) -> bool:
+        """True while sequences run or wait."""
         return bool(self._running or self._waiting)
 
     def submit(self, request: GenerationRequest) -> str:
-        """Take a request in; it begins with one of the next steps. Gives its id.
+        """Queues a request, which starts with one of the next steps, and returns its id.
 
         Raises:
-            PromptTooLong: prompt and new tokens together do not fit the model's context.
-            InvalidRequest, VocabularyMismatch: the prompt is empty, or has tokens that the model does not know.
+            PromptTooLong: prompt and new tokens together exceed the model's context.
+            VocabularyMismatch: the prompt has tokens that the model does not have.
+            InvalidRequest: the prompt is empty and the model has no beginning-of-text token, `logit_bias` names tokens that the
+                model does not have, or the id is in use.
         """
         request = self._checked(request)
-        if request.id in {answer.request.id for answer in (*self._running, *self._waiting)}:
-            raise InvalidRequest(f"A request with the id {request.id} is already being answered.")
+        if request.id in {sequence.request.id for sequence in (*self._running, *self._waiting)}:
+            raise InvalidRequest(f"The request id {request.id} is in use.")
         self._canceled.discard(request.id)
         seed = request.sampling.seed
         seed = secrets.randbits(63) if seed is None else seed
@@ -61,11 +64,11 @@ class Engine:
         return request.id
 
     def cancel(self, request_id: str) -> None:
-        """End all answers to a request with the next step, which reports what there is of them."""
+        """Ends all outputs of a request with the next step, which returns them as they are by then."""
         self._canceled.add(request_id)
 
     def step(self) -> list[Event]:
-        """Begin what waits while slots are free, then write one token of every answer."""
+        """Starts waiting sequences while slots are free, then generates one token of each; returns the events."""
         events = self._end_canceled()
         events += self._begin_waiting()
         return events + self._decode()
@@ -74,13 +77,13 @@ class Engine:
         loaded, sampling = self._loaded, request.sampling
         if not request.prompt_token_ids:
             if loaded.tokenizer.bos_id is None:
-                raise InvalidRequest("The prompt is empty and this model has no token that begins a text.")
+                raise InvalidRequest("The prompt is empty and this model has no beginning-of-text token.")
             request = replace(request, prompt_token_ids=[loaded.tokenizer.bos_id])
         largest = max(request.prompt_token_ids)
         if largest >= loaded.rows or min(request.prompt_token_ids) < 0:
             raise VocabularyMismatch(
                 f"The prompt has the token {largest} and the model has {loaded.rows} rows of embeddings.",
-                "The tokenizer is not the model's own: put the right one into its folder.",
+                "The tokenizer does not belong to the model: put the right one into its folder.",
             )
         if any(token_id >= loaded.rows for token_id in sampling.logit_bias):
             raise InvalidRequest(f"logit_bias names tokens beyond the model's {loaded.rows}.")
@@ -93,10 +96,10 @@ class Engine:
             canceled.add(self._canceled.pop())
         if not canceled:
             return []
-        ended = [answer for answer in (*self._running, *self._waiting) if answer.request.id in canceled]
-        events: list[Event] = [answer.finish("canceled") for answer in ended]
-        self._waiting = deque(answer for answer in self._waiting if not answer.is_over)
-        self._drop_ended()
+        ended = [sequence for sequence in (*self._running, *self._waiting) if sequence.request.id in canceled]
+        events: list[Event] = [sequence.finish("canceled") for sequence in ended]
+        self._waiting = deque(sequence for sequence in self._waiting if not sequence.is_finished)
+        self._drop_finished()
         return events
 
     def _begin_waiting(self) -> list[Event]:
@@ -110,24 +113,24 @@ class Engine:
         return events
 
     def _with_siblings(self, first: SequenceState, limit: int) -> list[SequenceState]:
-        """The answers to the same request that can begin together: they share the reading of the prompt."""
+        """Returns the sequences of the same request that can start together: they share the computation of the prompt."""
         siblings = [first]
         while self._waiting and self._waiting[0].request is first.request and len(siblings) < limit:
             siblings.append(self._waiting.popleft())
         return siblings
 
     def _begin(self, siblings: list[SequenceState]) -> list[Event]:
-        """Read the prompt and write the first token of each answer."""
+        """Computes the prompt and generates the first token of each sequence."""
         request = siblings[0].request
         if request.sampling.max_new_tokens == 0:
-            return [answer.finish("length") for answer in siblings]
+            return [sequence.finish("length") for sequence in siblings]
         logits, cache = self._batch.read_prompt(request.prompt_token_ids)
         events: list[Event] = []
-        for answer in siblings:
-            events += answer.advance(logits)
-            if not answer.is_over:
+        for sequence in siblings:
+            events += sequence.advance(logits)
+            if not sequence.is_finished:
                 self._batch.join(cache)
-                self._running.append(answer)
+                self._running.append(sequence)
         return events
 
     def _search(self, siblings: list[SequenceState]) -> list[Event]:
@@ -137,23 +140,23 @@ class Engine:
     def _decode(self) -> list[Event]:
         if not self._running:
             return []
-        logits = self._batch.decode([answer.token_ids[-1] for answer in self._running])
+        logits = self._batch.decode([sequence.token_ids[-1] for sequence in self._running])
         events: list[Event] = []
-        for answer, row in zip(self._running, logits, strict=True):
-            events += answer.advance(row)
-        self._drop_ended()
+        for sequence, row in zip(self._running, logits, strict=True):
+            events += sequence.advance(row)
+        self._drop_finished()
         return events
 
-    def _drop_ended(self) -> None:
-        """Free the rows of ended answers, from the last one: the last row moves into a freed one's place."""
-        for row in _ended_rows(self._running):
+    def _drop_finished(self) -> None:
+        """Frees the rows of finished sequences, starting with the last: the last row takes the place of a freed one."""
+        for row in _finished_rows(self._running):
             self._batch.leave(row)
             self._running[row] = self._running[-1]
             self._running.pop()
 
 
-def _ended_rows(running: list[SequenceState]) -> Iterable[int]:
-    return [row for row in reversed(range(len(running))) if running[row].is_over]
+def _finished_rows(running: list[SequenceState]) -> Iterable[int]:
+    return [row for row in reversed(range(len(running))) if running[row].is_finished]
 
 
 def _check_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -> None:
@@ -161,7 +164,7 @@ def _check_length(prompt_tokens: int, max_new_tokens: int, context_length: int) 
         return
     room = context_length - prompt_tokens
     raise PromptTooLong(
-        f"The prompt has {prompt_tokens} tokens and {max_new_tokens} new ones are asked for; "
+        f"The prompt has {prompt_tokens} tokens and {max_new_tokens} new ones are requested; "
         f"the model's context is {context_length}.",
         f"Lower max_new_tokens to {room} at most." if room > 0 else "Shorten the prompt.",
     )

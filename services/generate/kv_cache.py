@@ -1,9 +1,9 @@
-"""Sequences that decode together: a cache with a row for each, joined and left at any token.
+"""KV cache for sequences that decode together: one row per sequence, which may join and leave at any token.
 
-Every sequence occupies a row from column 0 on, whatever the others' lengths: nothing is padded on its left, no
-row moves in its columns when another joins or leaves, and a sequence sees its keys at the same places alone and
-in a crowd. A prompt is read on its own. What remains of a crowd is the rounding of matrix products with more
-rows (about 1e-6 of a logit in float32).
+Each sequence occupies a row from column 0 on, independent of the lengths of the others: there is no left padding, no row moves
+within its columns when another joins or leaves, and a sequence finds its keys at the same positions alone and in a
+batch. Prompts are computed one at a time. The only remaining effect of a batch is the rounding of matrix products with
+more rows (about 1e-6 of a logit in float32).
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ _BLOCK = 64
 
 
 class KVCache(Cache):
-    """Keys and values of the running sequences, for every layer two tensors (rows, kv heads, columns, head_dim).
+    """Keys and values of the running sequences: two tensors (rows, kv heads, columns, head_dim) per layer.
 
-    Rows and columns grow as they are needed, by half again at least. Columns that a row has not reached yet are
-    masked, and are kept at zero: a masked NaN would still spoil the row's attention.
+    Rows and columns grow on demand, by at least half. Columns that a row has not reached yet are masked and kept at
+    zero: a masked NaN would still corrupt the row's attention.
     """
 
     def __init__(self) -> None:
@@ -31,18 +31,18 @@ class KVCache(Cache):
         self._width = 0
 
     def join(self, prompt: Cache) -> None:
-        """A new last row with a copy of the keys and values of a prompt that was read on its own."""
+        """Appends a row with a copy of a prompt's keys and values."""
         keys, values = _tensors(prompt)
         if not self._keys:
             self._keys, self._values = ([tensor[:0] for tensor in tensors] for tensors in (keys, values))
         row, length = len(self.lengths), keys[0].shape[2]
-        self._make_room(row + 1, length)
+        self._reserve(row + 1, length)
         for mine, other in zip((*self._keys, *self._values), (*keys, *values), strict=True):
             mine[row, :, :length] = other[0]
         self.lengths.append(length)
 
     def leave(self, row: int) -> None:
-        """Give up a row: the last one takes its place."""
+        """Frees a row: the last one takes its place."""
         last = len(self.lengths) - 1
         for tensor in (*self._keys, *self._values):
             tensor[row] = tensor[last]
@@ -51,14 +51,14 @@ class KVCache(Cache):
         self.lengths.pop()
 
     def begin_step(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make room for one more token in each row.
+        """Makes space for one more token in each row.
 
         Returns:
             Position ids (rows, 1) and an additive mask (rows, 1, 1, columns) of `dtype`.
         """
-        # Rounded up, since kernels for CUDA want the mask's rows aligned.
+        # Rounded up, because kernels for CUDA need the mask's rows aligned.
         self._width = _rounded_up(max(self.lengths) + 1, 8)
-        self._make_room(len(self.lengths), self._width)
+        self._reserve(len(self.lengths), self._width)
         self._rows = torch.arange(len(self.lengths), device=device)
         self._columns = torch.tensor(self.lengths, device=device)
         unseen = torch.arange(self._width, device=device)[None] > self._columns[:, None]
@@ -67,14 +67,15 @@ class KVCache(Cache):
         return self._columns[:, None], mask[:, None, None]
 
     def end_step(self) -> None:
+        """Counts the token that the model has appended to each row."""
         self.lengths = [length + 1 for length in self.lengths]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by the model: (rows, kv heads, 1, head_dim) in, all keys and values of the mask's width out."""
+        """Called by the model: takes (rows, kv heads, 1, head_dim), returns all keys and values of the mask's width."""
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        # a model over several GPUs has each layer's keys where that layer is
+        # In a model over several GPUs, the keys of a layer are on its GPU.
         at_rows, at_columns = self._rows.to(keys.device), self._columns.to(keys.device)
         keys[at_rows, :, at_columns] = key_states[:, :, 0]
         values[at_rows, :, at_columns] = value_states[:, :, 0]
@@ -84,7 +85,7 @@ class KVCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.lengths, default=0)
 
-    def _make_room(self, rows: int, columns: int) -> None:
+    def _reserve(self, rows: int, columns: int) -> None:
         have_rows, _, have_columns, _ = self._keys[0].shape
         if rows <= have_rows and columns <= have_columns:
             return
@@ -105,13 +106,13 @@ def _rounded_up(number: int, multiple: int) -> int:
 
 
 def _tensors(cache: Cache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Keys and values of each layer, (rows, kv heads, columns, head_dim)."""
+    """Returns keys and values of each layer, (rows, kv heads, columns, head_dim)."""
     layers: list[Any] = list(cache.layers)
     return [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
 class BatchRunner:
-    """A model with the rows that run on it."""
+    """Runs the forward passes of one model for the sequences in its KV cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -122,7 +123,7 @@ class BatchRunner:
 
     @torch.inference_mode()
     def read_prompt(self, token_ids: Sequence[int]) -> tuple[torch.Tensor, Cache]:
-        """Logits (vocabulary,) in float32 on the CPU for the token after a prompt, and the prompt's cache."""
+        """Returns the logits (vocabulary,) after a prompt in float32 on the CPU, and the prompt's own cache."""
         ids = torch.tensor([list(token_ids)], device=self._model.device)
         cache = DynamicCache()
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -130,17 +131,17 @@ class BatchRunner:
 
     @torch.inference_mode()
     def join(self, prompt: Cache) -> None:
-        """The prompt's sequence becomes the last row."""
+        """Appends the prompt's sequence as the last row."""
         self._cache.join(prompt)
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
-        """The row's sequence is over; the last row takes its number."""
+        """Frees the row of a finished sequence; the last row takes its number."""
         self._cache.leave(row)
 
     @torch.inference_mode()
     def decode(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Append one token to each row: logits (rows, vocabulary) in float32 on the CPU for the next ones."""
+        """Appends one token to each row and returns the next logits (rows, vocabulary) in float32 on the CPU."""
         ids = torch.tensor(token_ids, device=self._model.device)[:, None]
         positions, mask = self._cache.begin_step(self._model.dtype, self._model.device)
         logits = self._forward(ids, mask, positions, self._cache)

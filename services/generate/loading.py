@@ -1,4 +1,4 @@
-"""A model and its tokenizer from a folder, ready to generate. Nothing of what is loaded is run."""
+"""Loading of a model and its tokenizer from a folder. No code from the folder is run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ from services.errors import (
     VocabularyMismatch,
     WrongModelKind,
 )
-from services.generate.quantization import Quantization, held_bytes, quantization_config
+from services.generate.quantization import held_bytes, quantization_config
+from services.kinds.shared import Quantization
 from services.progress import Progress, Report, ignore_progress
 from services.tokenizers import Tokenizer, load_tokenizer
 
@@ -32,7 +33,7 @@ DTypeName = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory. `rows` is how many tokens its embeddings know, `context_length` counts tokens."""
+    """A model in memory. `rows` is the number of rows of its embeddings; `context_length` counts tokens."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -44,9 +45,19 @@ class LoadedModel:
     rows: int
     chat_template: str | None = None
 
+    @property
+    def device_name(self) -> str:
+        """Display name of the device, for example "cuda:0"."""
+        return str(self.device)
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the dtype, for example "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
 
 USABLE_SHARE = 0.8
-"""Of a GPU's free memory, what a model's weights may take: the rest is for the keys and values of its answers."""
+"""Share of a GPU's free memory that a model's weights may take; the rest is for the KV cache."""
 
 
 def load_model(
@@ -58,19 +69,19 @@ def load_model(
     quantization: Quantization | None = None,
     report: Report = ignore_progress,
 ) -> LoadedModel:
-    """Load a Hugging Face model folder for generation.
+    """Loads a Hugging Face model folder for generation.
 
     Args:
-        device: "cpu", "cuda", "cuda:N", or "auto" for the first GPU where there is one. Where that GPU is too small, all
-            GPUs share the model's layers, unless one was named by its number.
-        dtype: None is float32 on a CPU, and bfloat16 on a GPU, or float16 where that has no bfloat16.
+        device: "cpu", "cuda", "cuda:N", or "auto" for the first GPU if there is one. If that GPU is too small, all GPUs
+            share the model's layers, unless one was named by its number.
+        dtype: None is float32 on a CPU, and bfloat16 on a GPU, or float16 if that has no bfloat16.
         rope_alpha: NTK scaling of the rotary base, `theta * alpha ** (d / (d - 2))` with d = head_dim (posts of
             "bloc97", r/LocalLLaMA 2023), which also stretches the context by `alpha`.
         quantization: "8bit" or "4bit", by bitsandbytes; see `services.generate.quantization`.
 
     Raises:
-        WrongModelKind: the folder is an original checkpoint, an adapter or no model at all.
-        IncompleteCheckpoint: tensors are missing. transformers would fill them with random numbers.
+        WrongModelKind: the folder is an original checkpoint, an adapter, or not a model.
+        IncompleteCheckpoint: tensors are missing; transformers would fill them with random numbers.
         VocabularyMismatch: the tokenizer has more tokens than the embeddings have rows.
         UnsupportedOption, UnsupportedFormat, UnreadableFile, UnreadableTokenizer.
     """
@@ -107,10 +118,10 @@ def load_model(
 def prepare(
     model: PreTrainedModel, tokenizer: Tokenizer, *, folder: Path, context_length: int
 ) -> LoadedModel:
-    """A model that is in memory already, with what the engine needs to know about it."""
+    """Returns a model that is already in memory as a `LoadedModel`."""
     anything: Any = model
     anything.eval()
-    # A model's own defaults for sampling would fill what a request leaves open.
+    # A model's own sampling defaults would replace those of the request.
     make_config: Any = GenerationConfig
     anything.generation_config = make_config()
     embeddings: Any = model.get_input_embeddings()
@@ -128,12 +139,12 @@ def prepare(
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of this name.
+    """Returns the device of this name.
 
-    Touches CUDA only when asked for it or for "auto": a process that forks must not.
+    Initializes CUDA only for "cuda" and "auto": a process that forks must not.
 
     Raises:
-        UnsupportedOption: there is no such device on this machine.
+        UnsupportedOption: this machine does not have the device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,7 +153,7 @@ def resolve_device(name: str) -> torch.device:
         raise UnsupportedOption(f"There is no device {name!r}.", 'Choose "auto", "cpu", "cuda" or "cuda:N".')
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise UnsupportedOption(
-            f"The device {name} was asked for and this machine has {torch.cuda.device_count()} CUDA devices.",
+            f"The device {name} was requested and this machine has {torch.cuda.device_count()} CUDA devices.",
             'Choose "cpu", or give the worker a GPU (docker-compose.gpu.yml).',
         )
     return torch.device(name)
@@ -153,14 +164,15 @@ def _check_kind(folder: Path) -> None:
         return
     if (folder / "adapter_config.json").is_file():
         raise WrongModelKind(
-            f"{folder.name} is an adapter, not a model.", "Name its base as the model and this as an adapter."
+            f"{folder.name} is an adapter, not a model.",
+            "Name its base as the model and this folder as an adapter.",
         )
     if list(folder.glob("consolidated.*.pth")):
         raise WrongModelKind(
             f"{folder.name} is an original checkpoint; generating needs the Hugging Face layout.",
             "Run a convert job on it first.",
         )
-    raise WrongModelKind(f"{folder.name} is no model: it has no config.json.")
+    raise WrongModelKind(f"{folder.name} is not a model: it has no config.json.")
 
 
 def _read_config(folder: Path) -> Any:
@@ -168,13 +180,13 @@ def _read_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnsupportedFormat(
-            f"The config.json of {folder.name} describes no model that transformers knows: {error}",
-            "Models that bring code of their own are never run.",
+            f"The config.json of {folder.name} describes no model that transformers knows: {error}.",
+            "Code that comes with a model is never run.",
         ) from error
 
 
 def _context_length(config: Any) -> int:
-    """Tokens that the model was made for; within its window a sliding attention is a full one."""
+    """Returns the number of tokens that the model was trained for; within its window, sliding attention is full attention."""
     sizes = [int(config.max_position_embeddings)]
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True):
@@ -192,11 +204,11 @@ def _scale_rotary_base(config: Any, alpha: float) -> None:
 def device_map(
     name: str, target: torch.device, size_bytes: int, free_bytes: Mapping[int, int]
 ) -> str | dict[str, str]:
-    """Where transformers puts a model's layers: all on one GPU, or "auto" over several where one is too small.
+    """Returns transformers' device map: all layers on one GPU, or "auto" over several if one is too small.
 
     Args:
-        name: the device as it was asked for.
-        free_bytes: of each GPU, by its number.
+        name: the requested device.
+        free_bytes: free memory of each GPU, by its number.
     """
     one = {"": str(target)}
     room = free_bytes.get(target.index or 0, 0) * USABLE_SHARE
@@ -236,11 +248,11 @@ def _read_weights(
             **placement,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UnreadableFile(f"The weights of {folder.name} cannot be read: {error}") from error
+        raise UnreadableFile(f"The weights of {folder.name} cannot be read: {error}.") from error
     missing = sorted(details["missing_keys"])
     if missing:
         raise IncompleteCheckpoint(
             f"{folder.name} lacks {len(missing)} tensors that its config needs, {missing[0]} among them.",
-            "Fetch the missing files, or make the model again.",
+            "Fetch the missing files, or create the model again.",
         )
     return model

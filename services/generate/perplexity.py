@@ -1,7 +1,7 @@
-"""How well a model expects a text: windows that slide over its tokens, each token scored once.
+"""Perplexity of a text: windows slide over its tokens, and each token is scored once.
 
 The windows are those of "Perplexity of fixed-length models" in the documentation of transformers: a window begins every
-`stride` tokens, its first tokens are context only, and what it scores is what no window before it has.
+`stride` tokens, its first tokens are context only, and it scores the tokens that no earlier window has scored.
 """
 
 import math
@@ -14,18 +14,18 @@ from transformers import DynamicCache
 
 from services.errors import InvalidRequest, NonFiniteLogits
 from services.generate.loading import LoadedModel
-from services.progress import CheckCanceled, Progress, Report, ignore_progress, never_canceled
+from services.progress import CheckCanceled, never_canceled
 
 DEFAULT_CONTEXT = 2048
-"""Longest window where none is asked for: what LLaMA's first version was trained with."""
+"""Maximum default window: the context that the first LLaMA was trained with."""
 
-SLICE = 128
-"""Tokens that are read at once: with 128 k pieces their scores take 64 MiB in float32."""
+CHUNK_TOKENS = 128
+"""Tokens per forward pass: with a vocabulary of 128 k, their logits take 64 MiB in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens `start` to `end` of a text (exclusive); those from `scored_from` on are scored."""
+    """Tokens `start` to `end` (exclusive) of a text; those from `scored_from` on are scored."""
 
     start: int
     scored_from: int
@@ -34,7 +34,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The negative log-likelihood of `tokens` tokens together, in nats."""
+    """Total negative log-likelihood of `tokens` tokens, in nats."""
 
     total: float = 0.0
     tokens: int = 0
@@ -44,26 +44,26 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self.total / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """exp(mean); infinity where a float64 cannot hold it."""
+        """exp(mean); infinity if it exceeds a float64."""
         try:
             return math.exp(self.mean)
         except OverflowError:
             return math.inf
 
     def bits_per_byte(self, size_bytes: int) -> float:
-        """Comparable between vocabularies: the bits that the model needs for each byte of the text."""
+        """Returns the bits per byte of the text, which are comparable between vocabularies."""
         return self.total / math.log(2) / size_bytes
 
 
 def window_sizes(
     context_length: int, *, context: int | None = None, stride: int | None = None
 ) -> tuple[int, int]:
-    """Window and stride in tokens, with what was left open: the model's context, at most 2048, and half of that.
+    """Returns window and stride in tokens; the defaults are the model's context, at most 2048, and half the window.
 
     Raises:
         InvalidRequest: the window is longer than the model's context, or the stride leaves a token without context.
@@ -84,14 +84,14 @@ def window_sizes(
 
 
 def windows_of(tokens: int, *, context: int, stride: int) -> list[Window]:
-    """The windows over a text of so many tokens. Its very first token has nothing before it and is not scored.
+    """Returns the windows over a text of this number of tokens. The first token has no context and is not scored.
 
     Raises:
-        InvalidRequest: there is no second token.
+        InvalidRequest: the text has fewer than two tokens.
     """
     if tokens < 2:
         raise InvalidRequest(
-            f"The text has {tokens} token(s), the beginning of text included: nothing can be scored.",
+            f"The text has {tokens} token(s), including the beginning of text: nothing can be scored.",
             "Give a longer text.",
         )
     windows = [Window(0, 1, min(context, tokens))]
@@ -102,24 +102,6 @@ def windows_of(tokens: int, *, context: int, stride: int) -> list[Window]:
     return windows
 
 
-def perplexity(
-    loaded: LoadedModel,
-    token_ids: Sequence[int],
-    *,
-    context: int | None = None,
-    stride: int | None = None,
-    report: Report = ignore_progress,
-    check_canceled: CheckCanceled = never_canceled,
-) -> Score:
-    """The score of a whole text. Raises as `window_sizes`, `windows_of` and `score_window` do."""
-    window, step = window_sizes(loaded.context_length, context=context, stride=stride)
-    score = Score()
-    for place in windows_of(len(token_ids), context=window, stride=step):
-        score += score_window(loaded, token_ids, place, check_canceled)
-        report(Progress("scoring", score.tokens, len(token_ids) - 1, "tokens"))
-    return score
-
-
 @torch.inference_mode()
 def score_window(
     loaded: LoadedModel,
@@ -127,18 +109,21 @@ def score_window(
     window: Window,
     check_canceled: CheckCanceled = never_canceled,
 ) -> Score:
-    """The score of one window's tokens: log-softmax in float32, summed in float64.
+    """Returns the score of one window's tokens: log-softmax in float32, summed in float64.
 
-    It is read in slices, with their keys and values kept: memory is the window's cache and the scores of one slice.
+    The window is computed in chunks with a KV cache: memory is the window's cache and the logits of one chunk.
+
+    Args:
+        check_canceled: called before each chunk; its exceptions are passed on.
 
     Raises:
-        NonFiniteLogits; and what `check_canceled` raises, which is asked before each slice.
+        NonFiniteLogits: the model computed NaN or infinity.
     """
     cache = DynamicCache()
     total = 0.0
-    for start in range(window.start, window.end - 1, SLICE):
+    for start in range(window.start, window.end - 1, CHUNK_TOKENS):
         check_canceled()
-        end = min(start + SLICE, window.end - 1)  # the last token is expected, never read
+        end = min(start + CHUNK_TOKENS, window.end - 1)  # the last token is only a target
         kept = end - max(start, window.scored_from - 1)
         logits = _read(loaded, token_ids[start:end], cache, at=start - window.start, kept=max(kept, 1))
         if kept > 0:
@@ -149,7 +134,7 @@ def score_window(
 def _read(
     loaded: LoadedModel, token_ids: Sequence[int], cache: DynamicCache, *, at: int, kept: int
 ) -> torch.Tensor:
-    """Logits (kept, vocabulary) in float32 after the last `kept` of these tokens, whose first is the `at`-th."""
+    """Returns the logits (kept, vocabulary) in float32 after the last `kept` of these tokens; the first is at position `at`."""
     model: Any = loaded.model
     outcome = model(
         input_ids=torch.tensor([list(token_ids)], device=loaded.device),
@@ -163,11 +148,11 @@ def _read(
 
 
 def _negative_log_likelihood(logits: torch.Tensor, expected: Sequence[int], position: int) -> float:
-    """Of the expected tokens together, in nats; the first of them is the text's `position`-th (from 0)."""
+    """Returns the total of the expected tokens in nats; the first of them is at `position` of the text, counted from 0."""
     if not bool(logits.isfinite().all()):
         row = int((~logits.isfinite()).any(dim=-1).nonzero()[0])
         raise NonFiniteLogits(
-            f"The model computed NaN or infinity where it was to expect token {position + row + 1} of the text.",
+            f"The model computed NaN or infinity as logits of token {position + row + 1} of the text.",
             "Its weights are damaged, or float16 overflows: verify the model, or load it as float32 or bfloat16.",
         )
     targets = torch.tensor(list(expected), device=logits.device)[:, None]

@@ -1,4 +1,4 @@
-"""What the engine is asked for and what it gives back: plain values."""
+"""Requests to the engine and its events: plain values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ def _new_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt to be answered `sampling.n` times.
+    """One prompt with `sampling.n` outputs.
 
-    `stop` and `stop_token_ids` are those of the prompt's template; they add to the sampling's and the model's.
+    `stop` and `stop_token_ids` come from the prompt's template, in addition to those of the sampling and the model.
     """
 
     prompt_token_ids: Sequence[int]
@@ -31,7 +31,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's natural log-probability by the model itself, before penalties, temperature and cuts."""
+    """A token's natural log-probability by the model itself, before penalties, temperature and cut-offs.
+
+    `top` are the most likely tokens at the same position.
+    """
 
     token_id: int
     piece: str
@@ -41,10 +44,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished answer.
+    """One finished output.
 
-    `token_ids` are all tokens that were generated, the one that ended the answer and those of a stop text
-    included; `text` leaves these out. `seed` reproduces the answer.
+    `token_ids` are all generated tokens, including the one that ended the output and those of a stop string, which are
+    not part of `text`. `seed` reproduces the output.
     """
 
     index: int
@@ -55,20 +58,10 @@ class Completion:
     seed: int
     logprobs: list[TokenLogprob] | None = None
 
-    @property
-    def usage(self) -> dict[str, int]:
-        """Counts of tokens under OpenAI's names."""
-        completion = len(self.token_ids)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": completion,
-            "total_tokens": self.prompt_tokens + completion,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class TokenGenerated:
-    """A token of one answer, and the text that is certain since; the sum of all texts is the output's text."""
+    """A token of one output, and the text that it completes; the concatenation of all texts is the output's text."""
 
     request_id: str
     index: int
@@ -78,8 +71,8 @@ class TokenGenerated:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerFinished:
-    """One of a request's `n` answers is complete."""
+class OutputFinished:
+    """One of a request's `n` outputs is complete."""
 
     request_id: str
     index: int
@@ -87,12 +80,12 @@ class AnswerFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerFailed:
-    """One of a request's `n` answers cannot be completed; the others are not touched."""
+class OutputFailed:
+    """One of a request's `n` outputs cannot be completed; the others are not affected."""
 
     request_id: str
     index: int
     error: GraftwerkError
 
 
-Event = TokenGenerated | AnswerFinished | AnswerFailed
+Event = TokenGenerated | OutputFinished | OutputFailed

@@ -1,7 +1,7 @@
-"""The choice of the next token: transformers' own processors, one row at a time, and a generator of its own.
+"""Choice of the next token: transformers' own processors, one row at a time.
 
-The order is that of transformers' `GenerationMixin._get_logits_processor`. Each answer draws from its own
-generator on the CPU, so neighbours in a batch and the device do not change what it draws.
+The order is that of transformers' `GenerationMixin._get_logits_processor`. Each output draws from its own generator on the
+CPU, so that other sequences of a batch and the device do not change its tokens.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,14 +32,14 @@ class BiasProcessor(LogitsProcessor):
         self._values = torch.tensor(list(bias.values()), dtype=torch.float32)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (rows, vocabulary) to the same shape."""
+        """Returns scores of the same shape (rows, vocabulary)."""
         return scores.index_add(
             1, self._ids.to(scores.device), self._values.to(scores).expand(len(scores), -1)
         )
 
 
 class PresenceFrequencyProcessor(LogitsProcessor):
-    """OpenAI's penalties: minus presence once, and frequency times the count, of tokens of the answer so far."""
+    """OpenAI's penalties: subtracts presence once, and frequency times the count, for tokens of the output so far."""
 
     def __init__(self, presence: float, frequency: float, prompt_length: int) -> None:
         self._presence = presence
@@ -47,7 +47,7 @@ class PresenceFrequencyProcessor(LogitsProcessor):
         self._prompt_length = prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Ids (rows, length) and scores (rows, vocabulary) to the scores' shape."""
+        """Returns scores of the same shape (rows, vocabulary) for ids (rows, length)."""
         new = input_ids[:, self._prompt_length :]
         counts = torch.zeros_like(scores).scatter_add_(1, new, torch.ones_like(new, dtype=scores.dtype))
         return scores - self._frequency * counts - self._presence * (counts > 0)
@@ -55,7 +55,7 @@ class PresenceFrequencyProcessor(LogitsProcessor):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A chosen token; with log-probabilities also its own and those of the likeliest tokens, likeliest first."""
+    """A chosen token; if requested, its log-probability and those of the most likely tokens in descending order."""
 
     token_id: int
     logprob: float | None = None
@@ -63,7 +63,7 @@ class Choice:
 
 
 def own_processors(sampling: Sampling, prompt_length: int) -> list[LogitsProcessor]:
-    """What transformers has no class for; it goes after transformers' own penalties."""
+    """Returns the processors that transformers has no class for; they come after transformers' own penalties."""
     processors: list[LogitsProcessor] = []
     if sampling.logit_bias:
         processors.append(BiasProcessor(sampling.logit_bias))
@@ -100,7 +100,7 @@ def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
 
 
 class Sampler:
-    """Chooses the tokens of one answer."""
+    """Chooses the tokens of one output."""
 
     def __init__(
         self, sampling: Sampling, prompt_token_ids: Sequence[int], *, end_ids: Iterable[int], seed: int
@@ -108,17 +108,17 @@ class Sampler:
         self._sampling = sampling
         prompt = torch.tensor([list(prompt_token_ids)], dtype=torch.long)
         self._length = prompt.shape[1]
-        room = torch.zeros((1, sampling.max_new_tokens), dtype=torch.long)
-        self._ids = torch.cat([prompt, room], dim=1)
+        new = torch.zeros((1, sampling.max_new_tokens), dtype=torch.long)
+        self._ids = torch.cat([prompt, new], dim=1)
         self._processors = _processors(sampling, self._length, end_ids)
         self._warpers = _warpers(sampling)
         self._generator = torch.Generator().manual_seed(seed)
 
     def choose(self, logits: torch.Tensor) -> Choice:
-        """The next token.
+        """Returns the next token.
 
         Args:
-            logits: (vocabulary,), float32, on the CPU, finite. Not changed.
+            logits: (vocabulary,), float32, on the CPU, finite. Not modified.
         """
         scores = logits[None]
         for processor in self._processors:
@@ -130,10 +130,10 @@ class Sampler:
         return self._with_logprobs(token_id, logits)
 
     def _draw(self, scores: torch.Tensor) -> int:
-        """Draw from the tokens that the cuts leave, by the Gumbel trick: the largest of score plus noise.
+        """Draws from the tokens that the cut-offs leave, by the Gumbel-max trick: the largest score plus noise.
 
-        Every token of the vocabulary has noise of its own at every step. So when rounding swaps two tokens at
-        the edge of a cut, nothing changes unless one of them had won; drawing by cumulative sums would shift all.
+        Each token of the vocabulary has its own noise at every step. If rounding swaps two tokens at the edge of a
+        cut-off, the choice changes only if one of them was chosen; drawing by cumulative sums would shift all.
         """
         key = int(torch.randint(2**62, (), generator=self._generator))
         candidates = _likeliest(scores[0], self._sampling.top_k)
@@ -153,10 +153,10 @@ class Sampler:
 
 
 def _likeliest(scores: torch.Tensor, top_k: int) -> torch.Tensor:
-    """Ids of the `top_k` likeliest tokens and of those that equal the last one, as transformers' top-k has it.
+    """Returns the ids of the `top_k` most likely tokens and of those equal to the last one, as transformers' top-k does.
 
-    It goes first, ahead of the temperature, which changes no order: what follows then looks at a few candidates
-    where it would sort the whole vocabulary.
+    It comes before the temperature, which does not change the order, so that the following steps sort a few candidates
+    instead of the whole vocabulary.
     """
     if not 0 < top_k < len(scores):
         return torch.arange(len(scores))
@@ -164,10 +164,10 @@ def _likeliest(scores: torch.Tensor, top_k: int) -> torch.Tensor:
 
 
 def uniform_noise(ids: torch.Tensor, key: int) -> torch.Tensor:
-    """A number between 0 and 1 for each token id, always the same for the same key, float64.
+    """Returns a float64 between 0 and 1 for each token id, a function of the id and the key.
 
-    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) with the id as its counter: noise for a few candidates without
-    noise for the whole vocabulary. int64 wraps, and its shifts copy the sign, which the masks take away.
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) with the id as its counter: noise for a few candidates does not need
+    noise for the whole vocabulary. int64 wraps around, and its right shifts copy the sign, which the masks remove.
     """
     mixed = (ids + 1) * (_GOLDEN_RATIO_64 - 2**64) + key
     mixed = (mixed ^ ((mixed >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
@@ -176,9 +176,9 @@ def uniform_noise(ids: torch.Tensor, key: int) -> torch.Tensor:
     return (((mixed >> 11) & (2**53 - 1)).double() + 0.5) / 2**53
 
 
-def seed_of_answer(seed: int, index: int) -> int:
-    """The seed of the `index`-th of `n` answers: the request's own for the first one.
+def seed_of_output(seed: int, index: int) -> int:
+    """Returns the seed of output number `index`: the request's own for the first one.
 
-    Steps of 2**64 over the golden ratio keep the seeds of neighbouring requests apart (Knuth, TAOCP 6.4).
+    Steps of 2**64 over the golden ratio keep the seeds of consecutive request seeds apart (Knuth, TAOCP 6.4).
     """
     return (seed + index * _GOLDEN_RATIO_64) % 2**63 if index else seed

@@ -1,32 +1,32 @@
-"""One answer on its way: its tokens, its text, its end. Every change of its state happens here."""
+"""State of one sequence: its tokens, its text, its end. Every change of state happens here."""
 
 import torch
 
 from services.errors import NonFiniteLogits
 from services.generate.request import (
-    AnswerFailed,
-    AnswerFinished,
     Completion,
     Event,
     FinishReason,
     GenerationRequest,
+    OutputFailed,
+    OutputFinished,
     TokenGenerated,
     TokenLogprob,
 )
-from services.generate.sampler import Choice, Sampler, seed_of_answer
+from services.generate.sampler import Choice, Sampler, seed_of_output
 from services.generate.stop_strings import StopStringFilter
 from services.tokenizers import Tokenizer
 
 
 class SequenceState:
-    """The `index`-th answer to a request."""
+    """Output number `index` of a request while it is generated."""
 
     def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, *, index: int, seed: int) -> None:
         self.request = request
         self.index = index
-        self.seed = seed_of_answer(seed, index)
+        self.seed = seed_of_output(seed, index)
         self.token_ids: list[int] = []
-        self.is_over = False
+        self.is_finished = False
         self._tokenizer = tokenizer
         self._end_ids = tokenizer.eos_ids | request.stop_token_ids
         self._sampler = Sampler(
@@ -37,16 +37,17 @@ class SequenceState:
 
     @property
     def is_full(self) -> bool:
+        """True once the output has the maximum number of tokens."""
         return len(self.token_ids) >= self.request.sampling.max_new_tokens
 
     def advance(self, logits: torch.Tensor) -> list[Event]:
-        """Choose the next token from its logits (vocabulary,); the last token brings the end along."""
+        """Chooses the next token from its logits (vocabulary,) and returns its events, including the end."""
         if not bool(logits.isfinite().all()):
             return [self.fail(_non_finite(logits, len(self.token_ids)))]
         return self.accept(self._sampler.choose(logits))
 
     def accept(self, choice: Choice) -> list[Event]:
-        """Take a token in, and finish where it ends the answer."""
+        """Appends a token and returns its events; finishes the output if the token ends it."""
         self.token_ids.append(choice.token_id)
         is_end = choice.token_id in self._end_ids
         text = "" if is_end else self._text.feed(choice.token_id)
@@ -62,9 +63,9 @@ class SequenceState:
         ]
         return [*events, self.finish(reason)] if reason else events
 
-    def finish(self, reason: FinishReason) -> AnswerFinished:
-        """The end; text that was held back when the answer is canceled was never certain and is dropped."""
-        self.is_over = True
+    def finish(self, reason: FinishReason) -> OutputFinished:
+        """Ends the output. Text that a canceled output held back is dropped."""
+        self.is_finished = True
         output = Completion(
             index=self.index,
             token_ids=self.token_ids,
@@ -74,11 +75,12 @@ class SequenceState:
             seed=self.seed,
             logprobs=None if self.request.sampling.logprobs is None else self._logprobs,
         )
-        return AnswerFinished(self.request.id, self.index, output)
+        return OutputFinished(self.request.id, self.index, output)
 
-    def fail(self, error: NonFiniteLogits) -> AnswerFailed:
-        self.is_over = True
-        return AnswerFailed(self.request.id, self.index, error)
+    def fail(self, error: NonFiniteLogits) -> OutputFailed:
+        """Ends the output with an error."""
+        self.is_finished = True
+        return OutputFailed(self.request.id, self.index, error)
 
     def _logprob(self, choice: Choice) -> TokenLogprob | None:
         if choice.logprob is None:

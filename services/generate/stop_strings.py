@@ -1,4 +1,4 @@
-"""The text of an answer as it grows: what may be given out, and where a stop text ends it."""
+"""Text of an output while it grows: the part that can be published, and the end at a stop string."""
 
 from collections.abc import Iterable
 
@@ -6,10 +6,10 @@ from services.tokenizers import StreamDecoder
 
 
 class StopStringFilter:
-    """Turns tokens into text and looks for stop texts, also across the borders of tokens.
+    """Decodes tokens and searches for stop strings, including across the boundaries of tokens.
 
-    Whatever may be the beginning of a stop text is held back until it is certain, so a stop text is never
-    given out in part.
+    Text that may be the beginning of a stop string is held back until it is certain, so that no part of a stop string is
+    ever published.
     """
 
     def __init__(self, decoder: StreamDecoder, stop: Iterable[str]) -> None:
@@ -20,11 +20,11 @@ class StopStringFilter:
         self.stopped = False
 
     def feed(self, token_id: int) -> str:
-        """The text that this token makes certain. Sets `stopped` where a stop text is complete."""
+        """Returns the text that becomes certain with this token. Sets `stopped` once a stop string is complete."""
         return self._take(self._decoder.feed(token_id), is_last=False)
 
     def finish(self) -> str:
-        """What is left when no token follows; nothing after a stop text."""
+        """Returns the text that was held back, when no token follows; nothing after a stop string."""
         return "" if self.stopped else self._take(self._decoder.flush(), is_last=True)
 
     def _take(self, text: str, *, is_last: bool) -> str:
@@ -41,7 +41,7 @@ class StopStringFilter:
         return certain
 
     def _possible_beginning(self) -> int:
-        """Length of the longest end of the text that a stop text begins with."""
+        """Returns the length of the longest suffix of the text with which a stop string begins."""
         longest = max(map(len, self._stop), default=0) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             end = self._held[-length:]

@@ -1,4 +1,4 @@
-"""A conversation that is too long for the model: its oldest turns are left out, whole."""
+"""Truncation of conversations that are too long for the model: the oldest turns are dropped as a whole."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -10,16 +10,14 @@ from services.templates import Message
 def build_fitting(
     build: Callable[[Sequence[Message]], BuiltPrompt], messages: Sequence[Message], limit: int
 ) -> tuple[BuiltPrompt, int]:
-    """A conversation's prompt without as few of its oldest turns as makes it fit; and how many those are.
+    """Returns a conversation's prompt without its oldest turns, and the number of dropped turns.
 
-    A turn is what the user said and the answer to it. The system text and the last turn stay, whatever their length, and the
-    template is written around what is left.
+    As few turns as possible are dropped. A turn is a message of the user, results of tools and the assistant's messages.
+    The system text and the last turn are always kept, and the template is applied to the rest.
 
     Args:
-        build: gives the prompt of these messages.
-        limit: tokens that the prompt may have.
-
-    Raises whatever `build` raises.
+        build: returns the prompt of the messages; its errors are passed on.
+        limit: maximum number of tokens of the prompt.
     """
     prompt = build(messages)
     rests = _rests(messages)
@@ -31,7 +29,7 @@ def build_fitting(
 
 
 def _rests(messages: Sequence[Message]) -> list[list[Message]]:
-    """What is left without the first turn, the first two, and so on."""
+    """Returns the messages without the first turn, without the first two, and so on."""
     system = [message for message in messages[:1] if message.role == "system"]
     begins = [
         number

@@ -1,4 +1,4 @@
-"""`compare`: several models are asked the same, side by side."""
+"""`compare`: several models get the same prompts, side by side."""
 
 from typing import Any, ClassVar, Literal, Self
 
@@ -10,12 +10,13 @@ from services.kinds.shared import (
     JobResult,
     ModelChoice,
     PromptOptions,
+    Quantization,
     Result,
     unique_names,
 )
 
 MAX_COMPARED_PROMPTS = 256
-"""Most prompts of a compare job: its result holds every variant's outputs for each of them."""
+"""Maximum number of prompts of a compare job: its result contains the outputs of every variant for each prompt."""
 
 
 class Variant(ModelChoice):
@@ -30,15 +31,15 @@ class Variant(ModelChoice):
 
     @property
     def name(self) -> str:
-        """The label, or the names that stand for it."""
+        """The label, or the names of model and adapters joined by +."""
         return self.label or "+".join([self.model, *(adapter.name for adapter in self.adapters)])
 
 
 class CompareRequest(JobRequest, PromptOptions):
-    """Ask several models the same, with the same seed, and report where their outputs differ."""
+    """Run several models on the same prompts with the same seed, and report where their outputs differ."""
 
     example: ClassVar[dict[str, Any]] = {
-        "summary": "Ask a base, the base with an adapter on the fly and a merged model the same",
+        "summary": "Compare a base, the base with adapters on the fly and a merged model",
         "value": {
             "kind": "compare",
             "variants": [
@@ -65,36 +66,50 @@ class CompareRequest(JobRequest, PromptOptions):
         names = [variant.name for variant in self.variants]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"several variants are called {', '.join(twice)}: give them labels of their own")
+            raise ValueError(f"several variants have the name {', '.join(twice)}: give each a label")
         return self
 
     @model_validator(mode="after")
     def _few_enough(self) -> Self:
         if self.prompts is not None and len(self.prompts) > MAX_COMPARED_PROMPTS:
             raise ValueError(
-                f"at most {MAX_COMPARED_PROMPTS} prompts are compared, found {len(self.prompts)}"
+                f"at most {MAX_COMPARED_PROMPTS} prompts are accepted, found {len(self.prompts)}"
             )
         return self
 
     def request_for(self, variant: Variant, seed: int | None) -> GenerateRequest:
-        """Returns the generate request that one variant answers."""
+        """Returns the generate request of one variant."""
         prompt = {name: getattr(self, name) for name in PromptOptions.model_fields}
         choice = {name: getattr(variant, name) for name in ModelChoice.model_fields}
         prompt["sampling"] = self.sampling.model_copy(update={"seed": seed})
         return GenerateRequest(kind="generate", return_token_ids=True, **prompt, **choice)
 
 
+class VariantAdapter(Result):
+    """Adapter of a variant and the factor on its change."""
+
+    name: str
+    scale: float
+
+
 class VariantSummary(Result):
-    """One variant, and how it was computed if it has any output."""
+    """One variant, and device and speed of its generation if it has any output."""
 
     label: str
     model: str
+    adapters: list[VariantAdapter] = []
+    quantization: Quantization | None = None
+    rope_alpha: float | None = None
+    template: str | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
+    device: str | None = None
+    dtype: str | None = None
+    backend: str | None = None
 
 
 class FirstDifference(Result):
-    """Where the outputs of two variants first differ, counted from 0: token and character; null if they do not."""
+    """Index of the first token and of the first character that differ between two variants; null if none does."""
 
     variants: list[str]
     token: int | None
@@ -102,7 +117,7 @@ class FirstDifference(Result):
 
 
 class Comparison(Result):
-    """Outputs of all variants for one prompt, and where each pair differs."""
+    """Outputs of all variants for one prompt, and the first difference of each pair."""
 
     prompt: str
     outputs: list[Output]
@@ -110,7 +125,7 @@ class Comparison(Result):
 
 
 class PairCount(Result):
-    """How many outputs of two variants are equal to the last token, of those compared."""
+    """Number of compared outputs of two variants, and number of those that are equal to the last token."""
 
     variants: list[str]
     equal: int

@@ -1,4 +1,4 @@
-"""`generate`: a model answers prompts or a conversation."""
+"""`generate`: a model continues prompts or a conversation."""
 
 from typing import Any, ClassVar, Literal
 
@@ -39,12 +39,18 @@ class GenerateRequest(ModelRequest, PromptOptions):
     return_token_ids: bool = False
     forward: bool = Field(
         default=True,
-        description="false: a worker of this service answers, even if the server of `GENERATE_BACKEND_URL` has the model.",
+        description="false: a worker of this service generates, even if the server of `GENERATE_BACKEND_URL` has the model.",
     )
+
+    @property
+    def is_forwardable(self) -> bool:
+        """True unless the request says how to load a model of the volume, or asks for a worker of this service."""
+        loads = self.adapters or self.quantization is not None or self.rope_alpha is not None
+        return self.forward and not loads
 
 
 class Logprob(Result):
-    """Natural log-probability of a token, null for minus infinity, and those of the most likely tokens there."""
+    """Natural log-probability of a token, null for minus infinity, and of the most likely tokens at its position."""
 
     token: str
     token_id: int | None = None
@@ -70,7 +76,7 @@ class Output(Result):
 
 
 class ComputedBy(Result):
-    """Where a result was computed and how fast; `backend` is the address of another server that answered."""
+    """Device and speed of a generation; `backend` is the address of another server that generated."""
 
     template: str | None = None
     seconds: float

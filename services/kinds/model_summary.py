@@ -1,6 +1,5 @@
 """Summary of a model, as the API returns it and as results of jobs that make a model carry it."""
 
-from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +28,7 @@ class TokenizerSummary(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """Summary of a model from its headers, its configuration and its manifest."""
+    """What a model is according to its headers, its configuration and its manifest."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,7 +45,7 @@ class ModelSummary(BaseModel):
     tokenizer: TokenizerSummary | None = None
     known_as: str | None = None
     digest: str | None = None
-    created_at: datetime | None = None
+    created_at: str | None = None
     lineage: dict[str, Any] | None = None
     problems: list[str] = []
     warnings: list[str] = []

@@ -8,7 +8,7 @@ from services.kinds.shared import JobResult, ModelRequest
 
 
 class PerplexityRequest(ModelRequest):
-    """Score a text: how well a model, or a base with adapters on the fly, predicts each of its tokens."""
+    """Score a text: the likelihood of each token by a model, or by a base with adapters on the fly."""
 
     example: ClassVar[dict[str, Any]] = {
         "summary": "Score a text with a base and adapters on the fly",
@@ -29,17 +29,20 @@ class PerplexityRequest(ModelRequest):
         default=None,
         ge=2,
         le=1_000_000,
-        description="Tokens of a window; null is the model's context, at most 2048.",
+        description="Tokens per window; null is the model's context, at most 2048.",
     )
     stride: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Tokens from window to window; null is half a window."
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Tokens from the start of a window to the start of the next; null is half a window.",
     )
 
     @model_validator(mode="after")
     def _one_text(self) -> Self:
         if (self.text is None) == (self.text_file is None):
             found = "none of them" if self.text is None else "both"
-            raise ValueError(f"exactly one of text, text_file is needed, found {found}")
+            raise ValueError(f"exactly one of text and text_file is needed, found {found}")
         return self
 
     @model_validator(mode="after")

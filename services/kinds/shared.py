@@ -63,6 +63,7 @@ Size = Annotated[str, AfterValidator(_check_size), Field(examples=["5GB"])]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 DType = Literal["float32", "float16", "bfloat16", "q8_0"]
 OutputFormat = Literal["huggingface", "meta", "gguf"]
+Quantization = Literal["8bit", "4bit"]
 
 
 class Shape(BaseModel):
@@ -92,6 +93,11 @@ class JobRequest(Shape):
     def makes(self) -> str | None:
         """Name of the model that the job makes, None if it makes none."""
         return None
+
+    @property
+    def is_forwardable(self) -> bool:
+        """True if the server of `GENERATE_BACKEND_URL` may run the job, provided that it has the model."""
+        return False
 
 
 class MakeRequest(JobRequest):
@@ -197,7 +203,7 @@ class ModelChoice(Shape):
 
     model: ModelName
     adapters: list[AdapterChoice] = Field(default=[], max_length=8)
-    quantization: Literal["8bit", "4bit"] | None = None
+    quantization: Quantization | None = None
     rope_alpha: float | None = Field(default=None, gt=0, le=64)
 
     @property

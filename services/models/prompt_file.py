@@ -1,4 +1,4 @@
-"""A file of prompts under `incoming/`: what it asks, in order."""
+"""A file of prompts under `incoming/`."""
 
 import hashlib
 import json
@@ -10,16 +10,17 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.errors import InvalidText, UnreadableFile
-from services.templates import Message, check_text
+from services.kinds.shared import PromptOptions
+from services.templates import Message, PromptParts, check_text
 
-HINT = "One prompt a line; in a .jsonl file one JSON text or object a line; in a .json file a list of them."
+HINT = "Write one prompt per line; in a .jsonl file one JSON string or object per line; in a .json file a list of them."
 
 JSON_LINES = (".jsonl", ".ndjson")
-"""Names of files with one JSON value a line; `.json` is one list, every other name is plain text."""
+"""Suffixes of files with one JSON value per line; `.json` is one list, and every other file is plain text."""
 
 
-class Question(BaseModel):
-    """One prompt or one conversation. `system` and `input` stand before those of the request."""
+class PromptEntry(BaseModel):
+    """One prompt or one conversation; `system` and `input` take precedence over those of the request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,45 +39,55 @@ class Question(BaseModel):
 
     @property
     def text(self) -> str:
-        """The prompt, or the last turn of the conversation."""
+        """The prompt, or the last message of the conversation."""
         return self.messages[-1].content if self.messages else str(self.prompt)
+
+    def parts(self, options: PromptOptions) -> PromptParts:
+        """Returns the parts of the prompt, with those of the request where the entry has none."""
+        return PromptParts(
+            prompt=self.prompt,
+            messages=self.messages,
+            system=options.system if self.system is None else self.system,
+            input=options.input if self.input is None else self.input,
+            template=options.template,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFile:
-    """The questions of a file in order, and the SHA-256 of its bytes."""
+    """Prompts of a file in order, and the SHA-256 of its bytes."""
 
-    questions: list[Question]
+    prompts: list[PromptEntry]
     digest: str
 
 
 def read_prompt_file(path: Path, name: str) -> PromptFile:
-    """The prompts of a file; empty lines are none.
+    """Returns the prompts of a file; empty lines are skipped.
 
     Args:
-        name: what the file is called in messages.
+        name: the file's name in messages.
 
     Raises:
-        UnreadableFile: it is no UTF-8 text, holds no prompt, or a line of it is no prompt; the message says which.
-        InvalidText: a prompt has half a character.
+        UnreadableFile: the file is not UTF-8 text, has no prompts, or has a line that is not a prompt.
+        InvalidText: a prompt has a lone surrogate.
     """
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableFile(f"{name} is no UTF-8 text of prompts: {error}", HINT) from error
-    questions = [_question(value, f"{place} of {name}") for place, value in _values(text, path.suffix, name)]
-    if not questions:
-        raise UnreadableFile(f"{name} holds no prompt", HINT)
-    return PromptFile(questions, hashlib.sha256(content).hexdigest())
+        raise UnreadableFile(f"{name} is not a UTF-8 text file: {error}.", HINT) from error
+    prompts = [_entry(value, f"{place} of {name}") for place, value in _values(text, path.suffix, name)]
+    if not prompts:
+        raise UnreadableFile(f"{name} has no prompts.", HINT)
+    return PromptFile(prompts, hashlib.sha256(content).hexdigest())
 
 
 def _values(text: str, suffix: str, name: str) -> Iterator[tuple[str, Any]]:
-    """Each prompt as it stands there, with its place in the file."""
+    """Yields each prompt unparsed, with its place in the file."""
     if suffix == ".json":
         yield from _items(text, name)
         return
-    # Not splitlines(): that also splits at characters which a prompt may hold (U+2028, form feed).
+    # Not splitlines(): that also splits at characters that a prompt may contain (U+2028, form feed).
     for number, line in enumerate(text.split("\n"), start=1):
         place, line = f"line {number}", line.removesuffix("\r")  # noqa: PLW2901
         if line.strip():
@@ -86,7 +97,7 @@ def _values(text: str, suffix: str, name: str) -> Iterator[tuple[str, Any]]:
 def _items(text: str, name: str) -> Iterator[tuple[str, Any]]:
     items = _parsed(text, name)
     if not isinstance(items, list):
-        raise UnreadableFile(f"{name} is no JSON list", 'Write it like this: ["Hello"].')
+        raise UnreadableFile(f"{name} is not a JSON list.", 'Write it like this: ["Hello"].')
     for number, item in enumerate(items, start=1):
         if item != "":
             yield f"prompt {number}", item
@@ -96,14 +107,14 @@ def _parsed(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UnreadableFile(f"{place} is no JSON: {error}", HINT) from error
+        raise UnreadableFile(f"{place} is not valid JSON: {error}.", HINT) from error
 
 
-def _question(value: Any, place: str) -> Question:
+def _entry(value: Any, place: str) -> PromptEntry:
     try:
         for text in _texts(value):
             check_text(text)
-        return Question.model_validate({"prompt": value} if isinstance(value, str) else value)
+        return PromptEntry.model_validate({"prompt": value} if isinstance(value, str) else value)
     except InvalidText as error:
         raise InvalidText(f"{place}: {error.message}", error.hint) from error
     except ValidationError as error:
@@ -111,13 +122,13 @@ def _question(value: Any, place: str) -> Question:
         field = ".".join(map(str, found["loc"]))
         reason = found["msg"].removeprefix("Value error, ")
         raise UnreadableFile(
-            f"{place} is no prompt: {field + ': ' if field else ''}{reason}",
-            "A prompt is a text, or an object with prompt or messages, and system and input where they are needed.",
+            f"{place} is not a prompt: {field + ': ' if field else ''}{reason}.",
+            "A prompt is a string, or an object with prompt or messages, and optionally system and input.",
         ) from error
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value."""
+    """Yields every string in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):

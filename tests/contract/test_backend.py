@@ -23,6 +23,7 @@ from services.errors import (
 from services.jobs.events import follow
 from services.jobs.queue import JobQueue, connect
 from services.kinds.generate import GenerateRequest
+from services.kinds.shared import Usage
 from tests.api_client import client_of, problem
 from tests.contract.openai_server import FOREVER, HOLD, Scripted, answer, event, openai_server
 from tests.contract.test_worker_generate import StartWorker, ended, settings_of, start_worker, volume
@@ -86,7 +87,7 @@ def test_another_graftwerk_is_known_and_this_one_is_refused(there: Scripted) -> 
 @pytest.mark.parametrize("listing", ["<html>", [], {"data": [{}]}, {"data": None}])
 def test_what_is_no_list_of_models_is_a_wrong_setting(there: Scripted, listing: Any) -> None:
     there.models = listing
-    with pytest.raises(InvalidSettings, match="no list of models"):
+    with pytest.raises(InvalidSettings, match="not a list of models"):
         backend_of(there.url).models()
 
 
@@ -139,7 +140,7 @@ def test_an_error_in_a_stream_has_our_code(there: Scripted, fields: Any, error: 
 
 def test_a_stream_that_breaks_off_is_not_ready(there: Scripted) -> None:
     there.events = answer("a", "b")[:2]
-    with pytest.raises(NotReady, match="ended before its answer"):
+    with pytest.raises(NotReady, match="ended early"):
         chunks(backend_of(there.url))
 
 
@@ -147,7 +148,7 @@ def test_a_stream_is_read_to_its_end(there: Scripted) -> None:
     there.events = answer("a", "b")
     found = chunks(backend_of(there.url))
     assert "".join(chunk.text for chunk in found) == "ab"
-    assert found[-1].usage == {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}
+    assert found[-1].usage == Usage(prompt_tokens=4, completion_tokens=2, total_tokens=6)
     assert there.heard[0][2] == CALL
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from services.jobs.queue import JobQueue
 from services.jobs.status import Job
 from services.kinds.compare import CompareRequest
+from services.kinds.generate import Output
 from services.merge import merge
 from tests.contract.test_worker_generate import (
     ADAPTERS,
@@ -25,8 +26,7 @@ from tests.contract.test_worker_generate import (
 )
 from tests.redis_server import until
 from tests.results import result_json
-from worker.inference.compare import Compared, difference
-from worker.inference.result_sink import Entry
+from worker.inference.compare import ComparedOutput, first_difference
 
 __all__ = ["queue", "start_worker", "volume"]  # fixtures
 
@@ -142,8 +142,8 @@ def test_a_comparison_is_canceled_and_its_neighbour_goes_on(queue: JobQueue) -> 
     assert ended(queue, neighbour).status == "succeeded"
 
 
-def entry(text: str) -> Entry:
-    return {"text": text}
+def compared(text: str, pieces: list[str]) -> ComparedOutput:
+    return ComparedOutput(Output(prompt="p", text=text), pieces)
 
 
 @pytest.mark.parametrize(
@@ -160,15 +160,15 @@ def entry(text: str) -> Entry:
 def test_a_difference_is_the_first_token_and_the_first_character(
     one: tuple[list[str], str], other: tuple[list[str], str], token: int | None, character: int | None
 ) -> None:
-    a, b = (Compared(entry(text), pieces) for pieces, text in (one, other))
-    assert difference(a, b) == difference(b, a) == {"token": token, "character": character}
+    a, b = (compared(text, pieces) for pieces, text in (one, other))
+    assert first_difference(a, b) == first_difference(b, a) == (token, character)
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"variants": [{"model": "a"}]}, "at least 2"),
-        ({"prompt": "x", "variants": [{"model": "a"}, {"model": "b", "label": "a"}]}, "called a"),
+        ({"prompt": "x", "variants": [{"model": "a"}, {"model": "b", "label": "a"}]}, "have the name a"),
         ({"prompts": ["x"] * 257}, "at most 256 prompts"),
         ({"prompts": ["x"], "prompt": "y"}, "exactly one of prompt, prompts, messages"),
         ({"prompts_file": "incoming/x"}, "Extra inputs"),

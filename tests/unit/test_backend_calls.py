@@ -4,18 +4,19 @@ from typing import Any
 
 import pytest
 
-from services.backend import Chunk, ServedModel, call_of, check_forwardable, may_forward
+from services.backend import Chunk, ServedModel, call_of, check_forwardable
 from services.backend.chunks import parse_chunk
 from services.errors import InvalidRequest, NotReady, UnknownTemplate, UnsupportedOption
-from services.kinds.generate import GenerateRequest
-from services.models.prompt_file import Question
+from services.kinds.generate import GenerateRequest, Logprob
+from services.kinds.shared import Usage
+from services.models.prompt_file import PromptEntry
 from services.settings import Settings
 from services.templates import Message
 
 PLAIN = {"top_k": 0, "repetition_penalty": 1}
 TURN = Message(role="user", content="Hello")
-HELLO = Question(messages=(TURN,))
-PROMPT = Question(prompt="Hello")
+HELLO = PromptEntry(messages=(TURN,))
+PROMPT = PromptEntry(prompt="Hello")
 
 
 def served(dialect: str) -> ServedModel:
@@ -29,8 +30,8 @@ def request_of(**fields: Any) -> GenerateRequest:
     return GenerateRequest.model_validate(body)
 
 
-def body_of(dialect: str = "vllm", question: Question = PROMPT, **fields: Any) -> dict[str, Any]:
-    return call_of(request_of(**fields), question, served(dialect), index=0, seed=5).body
+def body_of(dialect: str = "vllm", entry: PromptEntry = PROMPT, **fields: Any) -> dict[str, Any]:
+    return call_of(request_of(**fields), entry, served(dialect), index=0, seed=5).body
 
 
 def test_a_prompt_is_continued_as_it_stands() -> None:
@@ -49,6 +50,19 @@ def test_a_conversation_is_left_to_the_server_and_the_system_text_goes_first() -
     assert (call.path, call.template) == ("/v1/chat/completions", "model")
     assert call.body["messages"] == [{"role": "system", "content": "Be brief."}, *messages]
     assert "prompt" not in call.body
+
+
+def test_results_of_tools_are_user_messages_since_their_calls_are_missing() -> None:
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": ""},
+        {"role": "tool", "content": "rain"},
+    ]
+    entry = PromptEntry.model_validate({"messages": messages})
+    assert body_of(entry=entry, messages=messages)["messages"] == [
+        *messages[:2],
+        {"role": "user", "content": "rain"},
+    ]
 
 
 def test_a_prompt_with_the_models_own_template_is_a_conversation_of_one_turn() -> None:
@@ -71,7 +85,7 @@ def test_a_first_turn_of_llama_2_is_text_and_a_second_one_is_not() -> None:
     turns = (TURN, Message(role="assistant", content="Hi"), TURN)
     messages = [Message(role=turn.role, content=turn.content) for turn in turns]
     with pytest.raises(UnsupportedOption, match="llama-2"):
-        body_of(question=Question(messages=turns), messages=messages, template="llama-2")
+        body_of(entry=PromptEntry(messages=turns), messages=messages, template="llama-2")
 
 
 def test_each_server_is_told_all_it_knows_in_its_own_words() -> None:
@@ -104,7 +118,7 @@ def test_each_server_is_told_all_it_knows_in_its_own_words() -> None:
      ("no_repeat_ngram_size", 2), ("num_beams", 2)],
 )  # fmt: skip
 def test_a_strict_server_is_never_sent_what_it_does_not_know(name: str, value: float) -> None:
-    with pytest.raises(UnsupportedOption, match=f"{name}, the request sets it to {value}"):
+    with pytest.raises(UnsupportedOption, match=f"{name}; the request sets it to {value}"):
         body_of("somebody", sampling=PLAIN | {name: value})
 
 
@@ -115,9 +129,7 @@ def test_greedy_is_a_temperature_of_zero_and_logit_bias_has_texts_for_names() ->
 
 def test_log_probabilities_are_asked_for_as_each_endpoint_wants() -> None:
     assert body_of(sampling=PLAIN | {"logprobs": 0})["logprobs"] == 0
-    chat = body_of(
-        question=HELLO, messages=[{"role": "user", "content": "x"}], sampling=PLAIN | {"logprobs": 3}
-    )
+    chat = body_of(entry=HELLO, messages=[{"role": "user", "content": "x"}], sampling=PLAIN | {"logprobs": 3})
     assert (chat["logprobs"], chat["top_logprobs"]) == (True, 3)
     assert "logprobs" not in body_of()
 
@@ -131,7 +143,7 @@ def test_several_answers_have_seeds_of_their_own() -> None:
 
 def test_only_a_chat_can_go_without_a_limit() -> None:
     free = {"sampling": PLAIN | {"max_new_tokens": 1_000_000}, "fit_context": True}
-    body = body_of(question=HELLO, messages=[{"role": "user", "content": "x"}], **free)
+    body = body_of(entry=HELLO, messages=[{"role": "user", "content": "x"}], **free)
     assert "max_tokens" not in body
     with pytest.raises(UnsupportedOption, match="without a limit"):
         body_of(**free)
@@ -160,7 +172,7 @@ def test_what_cannot_be_passed_on_is_refused(fields: dict[str, Any], error: type
      ({"forward": False}, False)],
 )  # fmt: skip
 def test_what_says_how_to_load_is_of_the_shelf(fields: dict[str, Any], forwarded: bool) -> None:
-    assert may_forward(request_of(**fields)) is forwarded
+    assert request_of(**fields).is_forwardable is forwarded
 
 
 # ---- events -------------------------------------------------------------------------------------------
@@ -175,19 +187,14 @@ def test_chunks_of_both_endpoints_are_read() -> None:
     assert parse_chunk(ended) == Chunk("", "stop")
     text = '{"choices": [{"index": 0, "text": "Hi", "logprobs": null, "finish_reason": "length"}]}'
     assert parse_chunk(text) == Chunk("Hi", "length")
-    counts = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    counts = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
     counted = '{"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "prompt_tokens_details": null}}'
     assert parse_chunk(counted) == Chunk(usage=counts)
 
 
 def test_both_forms_of_log_probabilities_become_a_jobs_own() -> None:
-    expected = [
-        {
-            "token": " a",
-            "logprob": -0.5,
-            "top": [{"token": " a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}],
-        }
-    ]
+    top = [Logprob(token=" a", logprob=-0.5), Logprob(token="b", logprob=-1.5)]
+    expected = [Logprob(token=" a", logprob=-0.5, top=top)]
     chat = (
         '{"choices": [{"delta": {"content": " a"}, "logprobs": {"content": [{"token": " a", "logprob": -0.5, "bytes": [32, 97],'
         ' "top_logprobs": [{"token": " a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}]}]}}]}'
@@ -199,12 +206,14 @@ def test_both_forms_of_log_probabilities_become_a_jobs_own() -> None:
     assert list(parse_chunk(chat).logprobs) == expected
     assert list(parse_chunk(text).logprobs) == expected
     bare = '{"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [-1], "top_logprobs": null}}]}'
-    assert list(parse_chunk(bare).logprobs) == [{"token": "a", "logprob": -1}]
+    assert [item.model_dump(exclude_unset=True) for item in parse_chunk(bare).logprobs] == [
+        {"token": "a", "logprob": -1}
+    ]
 
 
 @pytest.mark.parametrize("data", ["<html>", "[]", "{}", '{"choices": [{}]}', '{"choices": [3]}'])
 def test_what_is_no_chunk_is_said_to_be_none(data: str) -> None:
-    with pytest.raises(NotReady, match="no chunk"):
+    with pytest.raises(NotReady, match="not a chunk"):
         parse_chunk(data)
 
 

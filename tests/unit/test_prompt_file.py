@@ -5,21 +5,21 @@ from pathlib import Path
 import pytest
 
 from services.errors import GraftwerkError
-from services.models.prompt_file import Question, read_prompt_file
+from services.models.prompt_file import PromptEntry, read_prompt_file
 from services.templates import Message
 
 pytestmark = pytest.mark.disable_socket
 
 
-def read(folder: Path, name: str, content: str | bytes) -> list[Question]:
+def read(folder: Path, name: str, content: str | bytes) -> list[PromptEntry]:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_prompt_file(path, f"incoming/{name}").questions
+    return read_prompt_file(path, f"incoming/{name}").prompts
 
 
 def test_a_text_has_a_prompt_a_line_and_empty_lines_are_none(tmp_path: Path) -> None:
     text = '\ufeff一\r\n\r\n  two \n   \n{"prompt": "as it stands"}'
-    assert [question.prompt for question in read(tmp_path, "p.txt", text)] == [
+    assert [entry.prompt for entry in read(tmp_path, "p.txt", text)] == [
         "一",
         "  two ",
         '{"prompt": "as it stands"}',
@@ -27,7 +27,7 @@ def test_a_text_has_a_prompt_a_line_and_empty_lines_are_none(tmp_path: Path) -> 
 
 
 def test_only_a_newline_ends_a_prompt(tmp_path: Path) -> None:
-    assert [question.prompt for question in read(tmp_path, "p", "a\u2028b\x0cc\nd")] == ["a\u2028b\x0cc", "d"]
+    assert [entry.prompt for entry in read(tmp_path, "p", "a\u2028b\x0cc\nd")] == ["a\u2028b\x0cc", "d"]
 
 
 def test_json_lines_are_texts_or_objects(tmp_path: Path) -> None:
@@ -37,33 +37,33 @@ def test_json_lines_are_texts_or_objects(tmp_path: Path) -> None:
         '{"messages": [{"role": "user", "content": "u\u2028v"}]}\n'
     )
     assert read(tmp_path, "p.jsonl", lines) == [
-        Question(prompt="say\nhi"),
-        Question(prompt="p", input="i", system="s"),
-        Question(messages=(Message(role="user", content="u\u2028v"),)),
+        PromptEntry(prompt="say\nhi"),
+        PromptEntry(prompt="p", input="i", system="s"),
+        PromptEntry(messages=(Message(role="user", content="u\u2028v"),)),
     ]
 
 
 def test_a_json_list_holds_the_same_values(tmp_path: Path) -> None:
     found = read(tmp_path, "p.json", '["one", "", {"prompt": "two"}]')
-    assert found == [Question(prompt="one"), Question(prompt="two")]
-    assert [question.text for question in found] == ["one", "two"]
+    assert found == [PromptEntry(prompt="one"), PromptEntry(prompt="two")]
+    assert [entry.text for entry in found] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "code", "said"),
     [
-        ("p.txt", "中文".encode("gbk"), "unreadable_file", "no UTF-8 text"),
-        ("p.txt", "\n \n", "unreadable_file", "holds no prompt"),
-        ("p.jsonl", '"a"\n{"prompt": ', "unreadable_file", "line 2 of incoming/p.jsonl is no JSON"),
-        ("p.jsonl", '"a"\n\n7', "unreadable_file", "line 3 of incoming/p.jsonl is no prompt"),
-        ("p.jsonl", '{"text": "a"}', "unreadable_file", "line 1 of incoming/p.jsonl is no prompt"),
+        ("p.txt", "中文".encode("gbk"), "unreadable_file", "not a UTF-8 text"),
+        ("p.txt", "\n \n", "unreadable_file", "has no prompts"),
+        ("p.jsonl", '"a"\n{"prompt": ', "unreadable_file", "line 2 of incoming/p.jsonl is not valid JSON"),
+        ("p.jsonl", '"a"\n\n7', "unreadable_file", "line 3 of incoming/p.jsonl is not a prompt"),
+        ("p.jsonl", '{"text": "a"}', "unreadable_file", "line 1 of incoming/p.jsonl is not a prompt"),
         ("p.jsonl", '{"prompt": "a", "temp": 1}', "unreadable_file", "temp: Extra inputs"),
         ("p.jsonl", '{"prompt": "a", "messages": []}', "unreadable_file", "messages"),
         ("p.jsonl", '{"system": "a"}', "unreadable_file", "exactly one of prompt and messages"),
         ("p.jsonl", '"a"\n"half \\ud83d"', "invalid_text", "line 2 of incoming/p.jsonl: The text has a lone"),
         ("p.jsonl", '{"messages": [{"role": "user", "content": "\\udc00"}]}', "invalid_text", "line 1"),
-        ("p.json", '{"prompt": "a"}', "unreadable_file", "is no JSON list"),
-        ("p.json", '["a", null]', "unreadable_file", "prompt 2 of incoming/p.json is no prompt"),
+        ("p.json", '{"prompt": "a"}', "unreadable_file", "is not a JSON list"),
+        ("p.json", '["a", null]', "unreadable_file", "prompt 2 of incoming/p.json is not a prompt"),
     ],
 )
 def test_what_is_no_prompt_is_refused_with_its_place(

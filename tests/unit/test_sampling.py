@@ -70,7 +70,7 @@ def test_a_minimum_above_the_maximum_is_refused_with_both_numbers() -> None:
 
 
 def test_a_beam_search_gives_no_more_answers_than_beams_and_no_logprobs() -> None:
-    with pytest.raises(ValidationError, match="2 beams cannot give n = 3"):
+    with pytest.raises(ValidationError, match="2 beams cannot return n = 3"):
         Sampling(num_beams=2, n=3)
     with pytest.raises(ValidationError, match="logprobs"):
         Sampling(num_beams=2, logprobs=0)

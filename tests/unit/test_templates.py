@@ -3,7 +3,21 @@
 import pytest
 
 from services.errors import InvalidRequest, InvalidText, UnknownTemplate
-from services.templates import BOS, EOS, TEMPLATES, Message, Segment, Special, Text, check_text, render
+from services.templates import (
+    BOS,
+    EOS,
+    TEMPLATES,
+    Conversation,
+    Message,
+    PromptParts,
+    RenderedPrompt,
+    Segment,
+    Special,
+    Text,
+    check_text,
+    render,
+    resolve,
+)
 
 SENTENCE = (
     "Below is an instruction that describes a task. "
@@ -134,3 +148,52 @@ def test_half_a_character_is_refused_with_its_position() -> None:
     with pytest.raises(InvalidText):
         render("alpaca", instruction="\ud83d")
     check_text("😀 is a whole one")
+
+
+WITH_TOOL = [
+    Message(role="user", content="Weather?"),
+    Message(role="assistant", content=""),
+    Message(role="tool", content="rain"),
+    Message(role="tool", content="wind"),
+    Message(role="user", content="So?"),
+]
+
+
+def test_results_of_tools_are_user_turns() -> None:
+    assert flat(render("llama-2", WITH_TOOL, system="")) == (
+        "[INST] Weather? [/INST] {eos}{bos}[INST] rain\nwind\nSo? [/INST]"
+    )
+    assert render("llama-3", WITH_TOOL[:3], system="") == [
+        *(START, Text("user"), END, Text("\n\nWeather?"), EOT),
+        *(START, Text("assistant"), END, Text("\n\n"), EOT),
+        *(START, Text("user"), END, Text("\n\nrain"), EOT),
+        *(START, Text("assistant"), END, Text("\n\n")),
+    ]
+
+
+def test_a_prompt_is_resolved_to_raw_text_and_a_conversation_to_the_default() -> None:
+    assert resolve(PromptParts(prompt="Hi"), chat_template="vicuna") == RenderedPrompt([Text("Hi")], "raw")
+    messages = [Message(role="user", content="Hi")]
+    assert resolve(PromptParts(messages=messages), chat_template="llama-2") == RenderedPrompt(
+        render("llama-2", messages), "llama-2"
+    )
+    own = resolve(PromptParts(messages=messages, system="S"), chat_template="model")
+    assert own == Conversation([Message(role="system", content="S"), *messages])
+
+
+def test_a_prompt_for_the_models_own_template_is_a_conversation_of_one_message() -> None:
+    own = resolve(PromptParts(prompt="Hi", input="you", template="model"), chat_template="vicuna")
+    assert own == Conversation([Message(role="user", content="Hi\nyou")])
+
+
+@pytest.mark.parametrize("template", ["model", "alpaca", None])
+def test_messages_with_an_input_are_refused_by_every_template(template: str | None) -> None:
+    parts = PromptParts(messages=CONVERSATION, input="x", template=template)
+    with pytest.raises(InvalidRequest, match="together with"):
+        resolve(parts, chat_template="model")
+
+
+def test_text_that_is_continued_has_no_system_text_and_no_input() -> None:
+    for parts in (PromptParts(prompt="x", system="S"), PromptParts(prompt="x", input="y", template="raw")):
+        with pytest.raises(InvalidRequest, match="no place"):
+            resolve(parts, chat_template="model")

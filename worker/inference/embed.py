@@ -1,79 +1,92 @@
-"""One embed job: its texts one by one to a model, its vectors together as the job's result."""
+"""Session of an embed job: one text per step, all vectors together as the result."""
 
 import struct
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from services.errors import InvalidRequest
-from services.generate import embed
-from services.kinds.embed import EmbedRequest
+from services.generate import Event, embed
+from services.kinds.embed import EmbedRequest, EmbedResult
+from services.kinds.shared import Usage
 from services.progress import Progress
-from worker.inference.model_cache import CachedModel, alone
+from worker.inference.model_cache import CachedModel, ModelKey, key_of
 from worker.lifecycle import JobContext
 
 
 class EmbedSession:
-    """The state of one embed job on its model."""
+    """Turns the texts of one embed request into vectors."""
 
-    def __init__(self, request: EmbedRequest, context: JobContext, resident: CachedModel) -> None:
-        self.request = request
-        self.context = context
-        self.resident = resident
-        self.request_ids: list[str] = []  # the engine has no part in it
-        self.vectors: list[list[float]] = []
-        self.tokens = 0
-        self._started = time.monotonic()
+    has_prompts = False
+    _model: CachedModel  # this and the following are set by `attach`
+    _started: float
+
+    def __init__(self, request: EmbedRequest, context: JobContext) -> None:
+        self._request, self._context = request, context
+        self._key: ModelKey | None = None
+        self._vectors: list[list[float]] = []
+        self._tokens = 0
 
     @property
-    def is_done(self) -> bool:
-        """Whether every text has its vector."""
-        return len(self.vectors) == len(self.request.inputs)
+    def done(self) -> bool:
+        """True once every text has its vector."""
+        return len(self._vectors) == len(self._request.inputs)
 
-    def advance(self) -> None:
-        """Turn the next text into its vector.
+    def needs(self) -> ModelKey | None:
+        """Returns the key of the request's model. Raises ModelNotFound."""
+        return self._key or key_of(self._request, self._context.store)
 
-        Raises PromptTooLong, NonFiniteLogits, InvalidRequest: for all texts, since a list with gaps helps nobody.
+    def attach(self, model: CachedModel) -> None:
+        """Starts on this model."""
+        self._model, self._key = model, model.key
+        self._started = time.monotonic()
+
+    def step(self) -> None:
+        """Turns the next text into its vector.
+
+        Raises:
+            PromptTooLong, NonFiniteLogits, InvalidRequest: the text has no vector; a list with gaps is of no use.
         """
-        number = len(self.vectors)
-        loaded = self.resident.loaded
-        token_ids = loaded.tokenizer.encode(self.request.inputs[number])
+        number = len(self._vectors)
+        loaded = self._model.loaded
+        token_ids = loaded.tokenizer.encode(self._request.inputs[number])
         if not token_ids:
-            raise InvalidRequest(f"inputs[{number}] has no tokens and so no vector", "Leave it out.")
-        (vector,) = embed(loaded, [token_ids], self.context.execution.check_canceled)
-        self.vectors.append([_shortest(number) for number in vector])
-        self.tokens += len(token_ids)
+            raise InvalidRequest(f"inputs[{number}] has no tokens and therefore no vector.", "Leave it out.")
+        (vector,) = embed(loaded, [token_ids], self._context.execution.check_canceled)
+        self._vectors.append([shortest_float32(number) for number in vector])
+        self._tokens += len(token_ids)
+
+    def on_event(self, event: Event) -> None:
+        """Ignores it: the session submits nothing to the engine."""
 
     def report(self) -> None:
-        """Say how far it is."""
-        self.context.execution.report(
-            Progress("embedding", len(self.vectors), len(self.request.inputs), "texts")
+        """Reports the number of texts that are done."""
+        progress = Progress("embedding", len(self._vectors), len(self._request.inputs), "texts")
+        self._context.execution.report(progress)
+
+    def result(self) -> EmbedResult:
+        """Returns the vectors in the order of the texts."""
+        loaded = self._model.loaded
+        return EmbedResult(
+            embeddings=self._vectors,
+            usage=Usage(prompt_tokens=self._tokens, total_tokens=self._tokens),
+            seconds=round(time.monotonic() - self._started, 3),
+            device=loaded.device_name,
+            dtype=loaded.dtype_name,
         )
 
-    def result(self) -> Mapping[str, Any]:
-        """The job's result."""
-        loaded = self.resident.loaded
-        return {
-            "embeddings": self.vectors,
-            "usage": {"prompt_tokens": self.tokens, "total_tokens": self.tokens},
-            "seconds": round(time.monotonic() - self._started, 3),
-            "device": str(loaded.device),
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-        }
+    def cancel(self) -> None:
+        """Does nothing: a step is short, and checks for cancellation itself."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
-def embed_once(request: EmbedRequest, context: JobContext) -> Mapping[str, Any]:
-    """The result of a job that has a model to itself."""
-    resident = alone(request, context)
-    embedding = EmbedSession(request, context, resident)
-    while not embedding.is_done:
-        embedding.advance()
-        embedding.report()
-    return embedding.result()
+def open_session(request: EmbedRequest, context: JobContext) -> EmbedSession:
+    """Returns the session of an embed job."""
+    return EmbedSession(request, context)
 
 
-def _shortest(number: float) -> float:
-    """The float32 `number` with no more decimals than tell it from its neighbours: half the text in JSON."""
+def shortest_float32(number: float) -> float:
+    """Returns the float32 `number` with the fewest decimals that identify it, which halves its text in JSON."""
     for digits in range(6, 9):
         short = float(f"{number:.{digits}g}")
         if struct.pack("f", short) == struct.pack("f", number):

@@ -1,8 +1,7 @@
-"""The models that a generation worker holds in memory: loaded once, given up when room is needed."""
+"""Cache of loaded models: each is loaded once and evicted when another one needs its memory."""
 
 import gc
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,23 +12,23 @@ from shutil import rmtree
 import torch
 
 from services.checkpoints.write_hooks import WriteHooks
-from services.generate import Engine, LoadedModel, load_model, resolve_device
-from services.generate.quantization import Quantization, quantized_bytes
-from services.kinds.shared import ModelRequest
+from services.generate import Engine, GenerationRequest, LoadedModel, load_model, resolve_device
+from services.generate.quantization import quantized_bytes
+from services.kinds.shared import ModelChoice, Quantization
 from services.merge import merge
-from services.models.store import ModelStore
+from services.models.store import STAGING, ModelStore
 from worker.lifecycle import JobContext
 
 MEMORY_LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
 """cgroup v2: bytes, or "max"."""
 
 Stamp = tuple[tuple[str, int, int], ...]
-"""Name, size and time of change (ns) of each file of a folder."""
+"""Name, size in bytes and modification time in ns of each file of a folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:
-    """What makes two requests share a loaded model: the same files, loaded the same way."""
+    """Identity of a loaded model: requests with equal keys share it. The files of the same folders, loaded the same way."""
 
     model: str
     stamp: Stamp
@@ -40,18 +39,33 @@ class ModelKey:
 
 @dataclass(slots=True, eq=False)
 class CachedModel:
-    """One loaded model and its engine; `users` counts the jobs that need it now."""
+    """A loaded model and its engine.
+
+    `refcount` counts the jobs that run on it, `owners` has the execution's name for each request to the engine, and
+    `last_use` orders the models by their last use.
+    """
 
     key: ModelKey
     loaded: LoadedModel
     engine: Engine
-    users: int = 0
+    owners: dict[str, str] = field(default_factory=dict)
+    refcount: int = 0
     last_use: int = 0
+
+    def submit(self, request: GenerationRequest, *, owner: str) -> str:
+        """Submits a request to the engine and returns its id; its events go to the execution of this name.
+
+        Raises:
+            GraftwerkError: see `Engine.submit`.
+        """
+        request_id = self.engine.submit(request)
+        self.owners[request_id] = owner
+        return request_id
 
 
 @dataclass(slots=True)
 class ModelCache:
-    """Loaded models, together at most `limit_bytes` (one alone may be larger)."""
+    """Loaded models of at most `limit_bytes` together (a single one may be larger). `slots` is per engine."""
 
     device: str
     limit_bytes: int
@@ -59,76 +73,84 @@ class ModelCache:
     models: list[CachedModel] = field(default_factory=list)
     clock: Iterator[int] = field(default_factory=count)
 
-    def find(self, key: ModelKey) -> CachedModel | None:
-        """The loaded model, if it is there."""
-        return next((resident for resident in self.models if resident.key == key), None)
+    @property
+    def busy(self) -> list[CachedModel]:
+        """The models that jobs run on."""
+        return [model for model in self.models if model.refcount]
 
-    def take(self, request: ModelRequest, context: JobContext) -> CachedModel | None:
-        """The model that a request needs, loaded if it must be; None while busy models leave no room.
+    def acquire(self, key: ModelKey, context: JobContext) -> CachedModel | None:
+        """Returns the model with this key, loaded if necessary; None while busy models leave no memory for it.
 
-        Raises whatever `load_model` and `merge` refuse, ModelNotFound.
+        Raises:
+            ModelNotFound: a folder does not exist.
+            GraftwerkError: see `load_model` and `merge`.
         """
-        key = key_of(request, context.store)
-        resident = self.find(key)
-        if resident is None:
-            if not self._make_room(_needed_bytes(request, context.store, self.device)):
+        model = self._find(key)
+        if model is None:
+            if not self._make_room(_needed_bytes(key, context.store, self.device)):
                 return None
-            resident = self._load(key, request, context)
-        resident.users += 1
-        resident.last_use = next(self.clock)
-        return resident
+            model = self._load(key, context)
+        model.refcount += 1
+        model.last_use = next(self.clock)
+        return model
 
-    def drop(self, resident: CachedModel) -> None:
-        """Give a model up."""
-        self.models.remove(resident)
+    def release(self, model: CachedModel, *, owner: str) -> None:
+        """Ends the use of a model by the execution of this name; the model stays in memory until another needs it."""
+        model.refcount -= 1
+        model.owners = {id: name for id, name in model.owners.items() if name != owner}
+
+    def evict(self, model: CachedModel) -> None:
+        """Removes a model from memory."""
+        self.models.remove(model)
         gc.collect()
-        if resident.loaded.device.type == "cuda":
+        if model.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _find(self, key: ModelKey) -> CachedModel | None:
+        return next((model for model in self.models if model.key == key), None)
+
     def _make_room(self, needed_bytes: int) -> bool:
-        idle = sorted((one for one in self.models if not one.users), key=lambda one: one.last_use)
+        idle = sorted(
+            (model for model in self.models if not model.refcount), key=lambda model: model.last_use
+        )
         while self.models and self._size_bytes() + needed_bytes > self.limit_bytes:
             if not idle:
                 return False
-            self.drop(idle.pop(0))
+            self.evict(idle.pop(0))
         return True
 
     def _size_bytes(self) -> int:
-        return sum(resident.loaded.size_bytes for resident in self.models)
+        return sum(model.loaded.size_bytes for model in self.models)
 
-    def _load(self, key: ModelKey, request: ModelRequest, context: JobContext) -> CachedModel:
-        with _folder_of(request, context) as folder:
+    def _load(self, key: ModelKey, context: JobContext) -> CachedModel:
+        with _folder_of(key, context) as folder:
             loaded = load_model(
                 folder,
                 device=self.device,
-                rope_alpha=request.rope_alpha,
-                quantization=request.quantization,
+                rope_alpha=key.rope_alpha,
+                quantization=key.quantization,
                 report=context.execution.report,
             )
-        resident = CachedModel(key, loaded, Engine(loaded, slots=self.slots))
-        self.models.append(resident)
-        return resident
+        model = CachedModel(key, loaded, Engine(loaded, slots=self.slots))
+        self.models.append(model)
+        return model
 
 
-def alone(request: ModelRequest, context: JobContext) -> CachedModel:
-    """The model of a job that has one to itself. Raises what `ModelCache.take` raises."""
-    settings = context.settings
-    resident = ModelCache(settings.device, sys.maxsize, settings.generate_slots).take(request, context)
-    assert resident is not None  # there is always room for the first
-    return resident
+def key_of(choice: ModelChoice, store: ModelStore) -> ModelKey:
+    """Returns the key of the model that a request or a variant names.
 
-
-def key_of(request: ModelRequest, store: ModelStore) -> ModelKey:
-    """The key of the model that a request needs. Raises ModelNotFound."""
+    Raises:
+        ModelNotFound: a folder does not exist.
+    """
     adapters = tuple(
-        (choice.name, choice.scale, _stamp(store.path(choice.name))) for choice in request.adapters
+        (adapter.name, adapter.scale, _stamp(store.path(adapter.name))) for adapter in choice.adapters
     )
-    stamp = _stamp(store.path(request.model))
-    return ModelKey(request.model, stamp, adapters, request.quantization, request.rope_alpha)
+    stamp = _stamp(store.path(choice.model))
+    return ModelKey(choice.model, stamp, adapters, choice.quantization, choice.rope_alpha)
 
 
 def memory_limit_bytes(device: str, limit_file: Path = MEMORY_LIMIT_FILE) -> int:
-    """Half of the memory that the device has, or that this process's container may use."""
+    """Returns half of the device's memory, or half of the memory that this process's container may use."""
     target = resolve_device(device)
     if target.type == "cuda":
         return int(torch.cuda.mem_get_info(target)[1]) // 2
@@ -144,37 +166,36 @@ def _stamp(folder: Path) -> Stamp:
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
-def _needed_bytes(request: ModelRequest, store: ModelStore, device: str) -> int:
-    """Parameters of the base times what one takes in memory; adapters add next to nothing."""
-    summary = store.describe(request.model)
+def _needed_bytes(key: ModelKey, store: ModelStore, device: str) -> int:
+    """Returns the bytes that a model's parameters take in memory; those of merged adapters are negligible."""
+    summary = store.describe(key.model)
     parameters = summary.parameters or summary.size_bytes
     width = 4 if resolve_device(device).type == "cpu" else 2
-    if request.quantization is None:
+    if key.quantization is None:
         return parameters * width
     sizes = summary.architecture or {}
     embeddings = (summary.vocabulary_size or 0) * int(sizes.get("hidden_size", 0))
     kept = embeddings if sizes.get("tie_word_embeddings") else 2 * embeddings
-    return quantized_bytes(parameters, min(kept, parameters), request.quantization, width=width)
+    return quantized_bytes(parameters, min(kept, parameters), key.quantization, width=width)
 
 
 @contextmanager
-def _folder_of(request: ModelRequest, context: JobContext) -> Iterator[Path]:
-    """The model's folder; with adapters one that they are merged into and that is gone afterwards.
+def _folder_of(key: ModelKey, context: JobContext) -> Iterator[Path]:
+    """The model's folder; with adapters, a temporary folder with the merged model.
 
-    The merge is the same as a merge job's, so the text is that of the merged model, whatever the adapters
-    bring along (a larger vocabulary, say).
+    The merge is that of a merge job, so the output equals the merged model's for all adapters, including those with a
+    larger vocabulary.
     """
-    if not request.adapters:
-        yield context.store.path(request.model)
+    if not key.adapters:
+        yield context.store.path(key.model)
         return
-    scratch = context.store.staging.root / context.execution.name
+    execution = context.execution
+    scratch = context.store.root / STAGING / execution.name
     scratch.mkdir(parents=True)
     try:
-        adapters = [
-            (choice.name, context.store.path(choice.name), choice.scale) for choice in request.adapters
-        ]
-        hooks = WriteHooks(context.execution.report, context.execution.check_canceled)
-        merge(context.store.path(request.model), adapters, scratch, hooks=hooks)
+        adapters = [(name, context.store.path(name), scale) for name, scale, _ in key.adapters]
+        hooks = WriteHooks(execution.report, execution.check_canceled)
+        merge(context.store.path(key.model), adapters, scratch, hooks=hooks)
         yield scratch
     finally:
         rmtree(scratch, ignore_errors=True)

@@ -1,77 +1,113 @@
-"""One perplexity job: its text window by window to a model, its sum as the job's result."""
+"""Session of a perplexity job: one window of the text per step, the total score as the result."""
 
+import math
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from services.errors import UnreadableFile
-from services.generate import Score, score_window, window_sizes, windows_of
-from services.kinds.perplexity import PerplexityRequest
+from services.generate import Event, Score, Window, score_window, window_sizes, windows_of
+from services.kinds.perplexity import PerplexityRequest, PerplexityResult
 from services.models.store import ModelStore
 from services.progress import Progress
 from services.templates import check_text
-from worker.inference.model_cache import CachedModel, alone
+from worker.inference.model_cache import CachedModel, ModelKey, key_of
 from worker.lifecycle import JobContext
 
 
 class PerplexitySession:
-    """The state of one perplexity job on its model."""
+    """Scores the text of one perplexity request."""
 
-    def __init__(self, request: PerplexityRequest, context: JobContext, resident: CachedModel) -> None:
-        """Raises UnreadableFile, SourceNotFound, InvalidName, InvalidText; InvalidRequest: window or text do not fit."""
-        self.context = context
-        self.resident = resident
-        self.request_ids: list[str] = []  # the engine has no part in it
-        self.score = Score()
-        self._started = time.monotonic()
-        loaded = resident.loaded
-        self._window, self._stride = window_sizes(
-            loaded.context_length, context=request.context, stride=request.stride
-        )
-        text = text_of(request, context.store)
-        self._size_bytes = len(text.encode())
-        self._token_ids = loaded.tokenizer.encode(text)
-        self._windows = windows_of(len(self._token_ids), context=self._window, stride=self._stride)
+    has_prompts = False
+    _model: CachedModel  # this and the following are set by `attach`
+    _token_ids: Sequence[int]
+    _windows: Sequence[Window]
+    _window_size: int
+    _stride: int
+    _started: float
+
+    def __init__(self, request: PerplexityRequest, context: JobContext) -> None:
+        """Reads the text.
+
+        Raises:
+            UnreadableFile, SourceNotFound, InvalidName, InvalidText: see `text_of`.
+        """
+        self._request, self._context = request, context
+        self._text = text_of(request, context.store)
+        self._key: ModelKey | None = None
+        self._score = Score()
         self._next = 0
 
     @property
-    def is_done(self) -> bool:
-        """Whether every window is scored."""
-        return self._next == len(self._windows)
+    def done(self) -> bool:
+        """True once every window is scored."""
+        return self._key is not None and self._next == len(self._windows)
 
-    def advance(self) -> None:
-        """Score the next window. Raises NonFiniteLogits, JobCanceled."""
-        window = self._windows[self._next]
-        self.score += score_window(
-            self.resident.loaded, self._token_ids, window, self.context.execution.check_canceled
+    def needs(self) -> ModelKey | None:
+        """Returns the key of the request's model. Raises ModelNotFound."""
+        return self._key or key_of(self._request, self._context.store)
+
+    def attach(self, model: CachedModel) -> None:
+        """Starts on this model. Raises InvalidRequest if the windows or the text do not fit."""
+        loaded, request = model.loaded, self._request
+        self._started = time.monotonic()
+        self._window_size, self._stride = window_sizes(
+            loaded.context_length, context=request.context, stride=request.stride
         )
+        self._token_ids = loaded.tokenizer.encode(self._text)
+        self._windows = windows_of(len(self._token_ids), context=self._window_size, stride=self._stride)
+        self._model, self._key = model, model.key
+
+    def step(self) -> None:
+        """Scores the next window. Raises NonFiniteLogits, JobCanceled."""
+        window = self._windows[self._next]
+        check_canceled = self._context.execution.check_canceled
+        self._score += score_window(self._model.loaded, self._token_ids, window, check_canceled)
         self._next += 1
 
+    def on_event(self, event: Event) -> None:
+        """Ignores it: the session submits nothing to the engine."""
+
     def report(self) -> None:
-        """Say how far it is."""
-        self.context.execution.report(
-            Progress("scoring", self.score.tokens, len(self._token_ids) - 1, "tokens")
+        """Reports the number of scored tokens."""
+        progress = Progress("scoring", self._score.tokens, len(self._token_ids) - 1, "tokens")
+        self._context.execution.report(progress)
+
+    def result(self) -> PerplexityResult:
+        """Returns the score; numbers that a float64 cannot hold are null."""
+        loaded, score = self._model.loaded, self._score
+        return PerplexityResult(
+            perplexity=_finite(score.perplexity),
+            negative_log_likelihood=_finite(score.mean),
+            bits_per_byte=_finite(score.bits_per_byte(len(self._text.encode()))),
+            tokens=score.tokens,
+            windows=len(self._windows),
+            context=self._window_size,
+            stride=self._stride,
+            seconds=round(time.monotonic() - self._started, 3),
+            device=loaded.device_name,
+            dtype=loaded.dtype_name,
         )
 
-    def result(self) -> Mapping[str, Any]:
-        """The job's result."""
-        loaded = self.resident.loaded
-        return {
-            "perplexity": self.score.perplexity,
-            "negative_log_likelihood": self.score.mean,
-            "bits_per_byte": self.score.bits_per_byte(self._size_bytes),
-            "tokens": self.score.tokens,
-            "windows": len(self._windows),
-            "context": self._window,
-            "stride": self._stride,
-            "seconds": round(time.monotonic() - self._started, 3),
-            "device": str(loaded.device),
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-        }
+    def cancel(self) -> None:
+        """Does nothing: a step is short, and checks for cancellation itself."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def open_session(request: PerplexityRequest, context: JobContext) -> PerplexitySession:
+    """Returns the session of a perplexity job. Raises as `PerplexitySession` does."""
+    return PerplexitySession(request, context)
 
 
 def text_of(request: PerplexityRequest, store: ModelStore) -> str:
-    """The text that is scored, letter for letter. Raises UnreadableFile, SourceNotFound, InvalidName, InvalidText."""
+    """Returns the text to score, unchanged except for a byte order mark.
+
+    Raises:
+        UnreadableFile: the file is not UTF-8 text.
+        SourceNotFound, InvalidName: there is no such file.
+        InvalidText: the text has a lone surrogate.
+    """
     if request.text_file is None:
         text = request.text or ""
     else:
@@ -79,17 +115,11 @@ def text_of(request: PerplexityRequest, store: ModelStore) -> str:
             text = store.incoming(request.text_file).read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UnreadableFile(
-                f"{request.text_file} is no UTF-8 text: {error}", "Save it as UTF-8."
+                f"{request.text_file} is not a UTF-8 text file: {error}.", "Save it as UTF-8."
             ) from error
     check_text(text)
     return text
 
 
-def score_once(request: PerplexityRequest, context: JobContext) -> Mapping[str, Any]:
-    """The result of a job that has a model to itself."""
-    resident = alone(request, context)
-    scoring = PerplexitySession(request, context, resident)
-    while not scoring.is_done:
-        scoring.advance()
-        scoring.report()
-    return scoring.result()
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""Where the answers of a generate job go: into its result, or line by line into a file on the volume."""
+"""Destinations of a generate job's outputs: its result, or a file with one line per prompt on the volume."""
 
 import json
 import os
@@ -10,162 +10,177 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
+from services.kinds.generate import ComputedBy, GenerateResult, Output
+from services.kinds.shared import Usage
 from services.models.store import LINES, PREDICTIONS
 from worker.lifecycle import JobContext
 
 SHOWN_PROMPTS = 10
-"""The result of a job with a file of prompts has the outputs of so many of its first prompts."""
+"""Number of prompts whose outputs are in the result of a job with a file of prompts."""
 
 PIECE_BYTES = 2**20
-
-Entry = dict[str, Any]
-"""One output: an answer, or the error in its place."""
 
 
 class ResultSink(Protocol):
     """Takes the outputs of one prompt after another, in the order in which they are complete."""
 
     @property
-    def known(self) -> AbstractSet[int]:
-        """The numbers of the prompts that need not be asked any more."""
+    def completed(self) -> AbstractSet[int]:
+        """Numbers of the prompts that an earlier execution has completed."""
 
     @property
     def answered(self) -> int:
-        """How many prompts have an answer."""
+        """Number of prompts with at least one output that is not an error."""
 
-    def put(self, number: int, prompt: str, outputs: list[Entry]) -> None:
-        """Take the outputs of a prompt."""
+    def add(self, number: int, prompt: str, outputs: list[Output]) -> None:
+        """Takes the outputs of a prompt."""
 
     def save(self) -> None:
-        """Put what was taken in its place."""
+        """Writes the outputs that were taken."""
 
-    def result(self) -> Mapping[str, Any]:
-        """The part of the job's result that the answers are."""
+    def result(self, computed: ComputedBy) -> GenerateResult:
+        """Returns the result of the job."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Closes the file, if there is one."""
 
 
 class MemorySink:
-    """The answers in memory."""
+    """Keeps the outputs in memory."""
 
     def __init__(self, prompts: int) -> None:
-        self.known: AbstractSet[int] = frozenset()
-        self.outputs: list[list[Entry]] = [[] for _ in range(prompts)]
+        self.completed: AbstractSet[int] = frozenset()
+        self.outputs: list[list[Output]] = [[] for _ in range(prompts)]
 
     @property
     def answered(self) -> int:
-        """How many prompts have an answer."""
+        """Number of prompts with at least one output that is not an error."""
         return sum(not _is_failed(outputs) for outputs in self.outputs)
 
-    def put(self, number: int, prompt: str, outputs: list[Entry]) -> None:
-        """Keep the outputs of a prompt."""
+    def add(self, number: int, prompt: str, outputs: list[Output]) -> None:
+        """Keeps the outputs of a prompt."""
         self.outputs[number] = outputs
 
     def save(self) -> None:
-        """Nothing: they stay in memory."""
+        """Does nothing: the outputs stay in memory."""
 
-    def result(self) -> Mapping[str, Any]:
-        """All outputs in the prompts' order."""
-        return {"outputs": [entry for outputs in self.outputs for entry in outputs]}
+    def result(self, computed: ComputedBy) -> GenerateResult:
+        """Returns all outputs in the prompts' order."""
+        outputs = [output for outputs in self.outputs for output in outputs]
+        return GenerateResult(outputs=outputs, **_fields(computed))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing."""
 
 
 class JsonlSink:
-    """The answers as lines of `results/<job>.jsonl`.
+    """Writes the outputs as lines of `results/<job>.jsonl`.
 
-    The first line says what was asked. An execution that begins copies the answered lines of the one before it
-    into a file of its own, which then takes the name: an execution that lost its job without knowing goes on
-    writing into a file that has no name any more.
+    The first line identifies the request. A new execution copies the lines of the previous one into a file of its own, which
+    then replaces it: a superseded execution that is not aware of it keeps writing into a file without a name.
     """
 
     def __init__(self, context: JobContext, digest: str, prompts: int) -> None:
-        """Raises ExecutionSuperseded, JobCanceled, OSError."""
+        """Copies what an earlier execution with the same digest has completed.
+
+        Raises:
+            ExecutionSuperseded, JobCanceled: the execution must not go on.
+            OSError: the volume cannot be written.
+        """
         self._context = context
+        self._job_id = context.execution.job_id
         self._prompts = prompts
         self._places: dict[int, tuple[int, int]] = {}  # offset and length of each prompt's line
         self._answered: set[int] = set()
-        self._held: list[tuple[int, bytes]] = []
-        header = {"job": context.execution.job_id, "asked": digest, "prompts": prompts}
+        self._pending: list[tuple[int, bytes]] = []
+        header = {"job": self._job_id, "asked": digest, "prompts": prompts}
         with self._replacing(LINES) as self._file:
             self._append(_line(header))
-            for number, line in answered_lines(self._path(LINES), header):
+            for number, line in completed_lines(self._path(LINES), header):
                 self._places[number] = self._append(line)
                 self._answered.add(number)
-        self.known: AbstractSet[int] = frozenset(self._answered)
+        self.completed: AbstractSet[int] = frozenset(self._answered)
 
     @property
     def answered(self) -> int:
-        """How many prompts have an answer, those of earlier executions among them."""
+        """Number of prompts with at least one output that is not an error, including those of earlier executions."""
         return len(self._answered)
 
-    def put(self, number: int, prompt: str, outputs: list[Entry]) -> None:
-        """Hold the line of a prompt until `save`. A prompt that was cut off is none: its job goes on elsewhere."""
-        if any(output.get("finish_reason") == "canceled" for output in outputs):
+    def add(self, number: int, prompt: str, outputs: list[Output]) -> None:
+        """Keeps the line of a prompt until `save`; canceled outputs are dropped, since the job will be run again."""
+        if any(output.finish_reason == "canceled" for output in outputs):
             return
-        line: dict[str, Any] = {"number": number, "prompt": prompt}
+        line: dict[str, object] = {"number": number, "prompt": prompt}
         if _is_failed(outputs):
-            line["error"] = outputs[0]["error"]
+            line["error"] = outputs[0].error.model_dump() if outputs[0].error else None
         else:
-            line["outputs"] = outputs
+            line["outputs"] = [_fields(output) for output in outputs]
             self._answered.add(number)
-        self._held.append((number, _line(line)))
+        self._pending.append((number, _line(line)))
 
     def save(self) -> None:
-        """Write the lines that are held. Raises OSError."""
-        while self._held:
-            number, line = self._held.pop(0)
+        """Writes the pending lines. Raises OSError."""
+        while self._pending:
+            number, line = self._pending.pop(0)
             self._places[number] = self._append(line)
 
-    def result(self) -> Mapping[str, Any]:
-        """Counts, the names of the files and the first outputs.
+    def result(self, computed: ComputedBy) -> GenerateResult:
+        """Returns the counts, the names of the files and the first outputs.
 
-        Raises ExecutionSuperseded, JobCanceled, OSError.
+        Raises:
+            ExecutionSuperseded, JobCanceled: the execution must not publish.
+            OSError: the volume cannot be written.
         """
         self.save()
         self._reclaim()
-        usage = self._write_predictions()
-        return {
-            "outputs": list(chain.from_iterable(islice(self._outputs(), SHOWN_PROMPTS))),
-            "prompts": self._prompts,
-            "answered": self.answered,
-            "failed": self._prompts - self.answered,
-            "resumed": len(self.known),
-            "usage": usage,
-            "results_file": f"results/{self._context.execution.job_id}{LINES}",
-            "predictions_file": f"results/{self._context.execution.job_id}{PREDICTIONS}",
-        }
+        return GenerateResult(
+            outputs=list(chain.from_iterable(islice(self._outputs(), SHOWN_PROMPTS))),
+            prompts=self._prompts,
+            answered=self.answered,
+            failed=self._prompts - self.answered,
+            resumed=len(self.completed),
+            usage=self._write_predictions(),
+            results_file=f"results/{self._job_id}{LINES}",
+            predictions_file=f"results/{self._job_id}{PREDICTIONS}",
+            **_fields(computed),
+        )
 
-    def _write_predictions(self) -> dict[str, int]:
-        """Write what the scripts of 2023 wrote: a JSON list of `Input` and `Output`. Gives the sums of the usage."""
-        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    def _write_predictions(self) -> Usage:
+        """Writes the format of Chinese-LLaMA-Alpaca's scripts, a JSON list of `Input` and `Output`; returns the total usage."""
+        prompt_tokens = completion_tokens = 0
         with self._replacing(PREDICTIONS) as file:
             before = b"[\n"
-            for entry in chain.from_iterable(self._outputs()):
-                row = {"Input": entry["prompt"], "Output": entry.get("text")}
+            for output in chain.from_iterable(self._outputs()):
+                row = {"Input": output.prompt, "Output": output.text}
                 _write(file, before + json.dumps(row, ensure_ascii=False).encode())
                 before = b",\n"
-                for name, count in entry.get("usage", {}).items():
-                    usage[name] += count
+                if output.usage is not None:
+                    prompt_tokens += output.usage.prompt_tokens
+                    completion_tokens += output.usage.completion_tokens
             _write(file, b"\n]\n")
         file.close()
-        return usage
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        )
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._file.close()
 
-    def _outputs(self) -> Iterator[list[Entry]]:
-        """The outputs of each prompt in the prompts' order, read again from the file."""
+    def _outputs(self) -> Iterator[list[Output]]:
+        """Yields the outputs of each prompt in the prompts' order, read from the file."""
         for number in range(self._prompts):
             offset, length = self._places[number]
             line = json.loads(os.pread(self._file.fileno(), length, offset))
-            yield line.get("outputs") or [{"prompt": line["prompt"], "error": line["error"]}]
+            outputs = line.get("outputs") or [{"prompt": line["prompt"], "error": line["error"]}]
+            yield [Output.model_validate(output) for output in outputs]
 
     def _reclaim(self) -> None:
-        """Give the file its name again, should a superseded execution have taken it in the very last moment."""
+        """Restores the file under its name if a superseded execution has replaced it at the last moment."""
         path = self._path(LINES)
         if path.is_file() and os.path.samestat(path.stat(), os.fstat(self._file.fileno())):
             return
@@ -175,13 +190,12 @@ class JsonlSink:
                 _write(self._file, piece)
 
     def _path(self, suffix: str) -> Path:
-        return self._context.store.result(self._context.execution.job_id + suffix)
+        return self._context.store.result(self._job_id + suffix)
 
     def _replacing(self, suffix: str) -> AbstractContextManager[FileIO]:
-        context = self._context
-        name = context.execution.job_id + suffix
-        return context.store.replacing_result(
-            name, execution=context.execution.name, confirm=context.execution.ensure_current
+        execution = self._context.execution
+        return self._context.store.replacing_result(
+            self._job_id + suffix, execution=execution.name, confirm=execution.ensure_current
         )
 
     def _append(self, line: bytes) -> tuple[int, int]:
@@ -190,15 +204,8 @@ class JsonlSink:
         return offset, len(line)
 
 
-def _is_failed(outputs: list[Entry]) -> bool:
-    return all("error" in output for output in outputs)
-
-
-def answered_lines(path: Path, header: Mapping[str, Any]) -> Iterator[tuple[int, bytes]]:
-    """The lines of answered prompts in a file whose first line is `header`, each with its prompt's number.
-
-    It ends at a torn line. A prompt that had an error is asked again.
-    """
+def completed_lines(path: Path, header: Mapping[str, object]) -> Iterator[tuple[int, bytes]]:
+    """Yields number and line of each prompt with outputs in a file whose first line is `header`, up to a torn line."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -213,7 +220,15 @@ def answered_lines(path: Path, header: Mapping[str, Any]) -> Iterator[tuple[int,
                 yield found["number"], line
 
 
-def _line(value: Mapping[str, Any]) -> bytes:
+def _is_failed(outputs: list[Output]) -> bool:
+    return all(output.error is not None for output in outputs)
+
+
+def _fields(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(exclude_unset=True)
+
+
+def _line(value: Mapping[str, object]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 

@@ -1,71 +1,83 @@
-"""The text of a job's answers as it grows, in pieces for those who watch."""
+"""New text of a job's outputs, published in batches while it grows."""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from services.kinds.generate import TokenPiece
-from worker.lifecycle import JobContext
+from services.kinds.generate import Logprob, TokenPiece
 
-TEXT_SECONDS = 0.03
-"""New text of a job is told at most this often."""
+FLUSH_SECONDS = 0.03
+"""Minimum time between two batches of a job."""
 
-Piece = dict[str, Any]
+Publish = Callable[[Sequence[TokenPiece]], None]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Part of an output that is not published yet."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
+    finish_reason: str | None = None
 
 
 class TokenStream:
-    """Collects what is new of each answer and tells it in pieces that are not too small.
+    """Collects the new tokens of each output and publishes them as one `TokenPiece` per output and batch.
 
-    A piece has the answer's `index`, its `offset` (characters from the answer's beginning: a job that runs again
-    begins at 0 again), its `text`, and `finish_reason`, null before the last piece.
+    Offsets count characters from the start of an output: a job that is run again starts at 0 again.
     """
 
     def __init__(
-        self, context: JobContext, *, with_token_ids: bool, clock: Callable[[], float] = time.monotonic
+        self, publish: Publish, *, with_token_ids: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._tell = context.execution.publish_tokens
+        self._publish = publish
         self._with_token_ids = with_token_ids
         self._clock = clock
-        self._told_at: float | None = None
-        self._held: dict[int, Piece] = {}
+        self._flushed_at: float | None = None
+        self._pending: dict[int, _Pending] = {}
         self._offsets: dict[int, int] = {}
 
-    def add(self, index: int, text: str, token_id: int, logprob: dict[str, Any] | None) -> None:
-        """Take in a token and the text that it made certain, which may be none."""
-        if not text and logprob is None and not self._with_token_ids:
+    def add(
+        self, index: int, text: str, *, token_id: int | None = None, logprobs: Sequence[Logprob] = ()
+    ) -> None:
+        """Adds a token and the text that it completes, which may be empty."""
+        if not text and not logprobs and not self._with_token_ids:
             return
-        piece = self._piece(index)
-        piece["text"] += text
-        if self._with_token_ids:
-            piece.setdefault("token_ids", []).append(token_id)
-        if logprob is not None:
-            piece.setdefault("logprobs", []).append(logprob)
+        pending = self._pending.setdefault(index, _Pending())
+        pending.texts.append(text)
+        pending.logprobs += logprobs
+        if token_id is not None and self._with_token_ids:
+            pending.token_ids.append(token_id)
 
-    def end(self, index: int, finish_reason: str) -> None:
-        """Note why an answer ended."""
-        self._piece(index)["finish_reason"] = finish_reason
+    def finish(self, index: int, finish_reason: str) -> None:
+        """Adds the finish reason of an output."""
+        self._pending.setdefault(index, _Pending()).finish_reason = finish_reason
 
-    def tell(self) -> None:
-        """Tell what is held, unless the last time is too short ago."""
-        if self._told_at is None or self._clock() - self._told_at >= TEXT_SECONDS:
-            self.tell_rest()
+    def flush_if_due(self) -> None:
+        """Publishes what is pending, unless the last batch is less than `FLUSH_SECONDS` old."""
+        if self._flushed_at is None or self._clock() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
 
-    def tell_rest(self) -> None:
-        """Tell what is held, whenever the last time was."""
-        if not self._held:
+    def flush(self) -> None:
+        """Publishes what is pending."""
+        if not self._pending:
             return
-        pieces: Sequence[Piece] = list(self._held.values())
-        self._tell([TokenPiece.model_validate(piece) for piece in pieces])
-        for piece in pieces:
-            self._offsets[piece["index"]] = piece["offset"] + len(piece["text"])
-        self._held.clear()
-        self._told_at = self._clock()
+        self._publish([self._piece(index, pending) for index, pending in self._pending.items()])
+        self._pending.clear()
+        self._flushed_at = self._clock()
 
-    def _piece(self, index: int) -> Piece:
-        empty = {
-            "index": index,
-            "offset": self._offsets.get(index, 0),
-            "text": "",
-            "finish_reason": None,
-        }
-        return self._held.setdefault(index, empty)
+    def _piece(self, index: int, pending: _Pending) -> TokenPiece:
+        text = "".join(pending.texts)
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + len(text)
+        more: dict[str, Any] = {"token_ids": pending.token_ids, "logprobs": pending.logprobs}
+        # Not validated: there are many pieces, and their values are the engine's own.
+        return TokenPiece.model_construct(
+            index=index,
+            offset=offset,
+            text=text,
+            finish_reason=pending.finish_reason,
+            **{name: value for name, value in more.items() if value},
+        )

@@ -1,6 +1,6 @@
-"""Loading in 8 and 4 bits on the CPU: what bitsandbytes made of the weights, against the papers' arithmetic.
+"""Loading in 8 and 4 bits on the CPU: bitsandbytes' weights against the papers' arithmetic.
 
-bitsandbytes compiles a piece of its code with a torch function that is deprecated; hence the filter.
+bitsandbytes compiles a part of its code with a deprecated torch function; hence the filter.
 """
 
 import importlib.util
@@ -12,13 +12,14 @@ import torch
 from transformers import LlamaForCausalLM
 
 from services.errors import UnsupportedOption
-from services.generate import BuiltPrompt, LoadedModel, generate, load_model
+from services.generate import GenerationRequest, LoadedModel, load_model
 from services.generate.quantization import quantization_config
 from services.kinds.generate import GenerateRequest
 from services.models.store import ModelStore
 from services.sampling import Sampling
+from tests.contract.generate.engine_driver import run
 from tests.reference.huggingface_model import save_llama
-from worker.inference.model_cache import _needed_bytes
+from worker.inference.model_cache import _needed_bytes, key_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 
@@ -34,45 +35,45 @@ GREEDY = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A volume with one model: 3 layers, dim 48, 8 heads, 4 KV heads, width 140, 101 tokens."""
-    root = tmp_path_factory.mktemp("shelf")
+    root = tmp_path_factory.mktemp("volume")
     save_llama(root / "model")
     return root
 
 
 @pytest.fixture(scope="module")
-def eight(shelf: Path) -> LoadedModel:
-    return load_model(shelf / "model", quantization="8bit")
+def eight(volume: Path) -> LoadedModel:
+    return load_model(volume / "model", quantization="8bit")
 
 
 @pytest.fixture(scope="module")
-def four(shelf: Path) -> LoadedModel:
-    return load_model(shelf / "model", quantization="4bit")
+def four(volume: Path) -> LoadedModel:
+    return load_model(volume / "model", quantization="4bit")
 
 
-def original(shelf: Path, name: str) -> torch.Tensor:
+def original(volume: Path, name: str) -> torch.Tensor:
     weights: torch.Tensor = LlamaForCausalLM.from_pretrained(
-        shelf / "model", dtype=torch.float32
+        volume / "model", dtype=torch.float32
     ).get_parameter(name)
     return weights.detach()
 
 
-def test_8_bits_are_rows_rounded_to_127ths_of_their_largest_value(shelf: Path, eight: LoadedModel) -> None:
-    weights = original(shelf, "model.layers.1.mlp.up_proj.weight")
+def test_8_bits_are_rows_rounded_to_127ths_of_their_largest_value(volume: Path, eight: LoadedModel) -> None:
+    weights = original(volume, "model.layers.1.mlp.up_proj.weight")
     found: Any = eight.model.get_parameter("model.layers.1.mlp.up_proj.weight")
     largest = weights.abs().amax(dim=1)
     assert found.dtype == torch.int8
     torch.testing.assert_close(found.SCB, largest)
     steps = weights * 127 / largest[:, None]
-    assert int((found - steps.round()).abs().max()) <= 1  # a half may go either way
+    assert int((found - steps.round()).abs().max()) <= 1  # halves may be rounded either way
     assert float((found - steps).abs().max()) <= 0.501
 
 
-def test_4_bits_are_the_nearest_of_sixteen_values_in_blocks_of_64(shelf: Path, four: LoadedModel) -> None:
+def test_4_bits_are_the_nearest_of_sixteen_values_in_blocks_of_64(volume: Path, four: LoadedModel) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
-    weights = original(shelf, "model.layers.2.self_attn.k_proj.weight")
+    weights = original(volume, "model.layers.2.self_attn.k_proj.weight")
     found: Any = four.model.get_parameter("model.layers.2.self_attn.k_proj.weight")
     blocks = weights.reshape(-1, 64)
     largest = blocks.abs().amax(dim=1, keepdim=True)
@@ -94,27 +95,29 @@ ROWS = 3 * (2 * 48 + 2 * 24 + 2 * 140 + 48)
     ("quantization", "expected"),
     [("8bit", KEPT + MATRICES + 4 * ROWS), ("4bit", KEPT + MATRICES // 2 + 4 * MATRICES // 64)],
 )
-def test_sizes_count_the_scales_and_what_is_not_quantised(
-    shelf: Path, quantization: Any, expected: int
+def test_sizes_count_the_scales_and_unquantized_tensors(
+    volume: Path, quantization: Any, expected: int
 ) -> None:
-    assert load_model(shelf / "model", quantization=quantization).size_bytes == expected
+    assert load_model(volume / "model", quantization=quantization).size_bytes == expected
     body = {"kind": "generate", "model": "model", "prompt": "x", "quantization": quantization}
-    needed = _needed_bytes(GenerateRequest.model_validate(body), ModelStore(shelf), "cpu")
+    store = ModelStore(volume)
+    needed = _needed_bytes(key_of(GenerateRequest.model_validate(body), store), store, "cpu")
     # The scales of 8 bits are left out of the estimate: 4 bytes a row, here of 48 columns and not of 4,096.
     assert needed == pytest.approx(expected, rel=0.06)
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_the_engine_writes_what_transformers_writes_with_these_weights(
-    shelf: Path, quantization: Any
+def test_the_engine_generates_the_tokens_of_transformers_with_these_weights(
+    volume: Path, quantization: Any
 ) -> None:
-    loaded = load_model(shelf / "model", quantization=quantization)
-    found = generate(loaded, [BuiltPrompt(ids, "raw") for ids in PROMPTS], GREEDY)
+    loaded = load_model(volume / "model", quantization=quantization)
+    requests = [GenerationRequest(ids, GREEDY) for ids in PROMPTS]
+    found = run(loaded, requests)
     config = quantization_config(quantization, torch.float32)
     reference: Any = LlamaForCausalLM.from_pretrained(
-        shelf / "model", dtype=torch.float32, quantization_config=config
+        volume / "model", dtype=torch.float32, quantization_config=config
     )
-    for ids, result in zip(PROMPTS, found.results, strict=True):
+    for ids, request in zip(PROMPTS, requests, strict=True):
         prompt = torch.tensor([ids])
         written = reference.generate(
             prompt,
@@ -123,23 +126,21 @@ def test_the_engine_writes_what_transformers_writes_with_these_weights(
             max_new_tokens=12,
             pad_token_id=0,
         )
-        (output,) = result.outputs
+        (output,) = found[request.id]
         assert output.token_ids == written[0, len(ids) :].tolist()
 
 
-def test_a_worker_without_bitsandbytes_says_so(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_bitsandbytes_refuses(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedOption, match="4bit needs the package bitsandbytes") as caught:
-        load_model(shelf / "model", quantization="4bit")
+        load_model(volume / "model", quantization="4bit")
     assert "graftwerk[quantization]" in caught.value.hint
 
 
-def test_a_bitsandbytes_that_does_not_start_is_refused_in_a_sentence(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bitsandbytes_that_does_not_start_is_refused(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> None:
         raise OSError("libbitsandbytes_cpu.so: no such file")
 
     monkeypatch.setattr(importlib, "import_module", broken)
     with pytest.raises(UnsupportedOption, match=r"does not start here: libbitsandbytes_cpu\.so"):
-        load_model(shelf / "model", quantization="8bit")
+        load_model(volume / "model", quantization="8bit")

@@ -1,0 +1,45 @@
+"""Prompt templates: conversations and instructions, written the way that a model was trained with."""
+
+from services.templates.message import MESSAGE_LIMIT, Message, Role, check_text, tools_as_users
+from services.templates.rendering import render
+from services.templates.resolution import (
+    OWN_TEMPLATE,
+    RAW_TEMPLATE,
+    Conversation,
+    PromptParts,
+    RenderedPrompt,
+    resolve,
+)
+from services.templates.table import (
+    BOS,
+    EOS,
+    TEMPLATES,
+    Segment,
+    Special,
+    Template,
+    Text,
+    find_template,
+)
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "MESSAGE_LIMIT",
+    "OWN_TEMPLATE",
+    "RAW_TEMPLATE",
+    "TEMPLATES",
+    "Conversation",
+    "Message",
+    "PromptParts",
+    "RenderedPrompt",
+    "Role",
+    "Segment",
+    "Special",
+    "Template",
+    "Text",
+    "check_text",
+    "find_template",
+    "render",
+    "resolve",
+    "tools_as_users",
+]

@@ -1,0 +1,97 @@
+"""The model cache: the least recently used idle model is evicted first, a busy one never."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from services.generate import Engine, LoadedModel
+from services.kinds.shared import ModelChoice
+from tests.job_context import job_context
+from worker.inference import model_cache
+from worker.inference.model_cache import CachedModel, ModelCache, key_of, memory_limit_bytes
+from worker.lifecycle import JobContext
+
+
+@dataclass
+class Volume:
+    """Models of an invented size that load at once, and a cache of them."""
+
+    cache: ModelCache
+    context: JobContext
+
+    def acquire(self, name: str) -> CachedModel | None:
+        return self.cache.acquire(key_of(ModelChoice(model=name), self.context.store), self.context)
+
+    def release(self, model: CachedModel | None) -> None:
+        assert model is not None
+        self.cache.release(model, owner="job")
+
+    @property
+    def names(self) -> list[str]:
+        return [model.key.model for model in self.cache.models]
+
+
+@pytest.fixture
+def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+
+    def load(folder: Path, **_: Any) -> LoadedModel:
+        loaded = SimpleNamespace(size_bytes=40, device=torch.device("cpu"), model=None)
+        return cast(LoadedModel, loaded)
+
+    monkeypatch.setattr(model_cache, "load_model", load)
+    monkeypatch.setattr(model_cache, "Engine", lambda loaded, slots: cast(Engine, SimpleNamespace()))
+    monkeypatch.setattr(model_cache, "_needed_bytes", lambda *_: 40)
+    return Volume(ModelCache("cpu", 100, 4), job_context(tmp_path))
+
+
+def test_a_loaded_model_is_shared(volume: Volume) -> None:
+    first = volume.acquire("a")
+    assert volume.acquire("a") is first
+    assert first is not None
+    assert first.refcount == 2
+
+
+def test_the_least_recently_used_idle_model_is_evicted(volume: Volume) -> None:
+    volume.release(volume.acquire("a"))
+    volume.release(volume.acquire("b"))
+    volume.release(volume.acquire("a"))
+    volume.release(volume.acquire("c"))
+    assert volume.names == ["a", "c"]
+
+
+def test_a_busy_model_is_never_evicted_and_the_next_one_waits(volume: Volume) -> None:
+    busy = volume.acquire("a")
+    other = volume.acquire("b")
+    assert volume.acquire("c") is None
+    volume.release(other)
+    assert volume.acquire("c") is not None
+    assert volume.names == ["a", "c"]
+    assert busy is volume.cache.models[0]
+
+
+def test_a_model_larger_than_the_limit_is_loaded_when_it_is_alone(volume: Volume) -> None:
+    volume.cache.limit_bytes = 10
+    volume.release(volume.acquire("a"))
+    volume.release(volume.acquire("b"))
+    assert volume.names == ["b"]
+
+
+def test_a_changed_file_is_another_model(volume: Volume, tmp_path: Path) -> None:
+    first = volume.acquire("a")
+    (tmp_path / "a" / "config.json").write_text('{"a": 1}')
+    assert volume.acquire("a") is not first
+
+
+def test_the_limit_is_half_of_the_containers_memory(tmp_path: Path) -> None:
+    file = tmp_path / "memory.max"
+    file.write_text("1048576\n")
+    assert memory_limit_bytes("cpu", file) == 524288
+    file.write_text("max\n")
+    assert memory_limit_bytes("cpu", file) > 2**28

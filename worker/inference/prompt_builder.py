@@ -1,0 +1,63 @@
+"""Token ids and sampling limits of a request's prompts for one loaded model."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+
+from services.generate import BuiltPrompt, LoadedModel, build_fitting, build_prompt
+from services.kinds.generate import GenerateRequest
+from services.models.lineage import template_of_lineage
+from services.models.prompt_file import PromptEntry
+from services.models.store import ModelStore
+from services.sampling import Sampling
+from services.templates import Message, PromptParts
+
+OUTPUT_SHARE = 4
+"""Turns are dropped until the output has room for its new tokens, or for this fraction (1/4) of the context."""
+
+
+class PromptBuilder:
+    """Builds the prompts of one request."""
+
+    def __init__(self, request: GenerateRequest, loaded: LoadedModel, store: ModelStore) -> None:
+        self._request, self._loaded, self._store = request, loaded, store
+
+    def build(self, entry: PromptEntry) -> tuple[BuiltPrompt, int | None]:
+        """Returns the prompt, and the number of dropped turns if the request allows to drop any, else None.
+
+        Raises:
+            UnknownTemplate, InvalidRequest, InvalidText: see `build_prompt`.
+        """
+        parts = self._parts(entry)
+        if parts.messages is None or self._request.fit_context is not True:
+            return self._build(parts, parts.messages), None
+        context = self._loaded.context_length
+        room = min(self._request.sampling.max_new_tokens, context // OUTPUT_SHARE)
+        return build_fitting(partial(self._build, parts), parts.messages, context - room)
+
+    def fit(self, prompt: BuiltPrompt) -> Sampling:
+        """Returns the request's sampling, with `max_new_tokens` lowered to the context if the request allows it."""
+        sampling = self._request.sampling
+        room = self._loaded.context_length - len(prompt.token_ids)
+        if not self._request.fit_context or room < 1 or sampling.max_new_tokens <= room:
+            return sampling
+        least = min(sampling.min_new_tokens, room)
+        return sampling.model_copy(update={"max_new_tokens": room, "min_new_tokens": least})
+
+    def _parts(self, entry: PromptEntry) -> PromptParts:
+        """Returns the entry's parts; a model without a chat template gets that of its lineage for conversations."""
+        parts = entry.parts(self._request)
+        if parts.template is None and parts.messages is not None and not self._loaded.chat_template:
+            return replace(parts, template=self._template_of_lineage)
+        return parts
+
+    @cached_property
+    def _template_of_lineage(self) -> str | None:
+        adapters = [choice.name for choice in self._request.adapters]
+        return template_of_lineage(self._store, self._request.model, adapters)
+
+    def _build(self, parts: PromptParts, messages: Sequence[Message] | None) -> BuiltPrompt:
+        loaded = self._loaded
+        return build_prompt(
+            loaded.tokenizer, replace(parts, messages=messages), chat_template=loaded.chat_template
+        )
