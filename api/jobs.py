@@ -225,7 +225,7 @@ def retry(path: JobPath) -> Response:
     queue = state().queue
     ended = queue.get(_job_id(path))
     need = _disk_need(_plan(parse_request(ended.request))) if ended.status in ENDED else None
-    return job_response(queue.retry(ended.id, room=need), 202)
+    return job_response(queue.retry(ended.id, need=need), 202)
 
 
 @api.delete("/jobs/<job_id>", responses={204: None, **problems(404, 409, 503)})
@@ -255,7 +255,7 @@ def _submit(request: JobRequest, job_id: str | None) -> tuple[Job, bool]:
     # a repeated submission returns its job without a new check: its target may exist by now
     is_new = job_id is None or not _is_known(job_id)
     need = _disk_need(_plan(request)) if is_new else None
-    return state().queue.submit(request, job_id, room=need)
+    return state().queue.submit(request, job_id, need=need)
 
 
 def _is_known(job_id: str) -> bool:

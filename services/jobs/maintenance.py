@@ -22,7 +22,6 @@ from rq.worker_registration import clean_worker_registry
 from services.errors import JobAbandoned, JobCanceled, JobNotFound
 from services.jobs.events import publish_status
 from services.jobs.finalization import end_waiting, finalize, upstream_error
-from services.jobs.queue import rq_queue
 from services.jobs.records import (
     ACTIVE_KEY,
     ENDED_KEY,
@@ -34,13 +33,22 @@ from services.jobs.records import (
     read_jobs,
     read_records,
     record_key,
+    rq_queue,
     transact,
 )
+from services.jobs.retry import RetryDecision, decide
 from services.jobs.status import ENDED
 from services.kinds import QUEUES
 
 STRANDED_SECONDS = 10
 """A job that a worker took from the queue and did not start within this long goes back."""
+
+
+LOST_ERRORS = {
+    RetryDecision.CANCEL: JobCanceled("The job was canceled, and its worker was lost."),
+    RetryDecision.ABANDON: JobAbandoned("The worker was lost while the job ran, and no retry is left."),
+}
+"""Errors of jobs whose worker was lost; other jobs keep the error on their record."""
 
 
 def run_maintenance(redis: Redis) -> list[str]:
@@ -87,16 +95,12 @@ def _reclaim(pipe: Pipeline, queue: Queue, job_id: str, execution_id: str) -> st
     if record.execution != execution_id:
         return None  # a leftover of an earlier execution
     Execution(execution_id, job_id, redis, job.worker_name or "").delete(job, pipeline=pipe)
-    final = record.failure is not None and record.failure.final
-    if job.should_retry and not record.cancel and not final:
+    decision = decide(record, has_retries=job.should_retry)
+    if decision is RetryDecision.RETRY:
         job.retry(queue, pipe)
         return "it is in the queue again"
-    if record.cancel:
-        error = Failure.of(JobCanceled("the job was canceled, and its worker was lost"))
-        pipe.hset(record_key(job_id), "error", error.dumps())
-    elif not final:
-        error = Failure.of(JobAbandoned("the worker was lost while the job ran, and no retry is left"))
-        pipe.hset(record_key(job_id), "error", error.dumps())
+    if decision in LOST_ERRORS:
+        pipe.hset(record_key(job_id), "error", Failure.of(LOST_ERRORS[decision]).dumps())
     job.ended_at = job.ended_at or now()
     record_job_failure(job, "the worker was lost", pipe)
     return "it has ended"

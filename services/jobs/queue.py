@@ -6,41 +6,29 @@ jobs come to be together or not at all.
 
 import base64
 import binascii
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.client import Pipeline
 from redis.retry import Retry as RedisRetry
-from rq import Queue, Retry
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
-from rq.job import Job as RQJob
 from rq.utils import as_text, utcparse
 from rq.worker_registration import get_keys
 
 from services.errors import (
-    GraftwerkError,
-    IdempotencyConflict,
     InvalidRequest,
     JobAlreadyEnded,
     JobCanceled,
     JobNotEnded,
-    JobNotFound,
-    ModelExists,
-    QueueFull,
 )
-from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
+from services.jobs.disk_reservations import DiskNeed, reserved_bytes
 from services.jobs.events import publish_status
-from services.jobs.finalization import end_waiting, upstream_error
+from services.jobs.finalization import end_waiting
 from services.jobs.records import (
-    ACTIVE_KEY,
     JOBS_KEY,
-    SERIALIZER,
     active_ids,
     fetch,
     forget,
@@ -51,19 +39,12 @@ from services.jobs.records import (
     read_record,
     read_records,
     record_key,
-    target_key,
-    transact,
 )
 from services.jobs.status import ENDED, Job, JobStatus, WorkerState
-from services.kinds import KINDS, QUEUES, parse_request
+from services.jobs.submission import TASK, Submission
+from services.kinds import parse_request
 from services.kinds.shared import JobRequest
 from services.settings import Settings
-
-TASK = "worker.tasks.run_job"
-"""Name on the wire of the function that runs a job of any kind."""
-
-RETRIES = 2
-"""How often a job is run again after its worker died."""
 
 WORKER_LOST_SECONDS = 45
 """A worker that has not been heard of for this long does not count as alive."""
@@ -84,11 +65,6 @@ def connect(settings: Settings) -> Redis:
         max_connections=2000,  # every event stream that is followed keeps one
         retry=RedisRetry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries=5),
     )
-
-
-def rq_queue(redis: Redis, name: str) -> Queue:
-    """RQ's queue of this name."""
-    return Queue(name, connection=redis, serializer=SERIALIZER)
 
 
 def service_identity(redis: Redis) -> str:
@@ -113,42 +89,38 @@ class JobQueue:
         job_id: str | None = None,
         *,
         retention_seconds: int | None = None,
-        room: DiskNeed | None = None,
+        need: DiskNeed | None = None,
     ) -> tuple[Job, bool]:
-        """Queue a job; with a known `job_id` give that job back. The flag says whether it is new.
+        """Queues a job and returns it, or the existing job with this `job_id`; the flag is True for a new one.
 
-        `retention_seconds` is how long its record is kept once it has ended; by default as the settings say. `room` is set
-        aside for it on the volume.
+        Args:
+            request: the request of the job.
+            job_id: id of the job; None for a new id.
+            retention_seconds: time that the record is kept once the job has ended; None for the setting's.
+            need: bytes to reserve on the volume.
 
         Raises:
-            DiskFull: What is free is reserved by other jobs.
-            IdempotencyConflict: The id is taken by another request.
-            JobNotFound: `after` names a job that is not known.
+            DiskFull: other jobs have reserved the free bytes.
+            IdempotencyConflict: the id belongs to a job with another request.
+            JobNotFound: `after` names an unknown job.
             UpstreamFailed: `after` names a job that failed or was canceled.
-            QueueFull: As many jobs wait as the settings allow.
-            ModelExists: An unfinished job makes a model of the same name.
+            QueueFull: the number of waiting jobs has reached the limit.
+            ModelExists: an unfinished job makes a model of the same name.
         """
-        job_id = job_id or str(uuid4())
-        target = request.makes
-        watched = [
-            record_key(job_id),
-            JOBS_KEY,
-            RESERVATIONS_KEY,
-            *(RQJob.key_for(str(id)) for id in request.after),
-        ]
-        if target is not None:
-            watched.append(target_key(target))
-        retention_seconds = retention_seconds or self.settings.job_retention_seconds
-        enqueue = partial(
-            self._enqueue, request=request, job_id=job_id, retention_seconds=retention_seconds, room=room
+        submission = Submission(
+            redis=self.redis,
+            settings=self.settings,
+            task=self.task,
+            request=request,
+            job_id=job_id or str(uuid4()),
+            retention_seconds=retention_seconds or self.settings.job_retention_seconds,
+            need=need,
         )
-        created = transact(self.redis, enqueue, *watched)
-        if isinstance(created, GraftwerkError):
-            raise created
-        job = read_job(self.redis, job_id)
-        if created:
+        is_new = submission.commit()
+        job = read_job(self.redis, submission.job_id)
+        if is_new:
             publish_status(self.redis, job)
-        return job, created
+        return job, is_new
 
     @reaching_redis()
     def get(self, job_id: str) -> Job:
@@ -202,13 +174,13 @@ class JobQueue:
         return read_job(self.redis, job_id)
 
     @reaching_redis()
-    def retry(self, job_id: str, *, room: DiskNeed | None = None) -> Job:
+    def retry(self, job_id: str, *, need: DiskNeed | None = None) -> Job:
         """A new job with the request of an ended one. Raises JobNotFound, JobNotEnded, as `submit`."""
         job = self._ended(job_id, "be run again")
         known = zip(job.after, read_records(self.redis, job.after), strict=True)
         after = [id for id, record in known if record is not None]
         request = parse_request({**job.request.model_dump(mode="json"), "after": after})
-        return self.submit(request, room=room)[0]
+        return self.submit(request, need=need)[0]
 
     @reaching_redis()
     def delete(self, job_id: str) -> None:
@@ -294,95 +266,6 @@ class JobQueue:
         if job.status not in ENDED:
             raise JobNotEnded(f"job {job_id} is {job.status} and cannot {action}", "Cancel it first.")
         return job
-
-    def _enqueue(
-        self,
-        pipe: Pipeline,
-        *,
-        request: JobRequest,
-        job_id: str,
-        retention_seconds: int,
-        room: DiskNeed | None,
-    ) -> bool | GraftwerkError:
-        # A refusal is given back, not raised: the transaction then still finds out whether what it rests
-        # on has changed meanwhile, and if so everything is looked at again.
-        existing = read_records(self.redis, [job_id])[0]
-        if existing is None:
-            try:
-                self._refuse_bad_upstream([str(id) for id in request.after])
-                self._refuse_full_queue()
-                self._refuse_taken_target(request)
-                if room is not None:
-                    room.check(reserved_bytes(self.redis, room.taken))
-            except GraftwerkError as error:
-                return error
-            self._add(pipe, request, job_id, retention_seconds=retention_seconds)
-            if room is not None:
-                reserve(pipe, job_id, room)  # after _add, which has begun the transaction
-            return True
-        if existing.request == request:
-            return False
-        return IdempotencyConflict(
-            f"job {job_id} exists with another request", "Use a new id or key, or send the same body."
-        )
-
-    def _add(self, pipe: Pipeline, request: JobRequest, job_id: str, *, retention_seconds: int) -> None:
-        payload = request.model_dump(mode="json")
-        target = request.makes
-        queue = rq_queue(self.redis, KINDS[request.kind].queue)
-        rq = queue.create_job(
-            self.task,
-            args=(payload,),
-            job_id=job_id,
-            description=f"{request.kind} {target or request.reads[0]}",
-            depends_on=[str(id) for id in request.after] or None,
-            timeout=self.settings.job_timeout_seconds,
-            result_ttl=retention_seconds,
-            failure_ttl=retention_seconds,
-            retry=Retry(max=RETRIES),
-        )
-        queue.enqueue_job(rq, pipeline=pipe)
-        created_us = self._next_creation_us()
-        pipe.hset(record_key(job_id), "request", request.model_dump_json())
-        pipe.hset(record_key(job_id), "created_at", created_us)
-        pipe.zadd(JOBS_KEY, {job_id: created_us})
-        pipe.sadd(ACTIVE_KEY, job_id)
-        if target is not None:
-            pipe.set(target_key(target), job_id)
-
-    def _next_creation_us(self) -> int:
-        # No two alike, so that a cursor is exact; JOBS_KEY is watched.
-        newest = self.redis.zrevrange(JOBS_KEY, 0, 0, withscores=True)
-        return max(time.time_ns() // 1000, int(newest[0][1]) + 1 if newest else 0)
-
-    def _refuse_bad_upstream(self, after: Sequence[str]) -> None:
-        for job_id, job in zip(after, read_jobs(self.redis, after), strict=True):
-            if job is None:
-                raise JobNotFound(f"`after` names job {job_id}, which is not known")
-            if job.status in ("failed", "canceled"):
-                raise upstream_error(job)
-
-    def _refuse_full_queue(self) -> None:
-        with self.redis.pipeline(transaction=False) as pipe:
-            for queue in (rq_queue(self.redis, name) for name in QUEUES):
-                pipe.llen(queue.key)
-                pipe.zcard(queue.deferred_job_registry.key)
-            waiting = sum(pipe.execute())
-        if waiting >= self.settings.queue_limit:
-            raise QueueFull(
-                f"{waiting} jobs wait and the limit is {self.settings.queue_limit}",
-                "Try again later, or raise QUEUE_LIMIT.",
-            )
-
-    def _refuse_taken_target(self, request: JobRequest) -> None:
-        target = request.makes
-        holder = self.redis.get(target_key(target)) if target is not None else None
-        job = read_jobs(self.redis, [as_text(holder)])[0] if holder else None
-        if job is not None and job.status not in ENDED:
-            raise ModelExists(
-                f"the {job.kind} job {job.id} is {job.status} and makes a model named {target!r}",
-                "Choose another target, or cancel that job.",
-            )
 
 
 def _to_cursor(created_us: int) -> str:

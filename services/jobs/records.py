@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError, OutOfMemoryError, TimeoutError
+from rq import Queue
 from rq.job import Job as RQJob
 from rq.utils import as_text
 
@@ -44,6 +45,11 @@ ACTIVE_KEY = "graftwerk:active"
 
 ENDED_KEY = "graftwerk:ended"
 """Sorted set of the ids of settled jobs by the time (seconds) at which they are forgotten."""
+
+
+def rq_queue(redis: Redis, name: str) -> Queue:
+    """Returns RQ's queue of this name."""
+    return Queue(name, connection=redis, serializer=SERIALIZER)
 
 
 def record_key(job_id: str) -> str:

@@ -26,8 +26,16 @@ from services.errors import GraftwerkError, JobAbandoned, JobCanceled, JobNotFou
 from services.jobs.events import publish_status
 from services.jobs.execution import AssignedJob, Assignment, JobExecution
 from services.jobs.finalization import finalize
-from services.jobs.queue import rq_queue
-from services.jobs.records import ACTIVE_KEY, SERIALIZER, Failure, read_job, read_records, record_key
+from services.jobs.records import (
+    ACTIVE_KEY,
+    SERIALIZER,
+    Failure,
+    read_job,
+    read_records,
+    record_key,
+    rq_queue,
+)
+from services.jobs.retry import RetryDecision, decide
 from services.settings import Settings
 
 MONITORING_SECONDS = 5
@@ -149,17 +157,10 @@ class TrackedWorker(BaseWorker):
         if execution is not None and self._superseded(job, execution):
             return
         record = read_records(self.connection, [job.id])[0]
-        put_back, self._killed_by_us = self._killed_by_us, False
-        if record is not None and record.cancel:
-            self._record(job, JobCanceled("the job was canceled while it ran"))
-            job.retries_left = 0
-        elif record is not None and record.failure is not None and record.failure.final:
-            job.retries_left = 0
-        elif put_back:
-            job.retries_left = (job.retries_left or 0) + 1
-            job.enqueue_at_front_on_retry = True
-        elif not job.should_retry and (record is None or record.failure is None):
-            self._record(job, _abandoned(exc_string))
+        is_stopped, self._killed_by_us = self._killed_by_us, False
+        self._apply(
+            decide(record, has_retries=job.should_retry, is_worker_stopped=is_stopped), job, exc_string
+        )
         super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
         self._settle(job)
 
@@ -178,6 +179,22 @@ class TrackedWorker(BaseWorker):
                 publish_status(self.connection, read_job(self.connection, job.id))
         except (ConnectionError, TimeoutError, JobNotFound) as error:
             logger.warning("job %s: its end is left to the janitor: %s", job.id, error)
+
+    def _apply(self, decision: RetryDecision, job: RQJob, reason: str) -> None:
+        """Prepares RQ's own handling of the failure."""
+        match decision:
+            case RetryDecision.PUT_BACK:
+                job.retries_left = (job.retries_left or 0) + 1
+                job.enqueue_at_front_on_retry = True
+            case RetryDecision.RETRY:
+                return
+            case RetryDecision.CANCEL:
+                self._record(job, JobCanceled("The job was canceled while it ran."))
+                job.retries_left = 0
+            case RetryDecision.FAIL:
+                job.retries_left = 0
+            case RetryDecision.ABANDON:
+                self._record(job, _abandoned(reason))
 
     def _record(self, job: RQJob, error: GraftwerkError) -> None:
         self.connection.hset(record_key(job.id), "error", Failure.of(error).dumps())

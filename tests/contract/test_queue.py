@@ -24,7 +24,8 @@ from services.errors import (
     QueueFull,
     UpstreamFailed,
 )
-from services.jobs.queue import TASK, JobQueue, connect
+from services.jobs.queue import JobQueue, connect
+from services.jobs.submission import TASK
 from services.kinds.convert import ConvertRequest
 from services.kinds.generate import GenerateRequest
 from services.kinds.merge import MergeRequest
@@ -133,7 +134,7 @@ def test_the_limit_of_waiting_jobs_is_exact(redis: Redis, settings: Settings) ->
 
     made = in_threads(12, submit)
     assert [str(one) for one in made].count("True") == 3
-    with pytest.raises(QueueFull, match="5 jobs wait and the limit is 5"):
+    with pytest.raises(QueueFull, match="5 jobs wait, and the limit is 5"):
         queue.submit(convert("one-more"))
 
 

@@ -1,0 +1,38 @@
+"""The retry decision: what happens to a job whose execution has ended without a result."""
+
+from enum import Enum
+
+from services.jobs.records import Record
+
+
+class RetryDecision(Enum):
+    """Next state of the job."""
+
+    RETRY = "queued again, with one retry fewer"
+    PUT_BACK = "queued again at the front, with all its retries"
+    CANCEL = "canceled"
+    FAIL = "failed with the error on its record"
+    ABANDON = "failed because its worker died"
+
+
+def decide(record: Record | None, *, has_retries: bool, is_worker_stopped: bool = False) -> RetryDecision:
+    """Returns the decision for a job with this record.
+
+    Only a job whose process died or whose error is transient runs again. A job that its own worker interrupted in
+    order to stop loses no retry.
+
+    Args:
+        record: our record of the job; None if it has expired.
+        has_retries: RQ's count of retries is not used up.
+        is_worker_stopped: the worker was told to stop and interrupted the job.
+    """
+    if record is not None and record.cancel:
+        return RetryDecision.CANCEL
+    failure = record.failure if record is not None else None
+    if failure is not None and failure.final:
+        return RetryDecision.FAIL
+    if is_worker_stopped:
+        return RetryDecision.PUT_BACK
+    if has_retries:
+        return RetryDecision.RETRY
+    return RetryDecision.ABANDON if failure is None else RetryDecision.FAIL
