@@ -15,6 +15,7 @@ from services.models.manifest import (
     tensor_digest,
     write_manifest,
 )
+from services.models.summary import describe_folder
 
 A = TensorEntry(dtype="F16", shape=[2, 3], sha256="a" * 64)
 B = TensorEntry(dtype="F32", shape=[7], sha256="b" * 64)
@@ -59,7 +60,32 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert written["format"] == "graftwerk/1"
     assert written["inputs"][1] == {"role": "adapter", "name": "x", "digest": None, "scale": 0.5}
     assert written["digest"] == tensor_digest({"a": A, "b": B})
-    assert written["created_at"].endswith(("Z", "+00:00"))
+    assert written["created_at"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("{'path': 'incoming/llama'}", "incoming/llama"),
+        ("{'zip': 'incoming/x.zip'}", "incoming/x.zip"),
+        ("{'path': \"incoming/it's\"}", "incoming/it's"),
+        ("{'path': ", "{'path': "),
+        ("{'other': 1}", "{'other': 1}"),
+        ("incoming/{a}", "incoming/{a}"),
+    ],
+)
+def test_a_manifest_of_0_1_0_shows_the_source_of_an_import_as_its_path(
+    tmp_path: Path, written: str, shown: str
+) -> None:
+    content = {
+        "kind": "tokenizer", "operation": "import", "created_at": "2026-01-01T00:00:00+00:00",
+        "inputs": [{"role": "source", "name": written}], "versions": {"graftwerk": "0.1.0"},
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None
+    assert (manifest.inputs[0].name, manifest.versions) == (shown, {"graftwerk": "0.1.0"})
+    assert '"created_at":"2026-01-01T00:00:00Z"' in describe_folder(tmp_path, "old").model_dump_json()
 
 
 def test_a_folder_without_a_manifest_has_none(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The model volume: models appear whole or not at all, and nobody leaves it by a path."""
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -163,7 +164,21 @@ def test_what_a_job_has_staged_is_counted_in_bytes_of_the_disk(store: ModelStore
     assert store.staged_bytes("jo") == 0
 
 
-def test_files_are_readable_by_all_whatever_the_umask(store: ModelStore) -> None:
+def test_staged_files_that_vanish_while_they_are_counted_count_nothing(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = leave(store, "job.1")
+    monkeypatch.setattr("os.walk", lambda folder: [(str(folder), [], ["gone"])])
+    assert store.staging.bytes_of("job") == 0
+    monkeypatch.undo()
+    shutil.rmtree(place)
+    monkeypatch.setattr(store.staging, "_places", lambda: [place])
+    assert store.staging.bytes_of("job") == 0
+    shutil.rmtree(store.staging.root)
+    assert ModelStore(store.root).staging.bytes_of("job") == 0
+
+
+def test_files_are_readable_by_all_for_any_umask(store: ModelStore) -> None:
     before = os.umask(0o077)
     try:
         with store.publishing("a", execution="e") as staging:
