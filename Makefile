@@ -1,4 +1,4 @@
-# Targets for people and for CI alike; `make` prints them. Needs Python >= 3.11; all else goes into .venv.
+# Targets for people and for CI; `make` prints them. Needs Python >= 3.11; everything else is installed into .venv.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,26 +8,29 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo serve test unit e2e up down e2e-compose bench lint fmt clean
+.PHONY: help demo serve test unit e2e client-wheel up down e2e-compose bench lint fmt clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY) ## the main job on a miniature, with no Docker, Redis or GPU: import, convert, merge, ask
+demo: $(READY) ## the main workflow on a miniature, without Docker, Redis or GPU
 	@$(BIN)/graftwerk demo
 
-serve: $(READY) ## the same service, staying up at http://127.0.0.1:8000
+serve: $(READY) ## run the service at http://127.0.0.1:8000
 	@$(BIN)/graftwerk serve
 
-test: $(READY) ## every test that needs no Docker and no GPU
+test: $(READY) ## all tests that need neither Docker nor a GPU
 	@$(BIN)/pytest -q --numprocesses 2 --dist loadfile tests/unit tests/contract
 	@$(BIN)/pytest -q tests/e2e
 
 unit: $(READY) ## the tests that take seconds
 	@$(BIN)/pytest -q tests/unit
 
-e2e: $(READY) ## the whole product over HTTP, with real processes
+e2e: $(READY) ## the end-to-end tests over HTTP, with real processes
 	@$(BIN)/pytest -q tests/e2e
+
+client-wheel: $(READY) ## install the client alone into a fresh environment and try it (needs a package index)
+	@PYTHON=$(BIN)/python deploy/client-wheel.sh
 
 up: ## build and start the compose services
 	@docker compose up --build --wait
@@ -42,8 +45,9 @@ bench: $(READY) ## measure converting, merging and generating, as ratios within 
 	@$(BIN)/python -m bench weights
 	@$(BIN)/python -m bench generate
 	@$(BIN)/python -m bench batching
+	@$(BIN)/python -m bench sharing
 
-lint: $(READY) ## style, types and the directions between rooms
+lint: $(READY) ## style, types and the layers of imports
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
@@ -57,11 +61,11 @@ clean: ## remove .venv and caches; models under var/ stay
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# pip's own progress is either nothing or hundreds of lines: one line a package shows that it goes on
+# pip prints either nothing or hundreds of lines: one line per package shows the progress
 $(READY): pyproject.toml client/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 …" >&2; exit 1; }
-	@echo "setting up .venv (once; some minutes, torch is large)"
+	@echo "Setting up .venv (once; takes some minutes, PyTorch is large) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	    -e ./client -e '.[api,worker,quantization,embedded,test,lint,bench]' \

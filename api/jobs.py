@@ -18,13 +18,13 @@ from api.request_body import parse_job_request
 from api.responses import JobPage, JobResponse, job_response, job_responses, json_response
 from api.state import state
 from services.errors import InvalidRequest, JobNotFound, NotReady, ResultsNotFound
-from services.jobs.disk_reservations import DiskNeed, DiskUse
+from services.jobs.disk_reservations import DiskUse
 from services.jobs.events import Event, follow
 from services.jobs.status import ENDED, Job, JobStatus
 from services.kinds import JobKind, parse_request
 from services.kinds.shared import JobRequest
 from services.models.store import LINES, PREDICTIONS
-from services.preflight import Plan, preflight
+from services.preflight import Limits, Plan, preflight
 
 UUID_PATTERN = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
@@ -224,7 +224,7 @@ def retry(path: JobPath) -> Response:
     """Run the request of an ended job again, as a new job."""
     queue = state().queue
     ended = queue.get(_job_id(path))
-    need = _disk_need(_plan(parse_request(ended.request))) if ended.status in ENDED else None
+    need = _plan(parse_request(ended.request)).disk_need if ended.status in ENDED else None
     return job_response(queue.retry(ended.id, need=need), 202)
 
 
@@ -243,18 +243,17 @@ def _job_id(path: JobPath) -> str:
 
 def _plan(request: JobRequest) -> Plan:
     promised = state().queue.promised([str(job_id) for job_id in request.after])
-    disk_use = DiskUse(reserved_bytes=state().queue.reserved_bytes(state().store.staged_bytes))
-    return preflight(request, state().store, promised, served=state().served(request), claims=disk_use)
-
-
-def _disk_need(plan: Plan) -> DiskNeed:
-    return plan.room(state().store.staged_bytes)
+    store, limits = state().store, Limits(unpack_bytes=state().settings.unpack_limit_bytes)
+    disk_use = DiskUse(reserved_bytes=state().queue.reserved_bytes(store.staging.bytes_of))
+    return preflight(
+        request, store, promised, limits=limits, served=state().served(request), disk_use=disk_use
+    )
 
 
 def _submit(request: JobRequest, job_id: str | None) -> tuple[Job, bool]:
     # a repeated submission returns its job without a new check: its target may exist by now
     is_new = job_id is None or not _is_known(job_id)
-    need = _disk_need(_plan(request)) if is_new else None
+    need = _plan(request).disk_need if is_new else None
     return state().queue.submit(request, job_id, need=need)
 
 

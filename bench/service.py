@@ -87,17 +87,21 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, *, slots: int, threads: int, retention_seconds: int = 86400) -> Iterator[Service]:
-    """A service of its own, on data of its own; its models are those of `folder/models`."""
+def running(
+    folder: Path, *, slots: int, threads: int | None, retention_seconds: int = 86400
+) -> Iterator[Service]:
+    """A service with its own data and the models of `folder/models`; `threads` None leaves them to the workers."""
     data_dir = folder / "service"
     shutil.rmtree(data_dir, ignore_errors=True)
     location = ServiceLocation(data_dir=data_dir, models_dir=folder / "models", port=free_port())
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWERK_")}
     environ |= {
-        "GRAFTWERK_GENERATE_SLOTS": str(slots), "GRAFTWERK_TORCH_THREADS": str(threads),
-        "GRAFTWERK_DEVICE": "cpu", "OMP_NUM_THREADS": str(threads), "GRAFTWERK_QUEUE_LIMIT": "100000",
+        "GRAFTWERK_GENERATE_SLOTS": str(slots), "GRAFTWERK_DEVICE": "cpu", "GRAFTWERK_QUEUE_LIMIT": "100000",
         "GRAFTWERK_JOB_RETENTION_SECONDS": str(retention_seconds),
     }  # fmt: skip
+    environ.pop("OMP_NUM_THREADS", None)
+    if threads is not None:
+        environ |= {"GRAFTWERK_TORCH_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     with LocalService(location, environ) as local:
         local.wait_until_ready()
         service = Service(location)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the images, starts the whole stack as a compose project of its own and runs the end-to-end tests
-# against it. Leaves nothing behind: no container, no volume. Arguments go on to pytest.
+# Builds the images, starts the services as a separate compose project and runs the end-to-end tests against it.
+# Removes all containers and volumes afterwards. Arguments are passed to pytest.
 #
 #   deploy/e2e-compose.sh [-k 'some test']
 #
@@ -12,7 +12,7 @@ readonly PROJECT=graftwerk-e2e
 readonly PORT=${GRAFTWERK_E2E_PORT:-18431}
 readonly PYTHON=${PYTHON:-.venv/bin/python}
 
-# Three workers on few cores: more threads than cores are many times slower than one each.
+# Three workers on few cores: more threads than cores are many times slower than one thread per worker.
 export GRAFTWERK_TORCH_THREADS=${GRAFTWERK_TORCH_THREADS:-1}
 
 compose() { GRAFTWERK_PORT=$PORT docker compose -p "$PROJECT" -f docker-compose.yml "$@" </dev/null; }
@@ -30,12 +30,12 @@ finish() {
 }
 trap finish EXIT
 
-docker info >/dev/null 2>&1 || { echo 'e2e-compose: no Docker engine answers' >&2; trap - EXIT; exit 1; }
+docker info >/dev/null 2>&1 || { echo 'e2e-compose: no Docker engine responds' >&2; trap - EXIT; exit 1; }
 compose down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1
 compose build --quiet
 say 'images built'
 compose up --detach --wait --wait-timeout 180
-say 'stack is up'
+say 'the services are up'
 compose images
 
 GRAFTWERK_E2E_URL=http://127.0.0.1:$PORT GRAFTWERK_E2E_COMPOSE=$PROJECT \

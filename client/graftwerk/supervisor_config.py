@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from configparser import RawConfigParser
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from graftwerk.errors import ClientError
 
 WORKERS = ("convert", "merge", "generate", "janitor")
-API_COMMAND = ("-m", "gunicorn", "--config", "python:api.gunicorn_conf", "api.wsgi:application")
 
 FILE_SETTINGS = (
     "GRAFTWERK_API_KEYS_FILE",
@@ -48,6 +48,18 @@ class ServiceLocation:
         return f"http://{host}:{self.port}"
 
 
+def api_arguments() -> list[str]:
+    """Returns the interpreter's arguments that start the API.
+
+    Gunicorn's settings are named as a file: `python:api.gunicorn_conf` would import the application, and with it
+    redis-py, before gevent has patched the standard library.
+    """
+    package = find_spec("api")
+    assert package is not None and package.origin is not None  # require_service() has found the distribution
+    settings = Path(package.origin).with_name("gunicorn_conf.py")
+    return ["-m", "gunicorn", "--config", str(settings), "api.wsgi:application"]
+
+
 def write_config(location: ServiceLocation, redis_port: int | None) -> None:
     """Writes supervisord's configuration into the data folder. All paths in it are relative to that folder."""
     config = RawConfigParser()
@@ -70,7 +82,7 @@ def programs(redis_port: int | None) -> Iterator[tuple[str, dict[str, str]]]:
         yield "redis", program("redis", redis_command(redis_port), priority=10)
     for name in WORKERS:
         yield f"worker-{name}", program(f"worker-{name}", [sys.executable, "-m", "worker", name], priority=20)
-    yield "api", program("api", [sys.executable, *API_COMMAND], priority=30)
+    yield "api", program("api", [sys.executable, *api_arguments()], priority=30)
 
 
 def program(name: str, command: list[str], *, priority: int) -> dict[str, str]:

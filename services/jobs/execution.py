@@ -158,7 +158,7 @@ class JobExecution:
         """
 
         def attempt(pipe: Pipeline) -> None:
-            need.check(reserved_bytes(self.redis, need.taken, beside=self.job_id))
+            need.check(reserved_bytes(self.redis, need.taken, except_job=self.job_id))
             pipe.multi()
             reserve(pipe, self.job_id, need)
 

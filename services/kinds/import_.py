@@ -13,11 +13,21 @@ class PathSource(Shape):
 
     path: str = Field(min_length=1, max_length=1024, examples=["incoming/llama"])
 
+    @property
+    def name(self) -> str:
+        """The path."""
+        return self.path
+
 
 class ZipSource(Shape):
     """A zip archive on the volume, under `incoming/`."""
 
     zip: str = Field(min_length=1, max_length=1024, examples=["incoming/chinese-llama-lora.zip"])
+
+    @property
+    def name(self) -> str:
+        """The path of the archive."""
+        return self.zip
 
 
 class HubSource(Shape):
@@ -25,6 +35,11 @@ class HubSource(Shape):
 
     hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["org/name"])
     revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The repository, with the revision if there is one."""
+        return self.hub if self.revision is None else f"{self.hub}@{self.revision}"
 
 
 class ImportRequest(MakeRequest):

@@ -1,5 +1,6 @@
 """Summary of a model, as the API returns it and as results of jobs that make a model carry it."""
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -28,7 +29,7 @@ class TokenizerSummary(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """What a model is according to its headers, its configuration and its manifest."""
+    """Summary of a model from its headers, its configuration and its manifest."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,7 +46,7 @@ class ModelSummary(BaseModel):
     tokenizer: TokenizerSummary | None = None
     known_as: str | None = None
     digest: str | None = None
-    created_at: str | None = None
+    created_at: datetime | None = None
     lineage: dict[str, Any] | None = None
     problems: list[str] = []
     warnings: list[str] = []

@@ -288,9 +288,3 @@ def _chunks(member: Member) -> Iterable[bytes]:
 def _read(file: IO[bytes]) -> Iterator[bytes]:
     while chunk := file.read(COPY_BYTES):
         yield chunk
-
-
-def digest_file(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a model's origin says about how to talk to it."""
+"""Lineage of a model: the prompt template that its origin implies."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ TEMPLATE_OF_NAME: tuple[tuple[str, str], ...] = (
     (r"vicuna", "vicuna"),
     (r"llama[-_ ]?2.*chat", "llama-2"),
 )
-"""What stands in a model's or an adapter's name (in whatever letter case), and the template that such were trained
-with; the first row that fits counts."""
+"""Patterns of names of models and adapters (ignoring case), and the template that these were trained with; the first match
+counts."""
 
 
 def template_of_lineage(store: ModelStore, model: str, adapters: Sequence[str] = ()) -> str | None:
-    """The prompt template that a model and adapters on the fly were trained with, as far as their names tell.
+    """Returns the prompt template that a model and adapters on the fly were trained with, None if no name implies one.
 
-    Asked are the adapters from the last to the first, then what the model was made of by its manifest, then the
-    model's own name. A published adapter goes by its published name, whatever it is called on the shelf.
+    Names are tried in this order: the adapters from the last to the first, the inputs in the model's manifest, the
+    model itself. A published adapter goes by its published name, not by its name on the volume.
     """
     for name in _names(store, model, adapters):
         for pattern, template in TEMPLATE_OF_NAME:
@@ -46,7 +46,7 @@ def _known_names(store: ModelStore, adapter: str) -> Iterator[str]:
 
 
 def _ancestors(store: ModelStore, model: str, seen: set[str]) -> Iterator[str]:
-    """The names of what went into a model, the last one first, each before its own ancestors."""
+    """Yields the names of a model's inputs, the last one first, each before its own ancestors."""
     seen.add(model)
     manifest = read_manifest(store.path(model))
     inputs = manifest.inputs if manifest and manifest.operation in ("convert", "merge") else []
@@ -64,7 +64,7 @@ def _ancestors(store: ModelStore, model: str, seen: set[str]) -> Iterator[str]:
 
 
 def _is_same(store: ModelStore, name: str, digest: str | None) -> bool:
-    """Whether the shelf still has under this name what went in then."""
+    """Returns True if the volume still has the same model under this name."""
     try:
         manifest = read_manifest(store.path(name))
     except GraftwerkError:

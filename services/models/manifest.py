@@ -1,5 +1,6 @@
-"""`manifest.json`: what we made, from what, and the digest of every tensor."""
+"""`manifest.json`: kind, origin and digests of a model that a job has made."""
 
+import ast
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -7,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from services.errors import UnreadableFile
 
@@ -21,6 +22,7 @@ VERSIONED_PACKAGES = (
     "safetensors",
     "gguf",
 )
+"""Distributions whose versions a manifest records. Manifests of version 0.1.0 call the first one `graftwerk`."""
 
 
 class TensorEntry(BaseModel):
@@ -34,7 +36,10 @@ class TensorEntry(BaseModel):
 
 
 class InputEntry(BaseModel):
-    """A model that went in: its role, name, and digests of its weight files or its tensor digest."""
+    """An input of the job: its role, name, and the digest of its weight file or its tensors.
+
+    The name is a model's or, for an import, the path of the source under `incoming/`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,9 +48,23 @@ class InputEntry(BaseModel):
     digest: str | None = None
     scale: float | None = None
 
+    @field_validator("name")
+    @classmethod
+    def _plain_source(cls, name: str) -> str:
+        """Reads the names of version 0.1.0, which wrote the source of an import as `{'path': 'incoming/llama'}`."""
+        if not name.startswith("{"):
+            return name
+        try:
+            source = ast.literal_eval(name)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return name
+        keys = ("path", "zip", "hub")
+        found = [source[key] for key in keys if key in source] if isinstance(source, dict) else []
+        return found[0] if found and isinstance(found[0], str) else name
+
 
 class Manifest(BaseModel):
-    """What a model is and where it came from."""
+    """Kind, origin and digests of a model."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,7 +74,7 @@ class Manifest(BaseModel):
     job_id: str | None = None
     identity: str | None = Field(
         default=None,
-        description="SHA-256 over the inputs' content and all options: the same request has the same",
+        description="SHA-256 over the inputs' content and all options: identical requests have the same one",
     )
     operation: str = Field(description="the kind of job: import, convert, …")
     options: dict[str, Any] = {}
@@ -66,15 +85,15 @@ class Manifest(BaseModel):
     tensors: dict[str, TensorEntry] = {}
     files: dict[str, str] = Field(
         default={},
-        description="SHA-256 of each file as it was imported, or beside the weights of what was made",
+        description="SHA-256 of each imported file, or of each file next to the weights of a made model",
     )
     versions: dict[str, str] = {}
     warnings: list[str] = []
-    result: dict[str, Any] = Field(default={}, description="The figures of the job that made it")
+    result: dict[str, Any] = Field(default={}, description="Figures of the job that made it")
 
 
 def tensor_digest(tensors: Mapping[str, TensorEntry]) -> str:
-    """One SHA-256 for all tensors, whatever files they lie in: over `name dtype shape sha256` lines, sorted."""
+    """Returns one SHA-256 for all tensors, independent of their files: over sorted lines `name dtype shape sha256`."""
     lines = sorted(
         f"{name} {entry.dtype} {'x'.join(map(str, entry.shape))} {entry.sha256}\n"
         for name, entry in tensors.items()
@@ -82,28 +101,8 @@ def tensor_digest(tensors: Mapping[str, TensorEntry]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def content_identity(folder: Path) -> str:
-    """One SHA-256 for what a folder holds: from the digests of its manifest, as long as no file is younger than that.
-
-    Where somebody has put files or changed them since, names, sizes and times of change stand for the content.
-
-    Raises:
-        UnreadableFile: the manifest is damaged.
-    """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = {str(path.relative_to(folder)): path.stat() for path in files}
-    manifest = read_manifest(folder)
-    written_ns = stats[MANIFEST_NAME].st_mtime_ns if manifest is not None else 0
-    facts: object
-    if manifest is not None and all(stat.st_mtime_ns <= written_ns for stat in stats.values()):
-        facts = ("digests", manifest.digest, sorted(manifest.files.items()))
-    else:
-        facts = ("files", [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()])
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-
 def package_versions() -> dict[str, str]:
-    """The versions of the packages that a result depends on, those that are installed."""
+    """Returns the versions of the installed packages that a result depends on."""
     versions = {}
     for name in VERSIONED_PACKAGES:
         try:
@@ -121,7 +120,7 @@ def new_manifest(
     tensors: Mapping[str, TensorEntry],
     **more: Any,
 ) -> Manifest:
-    """A manifest of now, with the packages' versions and the digest of all tensors."""
+    """Returns a manifest with the present time, the packages' versions and the digest of all tensors."""
     return Manifest(
         kind=kind, operation=operation, created_at=datetime.now(UTC), inputs=list(inputs), tensors=dict(tensors),
         digest=tensor_digest(tensors) if tensors else None, versions=package_versions(), **more,
@@ -135,10 +134,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """A folder's manifest, None where it has none.
+    """Returns a folder's manifest, None if it has none.
 
     Raises:
-        UnreadableFile: it is damaged.
+        UnreadableFile: the manifest is damaged.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -147,6 +146,6 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UnreadableFile(
-            f"{folder.name}/{MANIFEST_NAME} is damaged ({error.error_count()} faults)",
+            f"{folder.name}/{MANIFEST_NAME} is damaged ({error.error_count()} faults).",
             "Make the model again, or delete its manifest if you trust the files.",
         ) from error

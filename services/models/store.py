@@ -1,14 +1,10 @@
 """The model volume: models appear whole or not at all.
 
-A model is a folder `<root>/<name>`. What is being made lies in `<root>/.staging/<execution>/model` on the same volume and
-gets its name by one rename, after everything is on the disk. `<root>/incoming` is where people put files.
-
-An execution is named `<job>.<run>`. A run takes over what a killed run of its job has left, which the kernel's lock on the
-staging folder tells from one that still works there.
+A model is a folder `<root>/<name>`. It is made in a staging folder on the same volume (`staging.py`) and gets its name by one
+rename, after everything is on the disk. People put files into `<root>/incoming`; jobs leave files for them in `<root>/results`.
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import uuid
@@ -19,13 +15,16 @@ from pathlib import Path
 
 from services.errors import InvalidName, ModelExists, ModelNotFound, NotReady, SourceNotFound
 from services.kinds.model_summary import ModelSummary
+from services.models.staging import Staging
 from services.models.summary import describe_folder
 from services.names import NAME_RULE, is_model_name
 
-INCOMING, RESULTS, STAGING, TRASH = "incoming", "results", ".staging", ".trash"
-STAGED_MODEL = "model"
+INCOMING, RESULTS, TRASH = "incoming", "results", ".trash"
 LINES, PREDICTIONS = ".jsonl", ".predictions.json"
-"""What follows a job's id in the names of the files that it leaves under `results/`."""
+"""Suffixes of the files that a job leaves under `results/`, after its id."""
+
+LISTED_NAMES = 20
+"""Largest number of names in a message that lists them."""
 
 
 def _no_confirmation() -> None:
@@ -37,78 +36,97 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.staging = Staging(root)
 
-    # ---- looking ----
+    # ---- reading ----
 
     def names(self) -> list[str]:
-        """The models' names in alphabetical order."""
-        with self._readable():
+        """Returns the models' names in alphabetical order.
+
+        Raises:
+            NotReady: the volume cannot be read.
+        """
+        with self._accessible("read"):
             entries = [entry.name for entry in os.scandir(self.root) if entry.is_dir()]
         return sorted(name for name in entries if is_model_name(name))
 
     def exists(self, name: str) -> bool:
-        """Whether a model has this name in whatever letter case (volumes may not tell cases apart)."""
+        """Returns True if a model has this name, ignoring case: a volume may not distinguish cases."""
         return name.lower() in {other.lower() for other in self.names()}
 
-    def path(self, name: str) -> Path:
-        """The folder of a model.
+    def require_free(self, name: str) -> None:
+        """Checks that no model has this name.
 
         Raises:
-            InvalidName, ModelNotFound
+            InvalidName: a model cannot have it.
+            ModelExists: a model has it, ignoring case.
         """
-        self._check_name(name)
-        folder = self.root / name
-        if not folder.is_dir() or name not in self.names():
-            known = ", ".join(self.names()[:20]) or "none"
-            raise ModelNotFound(
-                f"no model is named {name!r}; there are: {known}", "Check the name, or import it first."
+        _check_name(name)
+        if self.exists(name):
+            raise ModelExists(
+                f"A model named {name!r} exists already (ignoring case).",
+                "Choose another target, or delete that model first.",
             )
-        return folder
+
+    def path(self, name: str) -> Path:
+        """Returns the folder of a model.
+
+        Raises:
+            InvalidName: a model cannot have this name.
+            ModelNotFound: no model has it.
+        """
+        _check_name(name)
+        if name not in self.names():
+            raise self.not_found(name)
+        return self.root / name
+
+    def not_found(self, name: str) -> ModelNotFound:
+        """Returns the error for a name that no model on the volume has."""
+        known = ", ".join(self.names()[:LISTED_NAMES]) or "none"
+        return ModelNotFound(
+            f"No model is named {name!r}; there are: {known}.",
+            "Check the name, or import the model first. GET /v1/models also lists the models of the server of "
+            "GENERATE_BACKEND_URL.",
+        )
 
     def describe(self, name: str) -> ModelSummary:
-        """What a model is, from its files' headers."""
+        """Returns a model's summary, from its files' headers. Raises what `path` raises."""
         return describe_folder(self.path(name), name)
 
     def models(self) -> list[ModelSummary]:
-        """Every model of the shelf."""
+        """Returns the summary of every model on the volume, by name."""
         return [describe_folder(self.root / name, name) for name in self.names()]
 
     def free_bytes(self) -> int:
-        """Room on the volume for this process."""
-        with self._readable():
+        """Returns the bytes of the volume that this process may use."""
+        with self._accessible("read"):
             stats = os.statvfs(self.root)
         return stats.f_bavail * stats.f_frsize
 
     def check(self) -> None:
-        """Whether the volume is there and can be written.
+        """Checks that the volume is there and can be written.
 
         Raises:
-            NotReady: it is not; the message says why.
+            NotReady: it cannot; the message gives the reason.
         """
         probe = self.root / f".probe-{uuid.uuid4().hex}"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
+        with self._accessible("written"):
             probe.write_bytes(b"")
             probe.unlink()
-        except OSError as error:
-            raise NotReady(
-                f"the model volume {self.root} cannot be written ({error.strerror})",
-                "Check the mount and its owner.",
-            ) from error
 
     @contextmanager
-    def _readable(self) -> Iterator[None]:
+    def _accessible(self, action: str) -> Iterator[None]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
             raise NotReady(
-                f"the model volume {self.root} cannot be read ({error.strerror})",
+                f"The model volume {self.root} cannot be {action} ({error.strerror}).",
                 "Check the mount and its owner.",
             ) from error
 
     def incoming(self, relative: str) -> Path:
-        """A file or folder that people put on the volume, named by its path `incoming/…`.
+        """Returns a file or folder that was put on the volume, from its path `incoming/…`.
 
         Raises:
             InvalidName: the path leaves `incoming/`.
@@ -117,49 +135,46 @@ class ModelStore:
         base = (self.root / INCOMING).resolve()
         try:
             path = (self.root / relative).resolve()
-            there = path.exists()
+            exists = path.exists()
         except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL, a loop of links
             raise InvalidName(
-                f"{relative!r} cannot be a path ({error})", f'Give it like "{INCOMING}/llama".'
+                f"{relative!r} cannot be a path ({error}).", f'Write it like "{INCOMING}/llama".'
             ) from error
         if Path(relative).is_absolute() or not path.is_relative_to(base) or path == base:
             raise InvalidName(
-                f"{relative!r} is not a path below {INCOMING}/ on the volume",
-                f'Give it like "{INCOMING}/llama".',
+                f"{relative!r} is not a path below {INCOMING}/ on the volume.",
+                f'Write it like "{INCOMING}/llama".',
             )
-        if not there:
-            names = ", ".join(sorted(entry.name for entry in base.iterdir())[:20]) if base.is_dir() else ""
-            raise SourceNotFound(
-                f"{relative!r} is not on the volume; {INCOMING}/ holds: {names or 'nothing'}",
-                f"Put the files into {INCOMING}/ on the model volume first.",
-            )
+        if not exists:
+            raise self._source_not_found(relative, base)
         return path
 
     @staticmethod
-    def _check_name(name: str) -> None:
-        if not is_model_name(name):
-            raise InvalidName(
-                f"{name!r} cannot name a model",
-                NAME_RULE,
-            )
+    def _source_not_found(relative: str, base: Path) -> SourceNotFound:
+        entries = sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
+        listed = ", ".join(entries[:LISTED_NAMES]) or "nothing"
+        return SourceNotFound(
+            f"{relative!r} is not on the volume; {INCOMING}/ holds: {listed}.",
+            f"Put the files into {INCOMING}/ on the model volume first.",
+        )
 
     def result(self, name: str) -> Path:
-        """Where a file that a job writes for people lies, or will lie: `results/<name>`."""
+        """Returns the path of a file that a job writes for people: `results/<name>`."""
         return self.root / RESULTS / name
 
-    # ---- changing ----
+    # ---- writing ----
 
     @contextmanager
     def replacing_result(self, name: str, *, execution: str, confirm: Callable[[], None]) -> Iterator[FileIO]:
-        """A new file, readable by all, that becomes `results/<name>` when the block ends well.
+        """Yields a new file, readable by all, that becomes `results/<name>` if the block ends without an error.
 
-        Whoever keeps it open afterwards writes into the file of that name as long as no other replaces it.
+        It may stay open: what is written to it afterwards is in the file of that name until another replaces it.
 
         Args:
             execution: names the staging folder.
-            confirm: called last, before the rename; raises if this execution may not publish any more.
+            confirm: called last, before the rename; raises if this execution must not publish any more.
         """
-        staging = self.root / STAGING / execution
+        staging = self.staging.root / execution
         staging.mkdir(parents=True, exist_ok=True)
         target = self.result(name)
         try:
@@ -186,77 +201,36 @@ class ModelStore:
         confirm: Callable[[], None] = _no_confirmation,
         take_over: bool = False,
     ) -> Iterator[Path]:
-        """A staging folder that becomes the model `name` when the block ends well, and vanishes when it does not.
+        """Yields a staging folder that becomes the model `name` if the block ends without an error, and is removed if not.
 
         Args:
-            execution: `<job>.<run>`; names the staging folder, so that two executions of a job never work in the same one.
-            confirm: called last, before the rename; raises if this execution may not publish any more.
-            take_over: the folder may hold what a killed execution of the same job has left, beside the journal of it.
+            execution: `<job>.<run>`; names the staging folder, so that two executions of a job never share one.
+            confirm: called last, before the rename; raises if this execution must not publish any more.
+            take_over: the folder may hold what a killed execution of the same job has left, next to its journal.
 
         Raises:
-            InvalidName, ModelExists; whatever the block or `confirm` raises.
+            InvalidName: a model cannot have this name.
+            ModelExists: a model has it, before the block or after it.
         """
-        self._check_new(name)
-        place = self.root / STAGING / execution
-        with self._staged(place, take_over=take_over):
-            staging = place / STAGED_MODEL
-            staging.mkdir(exist_ok=True)
-            yield staging
-            _settle(staging)
-            self._check_new(name)
+        self.require_free(name)
+        with self.staging.folder(execution, take_over=take_over) as staged:
+            yield staged
+            _make_durable(staged)
+            self.require_free(name)
             confirm()
-            self._rename(staging, name)
+            self._rename(staged, name)
             _sync(self.root)
 
-    @contextmanager
-    def _staged(self, place: Path, *, take_over: bool) -> Iterator[None]:
-        """The place exists and is locked within, and is gone afterwards."""
-        job, _, _ = place.name.partition(".")
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(exist_ok=True)
-        with ExitStack() as locks:
-            left = [path for path in self._leftovers(STAGING) if path.name.startswith(f"{job}.")]
-            free = [path for path in left if locks.enter_context(_lock(path))]
-            kept = free.pop().rename(place) if free and take_over else None
-            for other in free:
-                shutil.rmtree(other, ignore_errors=True)
-            if kept is None:
-                place.mkdir()
-                locks.enter_context(_lock(place))
-            try:
-                yield
-            finally:
-                shutil.rmtree(place, ignore_errors=True)
-
-    def staged_bytes(self, job: str) -> int:
-        """Room that a job's executions take in staging, as the file system counts it."""
-        places = [path for path in self._leftovers(STAGING) if path.name.startswith(f"{job}.")]
-        return sum(
-            file.stat().st_blocks * 512 for place in places for file in place.rglob("*") if file.is_file()
-        )
-
-    def _rename(self, staging: Path, name: str) -> None:
+    def _rename(self, staged: Path, name: str) -> None:
         try:
-            staging.rename(self.root / name)
+            staged.rename(self.root / name)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                self._check_new(name)  # somebody was faster
+                self.require_free(name)  # another execution was faster
             raise
 
-    def _check_new(self, name: str) -> None:
-        self._check_name(name)
-        if self.exists(name):
-            raise ModelExists(
-                f"a model named {name!r} is there already (letter case does not count)",
-                "Choose another target, or delete that model first.",
-            )
-
     def delete(self, name: str) -> None:
-        """Removes a model: by one rename, then file by file.
-
-        Raises:
-            InvalidName, ModelNotFound
-        """
+        """Removes a model: by one rename, then file by file. Raises what `path` raises."""
         folder = self.path(name)
         trash = self.root / TRASH / uuid.uuid4().hex
         trash.parent.mkdir(exist_ok=True)
@@ -264,57 +238,26 @@ class ModelStore:
         shutil.rmtree(trash, ignore_errors=True)
 
     def sweep(self, is_alive: Callable[[str], bool]) -> list[str]:
-        """Removes the staging folders of executions that are not needed any more, and emptied trash; returns their names."""
-        gone = []
-        for folder in self._leftovers(STAGING):
-            if not is_alive(folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
-                gone.append(folder.name)
-        for folder in self._leftovers(TRASH):
-            shutil.rmtree(folder, ignore_errors=True)
-        return gone
-
-    def _leftovers(self, place: str) -> list[Path]:
-        folder = self.root / place
-        return sorted(folder.iterdir()) if folder.is_dir() else []
+        """Removes the trash and the staging folders of executions that are not alive; returns those executions."""
+        for entry in sorted((self.root / TRASH).glob("*")):
+            shutil.rmtree(entry, ignore_errors=True)
+        return self.staging.sweep(is_alive)
 
 
-def journal_of(staging: Path) -> Path:
-    """Where the journal of what is written into a staging folder lies: beside it, and gone with it."""
-    return staging.parent / "journal"
-
-
-@contextmanager
-def _lock(place: Path) -> Iterator[bool]:
-    """Whether no other process works in a staging place; this one has it to itself within.
-
-    The kernel gives the lock up when a process dies, however it dies. Where a file system has no locks nothing is taken over.
-    """
-    try:
-        descriptor = os.open(place, os.O_RDONLY)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = True
-    except OSError:
-        locked = False
-    try:
-        yield locked
-    finally:
-        os.close(descriptor)
+def _check_name(name: str) -> None:
+    if not is_model_name(name):
+        raise InvalidName(f"{name!r} cannot name a model.", NAME_RULE)
 
 
 def _make_readable(folder: Path) -> None:
-    """Make a folder that all may read, whatever the umask; one that is there already stays as it is."""
+    """Makes a folder that all may read, for any umask; an existing one stays as it is."""
     with suppress(FileExistsError):
         folder.mkdir()
         folder.chmod(0o755)
 
 
-def _settle(folder: Path) -> None:
-    """Everything on the disk and readable by all: files 0644, folders 0755."""
+def _make_durable(folder: Path) -> None:
+    """Writes everything to the disk and makes it readable by all: files 0644, folders 0755."""
     for path in sorted(folder.rglob("*"), reverse=True):
         path.chmod(0o755 if path.is_dir() else 0o644)
         _sync(path)

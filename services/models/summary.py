@@ -1,5 +1,6 @@
 """What a model folder is, found from its files; only headers are read."""
 
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from services.files.tensors import DTYPE_NAMES
 from services.kinds.model_summary import FileSummary, ModelKind, ModelSummary, TokenizerSummary
 from services.models.known_artifacts import KNOWN_ADAPTERS, KNOWN_BASES, KNOWN_TOKENIZERS
 from services.models.manifest import Manifest, read_manifest
-from services.timestamps import utc_text
 
 GGUF_SIZES = (
     "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
@@ -81,7 +81,7 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
         mode="json", include={"operation", "options", "inputs", "job_id", "versions"}
     )
     return {
-        "created_at": utc_text(manifest.created_at), "digest": manifest.digest, "lineage": lineage,
+        "created_at": manifest.created_at.astimezone(UTC), "digest": manifest.digest, "lineage": lineage,
         "warnings": manifest.warnings,
     }  # fmt: skip
 

@@ -1,29 +1,24 @@
-"""Extended vocabularies: whether one SentencePiece model can take in the pieces of another."""
+"""Preflight of `extend-tokenizer`: can one SentencePiece model take in the pieces of another?"""
 
 from pathlib import Path
 
 from services.architectures.original_layout import original_folder
 from services.architectures.vocabulary import Vocabulary, new_pieces, read_vocabulary
-from services.errors import (
-    UnsupportedFormat,
-    WrongModelKind,
-)
+from services.errors import UnsupportedFormat, WrongModelKind
 from services.kinds.extend_tokenizer import ExtendTokenizerRequest
-from services.models.store import ModelStore
 from services.models.summary import kind_of_folder
-from services.preflight.plan import PROCESS_BYTES, Plan, reading
+from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, PlannedWrite, deferred_plan
 
-TABLE_BYTES_A_PIECE = 64
-"""What a piece takes in tokenizer.json, its merges included."""
+TABLE_BYTES_PER_PIECE = 64
+"""Bytes of a piece in tokenizer.json, its merges included."""
 
 
-def tokenizer_file(store: ModelStore, name: str) -> Path:
-    """The `tokenizer.model` of a model of any kind, or the only `*.model` of a tokenizer.
+def tokenizer_file(folder: Path) -> Path:
+    """Returns the `tokenizer.model` of a model of any kind, or the only `*.model` of a tokenizer.
 
     Raises:
-        ModelNotFound; WrongModelKind: it has none, or several of which none is called tokenizer.model.
+        WrongModelKind: the folder has none, or several and none of them is called tokenizer.model.
     """
-    folder = store.path(name)
     weights = original_folder(folder)
     named = [place / "tokenizer.model" for place in (folder, weights) if place is not None]
     others = sorted(folder.glob("*.model"))
@@ -31,34 +26,48 @@ def tokenizer_file(store: ModelStore, name: str) -> Path:
     if not found:
         there = ", ".join(path.name for path in others) or "no *.model"
         raise WrongModelKind(
-            f"{name!r} is of kind {kind_of_folder(folder)!r} and has no tokenizer.model; it has {there}",
+            f"{folder.name!r} is of kind {kind_of_folder(folder)!r} and has no tokenizer.model; it has {there}.",
             "Name a model that brings a SentencePiece tokenizer, or import the file alone.",
         )
     return found[0]
 
 
-def plan_extend_tokenizer(request: ExtendTokenizerRequest, store: ModelStore) -> Plan:
-    files = {role: tokenizer_file(store, name)
-             for role, name in (("base", request.base), ("addition", request.addition))}  # fmt: skip
+def plan(request: ExtendTokenizerRequest, inputs: Inputs) -> Plan:
+    """Returns the plan of an extended vocabulary.
+
+    Raises:
+        WrongModelKind: an input has no tokenizer.model.
+        UnsupportedFormat: it is not a SentencePiece model.
+        UnreadableTokenizer: it is damaged.
+    """
+    if inputs.waiting:
+        return deferred_plan(request, inputs)
+    files = {
+        role: tokenizer_file(inputs.folders[name])
+        for role, name in (("base", request.base), ("addition", request.addition))
+    }
     vocabularies = {role: _sentencepiece_only(role, path) for role, path in files.items()}
     base, addition = vocabularies["base"].pieces, vocabularies["addition"].pieces
     added = len(new_pieces(base, addition, request.pad_token))
     total = len(base) + added
     sizes = {role: path.stat().st_size for role, path in files.items()}
     return Plan(
-        kind="extend-tokenizer",
-        reads=[reading(request.base, "base", sizes["base"]), reading(request.addition, "addition", sizes["addition"])],
-        writes={"name": request.target, "vocabulary_size": total, "added": added},
-        output_bytes=sum(sizes.values()) + total * TABLE_BYTES_A_PIECE,
+        kind=request.kind,
+        reads=[
+            PlannedRead(name=request.base, role="base", size_bytes=sizes["base"]),
+            PlannedRead(name=request.addition, role="addition", size_bytes=sizes["addition"]),
+        ],
+        writes=PlannedWrite(name=request.target, vocabulary_size=total, added=added),
+        output_bytes=sum(sizes.values()) + total * TABLE_BYTES_PER_PIECE,
         peak_memory_bytes=PROCESS_BYTES,
-    )  # fmt: skip
+    )
 
 
 def _sentencepiece_only(role: str, path: Path) -> Vocabulary:
     vocabulary = read_vocabulary(path)
     if vocabulary.kind != "sentencepiece":
         raise UnsupportedFormat(
-            f"the {role}'s {path.name} is a {vocabulary.kind} tokenizer, only SentencePiece vocabularies are extended",
+            f"The {role}'s {path.name} is a {vocabulary.kind} tokenizer; only SentencePiece vocabularies are extended.",
             "Llama 3 has tiktoken's; LLaMA 1 and 2 have SentencePiece's.",
         )
     return vocabulary

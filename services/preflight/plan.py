@@ -1,77 +1,224 @@
-"""What a job would do, and the shelf's models as the parts of a request."""
+"""Plan of a job, and the models of a request with which it is made."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from services.adapters.adapter import Adapter, read_adapter
+from services.adapters.stack import Stack, check_scales, check_stack
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.checkpoint_reader import read_checkpoint
-from services.errors import (
-    WrongModelKind,
-)
-from services.jobs.disk_reservations import DiskNeed
-from services.kinds.shared import JobRequest
+from services.backend import ServedModel
+from services.errors import InternalError, WrongModelKind
+from services.jobs.disk_reservations import DiskNeed, DiskUse
+from services.kinds import JobRequest
+from services.kinds.shared import AdapterChoice
 from services.models.store import ModelStore
 from services.models.summary import kind_of_folder
+from services.names import is_model_name
 
 PROCESS_BYTES = 350 * 2**20
-"""What a worker process with torch takes before its first tensor."""
+"""Memory of a worker process with torch before its first tensor."""
+
+DISK_MARGIN_BYTES = 64 * 2**20
+"""Kept free in addition to a job's output: headers, manifest, the server's own log."""
+
+DIGEST_LIMIT_BYTES = 64 * 2**20
+"""Weight files up to this size are digested at submission; larger ones when the job starts."""
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class PlannedRead(BaseModel):
+    """A model (`name`, `role`) or a file (`path`) that a job reads; `backend` is the address of the server that has it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str | None = Field(default=None, exclude_if=_is_none)
+    role: str | None = Field(default=None, exclude_if=_is_none)
+    path: str | None = Field(default=None, exclude_if=_is_none)
+    size_bytes: int | None = Field(default=None, exclude_if=_is_none)
+    backend: str | None = Field(default=None, exclude_if=_is_none)
+
+    @classmethod
+    def of_adapter(cls, adapter: Adapter) -> Self:
+        """Returns the entry of an adapter, whose weight file is read."""
+        return cls(name=adapter.name, role="adapter", size_bytes=adapter.weights.stat().st_size)
+
+
+class PlannedWrite(BaseModel):
+    """The model that a job makes; the other fields as far as its kind has them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str | None
+    output_format: str | None = Field(default=None, exclude_if=_is_none)
+    tensors: int | None = Field(default=None, exclude_if=_is_none)
+    ranks: int | None = Field(default=None, exclude_if=_is_none)
+    files: int | None = Field(default=None, exclude_if=_is_none)
+    vocabulary_size: int | None = Field(default=None, exclude_if=_is_none)
+    added: int | None = Field(default=None, exclude_if=_is_none)
+    tokenizer_of: str | None = Field(default=None, exclude_if=_is_none)
 
 
 class Plan(BaseModel):
-    """What a job would do; sizes in bytes."""
+    """Inputs, output, memory, disk space and warnings of a job; sizes in bytes."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: str
-    reads: list[dict[str, Any]] = []
-    writes: dict[str, Any] | None = None
+    reads: list[PlannedRead] = []
+    writes: PlannedWrite | None = None
     output_bytes: int = 0
     peak_memory_bytes: int = 0
     disk_needed_bytes: int = 0
     disk_free_bytes: int = 0
     disk_reserved_bytes: int = Field(
-        default=0, description="Of the free bytes, what other jobs will still take."
+        default=0, description="Part of the free bytes that other jobs will still take."
     )
     warnings: list[str] = []
+    _disk_need: DiskNeed | None = PrivateAttr(default=None)
 
-    def room(self, taken: Callable[[str], int]) -> DiskNeed:
-        """What the job needs of the volume; `taken` gives the bytes that a job has written there."""
-        return DiskNeed(self.disk_needed_bytes, self.disk_free_bytes, taken)
+    @property
+    def disk_need(self) -> DiskNeed:
+        """The bytes to reserve for the job.
+
+        Raises:
+            InternalError: the plan was not returned by `preflight`.
+        """
+        if self._disk_need is None:
+            raise InternalError("A plan was used before its disk need was known.")
+        return self._disk_need
+
+    def with_disk(self, store: ModelStore, use: DiskUse) -> "Plan":
+        """Returns the plan with what it needs of the volume.
+
+        Raises:
+            DiskFull: less is free.
+        """
+        needed = self.output_bytes + DISK_MARGIN_BYTES if self.output_bytes else 0
+        need = DiskNeed(needed, store.free_bytes() + use.staged_bytes, store.staging.bytes_of)
+        need.check(use.reserved_bytes)
+        plan = self.model_copy(
+            update={
+                "disk_needed_bytes": needed, "disk_free_bytes": need.free_bytes,
+                "disk_reserved_bytes": use.reserved_bytes,
+            }
+        )  # fmt: skip
+        plan._disk_need = need
+        return plan
 
 
-def later(request: JobRequest, waiting: list[str]) -> Plan:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Limits of one preflight, in bytes.
+
+    `digest_bytes`: weight files up to this size are digested, by which published adapters are recognized.
+    `unpack_bytes`: an archive may unpack to this size (`GRAFTWERK_UNPACK_LIMIT_BYTES`).
+    """
+
+    digest_bytes: int = DIGEST_LIMIT_BYTES
+    unpack_bytes: int = 0
+
+
+NO_ARCHIVES = Limits()
+"""Limits for requests that are not imports: an archive is refused until the entry point passes its settings."""
+
+
+class Inputs:
+    """The models that a request names, each resolved to its folder once, and the limits that apply.
+
+    `waiting` are the names of models that earlier jobs will make; they have no folder yet. `served` is the model of
+    another server that runs a generate job, if one does.
+    """
+
+    def __init__(
+        self,
+        request: JobRequest,
+        store: ModelStore,
+        promised: Collection[str],
+        limits: Limits,
+        served: ServedModel | None,
+    ) -> None:
+        self.store = store
+        self.limits = limits
+        self.served = served
+        self.waiting = [name for name in request.reads if name in promised]
+        self._names = [name for name in request.reads if name not in promised]
+
+    @cached_property
+    def folders(self) -> Mapping[str, Path]:
+        """Folders by name.
+
+        Raises:
+            ModelNotFound: a model is not on the volume.
+        """
+        return {name: self._resolved(name) for name in self._names}
+
+    def _resolved(self, name: str) -> Path:
+        if not is_model_name(name):  # a name of another server's model, which does not serve it
+            raise self.store.not_found(name)
+        return self.store.path(name)
+
+    def base(self, name: str, *, instruct: bool = False) -> Checkpoint:
+        """Returns the checkpoint of a base model, from its headers.
+
+        Raises:
+            WrongModelKind: it is not an original or a Hugging Face model.
+        """
+        folder = self.folders[name]
+        kind = kind_of_folder(folder)
+        if kind not in ("original", "huggingface"):
+            raise WrongModelKind(
+                f"{name!r} is of kind {kind!r}; a base model (original or huggingface) is needed.",
+                "Name adapters in the list of adapters of a merge, and a base model as its base."
+                if kind == "adapter"
+                else "",
+            )
+        return read_checkpoint(folder, instruct=instruct)
+
+    def adapter(self, name: str) -> Adapter:
+        """Returns an adapter, from its headers.
+
+        Raises:
+            WrongModelKind: it is not an adapter.
+        """
+        folder = self.folders[name]
+        kind = kind_of_folder(folder)
+        if kind != "adapter":
+            raise WrongModelKind(
+                f"{name!r} is of kind {kind!r}; an adapter is needed.", "Name an adapter, or use it as base."
+            )
+        return read_adapter(folder, name)
+
+    def stack(self, base: Checkpoint, choices: Sequence[AdapterChoice]) -> tuple[list[Adapter], Stack]:
+        """Returns the adapters and how they fit on the base and on each other.
+
+        Raises:
+            WrongModelKind: one of them is not an adapter.
+            AdapterMismatch, VocabularyMismatch, WrongAdapterOrder, UnsupportedAdapter: they do not fit.
+        """
+        adapters = [self.adapter(choice.name) for choice in choices]
+        stack = check_stack(base, adapters)
+        check_scales([(a, choice.scale) for a, choice in zip(adapters, choices, strict=True)])
+        return adapters, stack
+
+
+def deferred_plan(request: JobRequest, inputs: Inputs) -> Plan:
+    """Returns the plan of a job whose inputs earlier jobs will make: it is checked when the job starts.
+
+    Raises:
+        ModelNotFound: one of the other models is not on the volume.
+    """
+    assert inputs.folders.keys().isdisjoint(inputs.waiting)
     return Plan(
         kind=request.kind,
-        writes={"name": request.makes},
-        warnings=[f"{name} is not there yet: it is checked when the job starts" for name in waiting],
+        writes=PlannedWrite(name=request.makes),
+        warnings=[f"{name} is not there yet: it is checked when the job starts" for name in inputs.waiting],
     )
-
-
-def base_model(store: ModelStore, name: str, *, instruct: bool = False) -> Checkpoint:
-    folder = store.path(name)
-    kind = kind_of_folder(folder)
-    if kind not in ("original", "huggingface"):
-        raise WrongModelKind(
-            f"{name!r} is of kind {kind!r}, needed is a base model (original or huggingface)",
-            "Adapters go into the list of adapters of a merge; a base model comes first."
-            if kind == "adapter"
-            else "",
-        )
-    return read_checkpoint(folder, instruct=instruct)
-
-
-def adapter_named(store: ModelStore, name: str) -> Adapter:
-    folder = store.path(name)
-    kind = kind_of_folder(folder)
-    if kind != "adapter":
-        raise WrongModelKind(
-            f"{name!r} is of kind {kind!r}, needed is an adapter", "Name an adapter, or use it as base."
-        )
-    return read_adapter(folder, name)
-
-
-def reading(name: str, role: str, size_bytes: int) -> dict[str, Any]:
-    return {"name": name, "role": role, "size_bytes": size_bytes}

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from graftwerk.local_service import free_port
-from graftwerk.supervisor_config import API_COMMAND
+from graftwerk.supervisor_config import api_arguments
 
 from tests.redis_server import until
 
@@ -30,7 +30,7 @@ def serving(folder: Path, log_format: str) -> Iterator[str]:
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *API_COMMAND], env=os.environ | settings, cwd=ROOT, stdout=log, stderr=log
+            [sys.executable, *api_arguments()], env=os.environ | settings, cwd=ROOT, stdout=log, stderr=log
         )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -19,11 +19,11 @@ from services.errors import (
     WrongModelKind,
 )
 from services.kinds.extend_tokenizer import ExtendTokenizerRequest
-from services.kinds.import_ import ImportRequest, PathSource
 from services.models import summary
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.preflight import preflight
+from services.preflight.plan import PlannedWrite
 from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
 from tests.job_context import job_context
 from tests.reference.tokenizer_files import sentencepiece_file, tiktoken_file
@@ -126,7 +126,7 @@ def asked(**fields: Any) -> ExtendTokenizerRequest:
 
 def test_the_plan_counts_what_the_job_then_makes(store: ModelStore) -> None:
     plan = preflight(asked(pad_token="[PAD]"), store, {})
-    assert plan.writes == {"name": "new", "vocabulary_size": 8, "added": 3}
+    assert plan.writes == PlannedWrite(name="new", vocabulary_size=8, added=3)
 
     result = extend_tokenizer_job.run(asked(pad_token="[PAD]"), job_context(store.root)).model_dump(
         exclude_unset=True
@@ -181,17 +181,17 @@ def extended_by_a_job(volume: Path, tokenizers: TokenizerSet) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"base": "llama-3"}, UnsupportedFormat, "the base's tokenizer.model is a tiktoken tokenizer"),
+        ({"base": "llama-3"}, UnsupportedFormat, "The base's tokenizer.model is a tiktoken tokenizer"),
         (
             {"addition": "llama-3"},
             UnsupportedFormat,
-            "the addition's tokenizer.model is a tiktoken tokenizer",
+            "The addition's tokenizer.model is a tiktoken tokenizer",
         ),
         ({"base": "addition", "addition": "base"}, InvalidRequest, "all 5 pieces of the addition"),
         ({"pad_token": "国"}, InvalidRequest, "'国' is a piece of the vocabulary already"),
         ({"base": "bare"}, WrongModelKind, "'bare' is of kind 'unknown' and has no tokenizer.model"),
         ({"base": "two"}, WrongModelKind, "it has a.model, b.model"),
-        ({"target": "Llama-3"}, ModelExists, "is there already"),
+        ({"target": "Llama-3"}, ModelExists, "exists already"),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_is_queued(
@@ -207,8 +207,7 @@ def test_what_cannot_work_is_refused_before_it_is_queued(
 
 
 def test_a_tokenizer_that_an_earlier_job_will_make_is_waited_for(store: ModelStore) -> None:
-    promised = ImportRequest(kind="import", source=PathSource(path="incoming/x"), target="later")
-    plan = preflight(asked(addition="later"), store, {"later": promised})
+    plan = preflight(asked(addition="later"), store, {"later"})
     assert plan.warnings == ["later is not there yet: it is checked when the job starts"]
 
 

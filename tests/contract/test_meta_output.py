@@ -456,7 +456,8 @@ def test_a_job_publishes_an_original_checkpoint_of_the_planned_size(tmp_path: Pa
 
     found = ranks_of(tmp_path / "new")
     assert plan.output_bytes == result.bytes_written == sum(t.nbytes for part in found for t in part.values())
-    assert (plan.writes or {})["ranks"] == 4
+    assert plan.writes is not None
+    assert plan.writes.ranks == 4
     assert (result.model.kind, result.model.ranks, result.model.problems) == (
         "original",
         4,

@@ -33,8 +33,8 @@ def test_room_that_a_waiting_job_needs_is_not_there_for_another(queue: JobQueue)
     with pytest.raises(DiskFull) as caught:
         queue.submit(convert("b"), need=room(5 * GB))
     assert caught.value.message == (
-        "the job needs 5000000000 bytes on the volume, 10000000000 are free, 6000000000 of them are reserved by jobs "
-        "that have not ended"
+        "The job needs 5000000000 bytes on the volume; 10000000000 are free, and jobs that have not ended have reserved "
+        "6000000000 of them."
     )
     assert [job.id for job in queue.list()[0]] == [first.id], "a refused job leaves nothing"
     queue.submit(convert("c"), need=room(4 * GB))
@@ -53,7 +53,9 @@ def test_what_a_job_has_written_counts_once(queue: JobQueue) -> None:
     first, _ = queue.submit(convert("a"), need=room(6 * GB))
     written = {first.id: 5 * GB}
     assert queue.reserved_bytes(written.__getitem__) == GB
-    with pytest.raises(DiskFull, match="5000000000 are free, 1000000000 of them are reserved"):
+    with pytest.raises(
+        DiskFull, match="5000000000 are free, and jobs that have not ended have reserved 1000000000"
+    ):
         queue.submit(convert("b"), need=room(4 * GB + 1, free=5 * GB, taken=written))
     queue.submit(convert("b"), need=room(4 * GB, free=5 * GB, taken=written))
 
@@ -80,7 +82,7 @@ def test_a_job_whose_size_was_not_known_claims_its_room_when_it_starts(queue: Jo
     first, _ = queue.submit(convert("a"))
     queue.submit(convert("b"), need=room(6 * GB))
     running = JobExecution(first.id, "run", redis)
-    with pytest.raises(DiskFull, match="6000000000 of them are reserved"):
+    with pytest.raises(DiskFull, match="have reserved 6000000000 of them"):
         running.reserve_disk(room(5 * GB))
     running.reserve_disk(room(4 * GB))
     running.reserve_disk(room(4 * GB))  # once more, as a job that runs again does

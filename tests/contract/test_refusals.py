@@ -33,6 +33,7 @@ from services.kinds.merge import MergeRequest
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.preflight import preflight
+from services.preflight.plan import PlannedWrite
 from tests.job_context import job_context
 from tests.miniature import MINIATURE, unpack_adapters
 from tests.reference.tensor_files import embedding_shapes, pair_shapes, write_adapter, write_base
@@ -184,9 +185,9 @@ def test_unknown_options_that_are_null_pass(store: ModelStore) -> None:
     write_adapter(
         store.root / "old", enable_lora=None, merge_weights=False, fan_in_fan_out=False, some_list=[]
     )
-    assert preflight(merge_of("old"), store, {}).writes == {
-        "name": "new", "output_format": "huggingface", "tensors": 30, "vocabulary_size": 101, "tokenizer_of": "base",
-    }  # fmt: skip
+    assert preflight(merge_of("old"), store, {}).writes == PlannedWrite(
+        name="new", output_format="huggingface", tensors=30, vocabulary_size=101, tokenizer_of="base"
+    )
 
 
 @pytest.mark.parametrize(
@@ -357,7 +358,7 @@ def test_the_right_order_is_accepted(store: ModelStore) -> None:
     extended(store)
     plan = preflight(merge_of("first", "second"), store, {})
     assert plan.writes is not None
-    assert (plan.writes["vocabulary_size"], plan.writes["tokenizer_of"]) == (114, "second")
+    assert (plan.writes.vocabulary_size, plan.writes.tokenizer_of) == (114, "second")
 
 
 @pytest.fixture
@@ -390,7 +391,7 @@ def test_what_is_merged_already_counts_as_before_and_is_not_merged_again(miniatu
 
     assert_refused(
         miniature, merge_of("chinese-llama-lora", base="halfway"), WrongAdapterOrder,
-        "adapter chinese-llama-lora is merged into halfway already",
+        "Adapter chinese-llama-lora is merged into halfway already",
     )  # fmt: skip
     merge_job.run(merge_of("chinese-alpaca-lora", base="halfway"), job_context(miniature.root))
     manifest = read_manifest(miniature.root / "new")
@@ -417,14 +418,14 @@ def test_an_adapter_as_base_is_refused(store: ModelStore) -> None:
         store,
         merge_of("fits", base="fits"),
         WrongModelKind,
-        "'fits' is of kind 'adapter', needed is a base model",
+        "'fits' is of kind 'adapter'; a base model (original or huggingface) is needed",
     )
 
 
 def test_a_base_as_adapter_is_refused(store: ModelStore) -> None:
     write_base(store.root / "other")
     assert_refused(
-        store, merge_of("other"), WrongModelKind, "'other' is of kind 'huggingface', needed is an adapter"
+        store, merge_of("other"), WrongModelKind, "'other' is of kind 'huggingface'; an adapter is needed"
     )
 
 
@@ -450,7 +451,7 @@ def test_a_target_that_exists_in_another_letter_case_is_refused(store: ModelStor
         lambda: preflight(merge_of("fits"), store, {}),
         lambda: merge_job.run(merge_of("fits"), job_context(store.root)),
     ):
-        with pytest.raises(ModelExists, match=r"'new' is there already \(letter case does not count\)"):
+        with pytest.raises(ModelExists, match=r"'new' exists already \(ignoring case\)"):
             door()
     assert content(store) == before
 

@@ -14,7 +14,8 @@ from services.jobs.status import Job
 from services.kinds.perplexity import PerplexityRequest
 from services.merge import merge
 from services.models.store import ModelStore
-from services.preflight import SCORED_TEXT_BYTES, preflight
+from services.preflight import preflight
+from services.preflight.perplexity import SCORED_TEXT_BYTES
 from services.tokenizers import load_tokenizer
 from tests.contract.test_worker_generate import (
     ADAPTERS,

@@ -12,7 +12,7 @@ from services.kinds.generate import GenerateRequest
 from services.kinds.shared import MAX_STREAMED_OUTPUTS, JobRequest
 from services.models.lineage import TEMPLATE_OF_NAME
 from services.models.prompt_file import JSON_LINES
-from services.preflight import PARSED_BYTES
+from services.preflight.generate import PARSED_BYTES
 from services.sampling import Sampling
 from services.templates import TEMPLATES, Message, Segment, Text, render
 from worker.inference.result_sink import SHOWN_PROMPTS

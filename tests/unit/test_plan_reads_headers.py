@@ -90,7 +90,7 @@ REQUESTS: dict[str, AnyRequest] = {
 def test_a_plan_reads_no_weights(store: ModelStore, request_: AnyRequest) -> None:
     before = bytes_read()
     plan = preflight(request_, store, {})
-    assert plan.reads[0]["size_bytes"] == 13476831232, "LLaMA-7B has 6,738,415,616 parameters"
+    assert plan.reads[0].size_bytes == 13476831232, "LLaMA-7B has 6,738,415,616 parameters"
     assert bytes_read() - before < 2_000_000
 
 

@@ -15,7 +15,8 @@ from services.errors import (
     NotReady,
     SourceNotFound,
 )
-from services.models.store import ModelStore, journal_of
+from services.models.staging import journal_of
+from services.models.store import ModelStore
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_confirming_is_the_last_thing_before_the_name(store: ModelStore) -> None
 def test_a_name_that_is_taken_in_any_letter_case_is_refused(store: ModelStore, taken: str) -> None:
     put(store, taken)
     with (
-        pytest.raises(ModelExists, match="'llama-7b' is there already"),
+        pytest.raises(ModelExists, match="'llama-7b' exists already"),
         store.publishing("llama-7b", execution="e"),
     ):
         pytest.fail("the block must not be entered")
@@ -160,8 +161,8 @@ def test_what_a_run_still_works_on_is_not_taken_over(store: ModelStore) -> None:
 def test_what_a_job_has_staged_is_counted_in_bytes_of_the_disk(store: ModelStore) -> None:
     place = leave(store, "job.1")
     (place / "model" / "shard").write_bytes(b"x" * 100_000)
-    assert 100_000 <= store.staged_bytes("job") <= 130_000
-    assert store.staged_bytes("jo") == 0
+    assert 100_000 <= store.staging.bytes_of("job") <= 130_000
+    assert store.staging.bytes_of("jo") == 0
 
 
 def test_staged_files_that_vanish_while_they_are_counted_count_nothing(
@@ -228,7 +229,7 @@ def test_folders_of_the_volume_itself_are_no_models(store: ModelStore) -> None:
 def test_a_missing_model_is_named_with_those_that_are_there(store: ModelStore) -> None:
     put(store, "one")
     put(store, "two")
-    with pytest.raises(ModelNotFound, match="no model is named 'three'; there are: one, two"):
+    with pytest.raises(ModelNotFound, match="No model is named 'three'; there are: one, two"):
         store.path("three")
     with pytest.raises(ModelNotFound):
         store.path("One")

@@ -25,7 +25,8 @@ from services.errors import (
     UnsupportedFormat,
 )
 from services.models import imports
-from services.models.imports import digest_file, import_members, list_archive, list_folder
+from services.models.digests import digest_file
+from services.models.imports import import_members, list_archive, list_folder
 from services.progress import Progress
 from tests.reference.tensor_files import safetensors_file
 

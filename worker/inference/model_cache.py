@@ -16,7 +16,7 @@ from services.generate import Engine, GenerationRequest, LoadedModel, load_model
 from services.generate.quantization import quantized_bytes
 from services.kinds.shared import ModelChoice, Quantization
 from services.merge import merge
-from services.models.store import STAGING, ModelStore
+from services.models.store import ModelStore
 from worker.lifecycle import JobContext
 
 MEMORY_LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
@@ -190,7 +190,7 @@ def _folder_of(key: ModelKey, context: JobContext) -> Iterator[Path]:
         yield context.store.path(key.model)
         return
     execution = context.execution
-    scratch = context.store.root / STAGING / execution.name
+    scratch = context.store.staging.root / execution.name
     scratch.mkdir(parents=True)
     try:
         adapters = [(name, context.store.path(name), scale) for name, scale, _ in key.adapters]

@@ -3,7 +3,6 @@
 from services.convert import ConvertOptions, convert, summarize
 from services.kinds.convert import ConvertRequest, ConvertResult
 from services.models.manifest import write_manifest
-from services.preflight import preflight
 from worker.lifecycle import JobContext
 from worker.models.publish import (
     checkpoint_manifest,
@@ -14,7 +13,7 @@ from worker.models.publish import (
     made_result,
     output_dtype,
     output_template,
-    own_disk_use,
+    planned,
     publishing,
     write_hooks,
 )
@@ -24,7 +23,7 @@ from worker.models.reuse import find_identical, link_identical, request_identity
 @idempotent(ConvertResult)
 def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
     """Converts and publishes a checkpoint."""
-    plan = preflight(request, context.store, {}, claims=own_disk_use(context))
+    plan = planned(request, context)
     source = context.store.path(request.source)
     options = ConvertOptions(
         output_dtype(request), request.max_shard_bytes, request.instruct, request.output_format,

@@ -2,22 +2,22 @@
 
 from services.files.json_file import write_json
 from services.kinds.extend_tokenizer import ExtendTokenizerRequest, ExtendTokenizerResult
-from services.models.imports import digest_file
+from services.models.digests import digest_file
 from services.models.manifest import InputEntry, new_manifest, write_manifest
-from services.preflight import preflight, tokenizer_file
+from services.preflight.extend_tokenizer import tokenizer_file
 from services.progress import Progress
 from services.tokenizers import complete_tokenizer
 from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
 from worker.lifecycle import JobContext
-from worker.models.publish import idempotent, made_result, publishing
+from worker.models.publish import idempotent, made_result, planned, publishing
 
 
 @idempotent(ExtendTokenizerResult)
 def run(request: ExtendTokenizerRequest, context: JobContext) -> ExtendTokenizerResult:
     """Extends a vocabulary and publishes it with the files that transformers reads."""
-    plan = preflight(request, context.store, {})
+    plan = planned(request, context)
     names = {"base": request.base, "addition": request.addition}
-    sources = {role: tokenizer_file(context.store, name) for role, name in names.items()}
+    sources = {role: tokenizer_file(context.store.path(name)) for role, name in names.items()}
     with publishing(request, plan, context) as staging:
         base = sources["base"].read_bytes()
         extended = extend_vocabulary(base, sources["addition"].read_bytes(), pad_token=request.pad_token)

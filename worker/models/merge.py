@@ -9,11 +9,13 @@ from services.checkpoints.write_hooks import WriteHooks
 from services.generate import resolve_device
 from services.kinds.merge import MergeRequest, MergeResult, MergeVerification
 from services.merge import Merged, MergeOptions, merge
+from services.models.digests import weights_digest
 from services.models.manifest import InputEntry, Manifest, write_manifest
-from services.preflight import Plan, preflight, weights_digest
+from services.preflight import Plan
 from services.verify import ChangeNorms, change_norms, nothing_changed, verify_merge
 from worker.lifecycle import JobContext
 from worker.models.publish import (
+    ANY_SIZE,
     checkpoint_manifest,
     completed_tokenizer,
     idempotent,
@@ -22,20 +24,17 @@ from worker.models.publish import (
     made_result,
     output_dtype,
     output_template,
-    own_disk_use,
+    planned,
     publishing,
     write_hooks,
 )
 from worker.models.reuse import find_identical, link_identical, request_identity
 
-ANY_SIZE = 2**63
-"""Digest limit of a worker: it digests weight files of every size before it starts."""
-
 
 @idempotent(MergeResult)
 def run(request: MergeRequest, context: JobContext) -> MergeResult:
     """Merges, verifies and publishes; a merge that fails its own check publishes nothing."""
-    plan = preflight(request, context.store, {}, digest_limit_bytes=ANY_SIZE, claims=own_disk_use(context))
+    plan = planned(request, context)
     options = MergeOptions(
         request.rounding, output_dtype(request), request.max_shard_bytes, request.output_format,
         request.ranks, output_template(context, request.base, [choice.name for choice in request.adapters]),

@@ -14,8 +14,8 @@ from services.kinds.convert import ConvertRequest
 from services.kinds.made_model import MadeModel
 from services.kinds.merge import MergeRequest
 from services.kinds.model_summary import ModelSummary
-from services.kinds.shared import MakeRequest
-from services.models.imports import digest_file
+from services.kinds.shared import JobRequest, MakeRequest
+from services.models.digests import digest_file, model_digest
 from services.models.lineage import template_of_lineage
 from services.models.manifest import (
     InputEntry,
@@ -23,18 +23,21 @@ from services.models.manifest import (
     TensorEntry,
     new_manifest,
     read_manifest,
-    tensor_digest,
 )
-from services.models.store import journal_of
-from services.preflight import VERIFIED_FORMATS, Plan
+from services.models.staging import journal_of
+from services.preflight import Limits, Plan, preflight
+from services.preflight.output import FORMAT_OF_KIND
 from services.tokenizers import CompletedTokenizer, complete_tokenizer
 from worker.lifecycle import JobContext
 
-MANIFEST_KINDS: Mapping[OutputFormat, str] = {output: kind for kind, output in VERIFIED_FORMATS.items()}
+MANIFEST_KINDS: Mapping[OutputFormat, str] = {output: kind for kind, output in FORMAT_OF_KIND.items()}
 """Kind of model that each output format makes."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".gguf")
 """Files whose tensors each have a digest of their own in the manifest."""
+
+ANY_SIZE = 2**63
+"""Digest limit of a worker: it digests weight files of every size before it starts."""
 
 Q = TypeVar("Q", bound=MakeRequest)
 R = TypeVar("R", bound=MadeModel)
@@ -75,6 +78,16 @@ def made_result(result_class: type[R], request: MakeRequest, context: JobContext
     return result_class.model_validate({"model": ModelSummary.model_validate(summary), **figures})
 
 
+def planned(request: JobRequest, context: JobContext) -> Plan:
+    """Runs the preflight again: the volume may have changed since the submission. Raises what `preflight` raises.
+
+    Bytes that earlier executions of this job have staged count as free.
+    """
+    limits = Limits(digest_bytes=ANY_SIZE, unpack_bytes=context.settings.unpack_limit_bytes)
+    staged_bytes = context.store.staging.bytes_of(context.execution.job_id)
+    return preflight(request, context.store, (), limits=limits, disk_use=DiskUse(staged_bytes=staged_bytes))
+
+
 @contextmanager
 def publishing(
     request: MakeRequest, plan: Plan, context: JobContext, *, take_over: bool = False
@@ -85,7 +98,7 @@ def publishing(
         take_over: the folder may hold what a killed execution of this job has left.
     """
     target = request.target
-    context.execution.reserve_disk(plan.room(context.store.staged_bytes))
+    context.execution.reserve_disk(plan.disk_need)
     context.execution.log(f"{request.kind} into {target} begins")
     with context.store.publishing(
         target,
@@ -95,11 +108,6 @@ def publishing(
     ) as staging:
         yield staging
     context.execution.log(f"{target} is published")
-
-
-def own_disk_use(context: JobContext) -> DiskUse:
-    """Returns the bytes that earlier executions of this job have in staging."""
-    return DiskUse(staged_bytes=context.store.staged_bytes(context.execution.job_id))
 
 
 def write_hooks(context: JobContext, staging: Path) -> WriteHooks:
@@ -138,17 +146,7 @@ def completed_tokenizer(
 def input_entry(role: str, name: str, folder: Path) -> InputEntry:
     """Returns the manifest entry of an input model."""
     manifest = read_manifest(folder)
-    return InputEntry(role=role, name=name, digest=_digest_of(manifest) if manifest else None)
-
-
-def _digest_of(manifest: Manifest) -> str | None:
-    """Returns the tensors' digest; for an imported model one digest over those of its files."""
-    if manifest.digest is not None:
-        return manifest.digest
-    files = {
-        name: TensorEntry(dtype="file", shape=[], sha256=digest) for name, digest in manifest.files.items()
-    }
-    return tensor_digest(files)
+    return InputEntry(role=role, name=name, digest=model_digest(manifest) if manifest else None)
 
 
 def checkpoint_manifest(

@@ -9,10 +9,10 @@ from pathlib import Path
 from services.errors import UnreadableFile
 from services.kinds.convert import ConvertRequest
 from services.kinds.merge import MergeRequest
+from services.models.digests import content_identity
 from services.models.manifest import (
     MANIFEST_NAME,
     Manifest,
-    content_identity,
     package_versions,
     read_manifest,
     write_manifest,

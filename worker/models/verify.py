@@ -9,18 +9,19 @@ from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.errors import GraftwerkError
 from services.kinds.verify import Difference, VerifyRequest, VerifyResult
-from services.models.imports import digest_file
+from services.models.digests import digest_file
 from services.models.manifest import MANIFEST_NAME, Manifest, read_manifest
 from services.models.summary import kind_of_folder
-from services.preflight import VERIFIED_FORMATS, preflight
+from services.preflight.output import FORMAT_OF_KIND
 from services.progress import Progress
 from services.verify import ModelVerification, expected_merge, verify_model
 from worker.lifecycle import JobContext
+from worker.models.publish import planned
 
 
 def run(request: VerifyRequest, context: JobContext) -> VerifyResult:
     """Returns the report; `passed` is the verdict, `differences` are its reasons."""
-    preflight(request, context.store, {})
+    planned(request, context)
     folder = context.store.path(request.model)
     hooks = WriteHooks(context.execution.report, context.execution.check_canceled)
     manifest = read_manifest(folder)
@@ -114,5 +115,5 @@ def against_base(request: VerifyRequest, context: JobContext, hooks: WriteHooks)
     assert request.base is not None
     folder = store.path(request.model)
     adapters = [(choice.name, store.path(choice.name), choice.scale) for choice in request.adapters]
-    merge = expected_merge(store.path(request.base), adapters, VERIFIED_FORMATS[kind_of_folder(folder)])
+    merge = expected_merge(store.path(request.base), adapters, FORMAT_OF_KIND[kind_of_folder(folder)])
     return verify_model(folder, merge, hooks)

@@ -1,0 +1,44 @@
+"""Preflight of `convert`."""
+
+from services.architectures.checkpoint import Checkpoint
+from services.architectures.output_spec import output_bytes, output_warnings
+from services.errors import UnsupportedOption
+from services.kinds.convert import ConvertRequest
+from services.preflight.output import checked_output, planned_write, tokenizer_warnings
+from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, deferred_plan
+
+BLOCKS_BYTES = 128 * 2**20
+"""Memory of a conversion of any model: some blocks of rows in each of two threads, the tokenizer."""
+
+
+def plan(request: ConvertRequest, inputs: Inputs) -> Plan:
+    """Returns the plan of a conversion, from the source's headers.
+
+    Raises:
+        WrongModelKind, UnsupportedOption: the source cannot be converted like this.
+        GraftwerkError: any other error that its files give a reason for.
+    """
+    if inputs.waiting:
+        return deferred_plan(request, inputs)
+    checkpoint = inputs.base(request.source, instruct=request.instruct)
+    if request.instruct:
+        _require_original_llama_3(request.source, checkpoint)
+    output = checked_output(request, checkpoint, checkpoint.stored, checkpoint.vocabulary)
+    return Plan(
+        kind=request.kind,
+        reads=[PlannedRead(name=request.source, role="source", size_bytes=checkpoint.size_bytes)],
+        writes=planned_write(request, output),
+        output_bytes=output_bytes(output),
+        peak_memory_bytes=PROCESS_BYTES + BLOCKS_BYTES,
+        warnings=[*tokenizer_warnings(checkpoint, output), *output_warnings(output)],
+    )
+
+
+def _require_original_llama_3(name: str, checkpoint: Checkpoint) -> None:
+    kind = checkpoint.vocabulary.kind if checkpoint.vocabulary else "no"
+    if checkpoint.layout != "meta" or kind != "tiktoken":
+        raise UnsupportedOption(
+            f"instruct says how turns of an original Llama 3 checkpoint end; {name!r} is of the {checkpoint.layout} "
+            f"layout with {kind} tokenizer.",
+            "Leave instruct out: this model's own files say it.",
+        )

@@ -1,0 +1,42 @@
+"""Plan of a job that runs a loaded model, for all kinds that do."""
+
+from services.architectures.checkpoint_reader import read_checkpoint
+from services.errors import VocabularyMismatch, WrongModelKind
+from services.kinds.shared import ModelRequest
+from services.models.summary import kind_of_folder
+from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, deferred_plan
+
+
+def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
+    """Returns the plan of a model and its adapters, loaded together.
+
+    Raises:
+        WrongModelKind: the model is not a Hugging Face model, or an adapter is not one.
+        VocabularyMismatch: the model has no tokenizer.
+        GraftwerkError: any other error that their files give a reason for.
+    """
+    if inputs.waiting:
+        return deferred_plan(request, inputs)
+    folder = inputs.folders[request.model]
+    found = kind_of_folder(folder)
+    if found != "huggingface":
+        raise WrongModelKind(
+            f"{request.model!r} is of kind {found!r}; text is generated from a huggingface model.",
+            "Convert it first." if found == "original" else "Merge the adapter into a base first.",
+        )
+    checkpoint = read_checkpoint(folder)
+    if checkpoint.vocabulary is None and not (folder / "tokenizer.json").is_file():
+        raise VocabularyMismatch(
+            f"{request.model!r} has no tokenizer (tokenizer.model or tokenizer.json).",
+            "Add the model's tokenizer files.",
+        )
+    adapters, stack = inputs.stack(checkpoint, request.adapters)
+    return Plan(
+        kind=request.kind,
+        reads=[
+            PlannedRead(name=request.model, role="model", size_bytes=checkpoint.size_bytes),
+            *map(PlannedRead.of_adapter, adapters),
+        ],
+        peak_memory_bytes=PROCESS_BYTES + checkpoint.parameters * 4,
+        warnings=list(stack.warnings),
+    )

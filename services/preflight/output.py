@@ -1,0 +1,65 @@
+"""Output of conversions and merges: its format, size and warnings."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from services.architectures.checkpoint import Checkpoint
+from services.architectures.key_map import Shape
+from services.architectures.output_spec import (
+    OUTPUT_DTYPES,
+    OutputFormat,
+    OutputSpec,
+    check_output,
+    plan_output,
+)
+from services.architectures.vocabulary import Vocabulary
+from services.kinds.convert import ConvertRequest
+from services.kinds.merge import MergeRequest
+from services.preflight.plan import PlannedWrite
+
+FORMAT_OF_KIND: Mapping[str, OutputFormat] = {
+    "huggingface": "huggingface", "original": "meta", "gguf": "gguf",
+}  # fmt: skip
+"""Output format by the kind of model that conversions and merges make."""
+
+
+def checked_output(
+    request: ConvertRequest | MergeRequest,
+    base: Checkpoint,
+    tensors: Mapping[str, tuple[str, Shape]],
+    vocabulary: Vocabulary | None,
+) -> OutputSpec:
+    """Returns the output that the request describes.
+
+    Args:
+        tensors: dtype and shape by Hugging Face's names.
+
+    Raises:
+        UnsupportedOption, UnsupportedFormat, VocabularyMismatch: the format cannot hold it.
+    """
+    rows = tensors["model.embed_tokens.weight"][1][0]
+    output = plan_output(
+        request.output_format, replace(base.config, vocab_size=rows), tensors, vocabulary=vocabulary,
+        dtype=OUTPUT_DTYPES[request.dtype] if request.dtype else None, ranks=request.ranks or base.ranks,
+    )  # fmt: skip
+    check_output(output)
+    return output
+
+
+def planned_write(request: ConvertRequest | MergeRequest, output: OutputSpec) -> PlannedWrite:
+    """Returns the plan's entry of the output."""
+    return PlannedWrite(
+        name=request.target, output_format=output.format, tensors=len(output.tensors),
+        ranks=output.ranks if output.format == "meta" else None,
+    )  # fmt: skip
+
+
+def tokenizer_warnings(base: Checkpoint, output: OutputSpec) -> list[str]:
+    """Returns a warning if the output will have no tokenizer."""
+    if output.vocabulary is not None:
+        return []
+    if (base.tokenizer_folder / "tokenizer.json").is_file():
+        return ["Meta's layout has no tokenizer.json: the output will have no tokenizer"] * (
+            output.format == "meta"
+        )
+    return ["no tokenizer.model next to the weights or one level up: the output will have no tokenizer"]
