@@ -1,17 +1,21 @@
-"""Every error that Graftwerk raises on purpose: one flat tree, each class with a stable code.
+"""Errors that Graftwerk raises on purpose: one flat tree, each class with a stable code.
 
-A message says what was found and what was needed, with names and numbers; a hint says what to do.
-Services raise these, the doors translate them: `api/errors.py` into a status, `worker/lifecycle.py` into
-the job's record. `docs/errors.md` lists the codes.
+A message says what was found and what was needed, with names and numbers; a hint says what to do. The library raises
+these errors; `api/errors.py` turns them into an HTTP status, `worker/lifecycle.py` into the job's record. The first line of a
+class's docstring is the title over HTTP and the meaning in `docs/errors.md`.
 """
 
 from typing import ClassVar
 
 
 class GraftwerkError(Exception):
-    """The root: an error with a stable `code`, a `message` for people and a `hint` on what to do.
+    """Root of all errors.
 
-    `transient` says whether the same request may succeed when it is tried again unchanged.
+    Attributes:
+        code: stable code.
+        transient: the same request may succeed if it is repeated unchanged.
+        message: complete sentence that says what is wrong.
+        hint: complete sentence that says what to do, or the empty string.
     """
 
     code: ClassVar[str] = "error"
@@ -27,7 +31,7 @@ class GraftwerkError(Exception):
 
 
 class InvalidRequest(GraftwerkError):
-    """The request is well-formed but asks for something that cannot be."""
+    """The request is well-formed, but cannot be fulfilled."""
 
     code = "invalid_request"
 
@@ -45,7 +49,7 @@ class UnsupportedOption(GraftwerkError):
 
 
 class IdempotencyConflict(GraftwerkError):
-    """The same job id or idempotency key came with another body."""
+    """The same job id or idempotency key was used with another body."""
 
     code = "idempotency_conflict"
 
@@ -60,19 +64,19 @@ class JobNotFound(GraftwerkError):
 
 
 class JobNotEnded(GraftwerkError):
-    """The action needs an ended job and this one is still queued or running."""
+    """The action needs an ended job, but this one is still queued or running."""
 
     code = "job_not_ended"
 
 
 class JobAlreadyEnded(GraftwerkError):
-    """The action needs a queued or running job and this one has ended."""
+    """The action needs a queued or running job, but this one has ended."""
 
     code = "job_already_ended"
 
 
 class JobCanceled(GraftwerkError):
-    """The job was canceled while it ran: raised at the next step to unwind cleanly."""
+    """The job was canceled."""
 
     code = "canceled"
 
@@ -97,13 +101,13 @@ class JobAbandoned(GraftwerkError):
 
 
 class ExecutionSuperseded(GraftwerkError):
-    """Another execution of the same job has taken over: this one must not publish."""
+    """Another execution of the same job has started, so this one must not publish."""
 
     code = "execution_superseded"
 
 
 class QueueFull(GraftwerkError):
-    """As many jobs wait as the settings allow."""
+    """The number of waiting jobs has reached the limit of the settings."""
 
     code = "queue_full"
     transient = True
@@ -119,7 +123,7 @@ class ModelNotFound(GraftwerkError):
 
 
 class ModelExists(GraftwerkError):
-    """A model of this name (in whatever letter case) is there already, or a job is about to make it."""
+    """A model of this name (ignoring case) exists already, or a job is making it."""
 
     code = "model_exists"
 
@@ -137,7 +141,7 @@ class SourceNotFound(GraftwerkError):
 
 
 class ResultsNotFound(GraftwerkError):
-    """The job has left no such file on the volume."""
+    """The job has not written this file on the volume."""
 
     code = "results_not_found"
 
@@ -149,18 +153,18 @@ class UnsafeArchive(GraftwerkError):
 
 
 class DigestMismatch(GraftwerkError):
-    """A file's SHA-256 is not the one that was asked for."""
+    """A file's SHA-256 differs from the requested one."""
 
     code = "digest_mismatch"
 
 
 class DiskFull(GraftwerkError):
-    """The volume has less room than the job needs."""
+    """The volume has less free space than the job needs."""
 
     code = "disk_full"
 
 
-# ---- what files say -----------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------
 
 
 class UnreadableFile(GraftwerkError):
@@ -170,13 +174,13 @@ class UnreadableFile(GraftwerkError):
 
 
 class UnsafePickle(GraftwerkError):
-    """A pickle would call something that is no tensor: it is refused, never run."""
+    """A pickle would call something other than a tensor constructor; it is refused and never executed."""
 
     code = "unsafe_pickle"
 
 
 class UnsupportedFormat(GraftwerkError):
-    """A file or folder is of a format or variant that is recognised and not supported."""
+    """A file or folder has a format or variant that is recognized but not supported."""
 
     code = "unsupported_format"
 
@@ -188,13 +192,13 @@ class IncompleteCheckpoint(GraftwerkError):
 
 
 class UnknownTensor(GraftwerkError):
-    """A tensor's name stands in no row of the table: nothing is dropped without being understood."""
+    """A tensor's name matches no row of the family's table; no tensor is dropped silently."""
 
     code = "unknown_tensor"
 
 
 class ShapeMismatch(GraftwerkError):
-    """A tensor's shape is not the one that the checkpoint's other facts demand."""
+    """A tensor's shape contradicts the rest of the checkpoint."""
 
     code = "shape_mismatch"
 
@@ -212,7 +216,7 @@ class NonFiniteTensor(GraftwerkError):
 
 
 class WrongModelKind(GraftwerkError):
-    """The model is of another kind than the request needs (an adapter where a base was asked for, say)."""
+    """The model is not of the kind that the request needs (for example an adapter instead of a base model)."""
 
     code = "wrong_model_kind"
 
@@ -227,7 +231,7 @@ class IncompleteAdapter(GraftwerkError):
 
 
 class UnsupportedAdapter(GraftwerkError):
-    """The adapter has an option that changes the result and that cannot be merged faithfully."""
+    """The adapter has an option that changes the result and cannot be merged exactly."""
 
     code = "unsupported_adapter"
 
@@ -266,7 +270,7 @@ class UnreadableTokenizer(GraftwerkError):
 
 
 class InvalidText(GraftwerkError):
-    """The text holds lone surrogates or is otherwise no valid Unicode."""
+    """The text holds lone surrogates or is otherwise not valid Unicode."""
 
     code = "invalid_text"
 
@@ -306,13 +310,13 @@ class InvalidSettings(GraftwerkError):
 
 
 class VerificationFailed(GraftwerkError):
-    """The finished model did not pass its own check: nothing was published."""
+    """The finished model did not pass its verification; nothing was published."""
 
     code = "verification_failed"
 
 
 class InternalError(GraftwerkError):
-    """A fault of Graftwerk's own: the traceback is in the worker's log."""
+    """An internal error; the traceback is in the log."""
 
     code = "internal_error"
     transient = True

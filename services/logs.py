@@ -1,4 +1,4 @@
-"""How every process writes its log: lines of text, or one JSON object a line."""
+"""Log format of all processes: lines of text, or one JSON object per line."""
 
 import json
 import logging
@@ -10,14 +10,14 @@ from services.timestamps import utc_text
 TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 QUIET = ("httpx", "httpcore")
-"""They tell of each request, with an address that may hold a password."""
+"""Loggers of HTTP clients: they log each request, with an address that may hold a password."""
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """Formatter that writes one JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record with its time in UTC, and its traceback if it has one."""
+        """Returns the record with its time in UTC, and with its traceback if it has one."""
         fields = {
             "time": utc_text(datetime.fromtimestamp(record.created, UTC), timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -30,10 +30,11 @@ class JsonLines(logging.Formatter):
 
 
 def log_config(log_format: str, *, through_root: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Everything to standard error in this format (`text` or `json`), in the schema of `logging.config.dictConfig`.
+    """Returns a configuration for `logging.config.dictConfig` that writes everything to standard error.
 
     Args:
-        through_root: loggers that have handlers of their own and shall not.
+        log_format: `text` or `json`.
+        through_root: loggers whose own handlers are removed, so that they write through the root logger.
     """
     formatter: dict[str, Any] = {"()": JsonLines} if log_format == "json" else {"format": TEXT}
     loggers: dict[str, Any] = {name: {"level": "WARNING"} for name in QUIET}

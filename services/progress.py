@@ -1,7 +1,7 @@
-"""How far a job is: one value, handed up through a plain callable.
+"""Progress of a job: one value, passed up through a callable.
 
-What computes knows no queue: it is given `report` (called with a `Progress` as often as it likes) and
-`check_canceled` (raises `JobCanceled`), both of which do nothing by default.
+Code that computes does not know the queue. It gets `report`, which it may call with a `Progress` at any rate, and
+`check_canceled`, which raises `JobCanceled`; both do nothing by default.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` in `unit` ("bytes", "tokens", "files") within a named stage; `total` 0 is unknown."""
+    """Progress within a named stage: `done` of `total` in `unit` ("bytes", "tokens", "files"); a `total` of 0 is unknown."""
 
     stage: str
     done: int = 0
@@ -19,7 +19,7 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """Between 0 and 1, or None where the total is not known."""
+        """Share that is done, between 0 and 1; None if the total is unknown."""
         return min(1.0, self.done / self.total) if self.total > 0 else None
 
 
@@ -28,8 +28,8 @@ CheckCanceled = Callable[[], None]
 
 
 def ignore_progress(progress: Progress) -> None:
-    """The report of a caller who does not watch."""
+    """Ignores the progress."""
 
 
 def never_canceled() -> None:
-    """The check of a caller who never cancels."""
+    """Returns: the caller never cancels."""

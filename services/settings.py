@@ -1,4 +1,4 @@
-"""The settings of every process: one frozen class, read from `GRAFTWERK_*` in the entry points only."""
+"""Settings of all processes: one frozen class, read from `GRAFTWERK_*` in the entry points only."""
 
 import re
 from functools import cached_property
@@ -12,11 +12,13 @@ LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
 class Settings(BaseSettings):
-    """What can be set, each as `GRAFTWERK_<NAME>` in the environment; secrets also as `…_FILE`."""
+    """Settings, each set as `GRAFTWERK_<NAME>` in the environment; secrets also as `…_FILE`."""
 
     model_config = SettingsConfigDict(env_prefix="GRAFTWERK_", frozen=True, extra="ignore")
 
-    redis_url: SecretStr | None = Field(None, description="Redis to use; `serve` starts its own where unset.")
+    redis_url: SecretStr | None = Field(
+        None, description="Address of Redis; `serve` starts its own if unset."
+    )
     redis_url_file: Path | None = Field(None, description="A file that holds the Redis URL.")
     models_dir: Path = Field(Path("var/models"), description="The model volume.")
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
@@ -26,22 +28,24 @@ class Settings(BaseSettings):
         False, description="The port is published elsewhere, on loopback only (as in the compose file)."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    generate_slots: int = Field(8, ge=1, le=256, description="Sequences that one batch holds.")
+    generate_slots: int = Field(8, ge=1, le=256, description="Largest number of sequences in one batch.")
     resident_models_bytes: int = Field(
-        0, ge=0, description="Room for loaded models; 0 takes half of the device's memory."
+        0, ge=0, description="Memory for loaded models; 0 takes half of the device's memory."
     )
     generate_backend_url: str | None = Field(None, description="An OpenAI-compatible server for generation.")
     generate_backend_key: SecretStr | None = Field(None, description="The API key of that server.")
     generate_backend_key_file: Path | None = Field(None, description="A file that holds that key.")
     job_timeout_seconds: int = Field(6 * 3600, ge=1, description="Longest time that one job may run.")
-    job_retention_seconds: int = Field(7 * 86400, ge=60, description="How long an ended job is remembered.")
-    queue_limit: int = Field(1000, ge=1, description="Jobs that may wait at once; more are refused.")
-    upload_limit_bytes: int = Field(200 * 2**30, ge=1, description="Largest file that is accepted.")
-    unpack_limit_bytes: int = Field(
-        400 * 2**30, ge=1, description="Most bytes that one archive may unpack to."
+    job_retention_seconds: int = Field(
+        7 * 86400, ge=60, description="Time that the record of an ended job is kept."
     )
-    hub_enabled: bool = Field(False, description="Whether imports may read a model hub over the network.")
-    log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
+    queue_limit: int = Field(1000, ge=1, description="Largest number of waiting jobs; more are refused.")
+    upload_limit_bytes: int = Field(200 * 2**30, ge=1, description="Largest size of an accepted file.")
+    unpack_limit_bytes: int = Field(
+        400 * 2**30, ge=1, description="Largest size that one archive may unpack to."
+    )
+    hub_enabled: bool = Field(False, description="Imports may read a model hub over the network.")
+    log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
     torch_threads: int = Field(
         0,
         ge=0,
@@ -59,12 +63,12 @@ class Settings(BaseSettings):
         if not value:
             return None
         if not re.match(r"https?://[^/]+", value):
-            raise ValueError(f'an address looks like "http://vllm:8000", not {value!r}')
-        return value.rstrip("/").removesuffix("/v1")  # where OpenAI's clients want it
+            raise ValueError(f'The address must look like "http://vllm:8000", not {value!r}.')
+        return value.rstrip("/").removesuffix("/v1")  # OpenAI's clients want it there
 
     @property
     def backend_key(self) -> str | None:
-        """The key of the generation server, from the setting or the file that it names."""
+        """API key of the generation server, from the setting or from its file."""
         if self.generate_backend_key is not None:
             return self.generate_backend_key.get_secret_value()
         if self.generate_backend_key_file is not None:
@@ -73,7 +77,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def redis_address(self) -> str:
-        """The Redis URL, from the setting or the file that it names."""
+        """Redis URL, from the setting or from its file."""
         if self.redis_url is not None:
             return self.redis_url.get_secret_value()
         if self.redis_url_file is not None:

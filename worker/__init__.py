@@ -1,1 +1,1 @@
-"""The second door: jobs in, outcomes out."""
+"""Worker processes: they run the jobs of the queue."""

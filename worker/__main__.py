@@ -24,7 +24,7 @@ logger = logging.getLogger("graftwerk.worker")
 
 
 def configure_logging(log_format: str) -> None:
-    """Everything to standard error, as text or as JSON lines."""
+    """Configures logging to standard error, as text or as JSON lines."""
     logging.config.dictConfig(log_config(log_format))
 
 
@@ -44,7 +44,7 @@ def preload(queue: str) -> None:
 
 
 def build(queue: QueueName, redis: Redis, settings: Settings) -> TrackedWorker:
-    """The worker of this queue: resident for generation, forking for the rest."""
+    """Returns the worker of a queue: the inference worker for `generate`, a forking one for the others."""
     name = f"{queue}-{socket.gethostname()}-{os.getpid()}"
     threads = settings.torch_threads or thread_count(queue, usable_cores())
     lower_priority(queue)
@@ -60,17 +60,17 @@ def build(queue: QueueName, redis: Redis, settings: Settings) -> TrackedWorker:
 
 
 def clean_up(redis: Redis, settings: Settings) -> int:
-    """Be the janitor until SIGTERM or SIGINT."""
+    """Runs the janitor until SIGTERM or SIGINT."""
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stop.set())
-    logger.info("the janitor has started")
+    logger.info("The janitor has started.")
     Janitor(redis, settings).work(stop)
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until told to stop; 1 if it ended by itself, so that whoever supervises starts another."""
+    """Runs until a signal; returns 1 if the worker ended by itself, so that its supervisor restarts it."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     parser.add_argument("role", choices=("convert", "merge", "generate", "janitor"))
     role: QueueName | Literal["janitor"] = parser.parse_args(arguments).role
@@ -89,5 +89,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     code = main()
     logging.shutdown()
-    # Not sys.exit: torch's and PEFT's modules take seconds to take down, and whoever stops us waits for it.
+    # Not sys.exit: torch's and PEFT's modules take seconds to take down, which a stopping supervisor would wait for.
     os._exit(code)

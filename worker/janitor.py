@@ -1,4 +1,4 @@
-"""The janitor: every ten seconds, one of them at a time, lost jobs, missed endings and leftovers."""
+"""Janitor: maintains queue and volume every ten seconds; only one janitor works at a time."""
 
 import logging
 import threading
@@ -23,39 +23,39 @@ logger = logging.getLogger("graftwerk.janitor")
 
 
 class Janitor:
-    """Puts right what died processes left, in the queue and on the volume."""
+    """Repairs the queue and removes leftovers of dead processes on the volume."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self.redis = redis
         self.store = ModelStore(settings.models_dir)
 
     def work(self, stop: threading.Event) -> None:
-        """Rounds until `stop` is set."""
+        """Runs rounds until `stop` is set."""
         wait_seconds = 0.0
         while not stop.wait(wait_seconds):
             wait_seconds = ROUND_SECONDS
             try:
                 self.round()
             except (ConnectionError, TimeoutError) as error:
-                # Workers could not beat their hearts either: give them the time to.
+                # Workers could not send heartbeats either; they get the time to.
                 wait_seconds = ROUND_SECONDS + HEARTBEAT_SECONDS
-                logger.warning("Redis does not answer, next round in %d s: %s", wait_seconds, error)
+                logger.warning("Redis does not answer; next round in %d s: %s", wait_seconds, error)
             except NotReady as error:
                 logger.warning("%s", error.message)
 
     def round(self) -> bool:
-        """One round; False if another janitor is at it."""
+        """Runs one round; returns False if another janitor is running one."""
         lock = self.redis.lock(LOCK_KEY, timeout=LOCK_SECONDS)
         if not lock.acquire(blocking=False):
             return False
         try:
             self._report(run_maintenance(self.redis))
             active = active_jobs(self.redis)
-            # what a killed execution has left is kept as long as its job may go on with it
+            # the files of a killed execution stay as long as its job may reuse them
             gone = self.store.sweep(lambda execution: execution.partition(".")[0] in active)
-            self._report([f"swept {path}" for path in gone])
+            self._report([f"Removed {path}." for path in gone])
         finally:
-            with suppress(LockError):  # a sweep that outlived the lock has done no harm
+            with suppress(LockError):  # a round that outlived the lock is harmless
                 lock.release()
         return True
 
@@ -65,11 +65,11 @@ class Janitor:
 
 
 def wait_for_redis(redis: Redis, *, pause: Callable[[float], None] = time.sleep) -> None:
-    """Return once Redis answers, with a log line for each try that failed."""
+    """Returns once Redis answers; logs each failed attempt."""
     while True:
         try:
             redis.ping()
             return
         except (ConnectionError, TimeoutError) as error:
-            logger.warning("waiting for Redis: %s", error)
+            logger.warning("Waiting for Redis: %s", error)
             pause(2.0)

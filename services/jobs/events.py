@@ -1,7 +1,7 @@
-"""What happens to jobs, as it happens: one Redis stream a job and one for all of them.
+"""Events of jobs: one Redis stream per job and one for all jobs.
 
-The id of an event is the stream's own, so that a reader who lost the connection resumes after the last
-one it saw.
+The id of an event is that of its stream entry, so that a reader who lost the connection resumes after the last event
+it has read.
 """
 
 import json
@@ -18,19 +18,19 @@ from services.jobs.status import ENDED, Job, JobProgress
 from services.kinds.generate import TokenPiece
 
 EVENTS_KEPT = 4000
-"""Length that each stream is cut to, roughly."""
+"""Approximate length to which each stream is trimmed."""
 
 LARGE_RESULT_BYTES = 32 * 1024
-"""Above this a job's result is left out of the stream for all: it would be held thousands of times."""
+"""Size of an event above which the stream for all jobs carries it without its result."""
 
 FIRST = "0-0"
-"""The id before every event."""
+"""Id before that of every event."""
 
 _ID = re.compile(r"\d{1,20}-\d{1,20}")
 
 
 class Event(NamedTuple):
-    """One event: `data` is JSON."""
+    """One event; `data` is JSON."""
 
     id: str
     name: str
@@ -69,20 +69,25 @@ def _publish(redis: Redis, job_id: str, name: str, data: dict[str, Any]) -> None
 def follow(
     redis: Redis, job_id: str | None, *, last_id: str | None, keepalive_seconds: int = 10
 ) -> Iterator[Event | None]:
-    """The events after `last_id`, for ever or until the job's end; None when nothing came for a while.
+    """Returns an iterator over the events of one job until its end, or over those of all jobs (`job_id` None) forever.
 
-    Without `last_id` a job's events begin with its first, and everybody's with what comes next. A job's end is
-    told even where its event was lost. `keepalive_seconds` must be less than the
-    connection's socket timeout.
+    It yields None after each `keepalive_seconds` without an event, and the end of a job even if its event was lost.
+
+    Args:
+        redis: the connection; its socket timeout must be longer than `keepalive_seconds`.
+        job_id: the job, None for all jobs.
+        last_id: id after which the events begin; None begins with the job's first event, for all jobs with the next.
+        keepalive_seconds: longest time without a value.
 
     Raises:
-        JobNotFound: There is no such job.
-        InvalidRequest: `last_id` is no id of an event.
+        JobNotFound: the job does not exist.
+        InvalidRequest: `last_id` is not the id of an event.
         NotReady: Redis does not answer.
     """
     if last_id is not None and _ID.fullmatch(last_id) is None:
         raise InvalidRequest(
-            f"Last-Event-ID {last_id!r} is no id of an event", 'It looks like "1700000000000-0".'
+            f"Last-Event-ID {last_id!r} is not the id of an event.",
+            'Ids look like "1700000000000-0".',
         )
     if job_id is None:
         return _follow_all(redis, last_id or _newest_id(redis), keepalive_seconds)
@@ -101,7 +106,7 @@ def _follow_all(redis: Redis, position: str, keepalive_seconds: int) -> Iterator
 
 def _follow_job(redis: Redis, job: Job, position: str, keepalive_seconds: int) -> Iterator[Event | None]:
     while True:
-        # An ended job's stream is not waited on: what it holds is all there will be.
+        # An ended job's stream is not waited for: no further event comes.
         wait_seconds = None if job.status in ENDED else keepalive_seconds
         events = _read(redis, events_key(job.id), position, wait_seconds)
         for event in events:

@@ -41,10 +41,10 @@ from services.settings import Settings
 from services.timestamps import utc_text
 
 INTERVAL_SECONDS = 0.25
-"""Redis is written and asked at most this often."""
+"""Shortest interval between two accesses to Redis."""
 
 SMOOTHING_SECONDS = 5.0
-"""Time constant of the rate that the remaining time is reckoned from."""
+"""Time constant of the smoothed rate from which the remaining time is computed."""
 
 LOG_LINES_KEPT = 5000
 
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 class Pace:
-    """The smoothed rate of one stage, for the remaining time."""
+    """Smoothed rate of one stage, from which the remaining time is computed."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -62,9 +62,9 @@ class Pace:
         self.rate: float | None = None
 
     def eta_seconds(self, progress: Progress) -> float | None:
-        """Seconds that the stage will still take; None where total or rate are not known yet.
+        """Returns the remaining seconds of the stage; None while total or rate are unknown.
 
-        The rate is an exponential moving average: a new one weighs 1 - exp(-seconds / 5).
+        The rate is an exponential moving average: a new value has the weight 1 - exp(-seconds / 5).
         """
         now = self.clock()
         if progress.stage != self.stage or progress.done < self.done:
@@ -106,20 +106,20 @@ class JobExecution:
         return f"{self.job_id}.{self.execution_id}"
 
     def start(self) -> None:
-        """Take the job over: from now on only this execution counts. An error of an earlier one is gone."""
+        """Makes this execution the current one and removes the error of an earlier one."""
         self.redis.hset(self._key, "execution", self.execution_id)
         error = self.redis.hget(self._key, "error")
         if error is not None and json.loads(error)["code"] != JobCanceled.code:
             self.redis.hdel(self._key, "error")
 
     def report(self, progress: Progress) -> None:
-        """Say how far the job is; cheap, for most calls only note it. The last one is always written."""
+        """Takes the progress of the job; most calls only keep it, and the last one is always written."""
         self._held = progress
         if progress.stage != self._stage or self.clock() - self._written_at >= INTERVAL_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the progress that is held back, if any. A deaf Redis delays it, no more."""
+        """Writes the progress that was kept, if any. A Redis outage only delays it."""
         if self._held is None:
             return
         progress, self._held = self._held, None
@@ -133,19 +133,19 @@ class JobExecution:
                 self.redis.hset(self._key, "progress", state.model_dump_json())
                 publish_progress(self.redis, self.job_id, state)
         except (ConnectionError, TimeoutError) as error:
-            logger.warning("job %s: progress not written: %s", self.job_id, error)
+            logger.warning("Job %s: progress not written: %s", self.job_id, error)
 
     def check_canceled(self) -> None:
-        """Raise JobCanceled once somebody has asked for it. Redis is asked at most every 0.25 s."""
+        """Raises JobCanceled if the job was canceled. Redis is read at most every 0.25 s."""
         try:
             self._ask()
         except (ConnectionError, TimeoutError) as error:
-            logger.warning("job %s: not known whether it is canceled: %s", self.job_id, error)
+            logger.warning("Job %s: cancellation not checked: %s", self.job_id, error)
         if self._canceled:
-            raise JobCanceled("the job was canceled while it ran")
+            raise JobCanceled("The job was canceled while it ran.")
 
     def is_current(self) -> bool:
-        """Whether no other execution of the job has started since. Always asks Redis."""
+        """Returns False once another execution of the job has started. Always reads Redis."""
         self._asked_at = -math.inf
         self._ask()
         return self._current
@@ -173,13 +173,13 @@ class JobExecution:
         """
         if not self.is_current():
             raise ExecutionSuperseded(
-                f"another execution of job {self.job_id} has started: this one publishes nothing",
-                "This worker was out of reach for too long and the job was given to another.",
+                f"Another execution of job {self.job_id} has started, so this one publishes nothing.",
+                "This worker did not reach Redis for too long, and another worker has taken the job.",
             )
         self.check_canceled()
 
     def log(self, line: str) -> None:
-        """Append a line to the job's log, which anybody who sees the job can read."""
+        """Appends a line to the job's log, which everyone who may read the job may read."""
         now = utc_text(datetime.now(UTC), timespec="milliseconds")
         with self.redis.pipeline(transaction=False) as pipe:
             pipe.rpush(log_key(self.job_id), *(f"{now} {part}" for part in line.splitlines() or [""]))
@@ -193,10 +193,10 @@ class JobExecution:
         try:
             publish_tokens(self.redis, self.job_id, pieces)
         except (ConnectionError, TimeoutError) as error:
-            logger.warning("job %s: text not told: %s", self.job_id, error)
+            logger.warning("Job %s: text not published: %s", self.job_id, error)
 
     def fail(self, error: GraftwerkError) -> None:
-        """Record why the job fails, before RQ learns that it does."""
+        """Records the error of the job before RQ commits the failure."""
         if self.is_current():
             self.redis.hset(self._key, "error", Failure.of(error).dumps())
 
@@ -218,34 +218,38 @@ class Assignment:
 
 
 class AssignedJob(RQJob):
-    """RQ's job as our workers see it, with the assignment that its task finds."""
+    """RQ's job in our workers, with the assignment for its task."""
 
     assignment: Assignment | None = None
 
 
 def assigned() -> Assignment:
-    """The assignment of the task that runs in this thread. Raises InternalError outside of a worker."""
+    """Returns the assignment of the task that runs in this thread.
+
+    Raises:
+        InternalError: no worker of ours runs in this thread.
+    """
     job = get_current_job()
     if not isinstance(job, AssignedJob) or job.assignment is None:
-        raise InternalError("a task ran outside of a worker of ours")
+        raise InternalError("A task ran outside of a Graftwerk worker.")
     return job.assignment
 
 
 def as_error(error: Exception) -> GraftwerkError:
-    """What a job's record says of an exception: ours as it is, a known one translated, else `internal_error`."""
+    """Returns the error for a job's record: our own errors unchanged, known ones translated, others as `internal_error`."""
     if isinstance(error, GraftwerkError):
         return error
     if isinstance(error, BaseTimeoutException):
-        return JobTimeout(f"the job took too long: {error}", "Raise JOB_TIMEOUT_SECONDS.")
+        return JobTimeout(f"The job took too long: {error}.", "Raise JOB_TIMEOUT_SECONDS.")
     if is_disk_full(error):
-        return DiskFull(f"the volume is full: {error}", "Delete models or give the volume more room.")
+        return DiskFull(f"The volume is full: {error}.", "Delete models, or enlarge the volume.")
     if isinstance(error, ValidationError):
         return InvalidRequest(
-            f"this worker does not understand the request: {error}", "Is it of the API's version?"
+            f"This worker cannot read the request: {error}.", "Run API and workers of the same version."
         )
-    return InternalError(f"{type(error).__name__}: {error}", "The traceback is in the job's log.")
+    return InternalError(f"{type(error).__name__}: {error}.", "The traceback is in the job's log.")
 
 
 def traceback_of(error: Exception) -> str:
-    """The traceback for the job's log."""
+    """Returns the traceback for the job's log."""
     return "".join(traceback.format_exception(error)).rstrip()

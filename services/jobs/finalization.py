@@ -1,7 +1,7 @@
-"""How a job ends for good: its end is told, its claims are released, what waits for it fails.
+"""Finalization of ended jobs: publishes the end, releases names and disk space, fails the jobs that depend on it.
 
-RQ's own commit comes first; `finalize` then does the rest, may be repeated, and is repeated by the janitor
-where a process died between the two.
+RQ commits the end of a job first, `finalize` does the rest. It may be repeated, and the janitor repeats it if a process died
+between the two.
 """
 
 import time
@@ -31,16 +31,17 @@ from services.jobs.records import (
 from services.jobs.status import ENDED, WAITING, Job
 
 GRACE_SECONDS = 3600
-"""Our keys outlive RQ's by this, so that a job is never seen without its record."""
+"""Time that our keys outlive RQ's, so that a job never appears without its record."""
 
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-"""Lua: give up a claim only if it is still this job's."""
+"""Lua: deletes a reservation of a name only if it is still this job's."""
 
 
 def finalize(redis: Redis, job_id: str) -> bool:
-    """Do what an ended job leaves to be done; False if the job has not ended.
+    """Finalizes an ended job; returns False if the job has not ended.
 
-    Raises JobNotFound.
+    Raises:
+        JobNotFound: the job does not exist.
     """
     job = read_job(redis, job_id)
     if job.status not in ENDED:
@@ -54,9 +55,10 @@ def finalize(redis: Redis, job_id: str) -> bool:
 
 
 def end_waiting(redis: Redis, job_id: str, error: GraftwerkError) -> bool:
-    """End a job that no worker has started; False if one has, or if it has ended.
+    """Ends a job that no worker has started; returns False if one has, or if the job has ended.
 
-    Raises JobNotFound.
+    Raises:
+        JobNotFound: the job does not exist.
     """
     rq_key = RQJob.key_for(job_id)
     ended = transact(redis, lambda pipe: _end_waiting(redis, pipe, job_id, error), rq_key)
@@ -76,7 +78,7 @@ def _end_waiting(redis: Redis, pipe: Pipeline, job_id: str, error: GraftwerkErro
     except (NoSuchJobError, InvalidJobOperation):
         pipe.multi()
         return False
-    # RQ keeps canceled jobs for ever and notes no end: ours end like any other.
+    # RQ keeps canceled jobs forever and records no end time; here they end like all others.
     CanceledJobRegistry(rq.origin, redis, serializer=SERIALIZER).remove(rq, pipeline=pipe)
     pipe.hset(rq.key, "ended_at", utcformat(now()))
     rq.cleanup(ttl=rq.result_ttl, pipeline=pipe, remove_from_queue=False)
@@ -87,11 +89,15 @@ def _end_waiting(redis: Redis, pipe: Pipeline, job_id: str, error: GraftwerkErro
 
 
 def upstream_error(job: Job) -> UpstreamFailed:
-    """Why a job that was to run after this ended one does not run."""
+    """Returns the error of a job that depends on this ended one."""
     ending = "was canceled" if job.status == "canceled" else "failed"
-    reason = f" ({job.error.code}: {job.error.message})" if job.error and job.status == "failed" else ""
+    reason = (
+        f" ({job.error.code}: {job.error.message.removesuffix('.')})"
+        if job.error and job.status == "failed"
+        else ""
+    )
     return UpstreamFailed(
-        f"the {job.kind} job {job.id} that this one was to run after {ending}{reason}",
+        f"The {job.kind} job {job.id}, which this job depends on, {ending}{reason}.",
         "Submit that job again, then this one after it.",
     )
 

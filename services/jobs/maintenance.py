@@ -1,7 +1,7 @@
-"""What the janitor does to the queue: find lost jobs, make up for missed endings, forget the expired.
+"""Maintenance of the queue: reclaims lost jobs, finalizes ended ones, removes expired records.
 
-RQ's own cleanup is not used: it overwrites an end that is committed while it looks, counts a stranded job
-as a failed try, and tells nobody.
+RQ's own cleanup is not used: it overwrites an end that is committed at the same time, counts a stranded job as a failed
+attempt, and publishes nothing.
 """
 
 import time
@@ -41,7 +41,7 @@ from services.jobs.status import ENDED
 from services.kinds import QUEUES
 
 STRANDED_SECONDS = 10
-"""A job that a worker took from the queue and did not start within this long goes back."""
+"""Time after which a job that a worker took from the queue but did not start goes back."""
 
 
 LOST_ERRORS = {
@@ -52,7 +52,7 @@ LOST_ERRORS = {
 
 
 def run_maintenance(redis: Redis) -> list[str]:
-    """One round. Gives a line for each thing that was put right. Safe beside running workers."""
+    """Runs one round, which is safe next to running workers; returns a line for each change."""
     lines = []
     for queue in (rq_queue(redis, name) for name in QUEUES):
         lines += _reclaim_lost(redis, queue) + _return_stranded(redis, queue)
@@ -60,16 +60,16 @@ def run_maintenance(redis: Redis) -> list[str]:
             registry(queue=queue).cleanup()
         queue.ready_job_registry.cleanup()
         clean_worker_registry(queue)
-    return lines + _finish_endings(redis) + _forget_expired(redis)
+    return lines + _finalize_ended(redis) + _remove_expired(redis)
 
 
 def active_jobs(redis: Redis) -> set[str]:
-    """The ids of the jobs that have not ended, or whose end is not settled."""
+    """Returns the ids of the jobs that have not ended or are not finalized yet."""
     return set(active_ids(redis))
 
 
 def _reclaim_lost(redis: Redis, queue: Queue) -> list[str]:
-    """Put jobs back whose worker has not been heard of, or fail them when no try is left."""
+    """Puts jobs back whose worker sends no heartbeat, or fails them if no retry is left."""
     lines = []
     key = queue.started_job_registry.key
     for member in redis.zrangebyscore(key, "-inf", time.time()):
@@ -77,8 +77,8 @@ def _reclaim_lost(redis: Redis, queue: Queue) -> list[str]:
         attempt = partial(_reclaim, queue=queue, job_id=job_id, execution_id=execution_id)
         outcome = transact(redis, attempt, RQJob.key_for(job_id), key)
         if outcome is not None:
-            lines.append(f"job {job_id}: its worker was lost, {outcome}")
-            _tell(redis, job_id)
+            lines.append(f"Job {job_id}: the worker was lost; {outcome}.")
+            _publish_state(redis, job_id)
     return lines
 
 
@@ -88,7 +88,7 @@ def _reclaim(pipe: Pipeline, queue: Queue, job_id: str, execution_id: str) -> st
     score = redis.zscore(queue.started_job_registry.key, f"{job_id}:{execution_id}")
     pipe.multi()
     if score is None or score > time.time():
-        return None  # it was heard of after all
+        return None  # a heartbeat has come meanwhile
     pipe.zrem(queue.started_job_registry.key, f"{job_id}:{execution_id}")
     if job is None or record is None or job.get_status(refresh=False) != RQStatus.STARTED:
         return None
@@ -98,16 +98,16 @@ def _reclaim(pipe: Pipeline, queue: Queue, job_id: str, execution_id: str) -> st
     decision = decide(record, has_retries=job.should_retry)
     if decision is RetryDecision.RETRY:
         job.retry(queue, pipe)
-        return "it is in the queue again"
+        return "the job is queued again"
     if decision in LOST_ERRORS:
         pipe.hset(record_key(job_id), "error", Failure.of(LOST_ERRORS[decision]).dumps())
     job.ended_at = job.ended_at or now()
-    record_job_failure(job, "the worker was lost", pipe)
-    return "it has ended"
+    record_job_failure(job, "The worker was lost.", pipe)
+    return "the job has ended"
 
 
 def _return_stranded(redis: Redis, queue: Queue) -> list[str]:
-    """Put jobs back that died between the queue and their start."""
+    """Puts jobs back whose worker died between taking and starting them."""
     lines = []
     started = {_text(member).split(":")[0] for member in redis.zrange(queue.started_job_registry.key, 0, -1)}
     stranded = queue.intermediate_queue
@@ -116,7 +116,7 @@ def _return_stranded(redis: Redis, queue: Queue) -> list[str]:
             continue
         attempt = partial(_return, queue=queue, job_id=job_id)
         if transact(redis, attempt, RQJob.key_for(job_id)):
-            lines.append(f"job {job_id}: taken and never started, it is in the queue again")
+            lines.append(f"Job {job_id}: taken but never started; the job is queued again.")
         redis.delete(stranded.get_first_seen_key(job_id))
     return lines
 
@@ -138,8 +138,8 @@ def _return(pipe: Pipeline, queue: Queue, job_id: str) -> bool:
     return True
 
 
-def _finish_endings(redis: Redis) -> list[str]:
-    """Settle what ended unsettled; end what waits in vain."""
+def _finalize_ended(redis: Redis) -> list[str]:
+    """Finalizes ended jobs and fails jobs whose upstream failed."""
     lines = []
     ids = active_ids(redis)
     for job_id, job, record in zip(ids, read_jobs(redis, ids), read_records(redis, ids), strict=True):
@@ -149,12 +149,12 @@ def _finish_endings(redis: Redis) -> list[str]:
                 pipe.execute()
         elif job.status in ENDED:
             finalize(redis, job_id)
-            lines.append(f"job {job_id}: its end as {job.status} is settled")
+            lines.append(f"Job {job_id}: finalized as {job.status}.")
         elif record is not None and record.cancel:
-            if end_waiting(redis, job_id, JobCanceled("the job was canceled")):
-                lines.append(f"job {job_id}: canceled while it waited")
+            if end_waiting(redis, job_id, JobCanceled("The job was canceled.")):
+                lines.append(f"Job {job_id}: canceled while it waited.")
         elif job.status == "queued" and _end_without_upstream(redis, job_id, job.after):
-            lines.append(f"job {job_id}: a job before it did not succeed")
+            lines.append(f"Job {job_id}: failed, because a job that it depends on did not succeed.")
     return lines
 
 
@@ -165,20 +165,20 @@ def _end_without_upstream(redis: Redis, job_id: str, after: list[str]) -> bool:
     return False
 
 
-def _forget_expired(redis: Redis) -> list[str]:
+def _remove_expired(redis: Redis) -> list[str]:
     expired = [_text(id) for id in redis.zrangebyscore(ENDED_KEY, "-inf", time.time())]
     with redis.pipeline() as pipe:
         for job_id in expired:
             forget(pipe, job_id)
         pipe.execute()
-    return [f"job {job_id}: forgotten" for job_id in expired]
+    return [f"Job {job_id}: record removed." for job_id in expired]
 
 
 def _text(member: Any) -> str:
     return as_text(member)
 
 
-def _tell(redis: Redis, job_id: str) -> None:
+def _publish_state(redis: Redis, job_id: str) -> None:
     try:
         if not finalize(redis, job_id):
             publish_status(redis, read_job(redis, job_id))

@@ -1,8 +1,4 @@
-"""The queue as the API sees it: submit, look, cancel, retry, forget.
-
-A submission is one Redis transaction: the job, its record, its claim on a name and its place behind other
-jobs come to be together or not at all.
-"""
+"""The queue of the API: submits, lists, cancels, retries and deletes jobs, and lists workers."""
 
 import base64
 import binascii
@@ -47,7 +43,7 @@ from services.kinds.shared import JobRequest
 from services.settings import Settings
 
 WORKER_LOST_SECONDS = 45
-"""A worker that has not been heard of for this long does not count as alive."""
+"""Time after the last heartbeat at which a worker no longer counts as alive."""
 
 PAGE = 100
 
@@ -55,29 +51,29 @@ IDENTITY_KEY = "graftwerk:service"
 
 
 def connect(settings: Settings) -> Redis:
-    """The connection of this process. Blocking reads must be shorter than the 15 s socket timeout."""
+    """Returns the connection of this process. Blocking reads must be shorter than the socket timeout of 15 s."""
     return Redis.from_url(
         settings.redis_address,
         protocol=2,  # the replies of streams differ between the two
         socket_timeout=15,
         socket_connect_timeout=3,
         health_check_interval=30,
-        max_connections=2000,  # every event stream that is followed keeps one
+        max_connections=2000,  # each reader of an event stream keeps one
         retry=RedisRetry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries=5),
     )
 
 
 def service_identity(redis: Redis) -> str:
-    """A name that this service has as long as its Redis: by it a service knows itself again."""
+    """Returns the id of this service, which lasts as long as its Redis: a service recognizes itself by it."""
     redis.set(IDENTITY_KEY, str(uuid4()), nx=True)
     return as_text(redis.get(IDENTITY_KEY) or b"")
 
 
 class JobQueue:
-    """All jobs, for the API. Every method raises NotReady where Redis does not answer."""
+    """All jobs, for the API. Every method raises NotReady if Redis does not answer."""
 
     def __init__(self, redis: Redis, settings: Settings, *, task: str = TASK) -> None:
-        """`task` is the name of the function that a worker calls."""
+        """`task`: name of the function that a worker calls."""
         self.redis = redis
         self.settings = settings
         self.task = task
@@ -124,7 +120,11 @@ class JobQueue:
 
     @reaching_redis()
     def get(self, job_id: str) -> Job:
-        """One job. Raises JobNotFound."""
+        """Returns one job.
+
+        Raises:
+            JobNotFound: the job does not exist.
+        """
         return read_job(self.redis, job_id)
 
     @reaching_redis()
@@ -136,9 +136,10 @@ class JobQueue:
         limit: int = 50,
         after: str | None = None,
     ) -> tuple[list[Job], str | None]:
-        """Jobs, newest first, and the cursor of the next page (None after the last).
+        """Returns jobs, newest first, and the cursor of the next page (None after the last page).
 
-        Raises InvalidRequest where `after` is no cursor of ours.
+        Raises:
+            InvalidRequest: `after` is not a cursor of a listing.
         """
         newest = "+inf" if after is None else f"({_from_cursor(after)}"
         found: list[tuple[Job, int]] = []
@@ -158,24 +159,32 @@ class JobQueue:
 
     @reaching_redis()
     def cancel(self, job_id: str) -> Job:
-        """End a waiting job at once; tell a running one to stop at its next step.
+        """Ends a waiting job at once; a running one stops at its next step.
 
-        Raises JobNotFound, JobAlreadyEnded.
+        Raises:
+            JobNotFound: the job does not exist.
+            JobAlreadyEnded: the job has ended.
         """
-        waiting = end_waiting(self.redis, job_id, JobCanceled("the job was canceled before it ran"))
+        waiting = end_waiting(self.redis, job_id, JobCanceled("The job was canceled before it ran."))
         job = read_job(self.redis, job_id)
         if waiting:
             return job
         if job.status in ENDED:
-            raise JobAlreadyEnded(f"job {job_id} has ended as {job.status}")
+            raise JobAlreadyEnded(f"Job {job_id} has ended as {job.status}.")
         self.redis.hset(record_key(job_id), "cancel", "1")
         # Between the two steps a worker's death may have put it back in the queue.
-        end_waiting(self.redis, job_id, JobCanceled("the job was canceled"))
+        end_waiting(self.redis, job_id, JobCanceled("The job was canceled."))
         return read_job(self.redis, job_id)
 
     @reaching_redis()
     def retry(self, job_id: str, *, need: DiskNeed | None = None) -> Job:
-        """A new job with the request of an ended one. Raises JobNotFound, JobNotEnded, as `submit`."""
+        """Submits the request of an ended job as a new job.
+
+        Raises:
+            JobNotFound: the job does not exist.
+            JobNotEnded: the job has not ended.
+            GraftwerkError: the submission is refused, see `submit`.
+        """
         job = self._ended(job_id, "be run again")
         known = zip(job.after, read_records(self.redis, job.after), strict=True)
         after = [id for id, record in known if record is not None]
@@ -184,7 +193,12 @@ class JobQueue:
 
     @reaching_redis()
     def delete(self, job_id: str) -> None:
-        """Forget an ended job. Raises JobNotFound, JobNotEnded."""
+        """Deletes the record of an ended job.
+
+        Raises:
+            JobNotFound: the job does not exist.
+            JobNotEnded: the job has not ended.
+        """
         self._ended(job_id, "be deleted")
         with self.redis.pipeline() as pipe:
             for rq in fetch(self.redis, [job_id]):
@@ -195,13 +209,17 @@ class JobQueue:
 
     @reaching_redis()
     def log(self, job_id: str) -> str:
-        """What the job's runs wrote, a line each. Raises JobNotFound."""
+        """Returns the lines that the executions of a job wrote.
+
+        Raises:
+            JobNotFound: the job does not exist.
+        """
         read_record(self.redis, job_id)
         return "".join(f"{as_text(line)}\n" for line in self.redis.lrange(log_key(job_id), 0, -1))
 
     @reaching_redis()
     def promised(self, after: Sequence[str]) -> dict[str, JobRequest]:
-        """The models that the unfinished jobs in `after`, and those before them, will make."""
+        """Returns, by name, the requests of unfinished jobs in `after` and upstream of them that make a model."""
         promises: dict[str, JobRequest] = {}
         pending, seen = [str(id) for id in after], set[str]()
         while pending:
@@ -213,12 +231,12 @@ class JobQueue:
 
     @reaching_redis()
     def reserved_bytes(self, taken: Callable[[str], int]) -> int:
-        """Bytes of the volume that unfinished jobs will still write; `taken` gives what a job has written."""
+        """Returns the bytes of the volume that unfinished jobs have reserved; `taken` returns the bytes that a job has written."""
         return reserved_bytes(self.redis, taken)
 
     @reaching_redis()
     def using(self, model_name: str) -> Sequence[str]:
-        """The ids of the unfinished jobs that read or make this model."""
+        """Returns the ids of the unfinished jobs that read or make this model."""
         users = []
         for job in read_jobs(self.redis, active_ids(self.redis)):
             if job is None or job.status in ENDED:
@@ -230,17 +248,17 @@ class JobQueue:
 
     @reaching_redis()
     def ping(self) -> None:
-        """Raise NotReady where Redis does not answer."""
+        """Raises NotReady if Redis does not answer."""
         self.redis.ping()
 
     @reaching_redis()
     def identity(self) -> str:
-        """This service's own name, see `service_identity`."""
+        """Returns the id of this service, see `service_identity`."""
         return service_identity(self.redis)
 
     @reaching_redis()
     def workers(self) -> Sequence[WorkerState]:
-        """The workers that were heard of lately, by name."""
+        """Returns the workers that are alive, by name."""
         # Read directly: RQ's own listing raises the socket timeout of this connection to 415 s.
         oldest = datetime.now(UTC) - timedelta(seconds=WORKER_LOST_SECONDS)
         states = []
@@ -264,7 +282,7 @@ class JobQueue:
     def _ended(self, job_id: str, action: str) -> Job:
         job = read_job(self.redis, job_id)
         if job.status not in ENDED:
-            raise JobNotEnded(f"job {job_id} is {job.status} and cannot {action}", "Cancel it first.")
+            raise JobNotEnded(f"Job {job_id} is {job.status} and cannot {action}.", "Cancel it first.")
         return job
 
 
@@ -277,5 +295,5 @@ def _from_cursor(cursor: str) -> int:
         return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(
-            f"{cursor!r} is no cursor", "Pass on `after` as a listing returned it."
+            f"{cursor!r} is not a cursor.", "Pass on `after` as a listing returned it."
         ) from error

@@ -1,8 +1,8 @@
-"""What Redis holds of a job beside RQ's own keys, and how both are read as one `Job`.
+"""Our record of a job in Redis, and its combination with RQ's into one `Job`.
 
-Status and result are RQ's and are never stored twice. Ours, in the hash `graftwerk:job:<id>`: `request`,
+Status and result are RQ's and are never stored twice. Our fields, in the hash `graftwerk:job:<id>`: `request`,
 `created_at` (microseconds since 1970), `progress`, `error`, `cancel` (a flag) and `execution` (the id of
-the run that may publish). The rest are indexes: all jobs by age, those not yet settled, those to forget.
+the execution that may publish). The other keys are indexes: all jobs by age, jobs that are not finalized, expiring records.
 """
 
 import json
@@ -35,16 +35,16 @@ from services.kinds.shared import JobRequest
 T = TypeVar("T")
 
 SERIALIZER = "json"
-"""On the queue, in the worker and for every fetch: RQ's default is pickle."""
+"""Serializer of queue, workers and every fetch; RQ's default is pickle."""
 
 JOBS_KEY = "graftwerk:jobs"
-"""Sorted set of all job ids by creation, in microseconds, no two alike."""
+"""Sorted set of all job ids by creation time in microseconds, no two equal."""
 
 ACTIVE_KEY = "graftwerk:active"
-"""Set of the job ids whose end has not been settled: published, cascaded, claims released."""
+"""Set of the ids of jobs that are not finalized."""
 
 ENDED_KEY = "graftwerk:ended"
-"""Sorted set of the ids of settled jobs by the time (seconds) at which they are forgotten."""
+"""Sorted set of the ids of finalized jobs by the time (seconds) at which their records expire."""
 
 
 def rq_queue(redis: Redis, name: str) -> Queue:
@@ -53,47 +53,51 @@ def rq_queue(redis: Redis, name: str) -> Queue:
 
 
 def record_key(job_id: str) -> str:
-    """Our hash of one job."""
+    """Returns the key of our hash of a job."""
     return f"graftwerk:job:{job_id}"
 
 
 def log_key(job_id: str) -> str:
-    """The list of lines that a job's runs wrote."""
+    """Returns the key of the list of lines that a job's executions wrote."""
     return f"graftwerk:log:{job_id}"
 
 
 def events_key(job_id: str | None) -> str:
-    """The stream of one job's events, or of everybody's."""
+    """Returns the key of the stream of one job's events, or of all events."""
     return "graftwerk:events" if job_id is None else f"graftwerk:events:{job_id}"
 
 
 def target_key(name: str) -> str:
-    """Who is about to make the model of this name; names differ in more than letter case."""
+    """Returns the key of the id of the job that makes the model of this name, ignoring case."""
     return f"graftwerk:target:{name.lower()}"
 
 
 @contextmanager
 def reaching_redis() -> Iterator[None]:
-    """Around (or on) what needs Redis: the doors know `NotReady`, not redis-py's errors."""
+    """Translates errors of redis-py into `NotReady` and `QueueFull`; also a decorator."""
     try:
         yield
     except (ConnectionError, TimeoutError) as error:
-        raise NotReady(f"Redis does not answer: {error}", "Check that it runs and REDIS_URL.") from error
+        raise NotReady(
+            f"Redis does not answer: {str(error).removesuffix('.')}.",
+            "Check that it runs, and check REDIS_URL.",
+        ) from error
     except OutOfMemoryError as error:
         raise QueueFull(
-            f"Redis has no memory left: {error}", "Delete ended jobs, or give Redis more memory."
+            f"Redis has no memory left: {str(error).removesuffix('.')}.",
+            "Delete ended jobs, or give Redis more memory.",
         ) from error
 
 
 def transact(redis: Redis, attempt: Callable[[Pipeline], T], *keys: str) -> T:
-    """What `attempt` gives, its writes made in one step; repeated while somebody changes these keys."""
-    callable_ = cast(Callable[[Pipeline], None], attempt)  # redis-py's own type forgets what it returns
+    """Returns the value of `attempt`, whose writes are one transaction; it is repeated if these keys change meanwhile."""
+    callable_ = cast(Callable[[Pipeline], None], attempt)  # redis-py's type loses the return type
     return cast(T, redis.transaction(callable_, *keys, value_from_callable=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as it stands in the record; `final` ones are not tried again."""
+    """Error in a record; a `final` one is not retried."""
 
     code: str
     message: str
@@ -102,12 +106,12 @@ class Failure:
 
     @classmethod
     def of(cls, error: GraftwerkError) -> "Failure":
-        """The record of an error. A fault of our own is final too: it would only happen again."""
+        """Returns the record of an error. An internal error is final too: a retry would only repeat it."""
         final = not error.transient or isinstance(error, InternalError)
         return cls(error.code, error.message, error.hint, final)
 
     def dumps(self) -> str:
-        """The JSON in the hash."""
+        """Returns the JSON for the hash."""
         return json.dumps(
             {"code": self.code, "message": self.message, "hint": self.hint, "final": self.final}
         )
@@ -126,7 +130,7 @@ class Record:
 
     @classmethod
     def parse(cls, fields: dict[bytes, bytes]) -> "Record | None":
-        """The record in the fields of the hash, or None where there is none."""
+        """Returns the record in the fields of the hash, or None without one."""
         if b"request" not in fields:
             return None
         error = fields.get(b"error")
@@ -141,7 +145,7 @@ class Record:
 
 
 def read_records(redis: Redis, job_ids: Sequence[str]) -> list[Record | None]:
-    """The records of these jobs, in one round trip."""
+    """Returns the records of these jobs, in one round trip."""
     with redis.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
             pipe.hgetall(record_key(job_id))
@@ -149,7 +153,11 @@ def read_records(redis: Redis, job_ids: Sequence[str]) -> list[Record | None]:
 
 
 def read_record(redis: Redis, job_id: str) -> Record:
-    """One record. Raises JobNotFound."""
+    """Returns one record.
+
+    Raises:
+        JobNotFound: the job does not exist.
+    """
     record = read_records(redis, [job_id])[0]
     if record is None:
         raise _unknown(job_id)
@@ -157,20 +165,24 @@ def read_record(redis: Redis, job_id: str) -> Record:
 
 
 def fetch(redis: Redis, job_ids: Iterable[str]) -> list[RQJob | None]:
-    """RQ's side of these jobs, in one round trip."""
+    """Returns RQ's jobs of these ids, in one round trip."""
     return RQJob.fetch_many(list(job_ids), connection=redis, serializer=SERIALIZER)
 
 
 def read_jobs(redis: Redis, job_ids: Sequence[str]) -> list[Job | None]:
-    """These jobs as the API returns them; None for those that are unknown or have expired."""
-    # RQ's side is read first: a failure of ours is recorded before RQ says "failed", so that this
-    # order can never show a failed job without its error.
+    """Returns these jobs; None for those that are unknown or have expired."""
+    # RQ's job is read first: our error is recorded before RQ sets "failed", so that this order never shows a failed
+    # job without its error.
     pairs = zip(job_ids, fetch(redis, job_ids), read_records(redis, job_ids), strict=True)
     return [None if rq is None or record is None else _view(rq, record) for _, rq, record in pairs]
 
 
 def read_job(redis: Redis, job_id: str) -> Job:
-    """One job as the API returns it. Raises JobNotFound."""
+    """Returns one job.
+
+    Raises:
+        JobNotFound: the job does not exist.
+    """
     job = read_jobs(redis, [job_id])[0]
     if job is None:
         raise _unknown(job_id)
@@ -178,12 +190,12 @@ def read_job(redis: Redis, job_id: str) -> Job:
 
 
 def active_ids(redis: Redis) -> list[str]:
-    """The ids of the jobs that have not been settled, in no order."""
+    """Returns the ids of the jobs that are not finalized, in no order."""
     return [as_text(member) for member in redis.smembers(ACTIVE_KEY)]
 
 
 def forget(pipe: Pipeline, job_id: str) -> None:
-    """Delete all that is ours of a job (RQ's keys expire by themselves)."""
+    """Deletes our keys of a job; RQ's expire by themselves."""
     pipe.delete(record_key(job_id), log_key(job_id), events_key(job_id))
     pipe.zrem(JOBS_KEY, job_id)
     pipe.zrem(ENDED_KEY, job_id)
@@ -192,7 +204,8 @@ def forget(pipe: Pipeline, job_id: str) -> None:
 
 def _unknown(job_id: str) -> JobNotFound:
     return JobNotFound(
-        f"there is no job {job_id!r}", "It may have expired: ended jobs are kept for JOB_RETENTION_SECONDS."
+        f"There is no job {job_id!r}.",
+        "It may have expired: ended jobs are kept for JOB_RETENTION_SECONDS.",
     )
 
 
@@ -221,12 +234,12 @@ def _view(rq: RQJob, record: Record) -> Job:
 
 
 def _position(rq: RQJob) -> int | None:
-    """Place in its queue, counted from 1; None between the queue and the worker's start."""
+    """Returns the position in the queue from 1; None between the queue and the worker's start."""
     index = rq.get_position()
     return None if index is None else index + 1
 
 
 def _error(failure: Failure | None) -> JobError:
     if failure is None:
-        failure = Failure.of(JobAbandoned("the worker process died while the job ran, and no retry is left"))
+        failure = Failure.of(JobAbandoned("The worker process died while the job ran, and no retry is left."))
     return JobError(code=failure.code, message=failure.message, hint=failure.hint)

@@ -1,7 +1,6 @@
-"""RQ's workers with our bookkeeping: ends are told and cascaded, stops put back, orphans die.
+"""RQ's workers with our bookkeeping: they finalize ended jobs and put interrupted ones back.
 
-A worker has one queue, runs a job in a forked process (`ForkWorker`) or in its own (see
-`worker/inference/worker.py`), and never gives up a job that it did not finish.
+A worker has one queue, and runs a job in a forked process (`ForkWorker`) or in its own (`worker/inference/worker.py`).
 """
 
 import ctypes
@@ -39,10 +38,10 @@ from services.jobs.retry import RetryDecision, decide
 from services.settings import Settings
 
 MONITORING_SECONDS = 5
-"""A busy worker beats its heart this often."""
+"""Interval of a busy worker's heartbeats."""
 
 HEARTBEAT_SECONDS = 15
-"""A job whose worker has not been heard of for this long is given to another."""
+"""Time after the last heartbeat at which a job is given to another worker."""
 
 WORKER_TTL_SECONDS = 45
 MAINTENANCE_SECONDS = 15
@@ -54,19 +53,19 @@ logger = logging.getLogger("graftwerk.worker")
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """End this process when its parent ends: an orphan would run on beside the one that replaces it.
+    """Makes the kernel kill this process when its parent dies; else it would run next to its replacement.
 
-    Linux only; elsewhere an orphan finishes, and is then refused as superseded.
+    Linux only; elsewhere the process finishes and is then refused as superseded.
     """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it had died before the call
+    if os.getppid() != parent_pid:  # the parent died before the call
         os._exit(1)
 
 
 class TrackedWorker(BaseWorker):
-    """What every worker of ours adds to RQ's, whichever way it runs its jobs."""
+    """RQ's worker with our records, events and retry decision."""
 
     job_class = AssignedJob
     log_result_lifespan = False
@@ -89,57 +88,57 @@ class TrackedWorker(BaseWorker):
     # ---- starting -------------------------------------------------------------------------------------
 
     def is_waiting(self, job: RQJob) -> bool:
-        """Whether a job from the queue is still to be run: it may have been canceled, or be a leftover."""
+        """Returns True if a job from the queue must still run; it may have been canceled."""
         status = self.connection.hget(job.key, "status")
         if status == RQStatus.QUEUED.value.encode():
             return True
-        logger.info("job %s is not run: its status is %r", job.id, status)
+        logger.info("Job %s does not run: its status is %r", job.id, status)
         self.queues[0].intermediate_queue.remove(job.id)
         return False
 
     def prepare_execution(self, job: RQJob) -> Execution:
-        """RQ's entry among the started jobs; from now on only this execution counts."""
+        """Adds RQ's entry of a started job and makes this execution the current one."""
         execution = super().prepare_execution(job)
         JobExecution(job.id, execution.id, self.connection).start()
         return execution
 
     def perform_job(self, job: RQJob, queue: Queue, execution: Execution) -> bool:
-        """RQ's, with the assignment on the job where its task finds it."""
+        """Attaches the assignment for the task, then calls RQ's."""
         if isinstance(job, AssignedJob):
             job.assignment = Assignment(JobExecution(job.id, execution.id, self.connection), self.settings)
         return super().perform_job(job, queue, execution)
 
     def prepare_job_execution(self, job: RQJob, remove_from_intermediate_queue: bool = False) -> None:
-        """RQ's commit that the job has started; then everybody is told."""
+        """Commits the start of the job, then publishes it."""
         super().prepare_job_execution(job, remove_from_intermediate_queue)
         publish_status(self.connection, read_job(self.connection, job.id))
 
     # ---- running --------------------------------------------------------------------------------------
 
     def get_heartbeat_ttl(self, job: RQJob, working_time: float = 0.0) -> int:
-        """Seconds after which an unheard-of job counts as lost, whatever its time limit."""
+        """Returns the seconds without a heartbeat after which a job counts as lost, independent of its time limit."""
         return HEARTBEAT_SECONDS
 
     def maintain_heartbeats(self, job: RQJob, execution: Execution) -> None:
-        """RQ's; a Redis that is away for a while must not end a job of hours."""
+        """Calls RQ's; a Redis outage must not end a job of hours."""
         try:
             super().maintain_heartbeats(job, execution)
         except (ConnectionError, TimeoutError) as error:
-            logger.warning("job %s: no heartbeat: %s", job.id, error)
+            logger.warning("Job %s: no heartbeat: %s", job.id, error)
 
     def clean_registries(self) -> None:
-        """Left to the janitor, which also tells and cascades what it ends."""
+        """Does nothing: the janitor cleans the registries, and also finalizes the jobs that it ends."""
 
     # ---- ending ---------------------------------------------------------------------------------------
 
     def handle_job_success(
         self, job: RQJob, queue: Queue, started_job_registry: Any, execution: Execution
     ) -> None:
-        """RQ's commit, then ours; nothing at all where another execution has taken over."""
+        """Commits the success and finalizes the job, except if another execution has started."""
         if self._superseded(job, execution):
             return
         super().handle_job_success(job, queue, started_job_registry, execution)
-        self._settle(job)
+        self._finalize(job)
 
     def handle_job_failure(
         self,
@@ -149,11 +148,7 @@ class TrackedWorker(BaseWorker):
         exc_string: str = "",
         execution: Execution | None = None,
     ) -> None:
-        """RQ's commit (failed, or back in the queue), then ours.
-
-        Tried again is only what died or is transient; a job that we stopped ourselves goes back to the
-        front of its queue and loses no try.
-        """
+        """Commits the failure or puts the job back, as `retry.decide` says, then finalizes an ended job."""
         if execution is not None and self._superseded(job, execution):
             return
         record = read_records(self.connection, [job.id])[0]
@@ -162,23 +157,23 @@ class TrackedWorker(BaseWorker):
             decide(record, has_retries=job.should_retry, is_worker_stopped=is_stopped), job, exc_string
         )
         super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
-        self._settle(job)
+        self._finalize(job)
 
     def handle_exception(self, job: RQJob, *exc_info: Any) -> None:
-        """One line for what the user must fix, RQ's traceback for the rest."""
+        """Logs one line for an error of ours, RQ's traceback for others."""
         error = exc_info[1]
         if isinstance(error, GraftwerkError):
-            logger.warning("job %s: %s: %s", job.id, error.code, error.message)
+            logger.warning("Job %s: %s: %s", job.id, error.code, error.message)
         else:
             super().handle_exception(job, *exc_info)
 
-    def _settle(self, job: RQJob) -> None:
-        # The job has ended whatever happens here; the janitor makes up for what does not succeed.
+    def _finalize(self, job: RQJob) -> None:
+        # The job has ended in any case; the janitor repeats what fails here.
         try:
             if not finalize(self.connection, job.id):
                 publish_status(self.connection, read_job(self.connection, job.id))
         except (ConnectionError, TimeoutError, JobNotFound) as error:
-            logger.warning("job %s: its end is left to the janitor: %s", job.id, error)
+            logger.warning("Job %s: not finalized, the janitor will do it: %s", job.id, error)
 
     def _apply(self, decision: RetryDecision, job: RQJob, reason: str) -> None:
         """Prepares RQ's own handling of the failure."""
@@ -203,7 +198,7 @@ class TrackedWorker(BaseWorker):
         record = read_records(self.connection, [job.id])[0]
         if record is None or record.execution in (None, execution.id):
             return False
-        logger.warning("job %s: execution %s is superseded and changes nothing", job.id, execution.id)
+        logger.warning("Job %s: execution %s is superseded and changes nothing.", job.id, execution.id)
         with self.connection.pipeline() as pipe:
             self.cleanup_execution(job, pipeline=pipe, execution=execution)
             pipe.execute()
@@ -212,17 +207,17 @@ class TrackedWorker(BaseWorker):
     # ---- stopping -------------------------------------------------------------------------------------
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT: put back what runs, then leave."""
+        """Puts running jobs back and stops, on SIGTERM or SIGINT."""
         self.asked_to_stop = True
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
-        """A second signal changes nothing: RQ would leave the job `started`, and we are leaving already."""
-        logger.info("worker %s is stopping", self.name)
+        """Ignores a second signal: RQ would leave the job `started`, and the worker is stopping already."""
+        logger.info("Worker %s is stopping.", self.name)
 
 
 class ForkWorker(TrackedWorker, Worker):
-    """Runs each job in a process of its own, forked from one that has imported what jobs need."""
+    """Worker that runs each job in a forked process, whose parent has imported the packages that jobs need."""
 
     def __init__(
         self,
@@ -239,28 +234,28 @@ class ForkWorker(TrackedWorker, Worker):
         self._cancel_seen: str | None = None
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
-        """RQ's, for jobs that are still to be run."""
+        """Runs a job that must still run."""
         if self.is_waiting(job):
             super().execute_job(job, queue)
 
     def main_work_horse(self, job: RQJob, queue: Queue) -> None:
-        """The job's process: tied to its parent first of all."""
+        """Runs in the job's process, which dies with its parent."""
         die_with_parent(self.pid or 0)
         super().main_work_horse(job, queue)
 
     def perform_job(self, job: RQJob, queue: Queue, execution: Execution) -> bool:
-        """Within the job's process."""
+        """Runs in the job's process."""
         self.prepare_process()
         return super().perform_job(job, queue, execution)
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        """Kill the job's process. Not its group: just after the fork that is still the worker's own."""
+        """Kills the job's process, not its group: right after the fork that is still the worker's."""
         if self.horse_pid:
             with suppress(ProcessLookupError):
                 os.kill(self.horse_pid, sig)
 
     def monitor_work_horse(self, job: RQJob, queue: Queue, execution: Execution) -> None:
-        """RQ's; closes the gaps where a signal came before the fork, or a kill after the commit."""
+        """Calls RQ's; covers a signal before the fork and a kill after the commit."""
         if self._stop_requested:
             self.kill_horse()
         super().monitor_work_horse(job, queue, execution)
@@ -268,24 +263,24 @@ class ForkWorker(TrackedWorker, Worker):
             finalize(self.connection, job.id)
 
     def maintain_heartbeats(self, job: RQJob, execution: Execution) -> None:
-        """Also kills a job that was canceled and has not stopped by itself since the last beat."""
+        """Also kills a canceled job that has not stopped since the last heartbeat."""
         super().maintain_heartbeats(job, execution)
         try:
             record = read_records(self.connection, [job.id])[0]
         except (ConnectionError, TimeoutError):
-            return  # said by the beat itself
+            return  # logged by the heartbeat
         if record is not None and record.cancel:
             if self._cancel_seen == execution.id:
                 self.kill_horse()
             self._cancel_seen = execution.id
 
     def handle_warm_shutdown_request(self) -> None:
-        """Kill the job's process: `handle_job_failure` then puts the job back."""
+        """Kills the job's process; `handle_job_failure` then puts the job back."""
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
         self.kill_horse()
 
     def handle_work_horse_killed(self, job: RQJob, retpid: Any, ret_val: Any, rusage: Any) -> None:
-        """Remember whether it was us."""
+        """Remembers if this worker killed the process."""
         self._killed_by_us = self.asked_to_stop
         super().handle_work_horse_killed(  # type: ignore[no-untyped-call]
             job, retpid, ret_val, rusage
@@ -294,6 +289,6 @@ class ForkWorker(TrackedWorker, Worker):
 
 def _abandoned(reason: str) -> JobAbandoned:
     return JobAbandoned(
-        f"the process that ran the job died, and no retry is left: {reason.strip(' ;')}",
-        "If it was killed for its memory, give the worker more, or run fewer jobs beside it.",
+        f"The process that ran the job died, and no retry is left: {reason.strip(' ;.')}.",
+        "If it ran out of memory, give the worker more memory, or run fewer jobs at once.",
     )

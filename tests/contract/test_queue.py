@@ -187,7 +187,7 @@ def test_a_listing_filters_by_kind_and_status(queue: JobQueue) -> None:
 
 
 def test_a_cursor_of_somebody_else_is_refused(queue: JobQueue) -> None:
-    with pytest.raises(InvalidRequest, match="no cursor"):
+    with pytest.raises(InvalidRequest, match="not a cursor"):
         queue.list(after="§§")
 
 

@@ -101,9 +101,9 @@ def test_the_janitor_waits_for_redis_says_so_as_json_and_stops_when_told(
         settings.model_copy(update={"redis_url": SecretStr(own_server.url)}),
         GRAFTWERK_LOG_FORMAT="json",
     )
-    until(lambda: "waiting for Redis" in log.read_text(), seconds=30)
+    until(lambda: "Waiting for Redis" in log.read_text(), seconds=30)
     own_server.start()
-    until(lambda: "the janitor has started" in log.read_text(), seconds=30)
+    until(lambda: "The janitor has started" in log.read_text(), seconds=30)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"level": "warning", "logger": "graftwerk.janitor"}.items() <= lines[0].items()
     janitor.terminate()
