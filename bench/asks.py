@@ -9,7 +9,7 @@ NO_END = {"2": -100}
 
 
 def text_of(tokens: int, rng: random.Random) -> str:
-    """Letters that are about so many tokens: one each, and four for the beginning."""
+    """Returns letters of about this many tokens: one each, and four for the beginning."""
     return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=max(1, tokens - 4)))
 
 

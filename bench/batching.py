@@ -37,7 +37,7 @@ class Work:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen."""
+    """Returns the command-line options."""
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -135,7 +135,7 @@ def one_at_a_time(loaded: LoadedModel, work: Work) -> Tokens:
 
 
 def static_batch(loaded: LoadedModel, work: Work) -> Tokens:
-    """transformers' `generate` on all at once: everybody waits for the longest answer."""
+    """transformers' `generate` on all at once: all wait for the longest output."""
     found = _generate(loaded, work.prompts, max(work.new_tokens))
     return [tokens[:count] for tokens, count in zip(found, work.new_tokens, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What is measured with our packages, each as a process of its own: `python -m bench.contenders NAME FOLDER`.
+"""Measurements of our packages, each in a process of its own: `python -m bench.contenders NAME FOLDER`.
 
 Each prints JSON: `work_seconds` without the imports, and what else it found out.
 """
@@ -75,7 +75,7 @@ def graftwerk_merge_plain(folder: Path) -> Found:
 
 
 def graftwerk_merge_canceled(folder: Path) -> Found:
-    """How long a merge goes on after it was canceled, until its staging folder is gone as well."""
+    """Measures the seconds from the cancellation of a merge until its staging folder is removed."""
     from services.checkpoints.write_hooks import WriteHooks
     from services.errors import JobCanceled
     from services.merge import merge

@@ -64,7 +64,7 @@ def make_original(folder: Path, layers: int) -> None:
 
 
 def make_adapter(folder: Path, layers: int, rank: int, rows: int) -> None:
-    """An adapter in the form of 2023, with embeddings of so many rows, if any."""
+    """An adapter in the form of 2023, with embeddings of this many rows, if any."""
     folder.mkdir(parents=True)
     numbers = Numbers(rank)
     state = {}

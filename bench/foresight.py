@@ -1,4 +1,4 @@
-"""How right the remaining time is that a job tells, on a real run."""
+"""Accuracy of the remaining time that a job reports, on a real run."""
 
 import statistics
 import time

@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen."""
+    """Returns the command-line options."""
     parser.add_argument("--slots", type=int, nargs="+", default=[8, 16], help="GENERATE_SLOTS to measure")
     parser.add_argument("--threads", type=int, default=1, help="TORCH_THREADS of the worker")
     parser.add_argument("--jobs", type=int, default=32)

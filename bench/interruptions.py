@@ -11,7 +11,7 @@ from bench.asks import Json, alike
 from bench.service import Service, seconds_since, token_ids, until
 
 FOLLOWED = 0
-"""Which job's stream is followed through the death of its worker."""
+"""Index of the job whose stream is followed through the death of its worker."""
 
 
 def cancel_one(service: Service, new_tokens: int) -> tuple[Json, list[str]]:
@@ -59,7 +59,7 @@ class Follower:
             time.sleep(0.1)
 
     def _read(self) -> bool:
-        """Whether the job has ended."""
+        """Returns true if the job has ended."""
         dropped = self.drop.is_set()
         try:
             for event in self.service.events(self.job_id, self.last_id):

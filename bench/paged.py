@@ -89,7 +89,7 @@ def _results(running: Any, count: int, seconds: float = 600) -> dict[str, Any]:
 
 
 def breaks(folder: Path) -> dict[str, str]:
-    """What a service would have to work around, each tried."""
+    """Tries the limitations that a service would have to work around."""
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # the tracebacks are expected
     return {"a prompt larger than the cache": _too_long(folder), "a cancel": _cancel(folder)}
 

@@ -1,4 +1,4 @@
-"""What others offer for the same work, as commands; two of them in environments of their own."""
+"""Commands of other projects for the same work; two of them in environments of their own."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def set_up(folder: Path) -> None:
 
 
 def is_there(name: str, environments: Path) -> bool:
-    """Whether the environment that a contender needs has been built."""
+    """Returns true if the environment of a contender has been built."""
     return name not in ENVIRONMENT_OF or (environments / ENVIRONMENT_OF[name] / ".ready").exists()
 
 

@@ -112,7 +112,7 @@ def running(
 
 
 def token_ids(job: Json) -> list[int]:
-    """What a job wrote. Fails for a job that did not succeed."""
+    """Returns the outputs of a job. Fails if the job did not succeed."""
     assert job["status"] == "succeeded", job["error"]
     found: list[int] = job["result"]["outputs"][0]["token_ids"]
     return found

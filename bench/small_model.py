@@ -47,7 +47,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def parameters(folder: Path) -> int:
-    """How many there are, by the file's header."""
+    """Returns the number of parameters, from the file's header."""
     with (folder / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(torch.Size(entry["shape"]).numel() for name, entry in header.items() if name != "__metadata__")

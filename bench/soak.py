@@ -67,7 +67,7 @@ def soak(service: Service, requests: int) -> tuple[Json, list[str]]:
 
 
 def expire(service: Service) -> tuple[Json, list[str]]:
-    """Jobs that nobody deletes: what is left of them when they have been forgotten."""
+    """Jobs that are not deleted: the keys left when their retention has ended."""
     ids = [service.submit(ask(f"forget {number}", 4, seed=number)) for number in range(CONCURRENCY)]
     for job_id in ids:
         service.wait(job_id)
@@ -116,7 +116,7 @@ def delete_all(service: Service, ids: list[str]) -> None:
 
 
 def kinds_of_keys(service: Service) -> dict[str, int]:
-    """How many keys there are by kind, an id being a star."""
+    """Returns the number of keys by kind; an id becomes a star."""
     names = (name.decode() for name in service.redis.scan_iter(count=1000))
     return dict(sorted(Counter(IDENTITY.sub("*", name) for name in names).items()))
 

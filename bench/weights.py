@@ -29,13 +29,13 @@ RATIOS = {
     "verified against not": ("graftwerk_merge_verified", "graftwerk_merge"),
 }
 NEEDED = ("graftwerk_convert", "graftwerk_merge_plain", "graftwerk_merge", "graftwerk_merge_verified")
-"""What others start from or copy; the rest goes at once, for the sake of the disk."""
+"""Folders that later contenders need; the others are removed at once to save disk space."""
 
 SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen."""
+    """Returns the command-line options."""
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 16], help="3.8 GB a model of 8")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-peers", action="store_true", help="leave out PEFT, mergekit and transformers")

@@ -31,7 +31,7 @@ def import_request(models_dir: Path, target: str = "llama", **more: Any) -> Json
 
 
 def put_model(models_dir: Path, name: str, files: Mapping[str, str] | None = None) -> Path:
-    """A folder on the shelf with these texts as files."""
+    """A folder on the volume with these texts as files."""
     folder = models_dir / name
     folder.mkdir(parents=True)
     for file, text in (files or {}).items():

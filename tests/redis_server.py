@@ -27,7 +27,7 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> float:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether a Redis at this address is ready."""
+    """Returns true if a Redis at this address is ready."""
     try:
         with Redis.from_url(url, retry=None) as redis:
             return bool(redis.ping())

@@ -12,7 +12,7 @@ MODELS = [{"id": "org/m:8b", "object": "model", "created": 5, "owned_by": "vllm"
 
 
 class Scripted:
-    """What the server does, and what it has heard.
+    """Behaviour of the server, and the requests that it received.
 
     `status` and `body` replace an answer, `events` are its stream. A prompt in `failing` is answered 503 the first
     time, once two others are answered.

@@ -225,7 +225,7 @@ def test_the_miniature_merges_to_pefts_bits(
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """How many threads multiply: with two, other kernels take small products."""
+    """Number of threads: with two, other kernels compute small products."""
     torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""How much adapters change: against hand-made tensors, and torch's norm of PEFT's merged minus the base's weights."""
+"""Norms of the changes by adapters: compared with hand-made tensors, and torch's norm of PEFT's merged minus the base's weights."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What is refused and with which sentence: at the door (preflight) and again by the worker, which leaves nothing."""
+"""Refusals and their messages, by preflight and again by the worker, which leaves nothing."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ Q = "base_model.model.model.layers.1.self_attn.q_proj"
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
-    """A shelf with a base of 101 rows and an adapter that fits it."""
+    """A volume with a base of 101 rows and an adapter that fits it."""
     write_base(tmp_path / "base")
     write_adapter(tmp_path / "fits")
     return ModelStore(tmp_path)
@@ -59,7 +59,7 @@ def merge_of(*adapters: str, base: str = "base", **more: Any) -> MergeRequest:
 def assert_refused(
     store: ModelStore, request: MergeRequest | ConvertRequest, error: type[GraftwerkError], *phrases: str
 ) -> None:
-    """By the door and by the worker, in the same words; the shelf is as it was."""
+    """Preflight and worker refuse in the same words; the volume is unchanged."""
     before = content(store)
     work = merge_job.run if isinstance(request, MergeRequest) else convert_job.run
     doors: list[Callable[[], object]] = [

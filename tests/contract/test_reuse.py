@@ -84,7 +84,7 @@ def test_inputs_of_another_content_make_another_model(root: Path) -> None:
 
 
 def test_the_same_inputs_under_other_names_make_the_same_model(root: Path) -> None:
-    """By the digests of what was made or imported, whatever it is called."""
+    """Found by the digests of converted and imported files, under any name."""
     base = run(root, {"kind": "convert", "source": "base", "target": "made"})
     again = run(root, {"kind": "convert", "source": "base", "target": "again", "force": True})
     assert base["tensor_digest"] == again["tensor_digest"]

@@ -53,7 +53,7 @@ EMBEDDINGS = ["embed_tokens", "lm_head"]
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
-    """An empty shelf."""
+    """An empty volume."""
     return ModelStore(tmp_path)
 
 
@@ -64,7 +64,7 @@ def request(*adapters: str, base: str = "base", target: str = "new") -> MergeReq
 def assert_refused(
     store: ModelStore, error: type[GraftwerkError], *adapters: str, says: str, base: str = "base"
 ) -> None:
-    """At the door, and again by the worker, which leaves no model."""
+    """By preflight, and again by the worker, which leaves no model."""
     for door in (
         lambda: preflight(request(*adapters, base=base), store, {}),
         lambda: merge_job.run(request(*adapters, base=base), job_context(store.root)),
@@ -242,7 +242,7 @@ def test_17_embeddings_are_found_in_any_shard(store: ModelStore) -> None:
 
 
 class Crash(BaseException):
-    """As a killed process leaves: nobody catches it."""
+    """Ends the job like a killed process: no handler catches it."""
 
 
 def test_18_a_crash_leaves_nothing_that_looks_complete(store: ModelStore) -> None:
@@ -260,7 +260,7 @@ def test_18_a_crash_leaves_nothing_that_looks_complete(store: ModelStore) -> Non
 
 
 class Evil:
-    """What a stranger's weight file may call when it is unpickled."""
+    """Object that calls a function when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

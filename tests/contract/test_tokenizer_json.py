@@ -101,7 +101,7 @@ def test_text_between_special_tokens_begins_like_any_text(tmp_path: Path, tokeni
 def test_as_a_llama_tokenizer_transformers_would_give_other_tokens(
     tmp_path: Path, tokenizers: TokenizerSet
 ) -> None:
-    """Why the folder names another class: LlamaTokenizer rebuilds the normaliser in its own way."""
+    """The reason for naming another class: LlamaTokenizer rebuilds the normalizer in its own way."""
     folder = folder_of(tmp_path, tokenizers.file("llama"))
     complete_tokenizer(folder)
     config = json_of(folder / "tokenizer_config.json")

@@ -143,7 +143,7 @@ def test_a_tuner_for_other_sizes_is_refused_by_module(tmp_path: Path) -> None:
 def test_projections_that_would_be_drawn_anew_are_refused(
     tmp_path: Path, kind: str, targets: list[str]
 ) -> None:
-    """Which numbers are drawn depends on the sizes of all modules together, and on the machine."""
+    """The drawn numbers depend on the sizes of all modules together, and on the machine."""
     config = getattr(peft, f"{kind}Config")(r=4, target_modules=targets, save_projection=False)
     peft.get_peft_model(base_model(torch.float32), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What a check finds: nothing in what PEFT or we made rightly, and everything that was changed."""
+"""Findings of a check: none in correct models made by PEFT or by us, and every change."""
 
 import json
 from pathlib import Path
@@ -214,7 +214,7 @@ def test_a_file_of_an_import_that_was_changed_is_found(root: Path) -> None:
 
 
 def test_a_check_is_canceled_while_it_compares_logits(root: Path) -> None:
-    """The two threads are told: nobody waits for them to reach the last layer."""
+    """The two threads stop before they reach the last layer."""
     stages: list[str] = []
 
     def canceled() -> None:

@@ -106,7 +106,7 @@ def error_code(job: Job) -> str | None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
+    """Returns true if a process runs (a zombie does not)."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
@@ -255,7 +255,7 @@ def test_a_running_job_that_does_not_listen_is_killed(
     queue: JobQueue, start_worker: StartWorker, redis: Redis
 ) -> None:
     start_worker()
-    job, _ = queue.submit(wish("a", deaf="1", steps="1000", step_seconds="0.1"))
+    job, _ = queue.submit(wish("a", ignores_cancel="1", steps="1000", step_seconds="0.1"))
     running(queue, job.id)
     queue.cancel(job.id)
     assert ended(queue, job.id).status == "canceled"

@@ -130,7 +130,7 @@ def outputs(job: Job) -> list[dict[str, Any]]:
 
 
 def reference_tokens(volume: Path, prompt_ids: list[int], count: int) -> list[int]:
-    """What transformers itself generates greedily."""
+    """Tokens that transformers generates greedily."""
     model = LlamaForCausalLM.from_pretrained(volume / "base", dtype=torch.float32)
     prompt = torch.tensor([prompt_ids])
     found = model.generate(
@@ -249,7 +249,7 @@ def test_the_oldest_turns_of_a_long_conversation_are_left_out(queue: JobQueue, v
     assert outputs(ended(queue, ask(queue, messages=rest, **more))) == [output]
     one_more = [system, *turns[2 * dropped - 2 :], question]
     assert ended(queue, ask(queue, messages=one_more, **more)).status == "failed", (
-        "no turn was dropped in vain"
+        "no turn was dropped without need"
     )
     alone = ended(
         queue, ask(queue, messages=[{"role": "user", "content": "alpaca " * 2000}], fit_context=True)

@@ -1,4 +1,4 @@
-"""What the janitor puts right, each from the state that a process leaves when it dies there."""
+"""Repairs by the janitor, each from the state that a process leaves when it dies at that point."""
 
 import json
 import time

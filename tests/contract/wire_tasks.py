@@ -37,7 +37,7 @@ def _work(request: JobRequest, context: JobContext) -> JobResult:
     steps = int(wishes.get("steps", 1))
     total = int(wishes.get("total", steps))
     for step in range(steps):
-        if "deaf" not in wishes:
+        if "ignores_cancel" not in wishes:
             context.execution.check_canceled()
         context.execution.report(Progress("counting", step + 1, total, "steps"))
         PAUSE.wait(float(wishes.get("step_seconds", 0)))

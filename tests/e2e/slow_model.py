@@ -1,6 +1,6 @@
-"""A model that takes its time: random weights of some hundred megabytes, and an adapter for it.
+"""A slow model: random weights of a few hundred megabytes, and an adapter for it.
 
-Written with NumPy alone, so that nothing of what is tested has a hand in it.
+Written with NumPy alone, independently of the code under test.
 """
 
 import json
@@ -27,7 +27,7 @@ Tensors = dict[str, NDArray[np.float16]]
 
 
 class Noise:
-    """Small random numbers, quick because each tensor repeats one block from another place on."""
+    """Small random numbers; fast, since each tensor repeats one block from another offset."""
 
     def __init__(self) -> None:
         random = np.random.default_rng(5).standard_normal(1_000_003, dtype=np.float32)
@@ -41,7 +41,7 @@ class Noise:
 
 
 def write_slow_model(folder: Path, tokenizer_model: Path, *, vocab_size: int) -> int:
-    """A Hugging Face LLaMA of random float16 weights; gives its size in bytes."""
+    """Writes a Hugging Face LLaMA with random float16 weights and returns its size in bytes."""
     noise = Noise()
     tensors: Tensors = {
         "model.embed_tokens.weight": noise(vocab_size, HIDDEN),

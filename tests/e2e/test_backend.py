@@ -1,4 +1,4 @@
-"""Two Graftwerks: the first has no model on its shelf and lets the second, the product, generate."""
+"""Two Graftwerks: the first has no model on its volume and lets the second, the product, generate."""
 
 import time
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from tests.e2e.conftest import GREEDY, TEMPLATE, Line
 from tests.e2e.product import Json, LocalVolume, Product, local_stack
 
 LONG = {"temperature": 0, "top_k": 0, "max_new_tokens": 1500, "logit_bias": {"2": -100}}
-"""The end of text is never drawn: it goes on until it is stopped."""
+"""The end of text is never drawn, so that generation continues until it is stopped."""
 
 Asked = tuple[list[ChatCompletionMessageParam], str]
 
 
 @pytest.fixture(scope="module")
 def front(product: Product, line: Line, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """A service with an empty shelf whose generation the product takes."""
+    """A service with an empty volume for which the product generates."""
     data_dir = tmp_path_factory.mktemp("front") / "data"
     with local_stack(data_dir, GRAFTWERK_GENERATE_BACKEND_URL=f"{product.url}/v1/") as running:
         found = Product(running.url, LocalVolume(running.models_dir))
-        # ready is a service with any worker; the one that generates may still be starting
+        # the generate worker may still be starting
         found.run(kind="generate", model="merged", prompt="x", sampling=GREEDY | {"max_new_tokens": 1})
         yield found
         found.http.close()
@@ -45,7 +45,7 @@ def jobs_of(product: Product) -> list[Json]:
 
 
 def wait_for(product: Product, known: set[str]) -> Json:
-    """The job that came to be since."""
+    """Returns the job that was created since."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         new = [job for job in jobs_of(product) if job["id"] not in known]
@@ -65,7 +65,7 @@ def test_the_models_of_the_other_server_are_listed(
         client.models.retrieve("org/nothing:8b")
 
 
-def test_a_chat_is_answered_by_the_other_server_to_the_letter(
+def test_a_chat_gets_the_exact_answer_of_the_other_server(
     product: Product, front: Product, client: openai.OpenAI, asked: Asked
 ) -> None:
     known = {job["id"] for job in jobs_of(product)}
@@ -93,7 +93,7 @@ def test_a_chat_is_streamed_through(client: openai.OpenAI, asked: Asked) -> None
     assert chunks[-1].usage.completion_tokens > 3
 
 
-def test_a_job_with_a_template_of_ours_is_answered_as_at_home(
+def test_a_job_with_a_template_gets_the_answer_of_a_local_job(
     product: Product, front: Product, questions: list[dict[str, str]]
 ) -> None:
     request = {
@@ -127,7 +127,7 @@ def test_a_job_with_a_template_of_ours_is_answered_as_at_home(
     assert progress[-1]["unit"] == "tokens"
 
 
-def test_sampling_passes_through_and_a_seed_gives_the_answers_again(product: Product, front: Product) -> None:
+def test_sampling_is_forwarded_and_a_seed_reproduces_the_answers(product: Product, front: Product) -> None:
     request = {
         "kind": "generate",
         "model": "merged",
@@ -159,7 +159,7 @@ def test_canceling_here_cancels_there(product: Product, front: Product) -> None:
     assert product.wait(theirs["id"], seconds=10)["status"] == "canceled"
 
 
-def test_what_the_other_server_refuses_has_our_codes(front: Product, client: openai.OpenAI) -> None:
+def test_refusals_of_the_other_server_have_our_codes(front: Product, client: openai.OpenAI) -> None:
     front.refusal(404, "model_not_found", kind="generate", model="nothing", prompt="x")
     front.refusal(404, "model_not_found", kind="generate", model="org/nothing:8b", prompt="x")
     front.refusal(404, "model_not_found", kind="generate", model="merged", forward=False, prompt="x")
@@ -184,12 +184,14 @@ def test_what_the_other_server_refuses_has_our_codes(front: Product, client: ope
         ("llama-3", {"template": "llama-3"}),
     ],
 )
-def test_what_cannot_be_passed_on_is_refused_by_name(front: Product, name: str, changes: Json) -> None:
+def test_a_field_that_cannot_be_forwarded_is_refused_by_name(
+    front: Product, name: str, changes: Json
+) -> None:
     request = {"kind": "generate", "model": "merged", "prompt": "x", **changes}
     assert name in front.refusal(422, "unsupported_option", **request)["detail"]
 
 
-def test_other_work_and_answers_go_on_beside_a_forwarded_job(front: Product, product: Product) -> None:
+def test_other_jobs_continue_while_one_is_forwarded(front: Product, product: Product) -> None:
     long = front.submit(kind="generate", model="merged", prompt="Once", sampling=LONG)
     front.wait_until_running(long["id"])
     short = front.run(kind="generate", model="merged", prompt="One", sampling=GREEDY | {"max_new_tokens": 4})

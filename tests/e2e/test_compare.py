@@ -22,7 +22,7 @@ def test_adapters_on_the_fly_are_the_merged_model(
     assert texts == [row["answer"] for row in questions]
 
 
-def test_a_variant_that_is_not_there_is_refused_at_once(product: Product, line: Line) -> None:
+def test_a_variant_whose_model_does_not_exist_is_refused_at_once(product: Product, line: Line) -> None:
     request = {"kind": "compare", "prompt": "hello", "variants": [*VARIANTS, {"model": "nothing"}]}
     product.refusal(404, "model_not_found", **request)
     plan = product.plan(kind="compare", prompt="hello", variants=VARIANTS)

@@ -1,4 +1,4 @@
-"""A vocabulary is extended as the miniature's makers extended it."""
+"""The miniature's extended vocabulary equals that of its adapter, byte for byte."""
 
 from tests.e2e.conftest import Line
 from tests.e2e.product import Product

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: idempotent submission, lists, progress, events, cancelling, running again."""
+"""Jobs over HTTP: idempotent submission, lists, progress, events, cancellation, retry."""
 
 import time
 from itertools import pairwise
@@ -55,7 +55,7 @@ def test_a_list_is_read_page_by_page_newest_first(product: Product, line: Line) 
     assert seen[:5] == made[::-1]
 
 
-def test_a_list_is_narrowed_by_kind_and_status(product: Product, line: Line) -> None:
+def test_a_list_is_filtered_by_kind_and_status(product: Product, line: Line) -> None:
     jobs = product.get("/api/jobs", kind="convert", status="succeeded")["jobs"]
     assert line.convert["id"] in {job["id"] for job in jobs}
     assert {(job["kind"], job["status"]) for job in jobs} == {("convert", "succeeded")}
@@ -106,7 +106,7 @@ def test_events_are_resumed_after_the_last_one_seen(product: Product, slow: Json
     product.http.delete("/api/models/resumed")
 
 
-def test_one_stream_tells_of_all_jobs(product: Product, line: Line) -> None:
+def test_one_stream_has_the_events_of_all_jobs(product: Product, line: Line) -> None:
     with product.http.stream("GET", "/api/events") as answer:
         job = product.submit(**quick())
         assert any(job["id"] in text for text in answer.iter_lines())
@@ -152,7 +152,7 @@ def test_an_ended_job_is_run_again_as_a_new_one(product: Product, line: Line) ->
     assert texts[0] == texts[1]
 
 
-def test_an_ended_job_is_forgotten_on_request(product: Product, line: Line) -> None:
+def test_an_ended_job_can_be_deleted(product: Product, line: Line) -> None:
     job = product.run(**quick())
     assert product.http.delete(f"/api/jobs/{job['id']}").is_success
     problem(product.http.get(f"/api/jobs/{job['id']}"), 404, "job_not_found")

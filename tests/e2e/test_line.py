@@ -25,7 +25,7 @@ def ask(product: Product, model: str, questions: list[dict[str, str]], *adapters
     )
 
 
-def test_the_merged_model_answers_every_question_to_the_letter(
+def test_the_merged_model_answers_every_question_exactly(
     product: Product, line: Line, questions: list[dict[str, str]]
 ) -> None:
     job = ask(product, line.merge["request"]["target"], questions)
@@ -104,9 +104,7 @@ def test_six_jobs_submitted_in_one_go_run_one_after_another(
     assert product.job(convert["id"])["finished_at"] <= product.job(merge["id"])["started_at"]
 
 
-def test_when_one_job_fails_what_waits_for_it_fails_too_and_names_it(
-    product: Product, line: Line, slow: Json
-) -> None:
+def test_jobs_that_wait_for_a_failed_job_fail_and_name_it(product: Product, line: Line, slow: Json) -> None:
     first = product.submit(**slow, target="never")
     second = product.submit(
         kind="merge", base="never", adapters=["slow-adapter"], target="never-either", after=[first["id"]]

@@ -1,4 +1,4 @@
-"""The shelf over HTTP: what lies there, its files, and taking things off it."""
+"""Models over HTTP: the list, their files, deletion."""
 
 import json
 
@@ -8,17 +8,17 @@ from tests.e2e.conftest import Incoming, Line
 from tests.e2e.product import Json, Product, problem
 
 
-def test_the_shelf_lists_what_the_line_made(product: Product, line: Line) -> None:
+def test_the_list_has_every_model_that_the_jobs_made(product: Product, line: Line) -> None:
     assert {"llama", "llama-hf", "zh", "alpaca", "merged"} <= set(product.model_names())
     assert "incoming" not in product.model_names()
 
 
-def test_a_model_says_what_it_is(product: Product, line: Line) -> None:
+def test_a_model_is_described(product: Product, line: Line) -> None:
     kinds = {name: product.get(f"/api/models/{name}")["kind"] for name in ("llama", "merged", "zh")}
     assert len(set(kinds.values())) == 3
 
 
-def test_a_merged_model_names_what_it_was_made_of(product: Product, line: Line) -> None:
+def test_a_merged_model_names_its_inputs(product: Product, line: Line) -> None:
     manifest = product.http.get("/api/models/merged/files/manifest.json").json()
     lineage = json.dumps(manifest)
     assert line.merge["id"] in lineage
@@ -37,13 +37,13 @@ def test_a_file_is_downloaded_whole_and_in_part(product: Product, line: Line) ->
 
 
 @pytest.mark.parametrize("path", ["../llama/params.json", "..%2fllama%2f7B%2fparams.json", "absent.json"])
-def test_a_file_outside_the_model_is_not_given_out(product: Product, line: Line, path: str) -> None:
+def test_a_file_outside_the_model_is_not_served(product: Product, line: Line, path: str) -> None:
     answer = product.http.get(f"/api/models/merged/files/{path}")
     assert answer.status_code in (404, 422)
     problem(answer, answer.status_code, answer.json()["code"])
 
 
-def test_what_is_made_may_be_read_by_everybody(product: Product, line: Line) -> None:
+def test_files_of_models_are_world_readable(product: Product, line: Line) -> None:
     modes = {path: mode for path, mode in product.volume.files().items() if path.startswith("merged")}
     assert len(modes) > 4
     assert {mode for mode in modes.values() if mode.startswith("-")} == {"-rw-r--r--"}

@@ -18,7 +18,7 @@ from tests.e2e.product import Product
 MODEL = "merged"
 TOOLS: list[ChatCompletionToolUnionParam] = [{"type": "function", "function": {"name": "f"}}]
 LONG = {"max_tokens": 1500, "logit_bias": {"2": -100}}
-"""The end of text is never drawn: it goes on until it is stopped."""
+"""The end of text is never drawn, so that generation continues until it is stopped."""
 
 
 @pytest.fixture(scope="module")

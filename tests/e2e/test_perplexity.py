@@ -28,6 +28,6 @@ def test_merging_lowers_the_perplexity_of_the_answers_that_it_taught(
     assert merged["tokens"] > 100
 
 
-def test_a_text_that_is_not_there_is_refused_before_it_is_queued(product: Product, line: Line) -> None:
+def test_a_missing_text_file_is_refused_before_the_job_is_queued(product: Product, line: Line) -> None:
     product.refusal(404, "source_not_found", kind="perplexity", model="merged", text_file="incoming/no.txt")
     product.refusal(422, "invalid_request", kind="perplexity", model="merged")

@@ -1,4 +1,4 @@
-"""Files of prompts over HTTP: refused at the door, answered as they come, downloaded."""
+"""Files of prompts over HTTP: refused at submission, outputs written as they are completed, downloads."""
 
 import json
 from pathlib import Path
@@ -42,13 +42,13 @@ def test_a_file_of_questions_becomes_files_of_answers(
     assert modes["results"] == "drwxr-xr-x"
 
 
-def test_a_job_deleted_leaves_its_files(product: Product, line: Line, tmp_path: Path) -> None:
+def test_the_files_of_a_deleted_job_remain(product: Product, line: Line, tmp_path: Path) -> None:
     job = product.run(**asking(put(product, tmp_path, "one.txt", "hello")))
     assert product.http.delete(f"/api/jobs/{job['id']}").is_success
     assert product.http.get(f"/api/jobs/{job['id']}/results").is_success
 
 
-def test_what_is_no_file_of_prompts_is_refused_at_once(product: Product, line: Line, tmp_path: Path) -> None:
+def test_a_file_without_prompts_is_refused_at_once(product: Product, line: Line, tmp_path: Path) -> None:
     half = put(product, tmp_path, "half.jsonl", '"good"\n"\\ud83d"')
     assert "line 2" in product.refusal(422, "invalid_text", **asking(half))["detail"]
     broken = put(product, tmp_path, "broken.jsonl", '"good"\n{"prompt": 7}')

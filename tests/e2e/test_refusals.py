@@ -1,4 +1,4 @@
-"""What cannot come out right is refused before it is queued, with a code and a sentence, and leaves no trace."""
+"""Refusals before a job is queued: each has a code and a sentence and leaves no trace."""
 
 from collections.abc import Iterator
 

@@ -1,10 +1,10 @@
-"""A model is checked against its manifest and against what it was made of."""
+"""A model is checked against its manifest and against its base and adapters."""
 
 from tests.e2e.conftest import Line
 from tests.e2e.product import Product
 
 
-def test_the_merged_model_is_what_base_and_adapters_give(product: Product, line: Line) -> None:
+def test_the_merged_model_agrees_with_base_and_adapters(product: Product, line: Line) -> None:
     plan = product.plan(kind="verify", model="merged", base="llama", adapters=["zh", "alpaca"])
     assert [entry["name"] for entry in plan["reads"]] == ["merged", "llama", "zh", "alpaca"]
     result = product.run(kind="verify", model="merged", base="llama", adapters=["zh", "alpaca"])["result"]
@@ -14,7 +14,7 @@ def test_the_merged_model_is_what_base_and_adapters_give(product: Product, line:
     assert result["digests_equal"] == result["tensors"]
 
 
-def test_a_model_of_one_adapter_less_is_another_one(product: Product, line: Line) -> None:
+def test_a_missing_adapter_is_found(product: Product, line: Line) -> None:
     result = product.run(kind="verify", model="merged", base="llama", adapters=["zh"])["result"]
     assert not result["passed"]
     shapes = [item["message"] for item in result["differences"] if item["tensor"] == "lm_head.weight"]

@@ -16,7 +16,7 @@ SIZES: dict[str, Any] = {
 
 
 def save_llama(folder: Path, dtype: torch.dtype = torch.float16, **config: Any) -> LlamaForCausalLM:
-    """A model with norms and biases of its own, saved by transformers beside a tokenizer of 101 tokens."""
+    """A model with norms and biases of its own, saved by transformers with a tokenizer of 101 tokens."""
     torch.manual_seed(11)
     model = LlamaForCausalLM(LlamaConfig(**{**SIZES, **config}))
     with torch.no_grad():

@@ -114,7 +114,7 @@ def save_original(
     tokenizer: Path | None = None,
     pieces: int = SMALL.vocab_size,
 ) -> Path:
-    """Writes `consolidated.NN.pth`, `params.json` and the tokenizer (beside the weights where no folder is given)."""
+    """Writes `consolidated.NN.pth`, `params.json` and the tokenizer (next to the weights where no folder is given)."""
     weights.mkdir(parents=True, exist_ok=True)
     for rank, part in enumerate(parts):
         torch.save(dict(part), weights / f"consolidated.{rank:02d}.pth")

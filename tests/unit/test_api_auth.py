@@ -1,4 +1,4 @@
-"""Who may ask: keys and roles; without keys this machine only, and no other site's pages."""
+"""Access: keys and roles; without keys only this machine, and no other site's pages."""
 
 import hashlib
 from pathlib import Path

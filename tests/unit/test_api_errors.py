@@ -1,4 +1,4 @@
-"""Every error of the house has its status, its line in the documentation and one shape over HTTP."""
+"""Every error has its status, its line in the documentation and one shape over HTTP."""
 
 import re
 from http import HTTPStatus

@@ -1,4 +1,4 @@
-"""The shelf over HTTP: what lies there, its files, its archive, taking things off it."""
+"""Models over HTTP: the list, their files, their archive, deletion."""
 
 import io
 import tarfile

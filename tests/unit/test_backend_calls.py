@@ -1,4 +1,4 @@
-"""What another server is asked, by the kind of server and of prompt, and how its events are read."""
+"""Requests to another server, by the kind of server and of prompt, and its events as they are read."""
 
 from typing import Any
 

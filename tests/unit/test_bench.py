@@ -1,4 +1,4 @@
-"""What the measurements reckon with: foresight of a job's remaining time, and charts that are well-formed."""
+"""Arithmetic of the measurements: estimates of a job's remaining time, and charts that are well-formed."""
 
 from pathlib import Path
 from xml.etree import ElementTree

@@ -135,7 +135,7 @@ def test_a_damaged_file_is_refused_or_read_within_its_bounds(tmp_path: Path, nam
     "ignore:invalid escape sequence:DeprecationWarning"
 )  # pickle's own, for damaged strings
 def test_a_damaged_pickle_is_refused_or_read_within_its_bounds(tmp_path: Path) -> None:
-    """The archive is sound (its checksums are made anew), so the pickle itself is reached."""
+    """The archive is sound (its checksums are recomputed), so the pickle itself is reached."""
     random_ = random.Random(5)
     path = tmp_path / "model.bin"
     whole = state_pickle(SHAPES)

@@ -1,4 +1,4 @@
-"""What a model's page says of adapters of every type, and what to know before they are served."""
+"""Descriptions of adapters of every type, and warnings before they are served."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a running task says: how often it is written, what time remains, when it must stop."""
+"""Reports of a running job: their frequency, the remaining time, and the order to stop."""
 
 import errno
 import json

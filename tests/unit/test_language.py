@@ -18,14 +18,14 @@ TEXTS = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "docs/**/*.md", "examples/**/*.md"),
     *("tests/fixtures/**/*.md", "client/*.md", "api/templates/*.html", "api/static/*.js"),
 )
-ALLOWED_OPENINGS = {"api": 0, "services": 121, "worker": 24, "client": 0, "bench": 16, "tests": 26}
-ALLOWED_WORDS = {"api": 7, "services": 123, "worker": 18, "client": 2, "bench": 5, "tests": 45, "texts": 20}
+ALLOWED_OPENINGS = {"api": 0, "services": 99, "worker": 2, "client": 0, "bench": 0, "tests": 0}
+ALLOWED_WORDS = {"api": 7, "services": 99, "worker": 4, "client": 2, "bench": 0, "tests": 14, "texts": 17}
 
 QUESTION = re.compile(r"\W*(What|Whether|How|Which|Where|Why|Who|When)\b")
 BANNED = re.compile(
     r"""\b(
         whatever | nobody | somebody | anybody | everybody | shelf | shelves | pulse | deaf | anew | vain
-        | house | doors? | seats? | tidy | makes\ up\ for | as\ it\ stands | so\ many | of\ which | none\ of\ which
+        | house | doors? | seats? | tidy | makes\ up\ for | as\ it\ stands | so\ many | (?<!each\ )of\ which
         | that\ are\ none | save\ for | besides? (?=\ (the|it|its|them|a|an|other|others)\b) | a\ line\ each
         | is\ no\ (?!longer\b|more\b|such\b|need\b|way\b|point\b) | lets\ go | set\ aside
     )\b""",

@@ -1,4 +1,4 @@
-"""Which template a conversation gets, by what the model is made of."""
+"""Template of a conversation, by the model's lineage."""
 
 from datetime import UTC, datetime
 from pathlib import Path

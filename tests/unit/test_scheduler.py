@@ -53,7 +53,7 @@ class FakeEngine:
 
 
 class FakeCache(ModelCache):
-    """Cache of models that load at once, of which `limit` fit into memory."""
+    """Cache of models that load at once; `limit` of them fit into memory."""
 
     def __init__(self, limit: int = 2, slots: int = 4) -> None:
         super().__init__("cpu", limit, slots)

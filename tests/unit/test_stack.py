@@ -1,4 +1,4 @@
-"""Which orders of adapters fit a base: rows, tokenizers and shapes, from headers alone."""
+"""Orders of adapters that fit a base: rows, tokenizers and shapes, from headers alone."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The model volume: models appear whole or not at all, and nobody leaves it by a path."""
+"""The model volume: models appear whole or not at all, and no path leads out of it."""
 
 import os
 import shutil
@@ -122,7 +122,7 @@ def test_what_a_crashed_run_left_in_the_staging_folder_is_not_taken(store: Model
 
 
 def leave(store: ModelStore, execution: str) -> Path:
-    """What a killed execution leaves: files in staging, and nobody who holds the lock."""
+    """Remains of a killed execution: files in staging, without a lock on them."""
     place = store.root / ".staging" / execution
     (place / "model").mkdir(parents=True)
     (place / "model" / "part").write_bytes(b"part")

@@ -1,4 +1,4 @@
-"""Which turns of a conversation are left out: the oldest, whole, and no more than it takes."""
+"""Dropped turns of a conversation: the oldest, each one whole, and no more than necessary."""
 
 from collections.abc import Sequence
 

@@ -162,7 +162,7 @@ def test_a_rank_of_many_digits_is_refused(tmp_path: Path) -> None:
 
 
 def test_fields_that_are_not_pieces_are_passed_over(tmp_path: Path) -> None:
-    """Trainer and normalizer settings stand beside the pieces in every published file."""
+    """Trainer and normalizer settings follow the pieces in every published file."""
     other = b"\x12\x03abc" + b"\x18\x07" + b"\x21" + struct.pack("<d", 1.0) + b"\x2d" + struct.pack("<f", 1.0)
     content = other + sentencepiece_file(["<unk>", "a"]) + other
     assert read_vocabulary(written(tmp_path / "tokenizer.model", content)).pieces == (b"<unk>", b"a")
