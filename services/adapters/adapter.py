@@ -20,7 +20,7 @@ WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter: the pairs it adds (by tensor), the tensors it replaces whole, and its tokenizer."""
+    """An adapter: the pairs that it adds (by tensor), the tensors that it replaces whole, and its tokenizer."""
 
     name: str
     folder: Path
@@ -34,17 +34,17 @@ class Adapter:
 
     @property
     def config_file(self) -> Path:
-        """Its `adapter_config.json`."""
+        """Path of `adapter_config.json`."""
         return self.folder / CONFIG_FILE
 
     @property
     def changed(self) -> frozenset[str]:
-        """The names of all tensors that it changes."""
+        """Names of all tensors of the base that it changes."""
         return frozenset({*self.pairs, *self.replaced, *self.layers, *self.rows})
 
     @property
     def headers(self) -> Iterator[TensorHeader]:
-        """Every tensor of its file, once."""
+        """Every tensor of the file, once."""
         for pair in self.pairs.values():
             yield from (pair.a, pair.b)
         yield from self.replaced.values()
@@ -55,7 +55,7 @@ class Adapter:
 
     @property
     def vocabulary_rows(self) -> int | None:
-        """Rows of the embeddings that it brings, None where it brings none."""
+        """Rows of the embeddings that it replaces, None if it replaces none."""
         rows = [
             self.replaced[n].shape[0]
             for n in ("model.embed_tokens.weight", "lm_head.weight")
@@ -65,29 +65,29 @@ class Adapter:
 
     @property
     def tensor_count(self) -> int:
-        """How many tensors its file holds."""
+        """Number of tensors in the file."""
         return sum(1 for _ in self.headers)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder has what makes an adapter: its config or its weights."""
+    """Returns True if a folder has the configuration or the weights of an adapter."""
     return any((folder / name).is_file() for name in (CONFIG_FILE, *WEIGHT_FILES))
 
 
 def read_adapter(folder: Path, name: str | None = None) -> Adapter:
-    """Describes an adapter; every tensor of its file has a place in the result.
+    """Returns the description of an adapter; every tensor of its file is part of the result.
 
     Raises:
-        IncompleteAdapter: config or weights missing, no tensors, half a pair, a declared module without tensors.
-        UnsupportedAdapter: an option that changes the result and is not supported.
-        UnknownAdapterKey: a tensor of a form that is not understood.
-        ShapeMismatch: the halves of a pair do not fit each other or the declared rank.
+        IncompleteAdapter: The configuration, the weights, half a pair or a declared module is missing.
+        UnsupportedAdapter: An option changes the result and is not supported.
+        UnknownAdapterKey: The name of a tensor is not understood.
+        ShapeMismatch: The halves of a pair do not fit each other or the declared rank.
     """
     name = name or folder.name
     config_path = folder / CONFIG_FILE
     if not config_path.is_file():
         raise IncompleteAdapter(
-            f"adapter {name} has no adapter_config.json",
+            f"Adapter {name} has no adapter_config.json.",
             "Add it: it holds the rank and scale that the merge needs.",
         )
     config = read_json(config_path)
@@ -96,8 +96,8 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
     tensors = read_tensor_file(weights)
     if not tensors:
         raise IncompleteAdapter(
-            f"adapter {name}: {weights.name} ({weights.stat().st_size} bytes) holds no tensors",
-            "It was saved empty (a known fault of some training set-ups): get the trained weights.",
+            f"Adapter {name}: {weights.name} ({weights.stat().st_size} bytes) holds no tensors.",
+            "It was saved empty, which some training set-ups do: get the trained weights.",
         )
     for key, tensor in tensors.items():
         _check_tensor(name, key, tensor)
@@ -120,7 +120,7 @@ def _weights_file(folder: Path, name: str) -> Path:
         if (folder / file).is_file():
             return folder / file
     raise IncompleteAdapter(
-        f"adapter {name} has an adapter_config.json and no weights ({' or '.join(WEIGHT_FILES)})",
+        f"Adapter {name} has an adapter_config.json and no weights ({' or '.join(WEIGHT_FILES)}).",
         "Add the weight file.",
     )
 
@@ -128,13 +128,13 @@ def _weights_file(folder: Path, name: str) -> Path:
 def _check_tensor(name: str, key: str, tensor: TensorHeader) -> None:
     if tensor.dtype not in FLOAT_DTYPES:
         raise UnsupportedAdapter(
-            f"adapter {name}: {key!r} has dtype {tensor.dtype}, supported are {', '.join(FLOAT_DTYPES)}",
-            "Use an unquantised adapter.",
+            f"Adapter {name}: {key!r} has dtype {tensor.dtype}; supported are {', '.join(FLOAT_DTYPES)}.",
+            "Use an unquantized adapter.",
         )
     if 0 in tensor.shape:
         raise IncompleteAdapter(
-            f"adapter {name}: {key!r} has shape {list(tensor.shape)}: it was saved without its rows "
-            "(as DeepSpeed ZeRO-3 does when tensors are not gathered)",
+            f"Adapter {name}: {key!r} has shape {list(tensor.shape)}: it was saved without its rows "
+            "(as DeepSpeed ZeRO-3 does when tensors are not gathered).",
             "Save the adapter again with the parameters gathered.",
         )
 
@@ -146,14 +146,14 @@ def _check_declared(
     for module in config.get("modules_to_save") or []:
         if not any(f".{tensor}".endswith(f".{module}.weight") for tensor in replaced):
             raise IncompleteAdapter(
-                f"adapter {name}: adapter_config.json says modules_to_save has {module!r}, the file holds no such "
-                "tensor",
+                f"Adapter {name}: adapter_config.json says modules_to_save has {module!r}; the file holds no such "
+                "tensor.",
                 "The adapter's file is incomplete: fetch it again.",
             )
     targets = config.get("target_modules")
     for target in targets if isinstance(targets, list) else []:
         if not any(f".{module}".endswith(f".{target}") for module in modules):
             raise IncompleteAdapter(
-                f"adapter {name}: adapter_config.json says target_modules has {target!r}, the file holds no pair for it",
+                f"Adapter {name}: adapter_config.json says target_modules has {target!r}; the file holds no pair for it.",
                 "The adapter's file is incomplete: fetch it again.",
             )

@@ -18,7 +18,7 @@ HARMLESS_KEYS = frozenset({
     "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_type", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 })  # fmt: skip
-"""Keys that say how an adapter was trained; a merge does not depend on them. `fan_in_fan_out` is for Conv1D layers: PEFT
+"""Keys about the training of an adapter, on which a merge does not depend. `fan_in_fan_out` is for Conv1D layers: PEFT
 sets it to false on the linear layers that LLaMA has (peft/tuners/lora/model.py, dispatch_default)."""
 
 KNOWN_KEYS = frozenset({
@@ -28,21 +28,22 @@ KNOWN_KEYS = frozenset({
 """Keys that change the result and are honoured."""
 
 EXACT_INITS = (True, False, "gaussian", "eva", "orthogonal", "lora_ga_none")
-"""Initialisations that leave the base as it was; PiSSA, CorDA, OLoRA and LoftQ change it."""
+"""Initializations that do not change the base; PiSSA, CorDA, OLoRA and LoftQ change it."""
 
 
 def check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Refuses what would change the result and is not honoured.
+    """Refuses options that would change the result and are not honoured.
 
     Raises:
-        UnsupportedAdapter, IncompleteAdapter: the key, its value, and what to do.
+        UnsupportedAdapter: The type of adapter or an option is not supported.
+        IncompleteAdapter: A number is missing or not positive.
     """
     if config.get("peft_type") in (*LAYER_TYPES, "TRAINABLE_TOKENS"):
         return  # PEFT's own configuration class checks it when its layer is made
     if config.get("peft_type") != "LORA":
         raise UnsupportedAdapter(
-            f"adapter {name} is of type {config.get('peft_type')!r}, supported are LORA, TRAINABLE_TOKENS, "
-            f"{', '.join(sorted(LAYER_TYPES))}",
+            f"Adapter {name} is of type {config.get('peft_type')!r}; supported are LORA, TRAINABLE_TOKENS, "
+            f"{', '.join(sorted(LAYER_TYPES))}.",
             "It adds to the prompt or to the activations, or cannot be merged: use it with PEFT, unmerged.",
         )
     for key in ("r", "lora_alpha"):
@@ -51,15 +52,15 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
         _check_pattern(name, key, config.get(key))
     if config.get("init_lora_weights", True) not in EXACT_INITS:
         raise UnsupportedAdapter(
-            f"adapter {name} was initialised with init_lora_weights = {config['init_lora_weights']!r}, which "
-            "changes the base it was trained on: adding it to the untouched base would be wrong",
+            f"Adapter {name} was initialized with init_lora_weights = {config['init_lora_weights']!r}, which "
+            "changes the base it was trained on: adding it to the untouched base would be wrong.",
             "Convert it to a plain LoRA with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…).",
         )
     for key in sorted(set(config) - HARMLESS_KEYS - KNOWN_KEYS):
         if config[key] not in (None, False, 0, "", [], {}):
             raise UnsupportedAdapter(
-                f"adapter {name}: adapter_config.json has {key} = {config[key]!r}, which changes the result and "
-                "is not supported",
+                f"Adapter {name}: adapter_config.json has {key} = {config[key]!r}, which changes the result and "
+                "is not supported.",
                 "Merge it with PEFT, or set the key to null if you know that it was not used.",
             )
 
@@ -68,18 +69,18 @@ def _check_number(name: str, key: str, value: object) -> None:
     whole = key in ("r", "rank_pattern")
     if not is_number(value) or value <= 0 or (whole and value != int(value)):
         raise IncompleteAdapter(
-            f"adapter {name}: adapter_config.json has {key} = {value!r}, a positive number is needed",
+            f"Adapter {name}: adapter_config.json has {key} = {value!r}; a positive number is needed.",
             "Take adapter_config.json from where the adapter was published.",
         )
 
 
 def _check_pattern(name: str, key: str, patterns: object) -> None:
-    """Patterns are regular expressions that a stranger wrote: a repeated group could keep the matcher busy for ever."""
+    """Refuses patterns (regular expressions from an untrusted file) whose repeated groups could keep the matcher busy for ever."""
     if patterns is None:
         return
     if not isinstance(patterns, dict):
         raise IncompleteAdapter(
-            f"adapter {name}: adapter_config.json has {key} = {patterns!r}, a mapping of modules to numbers is needed",
+            f"Adapter {name}: adapter_config.json has {key} = {patterns!r}; a mapping of modules to numbers is needed.",
             "Take adapter_config.json from where the adapter was published.",
         )
     for pattern, value in patterns.items():
@@ -88,18 +89,18 @@ def _check_pattern(name: str, key: str, patterns: object) -> None:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise UnsupportedAdapter(
-                f"adapter {name}: {key} has {pattern!r}, which is no regular expression ({error})",
+                f"Adapter {name}: {key} has {pattern!r}, which is not a valid regular expression ({error}).",
                 "Write the modules' names out.",
             ) from error
         if re.search(r"\)[*+{]", pattern):
             raise UnsupportedAdapter(
-                f"adapter {name}: {key} has {pattern!r}, which repeats a group",
+                f"Adapter {name}: {key} has {pattern!r}, which repeats a group.",
                 "Write the modules' names out.",
             )
 
 
 def _pattern_value(patterns: Mapping[str, Any], module: str, default: float) -> float:
-    """PEFT's rule (peft/utils/other.py, get_pattern_key): the first key that ends the module's name counts."""
+    """Returns the value of the first key that ends the module's name (peft/utils/other.py, get_pattern_key)."""
     for key, value in patterns.items():
         if re.fullmatch(rf"(.*\.)?({key})", module):
             return float(value)
@@ -107,7 +108,7 @@ def _pattern_value(patterns: Mapping[str, Any], module: str, default: float) -> 
 
 
 def scaling_of(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Rank and scale of one module: alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, eq. 4)."""
+    """Returns rank and scale of one module: alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, eq. 4)."""
     rank = int(_pattern_value(config.get("rank_pattern") or {}, module, config["r"]))
     alpha = _pattern_value(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

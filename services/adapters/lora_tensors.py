@@ -18,7 +18,7 @@ _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(?:\.(?P<adapter>[^.]+))?\.
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """The two halves of one module's change: `scaling * B @ A`, shapes A (r, in) and B (out, r).
+    """Factors of one module's change: `scaling * B @ A`, shapes A (r, in) and B (out, r).
 
     For an embedding the change is `scaling * (B @ A)` transposed, shapes A (r, vocabulary) and B (hidden, r).
     """
@@ -35,18 +35,18 @@ class LoraPair:
 
     @property
     def tensor(self) -> str:
-        """The name of the tensor that it changes."""
+        """Name of the tensor that it changes."""
         return f"{self.module}.weight"
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the tensor that it changes."""
+        """Shape of the tensor that it changes."""
         rows, columns = self.b.shape[0], self.a.shape[1]
         return (columns, rows) if self.transposed else (rows, columns)
 
 
 def is_saved_module(key: str) -> bool:
-    """Whether a tuner's file holds this tensor as a saved module, not as one of the tuner's own."""
+    """Returns True if a tensor in a tuner's file is that of a saved module, not one of the tuner's own."""
     rest = key.removeprefix(PREFIX)
     return bool(_SAVED.fullmatch(rest)) or rest in (
         "model.embed_tokens.weight",
@@ -75,13 +75,13 @@ def sort_tensors(
             _put(name, replaced, rest, key, tensor)
         else:
             raise UnknownAdapterKey(
-                f"adapter {name} holds {key!r}, which is neither half of a LoRA pair nor a saved module",
+                f"Adapter {name} holds {key!r}, which is neither half of a LoRA pair nor a saved module.",
                 "Nothing is dropped without being understood: re-save the adapter with PEFT, or merge it there.",
             )
     named = sorted(inner_names - {""})
     if len(named) > 1:
         raise UnsupportedAdapter(
-            f"adapter {name}: its file holds {len(named)} adapters ({', '.join(named)}), one is needed",
+            f"Adapter {name}: its file holds {len(named)} adapters ({', '.join(named)}); one is needed.",
             "Save each adapter to a folder of its own.",
         )
     return halves, replaced
@@ -90,7 +90,7 @@ def sort_tensors(
 def _put(name: str, place: dict[str, TensorHeader], slot: str, key: str, tensor: TensorHeader) -> None:
     if slot in place:
         raise UnknownAdapterKey(
-            f"adapter {name} holds {slot!r} twice, as {place[slot].name!r} and {key!r}",
+            f"Adapter {name} holds {slot!r} twice, as {place[slot].name!r} and {key!r}.",
             "One of the two is a leftover: re-save the adapter with PEFT.",
         )
     place[slot] = tensor
@@ -105,8 +105,8 @@ def pair_factors(
         wanted = {"lora_embedding_A", "lora_embedding_B"} if embedding else {"lora_A", "lora_B"}
         if set(found) != wanted:
             raise IncompleteAdapter(
-                f"adapter {name}: module {module!r} has {', '.join(sorted(found))}, needed are "
-                f"{' and '.join(sorted(wanted))}",
+                f"Adapter {name}: module {module!r} has {', '.join(sorted(found))}; needed are "
+                f"{' and '.join(sorted(wanted))}.",
                 "The adapter's file is incomplete: fetch it again.",
             )
         prefix = "lora_embedding_" if embedding else "lora_"
@@ -123,13 +123,13 @@ def _check_pair(name: str, pair: LoraPair) -> None:
     a, b = pair.a.shape, pair.b.shape
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
         raise ShapeMismatch(
-            f"adapter {name}: module {pair.module!r} has A of shape {list(a)} and B of shape {list(b)}, needed are "
-            "[r, in] and [out, r]",
+            f"Adapter {name}: module {pair.module!r} has A of shape {list(a)} and B of shape {list(b)}; needed are "
+            "[r, in] and [out, r].",
             "The adapter's file is damaged: fetch it again.",
         )
     if a[0] != pair.rank:
         raise ShapeMismatch(
-            f"adapter {name}: adapter_config.json says rank {pair.rank} for {pair.module!r}, its A has {a[0]} rows: "
-            "the scale would be wrong",
+            f"Adapter {name}: adapter_config.json says rank {pair.rank} for {pair.module!r}; its A has {a[0]} rows, "
+            "so the scale would be wrong.",
             "Use the adapter_config.json that belongs to these weights.",
         )

@@ -1,7 +1,7 @@
-"""Whether adapters fit a base in the order given; if not, why, and which order does.
+"""Check of a stack of adapters: do they fit a base in the order given, and if not, why, and which order fits?
 
 Projections commute up to rounding, replaced tensors do not: the last adapter's embeddings win. So the order must be
-the one in which the vocabularies grew: it may not shrink, and each tokenizer must continue the one before.
+the one in which the vocabulary has grown: it may not shrink, and each tokenizer must continue the one before.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ from services.errors import (
 )
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
-"""The tensors with one row a token."""
+"""Tensors with one row per token."""
 
-MOST_REORDERED = 6
-"""Beyond this many adapters no other order is looked for."""
+MAX_REORDERED = 6
+"""Largest number of adapters for which other orders are tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Where a base stands after adapters: rows of the embeddings, tokenizer and where it came from."""
+    """State of a base after some adapters: rows of the embeddings, the tokenizer and its folder."""
 
     vocabulary_rows: int
     vocabulary: Vocabulary | None
@@ -41,18 +41,21 @@ class Stack:
 
 
 def check_stack(base: Checkpoint, adapters: Sequence[Adapter]) -> Stack:
-    """What merging the adapters in this order gives.
+    """Returns the state of the base after merging the adapters in this order.
 
     Raises:
-        WrongAdapterOrder: they fit in another order only; it is named.
-        AdapterMismatch, VocabularyMismatch, UnknownAdapterKey, UnsupportedAdapter: they fit in no order.
-        InvalidRequest: the same adapter stands there twice.
+        WrongAdapterOrder: They fit in another order only, which is named.
+        AdapterMismatch: The shapes do not fit in any order.
+        VocabularyMismatch: The vocabularies do not fit in any order.
+        UnknownAdapterKey: An adapter changes a tensor that the base does not have.
+        UnsupportedAdapter: An adapter changes tied embeddings.
+        InvalidRequest: The same adapter is named twice.
     """
     digests = [adapter.weights.resolve() for adapter in adapters]
     if len(set(digests)) != len(digests):
         names = ", ".join(adapter.name for adapter in adapters)
         raise InvalidRequest(
-            f"an adapter stands twice in {names}", "Name each adapter once; use its scale instead."
+            f"An adapter is named twice in {names}.", "Name each adapter once; use its scale instead."
         )
     try:
         return _stacked(base, adapters)
@@ -62,28 +65,28 @@ def check_stack(base: Checkpoint, adapters: Sequence[Adapter]) -> Stack:
             raise
         names = ", ".join(adapter.name for adapter in order)
         raise WrongAdapterOrder(
-            f"the adapters do not fit in the order {', '.join(a.name for a in adapters)}: {error.message}",
+            f"The adapters do not fit in the order {', '.join(a.name for a in adapters)}: {error.message}",
             f"The order that fits is: {names}.",
         ) from error
 
 
 def check_scales(scaled: Sequence[tuple[Adapter, float]]) -> None:
-    """A scale other than 1 is defined for the changes of LoRA only.
+    """Refuses a scale other than 1 for adapters other than LoRA.
 
     Raises:
-        UnsupportedAdapter: it was given for another tuner.
+        UnsupportedAdapter: A scale was given for another type of adapter.
     """
     for adapter, scale in scaled:
         if scale != 1 and adapter.layers:
             raise UnsupportedAdapter(
-                f"adapter {adapter.name} is of type {adapter.config.get('peft_type')} and was given the scale {scale}: only "
-                "plain LoRA changes can be scaled",
+                f"Adapter {adapter.name} is of type {adapter.config.get('peft_type')} and was given the scale {scale}: only "
+                "plain LoRA changes can be scaled.",
                 "Leave the scale at 1.",
             )
 
 
 def merged_tensors(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, tuple[str, Shape]]:
-    """Dtype and shape of every tensor after the adapters: the base's dtype, the last replacing adapter's shape."""
+    """Returns dtype and shape of every tensor after the adapters: the base's dtype, the last replacing adapter's shape."""
     tensors = base.stored
     for adapter in adapters:
         tensors |= {name: (tensors[name][0], tensor.shape) for name, tensor in adapter.replaced.items()}
@@ -91,7 +94,7 @@ def merged_tensors(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, t
 
 
 def _fitting_order(base: Checkpoint, adapters: Sequence[Adapter]) -> Sequence[Adapter] | None:
-    if not 2 <= len(adapters) <= MOST_REORDERED:
+    if not 2 <= len(adapters) <= MAX_REORDERED:
         return None
     for order in permutations(adapters):
         try:
@@ -119,8 +122,8 @@ def _add(base: Checkpoint, stack: Stack, adapter: Adapter) -> Stack:
     _check_vocabulary(stack, adapter)
     if rows > adapter.vocabulary.size:
         warning = (
-            f"adapter {adapter.name}: its embeddings have {rows} rows and its tokenizer {adapter.vocabulary.size} tokens: "
-            f"{rows - adapter.vocabulary.size} rows are padding"
+            f"Adapter {adapter.name}: its embeddings have {rows} rows and its tokenizer {adapter.vocabulary.size} tokens; "
+            f"{rows - adapter.vocabulary.size} rows are padding."
         )
         stack = replace(stack, warnings=(*stack.warnings, warning))
     return replace(stack, vocabulary=adapter.vocabulary, tokenizer_folder=adapter.folder)
@@ -132,24 +135,24 @@ def _check_names(base: Checkpoint, adapter: Adapter) -> None:
             continue
         if tensor == "lm_head.weight" and base.config.tie_word_embeddings:
             raise UnsupportedAdapter(
-                f"adapter {adapter.name} changes lm_head, and the base ties lm_head to embed_tokens",
+                f"Adapter {adapter.name} changes lm_head, and the base ties lm_head to embed_tokens.",
                 "Untie the base first, or use an adapter that leaves lm_head alone.",
             )
         raise UnknownAdapterKey(
-            f"adapter {adapter.name} changes {tensor!r}, which the base {base.folder.name} does not have "
-            f"({base.config.num_hidden_layers} layers)",
+            f"Adapter {adapter.name} changes {tensor!r}, which the base {base.folder.name} does not have "
+            f"({base.config.num_hidden_layers} layers).",
             "The adapter was trained on another base: use that one.",
         )
 
 
 def _rows_after(base: Checkpoint, stack: Stack, adapter: Adapter) -> int:
-    """Embedding rows after this adapter; embed_tokens and lm_head must agree on them."""
+    """Returns the rows of the embeddings after this adapter; embed_tokens and lm_head must agree on them."""
     brought = {name: adapter.replaced[name].shape[0] for name in EMBEDDINGS if name in adapter.replaced}
     rows = max(brought.values(), default=stack.vocabulary_rows)
     if rows < stack.vocabulary_rows:
         raise VocabularyMismatch(
-            f"adapter {adapter.name} has embeddings of {rows} rows, before it there are {stack.vocabulary_rows}: the "
-            "vocabulary would shrink",
+            f"Adapter {adapter.name} has embeddings of {rows} rows; before it there are {stack.vocabulary_rows}, so the "
+            "vocabulary would shrink.",
             "It belongs before the adapter that extends the vocabulary, or to another base.",
         )
     present = [name for name in EMBEDDINGS if name in base.tensors]
@@ -157,13 +160,13 @@ def _rows_after(base: Checkpoint, stack: Stack, adapter: Adapter) -> int:
     if len(set(after.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in after.items())
         raise VocabularyMismatch(
-            f"after adapter {adapter.name} the rows would differ: {found}",
+            f"After adapter {adapter.name} the rows would differ: {found}.",
             "An adapter that extends the vocabulary must bring embed_tokens and lm_head: it is incomplete.",
         )
     if rows > stack.vocabulary_rows and adapter.vocabulary is None:
         raise VocabularyMismatch(
-            f"adapter {adapter.name} extends the vocabulary from {stack.vocabulary_rows} to {rows} rows and has no "
-            "tokenizer.model",
+            f"Adapter {adapter.name} extends the vocabulary from {stack.vocabulary_rows} to {rows} rows and has no "
+            "tokenizer.model.",
             "Add the tokenizer files that were published with the adapter.",
         )
     return rows
@@ -180,15 +183,15 @@ def _check_shapes(base: Checkpoint, adapter: Adapter, rows: int) -> None:
         vocabulary, *rest = wanted(name)
         if max(rows_of.indices, default=0) >= vocabulary or list(rows_of.rows.shape[1:]) != rest:
             raise AdapterMismatch(
-                f"adapter {adapter.name} trains rows up to {max(rows_of.indices, default=0)} of {name!r} in shape "
-                f"{list(rows_of.rows.shape)}, in the base {base.folder.name} it is {list(wanted(name))}",
+                f"Adapter {adapter.name} trains rows up to {max(rows_of.indices, default=0)} of {name!r} in shape "
+                f"{list(rows_of.rows.shape)}; in the base {base.folder.name} it is {list(wanted(name))}.",
                 "The adapter was trained on another base: use that one.",
             )
     for name, shape in changes.items():
         if shape != wanted(name):
             raise AdapterMismatch(
-                f"adapter {adapter.name} changes {name!r} as a tensor of shape {list(shape)}, in the base "
-                f"{base.folder.name} it is {list(wanted(name))}",
+                f"Adapter {adapter.name} changes {name!r} as a tensor of shape {list(shape)}; in the base "
+                f"{base.folder.name} it is {list(wanted(name))}.",
                 "The adapter was trained on a base of another size: use that one.",
             )
 
@@ -198,8 +201,8 @@ def _check_vocabulary(stack: Stack, adapter: Adapter) -> None:
     assert vocabulary is not None
     if vocabulary.size > stack.vocabulary_rows:
         raise VocabularyMismatch(
-            f"adapter {adapter.name} has a tokenizer of {vocabulary.size} tokens, the embeddings have "
-            f"{stack.vocabulary_rows} rows",
+            f"Adapter {adapter.name} has a tokenizer of {vocabulary.size} tokens; the embeddings have "
+            f"{stack.vocabulary_rows} rows.",
             "The adapter's embeddings are missing, or an adapter that extends the vocabulary must come before it.",
         )
     earlier = stack.vocabulary
@@ -208,13 +211,13 @@ def _check_vocabulary(stack: Stack, adapter: Adapter) -> None:
     at = vocabulary.first_difference(earlier)
     if at == vocabulary.size:
         raise VocabularyMismatch(
-            f"adapter {adapter.name} has a tokenizer of {vocabulary.size} tokens, before it there are {earlier.size}: "
-            "the vocabulary would shrink",
+            f"Adapter {adapter.name} has a tokenizer of {vocabulary.size} tokens; before it there are {earlier.size}, "
+            "so the vocabulary would shrink.",
             "It belongs before the adapter that extends the vocabulary, or to another base.",
         )
     raise VocabularyMismatch(
-        f"adapter {adapter.name} has a tokenizer whose token {at} is {_piece(vocabulary, at)}, before it that is "
-        f"{_piece(earlier, at)}: the embeddings would be taken for other tokens",
+        f"Adapter {adapter.name} has a tokenizer whose token {at} is {_piece(vocabulary, at)}; before it that is "
+        f"{_piece(earlier, at)}, so the embeddings would be taken for other tokens.",
         "The adapter was trained on a base with another tokenizer: use that one.",
     )
 

@@ -1,4 +1,4 @@
-"""Adapters whose arithmetic is left to PEFT's own layers, and rows of trained tokens: which tensor belongs to which module.
+"""Tensors of adapters that PEFT's own layers merge, by module, and rows of trained tokens.
 
 Every key is `base_model.model.<module>.<parameter of the tuner>`; a few tuners share tensors between all modules.
 """
@@ -17,7 +17,7 @@ LAYER_TYPES = frozenset({
 """PEFT's tuner types that are merged with PEFT's own layers, one module at a time; each is tested against PEFT."""
 
 SHARED = {"RANDLORA": ("randlora_A", "randlora_B"), "VERA": ("vera_A", "vera_B")}
-"""Tensors that all modules of a tuner use, each a part of its own size (peft/tuners/vera/layer.py, get_delta_weight)."""
+"""Tensors that all modules of a tuner share; each uses a part of its own size (peft/tuners/vera/layer.py, get_delta_weight)."""
 
 PREFIX = "base_model.model."
 
@@ -29,7 +29,7 @@ _TOKEN_ROWS = re.compile(r"(?P<module>.+?)\.(?:token_adapter\.)?trainable_tokens
 
 @dataclass(frozen=True, slots=True)
 class TunerLayer:
-    """What a tuner changes of one module: its tensors by their full keys, and the shared ones."""
+    """A tuner's change of one module: its tensors by their full keys, and the shared ones."""
 
     module: str
     config: Mapping[str, Any]
@@ -38,31 +38,32 @@ class TunerLayer:
 
     @property
     def tensor(self) -> str:
-        """The name of the tensor that it changes."""
+        """Name of the tensor that it changes."""
         return f"{self.module}.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Rows of an embedding that were trained: row `indices[i]` becomes row i of `rows`."""
+    """Trained rows of an embedding: row `indices[i]` becomes row i of `rows`."""
 
     indices: tuple[int, ...]
     rows: TensorHeader
 
 
 def uses_layers(config: Mapping[str, Any]) -> bool:
-    """Whether an adapter's changes are computed by PEFT's layers: another tuner than LoRA, or LoRA with DoRA."""
+    """Returns True if PEFT's layers compute an adapter's changes: it is another tuner than LoRA, or LoRA with DoRA."""
     return config.get("peft_type") in LAYER_TYPES or bool(config.get("use_dora"))
 
 
 def tuner_layers(
     name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
 ) -> dict[str, TunerLayer]:
-    """The layers of a tuner by the tensor that each changes; every tensor has a place.
+    """Returns the layers of a tuner by the tensor that each changes; every tensor is part of the result.
 
     Raises:
-        UnknownAdapterKey: a key that names no module of a LLaMA model.
-        IncompleteAdapter, UnsupportedAdapter: tensors that all modules share are not in the file.
+        UnknownAdapterKey: A key does not name a module of a LLaMA model.
+        IncompleteAdapter: The file lacks tensors that all modules share.
+        UnsupportedAdapter: The adapter was saved without the tensors that all modules share.
     """
     shared = {key: header for key, header in tensors.items() if _is_shared(config, key)}
     modules: dict[str, dict[str, TensorHeader]] = {}
@@ -72,7 +73,7 @@ def tuner_layers(
             modules.setdefault(match["module"], {})[key] = header
         elif key not in shared:
             raise UnknownAdapterKey(
-                f"adapter {name} ({config.get('peft_type')}) holds {key!r}, which belongs to no module of a LLaMA model",
+                f"Adapter {name} ({config.get('peft_type')}) holds {key!r}, which does not belong to a module of a LLaMA model.",
                 "Nothing is dropped without being understood: re-save the adapter with PEFT.",
             )
     _check_shared(name, config, modules, shared)
@@ -83,22 +84,24 @@ def tuner_layers(
 def _check_shared(
     name: str, config: Mapping[str, Any], modules: Iterable[str], shared: Mapping[str, TensorHeader]
 ) -> None:
-    """Shared projections are in the file, or drawn again from a seed: what is drawn depends on the sizes of all modules, and
-    with RandLoRA on the dtypes that the machine has."""
+    """Refuses shared projections that are not in the file, unless PEFT can draw them again from the seed.
+
+    The drawn values depend on the sizes of all modules, and with RandLoRA on the dtypes that the machine has.
+    """
     tuner = str(config.get("peft_type"))
     wanted = SHARED.get(tuner, ())
     if len(shared) == len(wanted):
         return
     if config.get("save_projection", True):
         raise IncompleteAdapter(
-            f"adapter {name} ({tuner}): save_projection is set, the file holds {len(shared)} of {', '.join(wanted)}",
+            f"Adapter {name} ({tuner}): save_projection is set; the file holds {len(shared)} of {', '.join(wanted)}.",
             "The adapter's file is incomplete: fetch it again.",
         )
     kinds = sorted({module.rsplit(".", 1)[-1] for module in modules})
     if len(kinds) > 1 or tuner == "RANDLORA":
         raise UnsupportedAdapter(
-            f"adapter {name} ({tuner}) was saved with save_projection = false and changes {', '.join(kinds)}: the projections "
-            "that they share are not in the file",
+            f"Adapter {name} ({tuner}) was saved with save_projection = false and changes {', '.join(kinds)}: the projections "
+            "that they share are not in the file.",
             "Save it again with save_projection=True.",
         )
 
@@ -110,10 +113,10 @@ def _is_shared(config: Mapping[str, Any], key: str) -> bool:
 def split_token_rows(
     name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
 ) -> tuple[dict[str, TokenRows], dict[str, TensorHeader]]:
-    """The rows of trained tokens by the tensor that they are of, and the other tensors.
+    """Returns the rows of trained tokens by their tensor, and the other tensors.
 
     Raises:
-        IncompleteAdapter: rows and `trainable_token_indices` do not agree.
+        IncompleteAdapter: Rows and `trainable_token_indices` do not agree.
     """
     found = {key: match for key in tensors if (match := _TOKEN_ROWS.fullmatch(key.removeprefix(PREFIX)))}
     rows: dict[str, TokenRows] = {}
@@ -121,21 +124,21 @@ def split_token_rows(
         indices = _indices(config, match["module"])
         if len(indices) != tensors[key].shape[0]:
             raise IncompleteAdapter(
-                f"adapter {name}: {key!r} has {tensors[key].shape[0]} rows, adapter_config.json names {len(indices)} "
-                f"trained tokens for {match['module']!r}",
+                f"Adapter {name}: {key!r} has {tensors[key].shape[0]} rows; adapter_config.json names {len(indices)} "
+                f"trained tokens for {match['module']!r}.",
                 "Use the adapter_config.json that belongs to these weights.",
             )
         rows[f"{match['module']}.weight"] = TokenRows(indices, tensors[key])
     if not rows and (config.get("trainable_token_indices") or config.get("peft_type") == "TRAINABLE_TOKENS"):
         raise IncompleteAdapter(
-            f"adapter {name}: adapter_config.json names trained tokens, the file holds no rows of them",
+            f"Adapter {name}: adapter_config.json names trained tokens; the file holds no rows of them.",
             "The adapter's file is incomplete: fetch it again.",
         )
     return rows, {key: header for key, header in tensors.items() if key not in found}
 
 
 def _indices(config: Mapping[str, Any], module: str) -> tuple[int, ...]:
-    """PEFT's two forms: a list for the embeddings, or a list by module name; `token_indices` of TRAINABLE_TOKENS."""
+    """Returns the indices in either form of PEFT: a list for the embeddings, or lists by module name."""
     given = config.get("trainable_token_indices") or config.get("token_indices") or []
     if isinstance(given, Mapping):
         given = next((value for key, value in given.items() if f".{module}".endswith(f".{key}")), [])

@@ -1,7 +1,7 @@
-"""Merge tables: which two pieces become one, in order, as byte-pair models of `tokenizers` need it.
+"""Merge tables of byte-pair models of `tokenizers`: the pairs of pieces that are joined, in order.
 
 Neither SentencePiece nor tiktoken writes such a table down. Both join the two neighbours whose joint piece is best
-(highest score, lowest rank), the leftmost first where several are equally good; a table orders all pairs strictly.
+(highest score, lowest rank), the leftmost first among equally good ones; a table orders all pairs strictly.
 """
 
 from collections import Counter
@@ -12,11 +12,11 @@ Piece = TypeVar("Piece", str, bytes)
 
 
 def scores_to_merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece byte-pair model from its NORMAL pieces and their scores, in the order of ids.
+    """Returns the merges of a SentencePiece byte-pair model from its NORMAL pieces and their scores, in the order of ids.
 
-    Where all scores differ, the table says what SentencePiece does (bpe_model.cc, Model::SampleEncode). Among pieces of
-    one score SentencePiece takes the leftmost pair of the text, which no table can say: there a pair goes first whose
-    left piece rather begins pieces than ends them. On 1,500 lines of random words of Chinese-LLaMA's vocabulary that
+    If all scores differ, the table does the same as SentencePiece (bpe_model.cc, Model::SampleEncode). Among pieces of
+    one score SentencePiece takes the leftmost pair of the text, which a table cannot express: a pair takes precedence
+    there if its left piece begins pieces more often than it ends them. On 1,500 lines of random words of Chinese-LLaMA's vocabulary that
     leaves 26 lines different; ordered by length, as transformers does, it is 68.
     """
     numbers = {piece: number for number, piece in enumerate(scores)}
@@ -36,7 +36,7 @@ def scores_to_merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def ranks_to_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The merges of a tiktoken vocabulary, by the rank of what they make.
+    """Returns the merges of a tiktoken vocabulary, by the rank of the joined piece.
 
     Every split of a token into two tokens is a merge (so does transformers' TikTokenConverter): tiktoken looks at the
     rank of the joint bytes only (tiktoken `src/lib.rs`, byte_pair_merge).
@@ -53,9 +53,9 @@ def _pairs(pieces: Mapping[Piece, object]) -> Iterator[tuple[Piece, Piece]]:
 
 
 def byte_alphabet() -> Sequence[str]:
-    """The character that stands for each byte in `tokenizers`' byte-level models (GPT-2's `bytes_to_unicode`).
+    """Returns the character for each byte in `tokenizers`' byte-level models (GPT-2's `bytes_to_unicode`).
 
-    Printable bytes stand for themselves, the others for the characters from U+0100 on.
+    Printable bytes are themselves; the others have the characters from U+0100 on.
     """
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(0x100, 0x200))

@@ -18,9 +18,9 @@ from services.files.tensors import TensorHeader
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """One tensor under Hugging Face's name: `parts` joined on `join_dim` (None: all parts are equal).
+    """One tensor under Hugging Face's name: `parts` are joined on `join_dim` (None: all parts are equal).
 
-    `rotary_heads` is the head count by which its rows are un-interleaved after joining, 0 for none.
+    `rotary_heads` is the number of heads by which its rows are un-interleaved after joining, 0 if they are not.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Checkpoint:
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """The dtypes that occur, most bytes first."""
+        """Dtypes of the tensors, the one of the most bytes first."""
         sizes: dict[str, int] = {}
         for tensor in self.tensors.values():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size_bytes

@@ -14,17 +14,21 @@ def only_floats(tensors: Tensors) -> Tensors:
         if tensor.dtype not in FLOAT_DTYPES:
             raise UnsupportedFormat(
                 f"{tensor.path.name}: tensor {name!r} has dtype {tensor.dtype}, weights come in "
-                f"{', '.join(FLOAT_DTYPES)}",
-                "Use unquantised weights.",
+                f"{', '.join(FLOAT_DTYPES)}.",
+                "Use unquantized weights.",
             )
     return tensors
 
 
 def check_layers(layers: int, tensors: Tensors) -> None:
-    """Before the names of all layers are listed: a layer has tensors, so there are never more layers than tensors."""
+    """Refuses more layers than tensors, before the names of all layers are listed.
+
+    Raises:
+        IncompleteCheckpoint: There are fewer tensors than layers.
+    """
     if layers > len(tensors):
         raise IncompleteCheckpoint(
-            f"a model of {layers} layers was announced, the files hold {len(tensors)} tensors",
+            f"A model of {layers} layers was announced; the files hold {len(tensors)} tensors.",
             "Fetch the checkpoint again; all its files are needed.",
         )
 
@@ -33,12 +37,12 @@ def check_complete(wanted: set[str], found: set[str], where: Tensors) -> None:
     missing, extra = sorted(wanted - found), sorted(found - wanted)
     if missing:
         raise IncompleteCheckpoint(
-            f"{len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]!r}",
+            f"{len(missing)} of {len(wanted)} tensors are missing; the first is {missing[0]!r}.",
             "Fetch the checkpoint again; all its files are needed.",
         )
     if extra:
         raise UnknownTensor(
-            f"{where[extra[0]].path.name} holds {extra[0]!r}, which a model of this configuration does not have",
+            f"{where[extra[0]].path.name} holds {extra[0]!r}, which a model of this configuration does not have.",
             "The checkpoint and its configuration do not belong together.",
         )
 
@@ -49,11 +53,17 @@ def find_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def check_vocabulary(config: ModelConfig, vocabulary: Vocabulary | None, *, exact: bool) -> None:
-    """Rows may exceed the pieces (padding), except in an original checkpoint; never the other way."""
+    """Refuses embeddings with fewer rows than the tokenizer has tokens, or with `exact` also more.
+
+    Hugging Face models may have rows of padding; original checkpoints have none.
+
+    Raises:
+        VocabularyMismatch: The sizes do not fit.
+    """
     if vocabulary is None:
         return
     if vocabulary.size > config.vocab_size or (exact and vocabulary.size != config.vocab_size):
         raise VocabularyMismatch(
-            f"tokenizer.model knows {vocabulary.size} tokens, the embeddings have {config.vocab_size} rows",
+            f"tokenizer.model knows {vocabulary.size} tokens; the embeddings have {config.vocab_size} rows.",
             "Use the tokenizer.model that belongs to these weights.",
         )

@@ -1,4 +1,4 @@
-"""Entry point for reading a base model's description from its headers, whatever its layout."""
+"""Reading of a base model's description from its headers, in either layout."""
 
 from pathlib import Path
 
@@ -8,11 +8,20 @@ from services.architectures.original_layout import original_folder, read_origina
 
 
 def read_checkpoint(folder: Path, *, instruct: bool = False) -> Checkpoint:
-    """Describes a base model of either layout from its headers; no tensor is read.
+    """Returns the description of a base model of either layout from its headers; no tensor is read.
+
+    Args:
+        instruct: Llama 3: the model is an instruct model, which has several tokens that end an output.
 
     Raises:
-        IncompleteCheckpoint, UnknownTensor, ShapeMismatch, ConfigMismatch, VocabularyMismatch, UnreadableFile,
-        UnsafePickle, UnsupportedFormat: what was found, what was needed, what to do.
+        IncompleteCheckpoint: A file, a tensor or a number in a configuration is missing.
+        UnknownTensor: A tensor does not belong to a LLaMA model of this configuration.
+        ShapeMismatch: A tensor has another shape than the configuration says.
+        ConfigMismatch: Configuration and tensors disagree.
+        VocabularyMismatch: Tokenizer and embeddings differ in size.
+        UnreadableFile: A file is truncated or damaged.
+        UnsafePickle: A pickle names something other than tensors.
+        UnsupportedFormat: The model is of another family or format.
     """
     original = original_folder(folder)
     if original is not None:

@@ -1,7 +1,7 @@
-"""A model's configuration, and where Meta's `params.json` and Hugging Face's `config.json` meet.
+"""Configuration of a model, read from Meta's `params.json` or Hugging Face's `config.json`.
 
-Sizes come from the tensors and are compared with what the files claim; only what tensors cannot tell (the head count,
-epsilon, rotary base, context) is taken from the file.
+Sizes come from the tensors and are compared with those in the files; only values that do not follow from tensors (the number
+of heads, epsilon, rotary base, context) are taken from a file.
 """
 
 import math
@@ -24,7 +24,10 @@ LLAMA3_ROPE = {
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What a LLaMA model is, in Hugging Face's terms; sizes in elements."""
+    """Configuration of a LLaMA model in Hugging Face's terms; sizes in elements.
+
+    Its `repr` is part of the identity of work in journals: renaming a field disowns old ones.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -43,8 +46,10 @@ class ModelConfig:
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     dtype: str = "F16"
-    source: Mapping[str, Any] = field(default_factory=dict)  # config.json as it was: unknown keys travel on
-    params: Mapping[str, Any] = field(default_factory=dict)  # params.json as it was, where it had that one
+    source: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # config.json as it was: unknown keys are passed on
+    params: Mapping[str, Any] = field(default_factory=dict)  # params.json as it was, if the model had one
 
     @property
     def rope_type(self) -> str | None:
@@ -67,7 +72,7 @@ def rope_type_of(scaling: Mapping[str, Any] | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class MetaSizes:
-    """What an original checkpoint's tensors say: joined over its ranks."""
+    """Sizes of an original checkpoint by its tensors, joined over the ranks."""
 
     dim: int
     n_layers: int
@@ -77,11 +82,15 @@ class MetaSizes:
     vocab_size: int
     tied: bool
     dtype: str
-    head_dim: int | None = None  # where rope.freqs tells it
+    head_dim: int | None = None  # if rope.freqs gives it
 
 
 def read_params(path: Path) -> Json:
-    """`params.json`, unwrapped where the sizes nest under "model"."""
+    """Returns `params.json`, unwrapped if the sizes nest under "model".
+
+    Raises:
+        UnreadableFile: The file is not a JSON object.
+    """
     return unwrap_params(read_json(path))
 
 
@@ -94,11 +103,11 @@ def unwrap_params(params: Json) -> Json:
 def params_to_config(
     params: Json, sizes: MetaSizes, *, vocabulary: Vocabulary | None, instruct: bool
 ) -> ModelConfig:
-    """The configuration of an original checkpoint from its `params.json`, its tensors and its tokenizer.
+    """Returns the configuration of an original checkpoint from its `params.json`, its tensors and its tokenizer.
 
     Raises:
-        IncompleteCheckpoint: a number is missing.
-        ConfigMismatch: a number disagrees with the tensors; both are named.
+        IncompleteCheckpoint: A number is missing.
+        ConfigMismatch: A number disagrees with the tensors; both are named.
     """
     n_heads = require(params, "n_heads", int, file="params.json")
     head_dim = sizes.query_rows // n_heads
@@ -127,11 +136,11 @@ CONTEXT = {"llama-1": 2048, "llama-2": 4096, "codellama": 16384, "llama-3": 8192
 
 
 def meta_family(params: Json, sizes: MetaSizes, tokenizer: str) -> str:
-    """Which generation an original checkpoint is of; only its context length depends on it.
+    """Returns the generation of an original checkpoint; only its context length depends on it.
 
-    `params.json` does not say. Llama 3 has a tiktoken tokenizer, Code Llama a larger rotary base. Llama 2 was
+    `params.json` does not name it. Llama 3 has a tiktoken tokenizer, Code Llama a larger rotary base. Llama 2 was
     published in bfloat16, Llama 1 in float16; grouped KV heads, an FFN multiplier or an epsilon of 1e-5 came with
-    Llama 2 (save for Llama 1's 65B, which has that epsilon too).
+    Llama 2 (except that Llama 1's 65B has that epsilon too).
     """
     if tokenizer == "tiktoken":
         return "llama-3.1" if params.get("use_scaled_rope") else "llama-3"
@@ -148,14 +157,14 @@ def _compare(params: Json, found: Mapping[str, float], sizes: MetaSizes) -> None
         absent = claimed is None or (key == "vocab_size" and claimed == -1)
         if not absent and claimed != actual:
             raise ConfigMismatch(
-                f"params.json says {key} = {claimed!r}, the tensors say {actual:g}",
+                f"params.json says {key} = {claimed!r}; the tensors say {actual:g}.",
                 "The checkpoint and its params.json are of different models: use the ones that belong together.",
             )
     head_dim = sizes.query_rows // params["n_heads"]
     if head_dim % 2 or sizes.query_rows % params["n_heads"] or sizes.key_rows % head_dim:
         raise ConfigMismatch(
             f"params.json says n_heads = {params['n_heads']}, which does not divide wq's {sizes.query_rows} "
-            f"and wk's {sizes.key_rows} rows into whole heads of an even size",
+            f"and wk's {sizes.key_rows} rows into whole heads of an even size.",
             "Use the params.json that belongs to these weights.",
         )
     _compare_ffn(params, sizes)
@@ -170,13 +179,13 @@ def _compare_ffn(params: Json, sizes: MetaSizes) -> None:
     if rows != sizes.ffn_rows:
         raise ConfigMismatch(
             f"params.json gives a feed-forward width of {rows} (multiple_of {multiple_of}, ffn_dim_multiplier "
-            f"{params.get('ffn_dim_multiplier')}), w1 has {sizes.ffn_rows} rows",
+            f"{params.get('ffn_dim_multiplier')}), w1 has {sizes.ffn_rows} rows.",
             "Use the params.json that belongs to these weights.",
         )
 
 
 def ffn_rows(dim: int, multiple_of: int, multiplier: float = 1.0) -> int:
-    """w1's rows: facebookresearch/llama `model.py`, FeedForward.__init__."""
+    """Returns the number of rows of w1 (facebookresearch/llama `model.py`, FeedForward.__init__)."""
     hidden = int(multiplier * int(8 * dim / 3))
     return multiple_of * math.ceil(hidden / multiple_of)
 
@@ -189,7 +198,7 @@ def _rope_scaling(params: Json, sizes: MetaSizes) -> Json | None:
 
 
 def _special_ids(vocabulary: Vocabulary | None, instruct: bool) -> tuple[int, int | list[int]]:
-    """Ids of beginning and end; Llama 3's follow its ranks: 128000 and 128001; 128008 and 128009 end a turn."""
+    """Returns the ids of beginning and end. Llama 3's follow its ranks: 128000 and 128001; 128008 and 128009 end a turn."""
     if vocabulary is None or vocabulary.kind != "tiktoken":
         return 1, 2
     first = len(vocabulary.pieces)
@@ -200,22 +209,25 @@ def _special_ids(vocabulary: Vocabulary | None, instruct: bool) -> tuple[int, in
 
 
 def read_config(path: Path, dtype: str) -> ModelConfig:
-    """The configuration of a Hugging Face folder; its sizes are compared with the tensors by the caller.
+    """Returns the configuration of a Hugging Face folder; the caller compares its sizes with the tensors.
+
+    Args:
+        dtype: Code of the weights' dtype.
 
     Raises:
-        UnsupportedFormat: another model type, or quantised weights.
-        IncompleteCheckpoint: a number is missing.
+        UnsupportedFormat: The model is of another type, or its weights are quantized.
+        IncompleteCheckpoint: A number is missing.
     """
     raw = read_json(path)
     if raw.get("model_type") != "llama":
         raise UnsupportedFormat(
-            f"config.json says model_type = {raw.get('model_type')!r}, supported is 'llama'",
+            f"config.json says model_type = {raw.get('model_type')!r}; supported is 'llama'.",
             "Graftwerk works on LLaMA-family models only.",
         )
     if raw.get("quantization_config"):
         raise UnsupportedFormat(
-            "config.json has a quantization_config: quantised weights cannot be converted or merged faithfully",
-            "Use the unquantised weights.",
+            "config.json has a quantization_config: quantized weights cannot be converted or merged faithfully.",
+            "Use the unquantized weights.",
         )
 
     def number(key: str, default: float) -> Any:
@@ -242,7 +254,7 @@ def read_config(path: Path, dtype: str) -> ModelConfig:
 
 
 def config_to_json(config: ModelConfig, dtype_name: str) -> Json:
-    """`config.json` of a model: the source's own keys where it had the file, with what we know put over them."""
+    """Returns the `config.json` of a model: the source's own keys, if it had the file, and the known values."""
     known: Json = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,

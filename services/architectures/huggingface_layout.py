@@ -20,13 +20,13 @@ from services.files.weight_files import read_weights
 def read_huggingface(folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise IncompleteCheckpoint(
-            f"{folder.name} has neither consolidated.*.pth nor config.json",
+            f"{folder.name} has neither consolidated.*.pth nor config.json.",
             "A base model is an original LLaMA checkpoint or a Hugging Face folder.",
         )
     found = only_floats(read_weights(folder))
     if not found:
         raise IncompleteCheckpoint(
-            f"the weights of {folder.name} hold no tensors",
+            f"The weights of {folder.name} hold no tensors.",
             "Fetch the model again; all its files are needed.",
         )
     dtype = max(found.values(), key=lambda tensor: tensor.size_bytes).dtype
@@ -38,14 +38,14 @@ def read_huggingface(folder: Path) -> Checkpoint:
     for name, tensor in kept.items():
         if kind_of(name)[0] not in BY_HUGGINGFACE:
             raise UnknownTensor(
-                f"{tensor.path.name} holds {name!r}, which is no tensor of a LLaMA model",
+                f"{tensor.path.name} holds {name!r}, which is not a tensor of a LLaMA model.",
                 "Only LLaMA-family models can be read; nothing was dropped or written.",
             )
     check_layers(config.num_hidden_layers, kept)
     wanted = expected_tensors(config)
     if config.tie_word_embeddings and "lm_head.weight" in kept:
         raise ConfigMismatch(
-            "config.json says tie_word_embeddings = true and the weights hold a lm_head.weight of their own",
+            "config.json says tie_word_embeddings = true and the weights hold a lm_head.weight of their own.",
             "Set tie_word_embeddings to false if the two differ, or leave lm_head.weight out of the files.",
         )
     check_complete({tensor.huggingface for tensor in wanted}, set(kept), kept)
@@ -59,8 +59,8 @@ def read_huggingface(folder: Path) -> Checkpoint:
 def _whole(expected: Expected, part: TensorHeader, config: ModelConfig) -> TensorSource:
     if part.shape != expected.shape:
         raise ShapeMismatch(
-            f"{part.path.name}: {part.name!r} has shape {list(part.shape)}, config.json needs {list(expected.shape)}"
-            f" (vocab_size {config.vocab_size}, hidden_size {config.hidden_size})",
+            f"{part.path.name}: {part.name!r} has shape {list(part.shape)}; config.json needs {list(expected.shape)}"
+            f" (vocab_size {config.vocab_size}, hidden_size {config.hidden_size}).",
             "Use the config.json that belongs to these weights.",
         )
     return TensorSource(expected.huggingface, part.dtype, part.shape, (part,))

@@ -1,8 +1,7 @@
-"""The one table of a LLaMA model's tensors: a row a kind.
+"""Table of a LLaMA model's tensors, one row per kind.
 
-A row gives Meta's name, Hugging Face's name, how model-parallel ranks join and whether rows are in
-rotary order. Meta to Hugging Face reads it one way, Hugging Face to Meta the other. A key that stands in no row is an error; what is
-dropped is a row that says so. Source: facebookresearch/llama `model.py` (ColumnParallelLinear splits the
+A row gives Meta's name, Hugging Face's name, the dimension on which model-parallel ranks join, and the order of rows. Both
+directions of a conversion read this table. A key without a row is an error; tensors that are dropped have a row that says so. Source: facebookresearch/llama `model.py` (ColumnParallelLinear splits the
 rows, RowParallelLinear and ParallelEmbedding the columns) and transformers `convert_llama_weights_to_hf.py`.
 """
 
@@ -17,17 +16,17 @@ Shape = tuple[int, ...]
 
 
 class Join(Enum):
-    """How the parts of several ranks make one tensor."""
+    """Way in which the parts of several ranks make one tensor."""
 
     ROWS = "rows"
     COLUMNS = "columns"
     REPLICATED = "replicated"
-    EMBEDDING = "embedding"  # columns up to Llama 2, rows from Llama 3 on: the shapes tell
-    DROPPED = "dropped"  # computed from the configuration, never stored on
+    EMBEDDING = "embedding"  # columns up to Llama 2, rows from Llama 3 on, by the shapes
+    DROPPED = "dropped"  # computed from the configuration, never written
 
 
 class Rotary(Enum):
-    """Whether rows are permuted between Meta's interleaved pairs and Hugging Face's halves, by which heads."""
+    """Heads by which rows are permuted between Meta's interleaved pairs and Hugging Face's halves."""
 
     NO = "no"
     QUERY = "query"
@@ -107,7 +106,7 @@ _LAYER = re.compile(r"(?<=layers\.)[0-9]{1,6}(?=\.)")
 
 
 def kind_of(name: str) -> tuple[str, int | None]:
-    """A tensor's name with `{}` for the layer's number, and that number."""
+    """Returns a tensor's name with `{}` for the layer's number, and that number."""
     match = _LAYER.search(name)
     return (name, None) if match is None else (_LAYER.sub("{}", name, count=1), int(match[0]))
 
@@ -130,18 +129,18 @@ class Expected:
 
     @property
     def huggingface(self) -> str:
-        """Hugging Face's name of it."""
+        """Hugging Face's name."""
         assert self.row.huggingface is not None
         return self.row.huggingface.format(self.layer)
 
     @property
     def meta(self) -> str | None:
-        """Meta's name of it, if that layout has it."""
+        """Meta's name, None if that layout has no such tensor."""
         return None if self.row.meta is None else self.row.meta.format(self.layer)
 
 
 def expected_tensors(config: ModelConfig) -> list[Expected]:
-    """Every tensor that a model of this configuration has, embeddings first, then layer by layer."""
+    """Returns every tensor of a model of this configuration, embeddings first, then layer by layer."""
     rows = [row for row in TABLE if row.shape is not None and row.needed(config)]
     layered = [row for row in rows if "{}" in (row.huggingface or "")]
     first, last = rows[0], [row for row in rows[1:] if row not in layered]

@@ -1,4 +1,4 @@
-"""What Llama 3's files do not say of themselves: the names of its special tokens, and how a conversation is written.
+"""Facts about Llama 3 that its files do not contain: names of special tokens, and the chat template.
 
 Its `tokenizer.model` holds ranks alone. The names are those of `llama/tokenizer.py` in Meta's `llama3` repository and of
 `api/tokenizer.py` of Llama 3.1 in `llama-models`, the latter as its published Hugging Face models have them.

@@ -35,12 +35,12 @@ EMBEDDINGS, OUTPUT = "tok_embeddings.weight", "output.weight"
 
 
 def original_folder(folder: Path) -> Path | None:
-    """Where the `consolidated.*.pth` lie: the folder itself or the only one below it that has them.
+    """Returns the folder of the `consolidated.*.pth`: this one, or the only subfolder that has them; None if there is none.
 
-    A Hugging Face folder may carry the original in a folder below (Llama 3's do): it stays a Hugging Face folder.
+    A Hugging Face folder may have the original in a subfolder, as Llama 3's do; it remains a Hugging Face folder.
 
     Raises:
-        UnsupportedFormat: several folders below have them.
+        UnsupportedFormat: Several subfolders have them.
     """
     if any(RANK_FILE.fullmatch(path.name) for path in folder.iterdir()):
         return folder
@@ -53,7 +53,7 @@ def original_folder(folder: Path) -> Path | None:
     if len(inner) > 1:
         names = ", ".join(sub.name for sub in inner)
         raise UnsupportedFormat(
-            f"{folder.name} holds several checkpoints ({names}), one is needed",
+            f"{folder.name} holds several checkpoints ({names}); one is needed.",
             f"Import {folder.name}/{inner[0].name}.",
         )
     return inner[0] if inner else None
@@ -64,7 +64,7 @@ def read_original(folder: Path, weights: Path, *, instruct: bool) -> Checkpoint:
     ranks = [only_floats(read_torch_header(path)) for path in files]
     if not (weights / "params.json").is_file():
         raise IncompleteCheckpoint(
-            f"{weights.name} has {len(files)} consolidated.*.pth and no params.json",
+            f"{weights.name} has {len(files)} consolidated.*.pth and no params.json.",
             "Add the original params.json.",
         )
     tokenizer_folder = _tokenizer_folder(folder, weights)
@@ -91,14 +91,14 @@ def _rank_files(weights: Path) -> list[Path]:
     missing = sorted(set(range(max(found) + 1)) - set(found))
     if missing:
         raise IncompleteCheckpoint(
-            f"{weights.name} has consolidated.*.pth for ranks {sorted(found)}, rank {missing[0]} is missing",
+            f"{weights.name} has consolidated.*.pth for ranks {sorted(found)}; rank {missing[0]} is missing.",
             f"Add consolidated.{missing[0]:02d}.pth.",
         )
     return [found[rank] for rank in sorted(found)]
 
 
 def _tokenizer_folder(folder: Path, weights: Path) -> Path:
-    """tokenizer.model lies beside the weights, or one level up within the model's folder."""
+    """Returns the folder of tokenizer.model: that of the weights, or the model's folder above it."""
     return weights if (weights / "tokenizer.model").is_file() else folder
 
 
@@ -107,14 +107,14 @@ def _names_of_ranks(files: list[Path], ranks: list[Tensors]) -> list[str]:
         odd = sorted(set(tensors) ^ set(ranks[0]))
         if odd:
             raise IncompleteCheckpoint(
-                f"{files[0].name} and {path.name} do not hold the same tensors: {odd[0]!r} is in one of them only",
+                f"{files[0].name} and {path.name} do not hold the same tensors: {odd[0]!r} is in one of them only.",
                 "The files are of different checkpoints or one is damaged: fetch them again.",
             )
     return list(ranks[0])
 
 
 def _shared_output(ranks: list[Tensors]) -> bool:
-    """Whether the output is another name for the embeddings' own bytes, as tied weights are saved by torch."""
+    """Returns True if the output's bytes are those of the embeddings: torch saves tied weights in this way."""
     return all(
         OUTPUT in rank and EMBEDDINGS in rank and replace(rank[OUTPUT], name=EMBEDDINGS) == rank[EMBEDDINGS]
         for rank in ranks
@@ -125,7 +125,7 @@ def _meta_row(name: str, ranks: list[Tensors]) -> Row:
     row = BY_META.get(kind_of(name)[0])
     if row is None:
         raise UnknownTensor(
-            f"{ranks[0][name].path.name} holds {name!r}, which is no tensor of a LLaMA model",
+            f"{ranks[0][name].path.name} holds {name!r}, which is not a tensor of a LLaMA model.",
             "Only LLaMA-family checkpoints can be converted; nothing was dropped or written.",
         )
     return row
@@ -136,7 +136,7 @@ def _meta_sizes(ranks: list[Tensors], rows: Mapping[str, Row]) -> MetaSizes:
     for name in ("norm.weight", "tok_embeddings.weight", "layers.0.attention.wq.weight",
                  "layers.0.attention.wk.weight", "layers.0.feed_forward.w1.weight"):  # fmt: skip
         if name not in first:
-            raise IncompleteCheckpoint(f"the checkpoint has no {name}", "Fetch the checkpoint again.")
+            raise IncompleteCheckpoint(f"The checkpoint has no {name}.", "Fetch the checkpoint again.")
     for name in rows:
         if rows[name].join is not Join.DROPPED:
             _need_dims(first[name], 1 if rows[name].join is Join.REPLICATED else 2)
@@ -149,7 +149,7 @@ def _meta_sizes(ranks: list[Tensors], rows: Mapping[str, Row]) -> MetaSizes:
     by_columns = first["tok_embeddings.weight"].shape[1] != dim
     if by_columns and columns != dim:
         raise IncompleteCheckpoint(
-            f"tok_embeddings.weight has {columns} columns over {len(ranks)} ranks, norm.weight has {dim}",
+            f"tok_embeddings.weight has {columns} columns over {len(ranks)} ranks; norm.weight has {dim}.",
             "A rank's file is missing or of another checkpoint: all consolidated.*.pth are needed.",
         )
     n_layers = 1 + max(layer for name in rows if (layer := kind_of(name)[1]) is not None)
@@ -167,7 +167,7 @@ def _meta_sizes(ranks: list[Tensors], rows: Mapping[str, Row]) -> MetaSizes:
 def _need_dims(tensor: TensorHeader, dims: int) -> None:
     if len(tensor.shape) != dims:
         raise ShapeMismatch(
-            f"{tensor.path.name}: {tensor.name!r} has shape {list(tensor.shape)}, {dims} dimensions are needed",
+            f"{tensor.path.name}: {tensor.name!r} has shape {list(tensor.shape)}; {dims} dimensions are needed.",
             "The checkpoint is damaged or of another architecture.",
         )
 
@@ -194,7 +194,7 @@ def _joined(expected: Expected, parts: tuple[TensorHeader, ...], config: ModelCo
     if shape != expected.shape or len({part.dtype for part in parts}) != 1:
         found = " + ".join(f"{list(part.shape)} {part.dtype}" for part in parts)
         raise ShapeMismatch(
-            f"{parts[0].name!r} is {found} over {len(parts)} ranks, needed is {list(expected.shape)} in one dtype",
+            f"{parts[0].name!r} is {found} over {len(parts)} ranks; needed is {list(expected.shape)} in one dtype.",
             "A file is damaged, missing or of another model: fetch the checkpoint again.",
         )
     return TensorSource(

@@ -1,6 +1,6 @@
-"""The formats in which a model is written: which models each can hold, and how many bytes it takes.
+"""Formats in which a model is written: checks of the models that each can hold, and their sizes in bytes.
 
-Intake asks before a job is queued and the writers ask before they begin, so a refusal is the same sentence.
+The preflight checks before a job is queued and the writers check before they begin, so that a refusal reads the same.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from services.files.tensors import BLOCKS, DTYPE_CODES, size_of
 OutputFormat = Literal["huggingface", "meta", "gguf"]
 
 OUTPUT_DTYPES = {**DTYPE_CODES, "q8_0": "Q8_0"}
-"""What a request calls a dtype, and its code; the block encodings are of GGUF."""
+"""Codes of the dtypes by their names in requests; the block encodings are GGUF's."""
 
 LLAMA3_BOS = 128000
 
@@ -28,8 +28,8 @@ LLAMA3_BOS = 128000
 class OutputSpec:
     """A model that is to be written.
 
-    `tensors` are under Hugging Face's names, with the dtype and shape in which they are computed; `dtype` is what was asked
-    for: a code, or None to keep each tensor's own. `ranks` counts for Meta's layout.
+    `tensors` are under Hugging Face's names, with the dtype and shape in which they are computed; `dtype` is the code that was
+    requested, None to keep each tensor's own. `ranks` applies to Meta's layout.
     """
 
     format: OutputFormat
@@ -49,7 +49,7 @@ def plan_output(
     dtype: str | None = None,
     ranks: int = 1,
 ) -> OutputSpec:
-    """The output of a model whose tensors have these dtypes and shapes, in the requested dtype."""
+    """Returns the output of a model whose tensors have these dtypes and shapes, in the requested dtype."""
     computed = {
         name: (_computed_dtype(output_format, dtype, own, shape), shape)
         for name, (own, shape) in tensors.items()
@@ -58,9 +58,9 @@ def plan_output(
 
 
 def _computed_dtype(output_format: OutputFormat, dtype: str | None, own: str, shape: Shape) -> str:
-    """The requested dtype, or the tensor's own where the format encodes it afterwards.
+    """Returns the requested dtype, or the tensor's own if the format encodes it afterwards.
 
-    GGUF stores vectors (norms) as float32 whatever was asked for, as llama.cpp's converter does.
+    GGUF stores vectors (norms) as float32 in any case, as llama.cpp's converter does.
     """
     if dtype is None or dtype in BLOCKS or (output_format == "gguf" and len(shape) == 1):
         return own
@@ -71,19 +71,21 @@ def check_output(output: OutputSpec) -> None:
     """Refuses a model that the format cannot hold, with the numbers.
 
     Raises:
-        UnsupportedOption, UnsupportedFormat, VocabularyMismatch.
+        UnsupportedOption: The ranks or the dtype do not fit the model's sizes.
+        UnsupportedFormat: The format cannot hold a part of the model.
+        VocabularyMismatch: Embeddings and tokenizer differ in size, which Meta's layout does not allow.
     """
     FORMATS[output.format].check(output)
 
 
 def output_bytes(output: OutputSpec) -> int:
-    """Bytes of all tensors as they are written."""
+    """Returns the bytes of all tensors as they are written."""
     size = FORMATS[output.format].size_of_tensor
     return sum(size(output, name) for name in output.tensors)
 
 
 def output_warnings(output: OutputSpec) -> list[str]:
-    """What a user should know of the output beforehand."""
+    """Returns what a user should know about the output beforehand."""
     return FORMATS[output.format].warnings(output)
 
 
@@ -98,7 +100,7 @@ class _Format:
 
 
 def _check_huggingface(output: OutputSpec) -> None:
-    """It holds what the other layouts are described as."""
+    """Accepts every model: the description of a model is in this layout's terms."""
 
 
 def _plain_size(output: OutputSpec, name: str) -> int:
@@ -111,7 +113,7 @@ def _plain_size(output: OutputSpec, name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How one tensor lies in the files of the ranks: rank i holds `bounds[i]` of dimension `dim`, None: all of it."""
+    """Split of one tensor over the ranks: rank i holds `bounds[i]` of dimension `dim`; None: each holds all of it."""
 
     name: str
     dim: int | None
@@ -119,7 +121,7 @@ class Split:
     rotary_heads: int
 
     def shape(self, whole: Shape, rank: int) -> Shape:
-        """The shape of one rank's part."""
+        """Returns the shape of one rank's part."""
         if self.dim is None:
             return whole
         start, end = self.bounds[rank]
@@ -127,7 +129,7 @@ class Split:
 
 
 def split_of(output: OutputSpec, name: str) -> Split:
-    """How a tensor is split over the ranks: equally, and the last one holds the remainder of the vocabulary.
+    """Returns the split of a tensor over the ranks: equal parts, and the last one holds the remainder of the vocabulary.
 
     Source: facebookresearch/llama `model.py`; published 13B files hold 24976 and 24977 rows of Chinese-LLaMA's
     49953.
@@ -142,7 +144,7 @@ def split_of(output: OutputSpec, name: str) -> Split:
 
 
 def _is_llama3(output: OutputSpec) -> bool:
-    """Llama 3 splits its embeddings by rows (VocabParallelEmbedding), earlier ones by columns (ParallelEmbedding)."""
+    """Returns True for Llama 3, which splits its embeddings by rows (VocabParallelEmbedding); earlier ones by columns."""
     by_tokenizer = output.vocabulary is not None and output.vocabulary.kind == "tiktoken"
     return by_tokenizer or output.config.bos_token_id == LLAMA3_BOS
 
@@ -152,19 +154,19 @@ def _check_meta(output: OutputSpec) -> None:
     for name in output.tensors:
         if BY_HUGGINGFACE[kind_of(name)[0]].meta is None:
             raise UnsupportedFormat(
-                f"the model has {name!r}, Meta's layout has no biases", "Keep it in Hugging Face's layout."
+                f"The model has {name!r}; Meta's layout has no biases.", "Keep it in Hugging Face's layout."
             )
     if config.num_attention_heads * config.head_dim != config.hidden_size:
         raise UnsupportedFormat(
-            f"the model has {config.num_attention_heads} heads of {config.head_dim}, in Meta's layout they make up the "
-            f"hidden size, which is {config.hidden_size}",
+            f"The model has {config.num_attention_heads} heads of {config.head_dim}; in Meta's layout they make up the "
+            f"hidden size, which is {config.hidden_size}.",
             "Keep it in Hugging Face's layout.",
         )
     _check_ranks(output)
     if output.vocabulary is not None and output.vocabulary.size != config.vocab_size:
         raise VocabularyMismatch(
-            f"the embeddings have {config.vocab_size} rows and the tokenizer {output.vocabulary.size} tokens; Meta's layout "
-            "takes the vocabulary from the tokenizer: the two must be equal",
+            f"The embeddings have {config.vocab_size} rows and the tokenizer {output.vocabulary.size} tokens; Meta's layout "
+            "takes the vocabulary from the tokenizer: the two must be equal.",
             "Keep it in Hugging Face's layout, which allows rows of padding.",
         )
     config_to_params(config)
@@ -179,12 +181,12 @@ def _check_ranks(output: OutputSpec) -> None:
     for what, size in sizes.items():
         if size % ranks:
             raise UnsupportedOption(
-                f"the model has {size} {what}, which {ranks} ranks do not divide ({size % ranks} are left)",
+                f"The model has {size} {what}, which {ranks} ranks do not divide ({size % ranks} are left).",
                 f"Choose ranks that divide {', '.join(str(size) for size in sizes.values())}.",
             )
     if config.vocab_size < ranks:
         raise UnsupportedOption(
-            f"the vocabulary has {config.vocab_size} rows, too few for {ranks} ranks", "Choose fewer ranks."
+            f"The vocabulary has {config.vocab_size} rows, too few for {ranks} ranks.", "Choose fewer ranks."
         )
 
 
@@ -203,9 +205,9 @@ def _meta_warnings(output: OutputSpec) -> list[str]:
 
 
 def gguf_encoding(output: OutputSpec, name: str) -> str:
-    """In which encoding a tensor is stored: vectors as float32, the rest as asked for or in its own dtype.
+    """Returns the encoding of a stored tensor: float32 for vectors, else the requested one or the tensor's own dtype.
 
-    Rows that are no whole blocks keep their dtype; llama.cpp's converter makes them float16.
+    Rows that are not a whole number of blocks keep their dtype; llama.cpp's converter makes them float16.
     """
     computed, shape = output.tensors[name]
     if len(shape) == 1:
@@ -221,26 +223,26 @@ def _takes_blocks(output: OutputSpec, shape: Shape) -> bool:
 def _check_gguf(output: OutputSpec) -> None:
     if output.vocabulary is None:
         raise UnsupportedFormat(
-            "a GGUF file carries its tokenizer, which is written from tokenizer.model; the model has none",
+            "A GGUF file carries its tokenizer, which is written from tokenizer.model; the model has none.",
             "Add the original tokenizer.model.",
         )
     kind = output.config.rope_type
     if kind not in (None, "default", "linear", "llama3"):
         raise UnsupportedFormat(
-            f"the model's rotary scaling is of type {kind!r}, written into GGUF are 'linear' and 'llama3'",
+            f"The model's rotary scaling is of type {kind!r}; GGUF has 'linear' and 'llama3'.",
             "Use llama.cpp's own converter on the Hugging Face model.",
         )
     for name in output.tensors:
         if gguf_encoding(output, name) == "F64":
             raise UnsupportedOption(
-                f"{name!r} is of float64, which llama.cpp does not compute with",
+                f"{name!r} is of float64, which llama.cpp does not compute with.",
                 'Ask for dtype "float32", "float16" or "bfloat16".',
             )
     _check_blocks(output)
 
 
 def _check_blocks(output: OutputSpec) -> None:
-    """Some tensor must take the encoding that was asked for."""
+    """Refuses a block encoding that no tensor can take."""
     if output.dtype not in BLOCKS or any(
         _takes_blocks(output, shape) for _, shape in output.tensors.values()
     ):
@@ -248,8 +250,8 @@ def _check_blocks(output: OutputSpec) -> None:
     block, _ = BLOCKS[output.dtype]
     row = output.config.hidden_size
     raise UnsupportedOption(
-        f"the model has rows of {row} elements, {output.dtype} encodes blocks of {block} ({row % block} are left): no tensor "
-        "could be encoded",
+        f"The model has rows of {row} elements; {output.dtype} encodes blocks of {block} ({row % block} are left), so no tensor "
+        "could be encoded.",
         'Ask for dtype "float16", "bfloat16" or "float32".',
     )
 
@@ -265,8 +267,8 @@ def _gguf_warnings(output: OutputSpec) -> list[str]:
     if not whole:
         return []
     return [
-        f"{len(whole)} matrices, {whole[0]} the first, have rows that are no whole blocks of {BLOCKS[output.dtype][0]}: they keep "
-        "their dtype"
+        f"{len(whole)} matrices, {whole[0]} the first, have rows that are not a whole number of blocks of {BLOCKS[output.dtype][0]}: they "
+        "keep their dtype."
     ]
 
 
@@ -283,4 +285,4 @@ FORMATS: Mapping[OutputFormat, _Format] = {
     "meta": _Format(_check_meta, _meta_size, _meta_warnings),
     "gguf": _Format(_check_gguf, _gguf_size, _gguf_warnings),
 }
-"""One row a format: what it refuses, the bytes of a tensor, what is said beforehand."""
+"""One row per format: its check, the bytes of a tensor, and its warnings."""

@@ -1,4 +1,4 @@
-"""`params.json` written: the original's own where a model had one, otherwise the same facts in Meta's dialect.
+"""`params.json` of a model: the original's own if it had one, otherwise the configuration in Meta's terms.
 
 Source: ModelArgs of facebookresearch/llama `model.py` and of meta-llama/llama-models `llama3/args.py`.
 """
@@ -25,14 +25,14 @@ LARGEST_MULTIPLE = 4096
 """`multiple_of` of Llama 2 70B, the largest that was published."""
 
 MULTIPLIER_DIGITS = 17
-"""A float64 is written exactly with so many digits."""
+"""Number of digits that write a float64 exactly."""
 
 
 def config_to_params(config: ModelConfig) -> Json:
-    """The complete `params.json` of a model.
+    """Returns the complete `params.json` of a model.
 
     Raises:
-        UnsupportedOption: a rotary scaling that the format has no word for.
+        UnsupportedOption: The format cannot express the rotary scaling or the feed-forward width.
     """
     params = dict(config.params) or _computed(config)
     if params.get("multiple_of") is None:
@@ -48,7 +48,7 @@ def _computed(config: ModelConfig) -> Json:
         "dim": config.hidden_size, "n_layers": config.num_hidden_layers, "n_heads": config.num_attention_heads,
         "norm_eps": config.rms_norm_eps,
     }  # fmt: skip
-    # Llama 1's files and code know no n_kv_heads; a context beyond its 2048 says that the model is newer.
+    # Llama 1's files and code have no n_kv_heads; a context beyond its 2048 means that the model is newer.
     if config.num_key_value_heads != config.num_attention_heads or config.max_position_embeddings > 2048:
         params["n_kv_heads"] = config.num_key_value_heads
     if config.rope_theta != ROPE_THETA_DEFAULT:
@@ -63,8 +63,8 @@ def _scaling(config: ModelConfig) -> Json:
     others = {key: scaling.get(key) for key in LLAMA3_ROPE if key != "rope_type"}
     if config.rope_type != "llama3" or others != {key: LLAMA3_ROPE[key] for key in others}:
         raise UnsupportedOption(
-            f"the model's rotary scaling is {dict(scaling)}, params.json knows only use_scaled_rope: llama3 with "
-            f"{', '.join(f'{key} {value}' for key, value in LLAMA3_ROPE.items() if key != 'rope_type')}",
+            f"The model's rotary scaling is {dict(scaling)}; params.json has only use_scaled_rope: llama3 with "
+            f"{', '.join(f'{key} {value}' for key, value in LLAMA3_ROPE.items() if key != 'rope_type')}.",
             "Keep this model in Hugging Face's layout.",
         )
     factor = scaling.get("factor")
@@ -73,9 +73,9 @@ def _scaling(config: ModelConfig) -> Json:
 
 
 def feed_forward(dim: int, width: int) -> tuple[int, float | None]:
-    """A `multiple_of` and `ffn_dim_multiplier` (None: not needed) for which Meta's formula gives the width.
+    """Returns a `multiple_of` and `ffn_dim_multiplier` (None: not needed) for which Meta's formula gives the width.
 
-    The published values where they do: 256 alone (Llama 1, Llama 2 7B and 13B), 1.3 with the width's own power of two.
+    They are the published values if those give it: 256 alone (Llama 1, Llama 2 7B and 13B), 1.3 with the width's own power of two.
     """
     powers = [2**power for power in range(int(math.log2(LARGEST_MULTIPLE)), -1, -1)]
     for multiple_of in (PUBLISHED_MULTIPLE, *powers):
@@ -86,7 +86,7 @@ def feed_forward(dim: int, width: int) -> tuple[int, float | None]:
 
 
 def _multiplier(dim: int, width: int, multiple_of: int) -> float:
-    """The shortest decimal for which the formula gives the width."""
+    """Returns the shortest decimal for which the formula gives the width."""
     unscaled = int(8 * dim / 3)
     ends = (width, width - multiple_of + 1)  # the largest and the smallest that are rounded up to the width
     for digits in range(1, MULTIPLIER_DIGITS + 1):
@@ -96,26 +96,26 @@ def _multiplier(dim: int, width: int, multiple_of: int) -> float:
                 if multiplier > 0 and ffn_rows(dim, multiple_of, multiplier) == width:
                     return multiplier
     raise UnsupportedOption(
-        f"no ffn_dim_multiplier gives a feed-forward width of {width} at a dim of {dim}",
+        f"No ffn_dim_multiplier gives a feed-forward width of {width} at a dim of {dim}.",
         "Keep this model in Hugging Face's layout.",
     )
 
 
 def params_warnings(config: ModelConfig, *, dtype: str, tokenizer: str) -> list[str]:
-    """What the written `params.json` says by computation, or cannot say."""
+    """Returns warnings about values of the written `params.json` that are computed, or that it cannot hold."""
     params = config_to_params(config)
     warnings = []
     if config.params.get("multiple_of") is None:
         with_multiplier = f" and ffn_dim_multiplier {m}" if (m := params.get("ffn_dim_multiplier")) else ""
         warnings.append(
-            f"params.json: multiple_of {params['multiple_of']}{with_multiplier}: computed to give the "
-            f"feed-forward width {config.intermediate_size}"
+            f"params.json: multiple_of {params['multiple_of']}{with_multiplier} is computed to give the "
+            f"feed-forward width {config.intermediate_size}."
         )
     context = params.get("max_seq_len") or CONTEXT[meta_family(params, _sizes(config, dtype), tokenizer)]
     if context != config.max_position_embeddings:
         warnings.append(
-            f"params.json has no context length: the model has {config.max_position_embeddings} positions, converting "
-            f"this output would assume {context}"
+            f"params.json has no context length: the model has {config.max_position_embeddings} positions; converting "
+            f"this output would assume {context}."
         )
     return warnings
 

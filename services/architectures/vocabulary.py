@@ -1,8 +1,8 @@
-"""The pieces of a tokenizer's file, read without a tokenizer library.
+"""Pieces of a tokenizer's file, read without a tokenizer library.
 
 A SentencePiece `tokenizer.model` is a protocol buffer (google/sentencepiece `sentencepiece_model.proto`: ModelProto
 field 1 = repeated SentencePiece {1: piece, 2: score, 3: type}). Llama 3's file of the same name is tiktoken's: lines of
-base64 and rank. They are told apart by content.
+base64 and rank. The content tells them apart.
 """
 
 import base64
@@ -18,7 +18,7 @@ from services.errors import InvalidRequest, UnreadableTokenizer
 SIZE_LIMIT_BYTES = 64 * 2**20
 
 TIKTOKEN_SPECIAL_TOKENS = 256
-"""How many special tokens follow the ranks of Llama 3's file (meta-llama/llama3 `tokenizer.py`)."""
+"""Number of special tokens that follow the ranks of Llama 3's file (meta-llama/llama3 `tokenizer.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +32,29 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many ids the tokenizer knows."""
+        """Number of token ids."""
         return len(self.pieces) + self.special_tokens
 
     def continues(self, earlier: "Vocabulary") -> bool:
-        """Whether the pieces begin with all those of an earlier vocabulary."""
+        """Returns True if the pieces begin with all those of an earlier vocabulary."""
         return self.kind == earlier.kind and self.pieces[: len(earlier.pieces)] == earlier.pieces
 
     def first_difference(self, other: "Vocabulary") -> int:
-        """The first id at which the two differ (the shorter one's size where none does)."""
+        """Returns the first id at which the two differ (the shorter one's size if none does)."""
         pairs = enumerate(zip(self.pieces, other.pieces, strict=False))
         return next((i for i, (a, b) in pairs if a != b), min(len(self.pieces), len(other.pieces)))
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The pieces of a `tokenizer.model`.
+    """Returns the pieces of a `tokenizer.model`.
 
     Raises:
-        UnreadableTokenizer: neither SentencePiece nor tiktoken, damaged or too large.
+        UnreadableTokenizer: The file is neither SentencePiece nor tiktoken, or is damaged or too large.
     """
     if path.stat().st_size > SIZE_LIMIT_BYTES:
-        raise UnreadableTokenizer(f"{path.name} has {path.stat().st_size} bytes, no tokenizer is that large")
+        raise UnreadableTokenizer(
+            f"{path.name} has {path.stat().st_size} bytes; at most {SIZE_LIMIT_BYTES} are read."
+        )
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     tiktoken = _tiktoken_pieces(data)
@@ -62,34 +64,34 @@ def read_vocabulary(path: Path) -> Vocabulary:
         pieces = tuple(_sentencepiece_pieces(data))
     except (IndexError, ValueError) as error:
         raise UnreadableTokenizer(
-            f"{path.name} is neither a SentencePiece model nor a tiktoken file ({error})",
+            f"{path.name} is neither a SentencePiece model nor a tiktoken file ({error}).",
             "Take tokenizer.model from the original download.",
         ) from error
     if not pieces:
         raise UnreadableTokenizer(
-            f"{path.name} holds no pieces", "Take tokenizer.model from the original download."
+            f"{path.name} holds no pieces.", "Take tokenizer.model from the original download."
         )
     return Vocabulary("sentencepiece", pieces, digest)
 
 
 def new_pieces(base: Sequence[bytes], addition: Sequence[bytes], pad_token: str | None = None) -> list[bytes]:
-    """The pieces by which an addition extends a base, in order; the padding token comes last.
+    """Returns the pieces by which an addition extends a base, in order; the padding token comes last.
 
     Raises:
-        InvalidRequest: the padding token is a piece already, or there is nothing new.
+        InvalidRequest: The padding token is a piece already, or there is nothing new.
     """
     known = set(base)
     new = list(dict.fromkeys(piece for piece in addition if piece not in known))
     if pad_token is not None:
         if pad_token.encode() in {*known, *new}:
             raise InvalidRequest(
-                f"the padding token {pad_token!r} is a piece of the vocabulary already",
+                f"The padding token {pad_token!r} is a piece of the vocabulary already.",
                 "Leave it out, or choose another.",
             )
         new.append(pad_token.encode())
     if not new:
         raise InvalidRequest(
-            f"all {len(addition)} pieces of the addition are among the base's {len(base)}: nothing would be added",
+            f"All {len(addition)} pieces of the addition are among the base's {len(base)}: nothing would be added.",
             "Choose another addition.",
         )
     return new
@@ -110,7 +112,7 @@ def _tiktoken_pieces(data: bytes) -> tuple[bytes, ...] | None:
             return None
         if rank != len(pieces) - 1:
             raise UnreadableTokenizer(
-                f"the tiktoken file's line {len(pieces)} has rank {rank}, expected {len(pieces) - 1}",
+                f"The tiktoken file's line {len(pieces)} has rank {rank} instead of {len(pieces) - 1}.",
                 "The file is damaged: fetch it again.",
             )
     return tuple(pieces)
@@ -126,7 +128,7 @@ def _sentencepiece_pieces(data: bytes) -> Iterator[bytes]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """The fields of one protocol buffer message: number, wire type, raw bytes (empty for numbers)."""
+    """Yields the fields of one protocol buffer message: number, wire type, raw bytes (empty for numbers)."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

@@ -1,4 +1,4 @@
-"""A tensor as a stream of blocks of rows: checked, digested, cut anew. A large one never lies in memory whole."""
+"""Streams of blocks of rows: a large tensor is checked, digested and cut without being in memory whole."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -11,15 +11,17 @@ from services.checkpoints.write_ledger import TensorPlan
 from services.errors import InternalError, NonFiniteTensor
 
 BLOCK_ELEMENTS = 1 << 20
-"""Elements of a block, unless one head's rows are more: 4 MB in float32."""
+"""Elements of a block, unless one head has more: 4 MB in float32."""
 
 
 def source_blocks(reader: TensorReader, source: TensorSource) -> Iterator[torch.Tensor]:
-    """What `reader.load` gives, as blocks of rows in order: ranks joined, rotary rows reordered, pages let go behind.
+    """Yields the tensor of `reader.load` as blocks of rows in order, and releases the pages that were read.
+
+    Ranks are joined and rotary rows reordered.
 
     Raises:
-        ConfigMismatch: ranks hold different values of a tensor that each must have whole.
-        NonFiniteTensor: it holds NaN or infinity.
+        ConfigMismatch: The ranks hold different values of a tensor that each must have whole.
+        NonFiniteTensor: The tensor holds NaN or infinity.
     """
     if source.join_dim is None and len(source.parts) > 1:  # norms, which every rank has
         yield reader.load(source)
@@ -33,7 +35,7 @@ def source_blocks(reader: TensorReader, source: TensorSource) -> Iterator[torch.
         try:
             check_finite(source.name, block)
         except NonFiniteTensor:
-            reader.load(source)  # refuses it with the figures of the whole tensor
+            reader.load(source)  # raises with the figures of the whole tensor
             raise
         yield block
         reader.release(source)
@@ -52,46 +54,46 @@ def _joined(reader: TensorReader, source: TensorSource) -> Iterator[torch.Tensor
 
 
 def checked_blocks(plan: TensorPlan, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The blocks of rows as they come, contiguous and checked against the plan.
+    """Yields the blocks of rows unchanged but contiguous, checked against the plan.
 
     Raises:
-        InternalError: they do not make the planned tensor.
+        InternalError: They do not make the planned tensor.
     """
     rows = 0
     for block in blocks:
         shape = (rows + block.shape[0], *block.shape[1:])
         if CODES[block.dtype] != plan.dtype or shape[1:] != plan.shape[1:] or shape[0] > plan.shape[0]:
             raise InternalError(
-                f"{plan.name!r}: a block {list(block.shape)} {block.dtype} at row {rows} is not of {plan}"
+                f"{plan.name!r}: a block {list(block.shape)} {block.dtype} at row {rows} does not belong to {plan}."
             )
         yield block.contiguous()
         rows += block.shape[0]
     if rows != plan.shape[0]:
-        raise InternalError(f"{plan.name!r} came with {rows} rows, planned were {plan.shape}")
+        raise InternalError(f"{plan.name!r} came with {rows} rows; planned was {plan.shape}.")
 
 
 def digested_blocks(
     blocks: Iterable[torch.Tensor], update: Callable[[memoryview], None]
 ) -> Iterator[torch.Tensor]:
-    """The blocks as they come; `update` (of a running hash) takes the bytes of each."""
+    """Yields the blocks unchanged and passes the bytes of each to `update` (of a running hash)."""
     for block in blocks:
         update(tensor_bytes(block))
         yield block
 
 
 def aligned_blocks(
-    blocks: Iterable[torch.Tensor], multiple: int, most_elements: int = BLOCK_ELEMENTS
+    blocks: Iterable[torch.Tensor], multiple: int, max_elements: int = BLOCK_ELEMENTS
 ) -> Iterator[torch.Tensor]:
-    """The same rows in blocks of whole multiples (of a head's rows, say), of about `most_elements` at most.
+    """Yields the same rows in blocks of whole multiples (of a head's rows, for example), of at most about `max_elements`.
 
-    A last block may hold fewer rows than a multiple.
+    The last block may hold fewer rows than a multiple.
     """
     rest: torch.Tensor | None = None
     for block in blocks:
         joined = block if rest is None else torch.cat([rest, block])
         whole = joined.shape[0] - joined.shape[0] % multiple
         row = max(1, joined.numel() // max(1, joined.shape[0]))
-        step = max(1, most_elements // row // multiple) * multiple
+        step = max(1, max_elements // row // multiple) * multiple
         for start in range(0, whole, step):
             yield joined[start : min(start + step, whole)]
         rest = joined[whole:] if whole < joined.shape[0] else None
@@ -102,14 +104,14 @@ def aligned_blocks(
 def halves_to_interleaved_blocks(
     blocks: Iterable[torch.Tensor], heads: int, rows: int
 ) -> Iterator[torch.Tensor]:
-    """`halves_to_interleaved` of a weight of `rows` rows that comes as blocks of rows: head by head."""
+    """Yields `halves_to_interleaved` of a weight of `rows` rows that comes as blocks of rows, head by head."""
     head_rows = rows // heads
     for block in aligned_blocks(blocks, head_rows):
         yield halves_to_interleaved(block, block.shape[0] // head_rows)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order, without a copy where it lies so already."""
+    """Returns the bytes of a tensor in row-major order, without a copy if it is contiguous."""
     if tensor.numel() == 0:
         return memoryview(b"")
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)

@@ -11,10 +11,10 @@ Q8_0_LARGEST = 127 * 65504.0
 
 
 def encode(name: str, block: torch.Tensor, encoding: str) -> torch.Tensor:
-    """Rows in an encoding: in its dtype, or as rows of bytes.
+    """Returns rows of shape (rows, columns) in an encoding: in its dtype, or as rows of bytes (uint8).
 
     Raises:
-        NonFiniteTensor: a value is too large for it.
+        NonFiniteTensor: A value is too large for the encoding.
     """
     if encoding == "Q8_0":
         return _to_q8_0(name, block)
@@ -29,15 +29,15 @@ def _to_q8_0(name: str, block: torch.Tensor) -> torch.Tensor:
     largest = float(values.abs().max())
     if largest > Q8_0_LARGEST:
         raise NonFiniteTensor(
-            f"{name!r} holds {largest:.4g}, Q8_0 encodes values up to {Q8_0_LARGEST:.4g}",
-            "Ask for another dtype.",
+            f"{name!r} holds {largest:.4g}; Q8_0 encodes values up to {Q8_0_LARGEST:.4g}.",
+            "Choose another dtype.",
         )
     encoded = gguf.quants.quantize(values.numpy(), gguf.GGMLQuantizationType.Q8_0)
     return torch.from_numpy(encoded)
 
 
 def decode_q8_0(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values of rows of bytes in Q8_0, and how far each may be from what was encoded; float64, shape (rows, columns).
+    """Returns the values of rows of bytes in Q8_0 and a bound on the error of each; both float64 of shape (rows, columns).
 
     A block is a float16 scale d and 32 signed bytes q (ggml `ggml-common.h`, block_q8_0): rounding q costs d / 2, rounding d
     half a unit in its last place, 127 times.

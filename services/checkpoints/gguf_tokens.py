@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF's metadata, the way llama.cpp's converter writes it (ggml-org/llama.cpp `convert_hf_to_gguf.py`).
+"""Tokenizer metadata of a GGUF file, as llama.cpp's converter writes it (ggml-org/llama.cpp `convert_hf_to_gguf.py`).
 
 SentencePiece as `_create_vocab_sentencepiece` does; Llama 3's tiktoken as `_set_vocab_gpt2` does from the tokenizer.json that
 transformers makes of it: bytes in GPT-2's alphabet, every split of a token into two as a merge, in the order of ranks.

@@ -1,7 +1,7 @@
-"""What a writer has finished so far, a line a tensor: a piece of work that was killed goes on from there.
+"""Journal of the tensors that a writer has finished, one line per tensor, by which a killed run is resumed.
 
-The journal lies beside the folder that is written, not in it. Its first line says what is made of which inputs; another one's
-work is never continued. A line is only believed once the tensor's bytes on the disk have the digest that it says.
+The journal is next to the folder that is written, not in it. Its first line is the identity of the work; other work is never
+continued. A line counts only if the tensor's bytes on the disk have its digest.
 """
 
 import hashlib
@@ -14,32 +14,33 @@ from typing import Any
 
 
 def work_identity(*facts: object) -> str:
-    """One digest of all that the bytes of an output depend on, the version of torch included.
+    """Returns one digest of everything that the bytes of an output depend on, including the version of torch.
 
     Args:
-        facts: values whose `repr` tells them apart: options, planned tensors, the `stamps` of the inputs' files.
+        facts: Values that are identified by their `repr`: options, planned tensors, the `stamps` of the inputs' files. The
+            `repr` must stay the same over versions, or the work of killed runs is not resumed after an upgrade.
     """
     return hashlib.sha256(repr((version("torch"), facts)).encode()).hexdigest()
 
 
 def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Name, size in bytes and time of change in nanoseconds of each file, once and in order."""
+    """Returns name, size in bytes and time of change in nanoseconds of each file, once and in order."""
     files = [(path.name, path.stat()) for path in sorted(set(paths))]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
 
 
 class Journal:
-    """The finished tensors of one folder, in the order in which they were written. Without a path it remembers nothing."""
+    """Finished tensors of one folder, in the order in which they were written. Without a path nothing is stored."""
 
     def __init__(
         self, path: Path | None = None, entries: Mapping[str, Mapping[str, Any]] | None = None
     ) -> None:
-        """`entries` are those of an earlier try, by the tensor's name."""
+        """`entries` are those of a killed run, by the tensor's name."""
         self._path = path
         self.entries = dict(entries or {})
 
     def record(self, name: str, **entry: Any) -> None:
-        """Append a finished tensor. Not forced to the disk: what a crash of the machine loses is written again."""
+        """Appends a finished tensor. Not forced to the disk: entries that a crash of the machine loses are written again."""
         self.entries[name] = entry
         if self._path is None:
             return
@@ -47,7 +48,7 @@ class Journal:
             file.write(_line(name, entry))
 
     def forget(self, names: Iterable[str]) -> None:
-        """Take back what an earlier try noted and what turned out not to be so."""
+        """Removes entries of a killed run that turned out to be wrong."""
         for name in names:
             del self.entries[name]
         if self._path is None:
@@ -63,32 +64,32 @@ def _line(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def open_journal(path: Path | None, identity: str, folder: Path) -> Journal:
-    """The journal of what is written into `folder`; empties the folder where it is not continued.
+    """Returns the journal of a folder; empties the folder unless the journal is that of the same work.
 
     Args:
-        path: where it lies, None for none.
-        identity: what is made, by `work_identity`.
+        path: Path of the journal; None keeps none.
+        identity: Identity of the work, by `work_identity`.
     """
     if path is None:
         return Journal()
     entries = _read(path, identity) if path.is_file() else None
     if entries is not None:
         return Journal(path, entries)
-    for left in folder.iterdir():
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     path.write_text(f"{identity}\n", encoding="utf-8")
     return Journal(path)
 
 
 def _read(path: Path, identity: str) -> dict[str, dict[str, Any]] | None:
-    """The entries of a journal, None where it is of another work or damaged; a torn last line is cut off."""
+    """Returns the entries of a journal, None if it is of other work or damaged; cuts off an incomplete last line."""
     first, *lines = path.read_bytes().split(b"\n")
-    whole = lines[:-1]  # what follows the last newline
+    whole = lines[:-1]  # without the part after the last newline
     if first != identity.encode() or not lines:
         return None
     try:
         found = [json.loads(line) for line in whole]
-    except ValueError:  # the machine went down, and not all of the file had reached the disk
+    except ValueError:  # the machine crashed, and not all of the file had reached the disk
         return None
     path.write_bytes(b"".join(line + b"\n" for line in [first, *whole]))
     return {entry.pop("name"): entry for entry in found}

@@ -1,4 +1,4 @@
-"""A `Modelfile`, by which Ollama takes a GGUF file (ollama/ollama `docs/modelfile.md`)."""
+"""`Modelfile` for importing a GGUF file into Ollama (ollama/ollama `docs/modelfile.md`)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ MODELFILE = "Modelfile"
 
 
 def write_modelfile(target: Path, model_file: str, template: str | None) -> None:
-    """Writes FROM, and TEMPLATE and the stop texts of a prompt template where one is known."""
+    """Writes FROM, and for a known prompt template TEMPLATE and its stop strings."""
     lines = [f"FROM ./{model_file}"]
     if template is not None:
         row = find_template(template)
@@ -18,7 +18,7 @@ def write_modelfile(target: Path, model_file: str, template: str | None) -> None
 
 
 def ollama_template(row: Template) -> str:
-    """One turn of a prompt template in Go's notation; Ollama itself puts the beginning-of-text token before it."""
+    """Returns one turn of a prompt template in Go's notation; Ollama itself adds the beginning-of-text token."""
     system = row.default_system
     stated = "{{ if .System }}{{ .System }}{{ else }}" + system + "{{ end }}" if system else "{{ .System }}"
     preamble = "".join(stated if part == "{system}" else _text(part) for part in row.preamble)

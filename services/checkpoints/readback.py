@@ -1,4 +1,4 @@
-"""A written model read back, whatever its format, under Hugging Face's names and in its order of rows."""
+"""Description of a written model of any format, under Hugging Face's names and in its order of rows."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -20,9 +20,9 @@ from services.files.gguf_header import GgufHeader, read_gguf_header
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor of a written model: `key` names it in the digests, `source` is where its bytes lie.
+    """A tensor of a written model: `key` is its name in the digests, `source` the position of its bytes.
 
-    `dtype` is a safetensors code, of what the encoding holds where it is of blocks.
+    `dtype` is a safetensors code; for a block encoding that of the encoded values.
     """
 
     name: str
@@ -33,21 +33,28 @@ class StoredTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape in elements."""
+        """Shape in elements."""
         return self.source.shape
 
     @property
     def encoding(self) -> str:
-        """What it is called where it is of blocks, its dtype otherwise."""
+        """Name of the block encoding, or the dtype."""
         return "Q8_0" if self.by_blocks else self.dtype
 
     def digest(self, reader: TensorReader) -> str:
-        """SHA-256 of what was recorded when it was written: of GGUF the bytes as they lie."""
+        """Returns the SHA-256 of the bytes whose digest was recorded on writing: for GGUF those in the file."""
         found = reader.view(self.source.parts[0]) if self.key != self.name else reader.joined(self.source)
         return hashlib.sha256(tensor_bytes(found)).hexdigest()
 
     def rows(self, reader: TensorReader, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some rows, and how far the encoding may have taken each value (a single zero where it is exact); float64."""
+        """Returns some rows and a bound on the encoding's error of each value, both float64.
+
+        Args:
+            rows: Indices, int64 of shape (rows,).
+
+        Returns:
+            Values of shape (rows, columns), and the bounds of the same shape, or one zero of shape (1,) if it is exact.
+        """
         if not self.by_blocks:
             return reader.joined(self.source)[rows].double(), torch.zeros(1, dtype=torch.float64)
         if self.source.rotary_heads:
@@ -56,10 +63,9 @@ class StoredTensor:
 
 
 def tensors_of(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model of any format, under the names by which its manifest has them: Hugging Face's or GGUF's.
+    """Returns every tensor of a model of any format under its name in the manifest, which is Hugging Face's or GGUF's.
 
-    Raises:
-        Whatever the headers are refused for.
+    Errors of `read_checkpoint` and `read_gguf_header` are raised as they are.
     """
     path = folder / MODEL_FILE
     if not path.is_file():
@@ -85,10 +91,9 @@ class StoredModel:
 
 
 def read_stored(folder: Path, output: OutputSpec) -> StoredModel:
-    """Describes a written model from its headers alone.
+    """Returns the description of a written model from its headers alone.
 
-    Raises:
-        Whatever the headers are refused for.
+    Errors of `read_checkpoint` and `read_gguf_header` are raised as they are.
     """
     return READERS[output.format](folder, output)
 

@@ -1,4 +1,4 @@
-"""Tensors read by offset from mapped files: no pickle is run, nothing is loaded that is not asked for."""
+"""Reader of tensors by offset from mapped files: no pickle is run, and only requested tensors are loaded."""
 
 import mmap
 import threading
@@ -24,13 +24,13 @@ EXPONENTS = {
     torch.float16: (torch.int16, 0x7C00), torch.bfloat16: (torch.int16, 0x7F80),
     torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000),
 }  # fmt: skip
-"""By dtype: the integer of its width and the bits of a full exponent, which only NaN and infinity have (IEEE 754)."""
+"""Integer dtype of the same width and bits of a full exponent, which only NaN and infinity have (IEEE 754), by dtype."""
 
 CHUNK_ELEMENTS = 1 << 20
 
 
 class TensorReader:
-    """Reads tensors from files that it keeps mapped until closed; use it as a context manager.
+    """Context manager that reads tensors from files and keeps these mapped until it is closed.
 
     A tensor that needs no joining is a view of the file's pages: it costs no memory of its own and must not be
     used after closing. Safe to use from several threads.
@@ -46,7 +46,7 @@ class TensorReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._maps.clear()  # tensors may still view the pages: the last one to go unmaps them
+        self._maps.clear()  # tensors may still view the pages: the last one that is freed unmaps them
 
     def _mapped(self, path: Path) -> mmap.mmap:
         with self._lock:
@@ -56,7 +56,7 @@ class TensorReader:
             return self._maps[path]
 
     def view(self, header: TensorHeader) -> torch.Tensor:
-        """The tensor that a header describes, as a view of its file."""
+        """Returns the tensor that a header describes, as a view of its file."""
         dtype = TORCH_DTYPES[header.dtype]
         if header.elements == 0:
             return torch.empty(header.shape, dtype=dtype)
@@ -71,21 +71,21 @@ class TensorReader:
         )
 
     def load(self, source: TensorSource) -> torch.Tensor:
-        """A tensor of a checkpoint under its Hugging Face form: ranks joined, rotary rows reordered.
+        """Returns a tensor of a checkpoint in its Hugging Face form: ranks joined, rotary rows reordered.
 
         Raises:
-            ConfigMismatch: ranks hold different values of a tensor that each must have whole.
-            NonFiniteTensor: it holds NaN or infinity.
+            ConfigMismatch: The ranks hold different values of a tensor that each must have whole.
+            NonFiniteTensor: The tensor holds NaN or infinity.
         """
         tensor = self.joined(source)
         check_finite(source.name, tensor)
         return tensor
 
     def joined(self, source: TensorSource) -> torch.Tensor:
-        """As `load`, without looking at the values: what lies plain in its file is a view that reads nothing yet.
+        """Returns the tensor of `load` without checking its values; a view of the file, not read yet, if it needs no joining.
 
         Raises:
-            ConfigMismatch: ranks hold different values of a tensor that each must have whole.
+            ConfigMismatch: The ranks hold different values of a tensor that each must have whole.
         """
         parts = [self.view(part) for part in source.parts]
         if source.join_dim is None:
@@ -98,12 +98,12 @@ class TensorReader:
         return tensor
 
     def release(self, source: TensorSource) -> None:
-        """Lets the kernel drop the pages of a tensor that is done with, so that resident memory stays flat."""
+        """Releases the pages of a tensor to the kernel, so that resident memory stays flat."""
         for part in source.parts:
             self.release_header(part)
 
     def release_header(self, header: TensorHeader) -> None:
-        """As `release`, for one tensor of a file."""
+        """Releases the pages of one tensor of a file."""
         start = header.offset - header.offset % mmap.PAGESIZE
         length = header.offset + header.size_bytes - start
         mapped = self._mapped(header.path)
@@ -115,16 +115,16 @@ def _check_replicated(source: TensorSource, parts: list[torch.Tensor]) -> None:
     for rank, part in enumerate(parts[1:], start=1):
         if not torch.equal(part, parts[0]):
             raise ConfigMismatch(
-                f"{source.parts[0].name!r} differs between rank 0 and rank {rank}, every rank must hold the same values",
+                f"{source.parts[0].name!r} differs between rank 0 and rank {rank}; every rank must hold the same values.",
                 "The files are of different checkpoints or one is damaged: fetch them again.",
             )
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Refuses NaN and infinity, by the bits of the exponent: a pass over integers, a chunk at a time.
+    """Refuses NaN and infinity, by the bits of the exponent: one pass over integers, a chunk at a time.
 
     Raises:
-        NonFiniteTensor: how many elements are affected.
+        NonFiniteTensor: The tensor holds such values; the message has their number.
     """
     if tensor.dtype not in EXPONENTS or tensor.numel() == 0:
         return
@@ -135,6 +135,6 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
         if int(chunk.bitwise_and(exponent).max()) == exponent:
             count = int((~torch.isfinite(tensor)).sum())
             raise NonFiniteTensor(
-                f"{name!r} holds {count} values of NaN or infinity among {tensor.numel()}",
+                f"{name!r} holds {count} values of NaN or infinity among {tensor.numel()}.",
                 "The weights are damaged, or the requested dtype cannot hold them: nothing was written.",
             )

@@ -1,4 +1,4 @@
-"""The one table of output formats: converting and merging write through it and know no layout."""
+"""Table of the writers by output format: conversions and merges write through it and are independent of the layout."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +21,13 @@ WRITERS: Mapping[OutputFormat, Writer] = {
 
 
 def write_model(target: Path, spec: FolderSpec, produce: Produce, hooks: WriteHooks) -> WrittenModel:
-    """Writes a model into the empty folder `target`, in the format that its output names.
+    """Writes a model into the empty folder `target`, in the format of its output.
+
+    Errors of `produce`, and of `check_output` before anything is written, are raised as they are.
 
     Raises:
-        Whatever `check_output` refuses, before anything is written; DiskFull, JobCanceled, and whatever `produce` raises.
+        DiskFull: The volume has no space for the tensors.
+        JobCanceled: The caller has canceled the work.
+        InternalError: `produce` does not give the planned tensors.
     """
     return WRITERS[spec.output.format](target, spec, produce, hooks)

@@ -1,5 +1,5 @@
 """Conversion of a checkpoint to another layout, every tensor accounted for."""
 
-from services.convert.conversion import ConvertOptions, convert, summarize
+from services.convert.conversion import ConvertOptions, convert
 
-__all__ = ["ConvertOptions", "convert", "summarize"]
+__all__ = ["ConvertOptions", "convert"]

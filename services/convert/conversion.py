@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -89,15 +88,3 @@ def cast(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     converted = tensor.to(TORCH_DTYPES[dtype])
     check_finite(name, converted)
     return converted
-
-
-def summarize(checkpoint: Checkpoint, written: WrittenModel) -> dict[str, Any]:
-    """Returns the figures of a conversion, for its job's result."""
-    return {
-        "bytes_read": checkpoint.size_bytes,
-        "bytes_written": written.size_bytes,
-        "tensors": len(written.plans),
-        "dropped": list(checkpoint.dropped),
-        "ranks": checkpoint.ranks,
-        "resumed": written.resumed.model_dump(),
-    }

@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself: metadata and tensors, read from its header alone, within bounds.
+"""Header of a GGUF file: metadata and tensors, read within bounds.
 
 Format (ggml-org/ggml `docs/gguf.md`, versions 2 and 3): magic, version, counts; metadata as key, type, value; then name,
 dimensions (the fastest first), type and offset of each tensor; data begins at the next multiple of
@@ -21,13 +21,13 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 
 ENTRIES_LIMIT = 100_000
-"""Of metadata entries and of tensors: the largest models have some thousands."""
+"""Largest number of metadata entries, and of tensors: the largest models have some thousands."""
 
 STRING_LIMIT_BYTES = 2**20
-"""A chat template takes some kilobytes."""
+"""Longest string. A chat template takes some kilobytes."""
 
 HEADER_LIMIT_BYTES = 256 * 2**20
-"""A vocabulary of 256,000 tokens with its merges takes about ten megabytes."""
+"""Largest header. A vocabulary of 256,000 tokens with its merges takes about ten megabytes."""
 
 NESTING_LIMIT = 2
 
@@ -40,7 +40,7 @@ GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
     25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2),
     34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
-"""By ggml's number: name, elements of a block, bytes of a block (ggml `ggml.h`, ggml_type)."""
+"""Encodings by ggml's number: name, elements of a block, bytes of a block (ggml `ggml.h`, ggml_type)."""
 
 _SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
@@ -50,7 +50,7 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
-    """An array in the metadata: how many values it has; the values are not kept."""
+    """Length of an array in the metadata; its values are not kept."""
 
     length: int
 
@@ -67,7 +67,7 @@ class GgufTensor:
 
     @property
     def elements(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -82,15 +82,15 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        """The kind of model, "llama" for LLaMA."""
+        """Name of the model's architecture, "llama" for LLaMA."""
         return str(self.metadata.get("general.architecture", "unknown"))
 
     def of_architecture(self, key: str) -> Any:
-        """A value under the architecture's name, None where it is absent."""
+        """Returns a value under the architecture's name, None if it is absent."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
     def raw(self, name: str) -> TensorHeader:
-        """A tensor's bytes as they lie: of its dtype where torch has it, rows of bytes where it is of blocks."""
+        """Returns a tensor's bytes as they are stored: in its dtype if torch has it, as rows of bytes (U8) if it is in blocks."""
         tensor = self.tensors[name]
         if tensor.encoding in ("F32", "F16", "BF16"):
             return TensorHeader(name, tensor.encoding, tensor.shape, self.path, tensor.offset)
@@ -99,18 +99,18 @@ class GgufHeader:
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Describes a GGUF file.
+    """Returns the header of a GGUF file.
 
     Raises:
-        UnreadableFile: truncated, damaged, or of sizes that no model has.
-        UnsupportedFormat: no GGUF, another version, big-endian.
+        UnreadableFile: The file is truncated or damaged, or has sizes beyond the limits.
+        UnsupportedFormat: It is not a GGUF file, or of another version, or big-endian.
     """
     with path.open("rb") as file:
         return _Reader(path, file).header()
 
 
 class _Reader:
-    """Reads values one after another and never beyond the file or the limits."""
+    """Reader of values one after another, never beyond the file or the limits."""
 
     def __init__(self, path: Path, file: BufferedReader) -> None:
         self._path = path
@@ -132,14 +132,14 @@ class _Reader:
         magic = self._take(4)
         if magic != MAGIC:
             raise UnsupportedFormat(
-                f"{self._path.name} begins with {magic!r}, a GGUF file begins with {MAGIC!r}",
+                f"{self._path.name} begins with {magic!r}; a GGUF file begins with {MAGIC!r}.",
                 "Fetch the file again, or remove its ending .gguf.",
             )
         version = self._number("<I")
         if version not in VERSIONS:
             raise UnsupportedFormat(
-                f"{self._path.name} is of GGUF version {version} (or big-endian), read are little-endian files of "
-                f"versions {VERSIONS[0]} and {VERSIONS[1]}",
+                f"{self._path.name} is of GGUF version {version} (or big-endian); read are little-endian files of "
+                f"versions {VERSIONS[0]} and {VERSIONS[1]}.",
                 "Make the file again with a current llama.cpp.",
             )
         return int(version)
@@ -153,7 +153,7 @@ class _Reader:
         return data
 
     def _damaged(self, what: str) -> UnreadableFile:
-        return UnreadableFile(f"{self._path.name} {what}", "It is truncated or damaged: fetch it again.")
+        return UnreadableFile(f"{self._path.name} {what}.", "It is truncated or damaged: fetch it again.")
 
     def _number(self, form: str) -> Any:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
@@ -177,7 +177,7 @@ class _Reader:
             return self._string()
         if kind == _ARRAY and nesting:
             return self._array(nesting - 1)
-        raise self._damaged(f"has a metadata value of type {kind}, which the format does not know here")
+        raise self._damaged(f"has a metadata value of type {kind}, which the format does not allow")
 
     def _array(self, nesting: int) -> GgufArray:
         kind, length = int(self._number("<I")), int(self._number("<Q"))
@@ -196,7 +196,7 @@ class _Reader:
     def _skip(self, count: int) -> None:
         if self._file.tell() + count > min(self._size, HEADER_LIMIT_BYTES):
             raise self._damaged(
-                f"ends at {self._size} bytes, a value of its header at {self._file.tell() + count}"
+                f"ends at {self._size} bytes; a value of its header ends at {self._file.tell() + count}"
             )
         self._file.seek(count, 1)
 
@@ -221,14 +221,14 @@ class _Reader:
         for name, shape, number, offset in described:
             if number not in GGML_TYPES:
                 raise UnsupportedFormat(
-                    f"{self._path.name}: tensor {name!r} is of type {number}, which is not known",
+                    f"{self._path.name}: tensor {name!r} is of the unknown type {number}.",
                     "It was made by a newer llama.cpp than this version of Graftwerk knows.",
                 )
             encoding, block, block_bytes = GGML_TYPES[number]
             size = math.prod(shape) // block * block_bytes
             if name in tensors or shape[-1] % block or start + offset + size > self._size:
                 raise self._damaged(
-                    f"has {self._size} bytes, tensor {name!r} {list(shape)} {encoding} lies at {start + offset} and takes {size}"
+                    f"has {self._size} bytes; tensor {name!r} {list(shape)} {encoding} starts at {start + offset} and takes {size}"
                 )
             tensors[name] = GgufTensor(name, encoding, shape, start + offset, size)
         return tensors

@@ -1,4 +1,4 @@
-"""The header of a `.safetensors` file, read with bounds and checked against the file's true size.
+"""Header of a `.safetensors` file, read with bounds and checked against the file's true size.
 
 Format: 8 bytes little-endian length N, N bytes of JSON, then the tensors' bytes
 (https://github.com/huggingface/safetensors#format).
@@ -14,18 +14,18 @@ from services.errors import UnreadableFile, UnsupportedFormat
 from services.files.tensors import DTYPE_SIZES, TensorHeader
 
 HEADER_LIMIT_BYTES = 100_000_000
-"""The limit of the format's own library."""
+"""Largest header, as in the format's own library."""
 
 DIMENSIONS_LIMIT = 8
-"""No weight has more than two."""
+"""Largest number of dimensions. No weight has more than two."""
 
 
 def read_safetensors_header(path: Path) -> dict[str, TensorHeader]:
-    """The tensors of a safetensors file by name, in the order of their bytes.
+    """Returns the tensors of a safetensors file by name, in the order of their bytes.
 
     Raises:
-        UnreadableFile: the file is truncated, longer than its header says, or its header is damaged.
-        UnsupportedFormat: a tensor has a dtype that is not supported.
+        UnreadableFile: The file is truncated or longer than its header says, or the header is damaged.
+        UnsupportedFormat: A tensor has a dtype that is not supported.
     """
     size_bytes = path.stat().st_size
     header, data_start = _header_json(path, size_bytes)
@@ -43,7 +43,7 @@ def _header_json(path: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
         if not 2 <= length <= HEADER_LIMIT_BYTES or 8 + length > size_bytes:
             raise UnreadableFile(
                 f"{path.name} has {size_bytes} bytes and its first 8 announce a header of {length}: "
-                "it is truncated or no safetensors file",
+                "it is truncated, or is not a safetensors file.",
                 "Fetch the file again and compare its SHA-256 with the publisher's.",
             )
         raw = file.read(length)
@@ -51,11 +51,11 @@ def _header_json(path: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise UnreadableFile(
-            f"{path.name}: the safetensors header is damaged ({error})", "Fetch the file again."
+            f"{path.name}: the safetensors header is damaged ({error}).", "Fetch the file again."
         ) from error
     if not isinstance(header, dict):
         raise UnreadableFile(
-            f"{path.name}: the safetensors header is no JSON object", "Fetch the file again."
+            f"{path.name}: the safetensors header is not a JSON object.", "Fetch the file again."
         )
     return header, 8 + length
 
@@ -65,24 +65,24 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorHeader:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise UnreadableFile(
-            f"{path.name}: the header's entry for {name!r} is damaged", "Fetch the file again."
+            f"{path.name}: the header's entry for {name!r} is damaged.", "Fetch the file again."
         ) from error
     numbers = (*shape, begin, end)
     if any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or len(shape) > DIMENSIONS_LIMIT:
         raise UnreadableFile(
-            f"{path.name}: tensor {name!r} has a shape or offsets that are no natural numbers",
+            f"{path.name}: tensor {name!r} has a shape or offsets that are not natural numbers.",
             "Fetch the file again.",
         )
     if not isinstance(dtype, str) or dtype not in DTYPE_SIZES:
         raise UnsupportedFormat(
-            f"{path.name}: tensor {name!r} has dtype {dtype}, supported are {', '.join(DTYPE_SIZES)}",
-            "Use an unquantised copy of the weights.",
+            f"{path.name}: tensor {name!r} has dtype {dtype}; supported are {', '.join(DTYPE_SIZES)}.",
+            "Use an unquantized copy of the weights.",
         )
     needed = math.prod(shape) * DTYPE_SIZES[dtype]
     if end - begin != needed:
         raise UnreadableFile(
-            f"{path.name}: tensor {name!r} of shape {list(shape)} and dtype {dtype} needs {needed} bytes, "
-            f"the header gives it {end - begin}",
+            f"{path.name}: tensor {name!r} of shape {list(shape)} and dtype {dtype} needs {needed} bytes; "
+            f"the header gives it {end - begin}.",
             "The file is damaged: fetch it again.",
         )
     return TensorHeader(name, dtype, shape, path, data_start + begin)
@@ -93,14 +93,15 @@ def _check_tiling(path: Path, tensors: list[TensorHeader], data_start: int, size
     for tensor in tensors:
         if tensor.offset != expected:
             raise UnreadableFile(
-                f"{path.name}: tensor {tensor.name!r} starts at byte {tensor.offset}, expected {expected}: "
-                "tensors overlap or leave a gap",
+                f"{path.name}: tensor {tensor.name!r} starts at byte {tensor.offset} instead of {expected}: "
+                "tensors overlap or leave a gap.",
                 "The file is damaged: fetch it again.",
             )
         expected += tensor.size_bytes
     if expected != size_bytes:
         raise UnreadableFile(
-            f"{path.name} has {size_bytes} bytes, its header describes {expected}: "
-            + ("it is truncated" if size_bytes < expected else "it has bytes that belong to no tensor"),
+            f"{path.name} has {size_bytes} bytes; its header describes {expected}: "
+            + ("it is truncated" if size_bytes < expected else "it has bytes outside of its tensors")
+            + ".",
             "Fetch the file again and compare its SHA-256 with the publisher's.",
         )

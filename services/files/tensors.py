@@ -1,4 +1,4 @@
-"""One tensor as a file's header describes it: where its bytes are and what they mean."""
+"""Description of one tensor in a file: position, dtype, shape."""
 
 import math
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ BLOCKS = {"Q8_0": (32, 34)}
 float16 scale and 32 signed bytes)."""
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-"""The dtypes that weights of this family come in."""
+"""Dtypes of weights of this family."""
 
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""What torch and config.json call them."""
+"""Names of these dtypes in torch and config.json."""
 
 DTYPE_CODES = {name: code for code, name in DTYPE_NAMES.items()}
 
 
 def size_of(dtype: str, elements: int) -> int:
-    """Bytes that elements of a dtype or block encoding take."""
+    """Returns the bytes of elements in a dtype or block encoding."""
     block, block_bytes = BLOCKS.get(dtype) or (1, DTYPE_SIZES[dtype])
     return elements // block * block_bytes
 
@@ -33,7 +33,7 @@ def size_of(dtype: str, elements: int) -> int:
 class TensorHeader:
     """A tensor inside a file: `shape` in elements, `offset` in bytes from the start of the file.
 
-    `strides` (in elements) is None where the elements lie in row-major order without gaps.
+    `strides` (in elements) is None if the elements are in row-major order without gaps.
     """
 
     name: str
@@ -45,17 +45,17 @@ class TensorHeader:
 
     @property
     def elements(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes its elements take."""
+        """Bytes of the elements."""
         return size_of(self.dtype, self.elements)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides in elements of a row-major tensor of this shape."""
+    """Returns the strides in elements of a row-major tensor of this shape."""
     strides: list[int] = []
     step = 1
     for size in reversed(shape):

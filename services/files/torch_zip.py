@@ -1,8 +1,8 @@
-"""The tensors of a file that `torch.save` wrote, described without torch and without running its pickle.
+"""Tensors of a file in the format of `torch.save`, described without torch and without running its pickle.
 
 Format: an uncompressed zip archive; `<root>/data.pkl` is a pickle that names storages, `<root>/data/<key>`
 holds each storage's bytes (torch/serialization.py). The pickle is read by an unpickler that knows a dozen names, all of
-them stand-ins of ours; any other name is refused with what it would have called.
+them placeholders of ours; any other name is refused, and the message says what it would have called.
 """
 
 import io
@@ -20,10 +20,10 @@ from services.errors import UnreadableFile, UnsafePickle, UnsupportedFormat
 from services.files.tensors import DTYPE_SIZES, TensorHeader, contiguous_strides
 
 PICKLE_LIMIT_BYTES = 8 * 2**20
-"""A 70B checkpoint's pickle takes well under a megabyte."""
+"""Largest pickle. That of a 70B checkpoint takes well under a megabyte."""
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How files of torch before 1.6 (and of `_use_new_zipfile_serialization=False`) begin."""
+"""First bytes of files of torch before 1.6 (and of `_use_new_zipfile_serialization=False`)."""
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
@@ -33,12 +33,12 @@ STORAGE_DTYPES = {
 
 
 DIMENSIONS_LIMIT = 8
-"""No weight has more than two."""
+"""Largest number of dimensions. No weight has more than two."""
 
 ARCHIVE_FAULTS = (
     zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError, ValueError, OverflowError,
 )  # fmt: skip
-"""What zipfile raises on damaged archives."""
+"""Errors that zipfile raises on damaged archives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _rebuild_tensor(
         raise pickle.UnpicklingError("a tensor is described without storage, shape or strides")
     numbers = (offset, *shape, *strides)
     if any(not isinstance(n, int) or not 0 <= n < 2**63 for n in numbers) or len(shape) != len(strides):
-        raise pickle.UnpicklingError("a tensor's offset, shape or strides are no natural numbers")
+        raise pickle.UnpicklingError("a tensor's offset, shape or strides are not natural numbers")
     if len(shape) > DIMENSIONS_LIMIT:
         raise pickle.UnpicklingError(f"a tensor has {len(shape)} dimensions")
     return _PickledTensor(storage, offset, shape, strides)
@@ -86,14 +86,14 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows tensors and nothing else."""
+    """Unpickler that knows tensors and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
             raise UnsafePickle(
-                f"the pickle would call {module}.{name}, which is no tensor: it was not run",
+                f"the pickle would call {module}.{name}, which is not a tensor; it was not run.",
                 "Load the file where you trust it and save its tensors as safetensors.",
             ) from None
 
@@ -107,12 +107,12 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def read_torch_header(path: Path) -> dict[str, TensorHeader]:
-    """The tensors of a `.pth` or `.bin` file by name, in the file's order.
+    """Returns the tensors of a `.pth` or `.bin` file by name, in the file's order.
 
     Raises:
-        UnreadableFile: truncated or damaged.
-        UnsafePickle: the pickle names something other than tensors.
-        UnsupportedFormat: the pickle format from before torch 1.6, or no plain mapping of names to tensors.
+        UnreadableFile: The file is truncated or damaged.
+        UnsafePickle: The pickle names something other than tensors.
+        UnsupportedFormat: The file is of torch before 1.6, or does not hold a plain mapping of names to tensors.
     """
     _refuse_legacy(path)
     try:
@@ -120,8 +120,8 @@ def read_torch_header(path: Path) -> dict[str, TensorHeader]:
             return _read_archive(path, archive)
     except (*ARCHIVE_FAULTS, OSError) as error:  # a damaged directory makes zipfile seek to nowhere
         raise UnreadableFile(
-            f"{path.name} has {path.stat().st_size} bytes and no sound zip directory at its end ({error}): "
-            "it is truncated or was not written by torch.save",
+            f"{path.name} has {path.stat().st_size} bytes and no valid zip directory at its end ({error}): "
+            "it is truncated or was not written by torch.save.",
             "Fetch the file again and compare its digest with the publisher's.",
         ) from error
 
@@ -132,7 +132,7 @@ def _refuse_legacy(path: Path) -> None:
     if head == LEGACY_MAGIC:
         raise UnsupportedFormat(
             f"{path.name} is in the pickle format of torch before 1.6, whose tensors cannot be found "
-            "without running it",
+            "without running it.",
             "Rewrite it once where you trust it: torch.save(torch.load(f, weights_only=True), f).",
         )
 
@@ -141,7 +141,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, TensorHeade
     pickles = [n for n in archive.namelist() if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise UnsupportedFormat(
-            f"{path.name} is a zip archive without torch's data.pkl", "Import it as an archive instead."
+            f"{path.name} is a zip archive without torch's data.pkl.", "Import it as an archive instead."
         )
     root = pickles[0].removesuffix("data.pkl")
     _check_byte_order(path, archive, root)
@@ -162,13 +162,13 @@ def _check_byte_order(path: Path, archive: zipfile.ZipFile, root: str) -> None:
         order = file.read(16).strip()
     if order != b"little":
         raise UnsupportedFormat(
-            f"{path.name} holds big-endian tensors", "Save it on a little-endian machine."
+            f"{path.name} holds big-endian tensors.", "Save it on a little-endian machine."
         )
 
 
 def _unpickle(path: Path, archive: zipfile.ZipFile, member: str) -> object:
     if archive.getinfo(member).file_size > PICKLE_LIMIT_BYTES:
-        raise UnreadableFile(f"{path.name}: its data.pkl is larger than {PICKLE_LIMIT_BYTES} bytes")
+        raise UnreadableFile(f"{path.name}: its data.pkl is larger than {PICKLE_LIMIT_BYTES} bytes.")
     with archive.open(member) as file:
         data = file.read()
     try:
@@ -179,11 +179,11 @@ def _unpickle(path: Path, archive: zipfile.ZipFile, member: str) -> object:
     except (
         pickle.UnpicklingError, TypeError, AttributeError, ValueError, LookupError, EOFError, OverflowError, RecursionError,
     ) as error:  # fmt: skip
-        raise UnreadableFile(f"{path.name}: its pickle is damaged ({error})", "Fetch it again.") from error
+        raise UnreadableFile(f"{path.name}: its pickle is damaged ({error}).", "Fetch it again.") from error
 
 
 def _check_memo(data: bytes) -> None:
-    """Before the pickle is run: lengths lie within it, and no memo number makes the unpickler reserve gigabytes."""
+    """Checks before unpickling that lengths lie within the data and that no memo number makes the unpickler reserve gigabytes."""
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("PUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(data):
             raise pickle.UnpicklingError(f"memo number {argument} in {len(data)} bytes")
@@ -195,7 +195,7 @@ def _named_tensors(path: Path, state: object) -> list[tuple[str, _PickledTensor]
     ):
         return list(state.items())
     raise UnsupportedFormat(
-        f"{path.name} holds no plain mapping of names to tensors (a {type(state).__name__} with other values)",
+        f"{path.name} does not hold a plain mapping of names to tensors (a {type(state).__name__} with other values).",
         "Save the model's state dict alone: torch.save(model.state_dict(), file).",
     )
 
@@ -219,7 +219,7 @@ def _locate(
     needed = 0 if empty else (tensor.offset + last + 1) * item
     if needed > size_bytes:
         raise UnreadableFile(
-            f"{path.name}: tensor {name!r} needs {needed} bytes of storage {key}, which has {size_bytes}",
+            f"{path.name}: tensor {name!r} needs {needed} bytes of storage {key}, which has {size_bytes}.",
             "The file is damaged: fetch it again.",
         )
     plain = empty or _is_contiguous(tensor)
@@ -238,23 +238,25 @@ def _is_contiguous(tensor: _PickledTensor) -> bool:
 
 
 def _storage_place(path: Path, file: Any, archive: zipfile.ZipFile, member: str) -> tuple[int, int]:
-    """Offset and size in bytes of a stored member's data: behind its local header, whose name and extra
-    field have lengths of their own (APPNOTE.TXT 4.3.7)."""
+    """Returns offset and size in bytes of a stored member's data.
+
+    It begins after the local header, whose name and extra field have lengths of their own (APPNOTE.TXT 4.3.7).
+    """
     try:
         info = archive.getinfo(member)
     except KeyError:
-        raise UnreadableFile(f"{path.name}: storage {member} is missing", "Fetch the file again.") from None
+        raise UnreadableFile(f"{path.name}: storage {member} is missing.", "Fetch the file again.") from None
     if info.compress_type != zipfile.ZIP_STORED:
         raise UnsupportedFormat(
-            f"{path.name}: storage {member} is compressed, torch.save never does that",
+            f"{path.name}: storage {member} is compressed, which torch.save never does.",
             "Save the state dict again with torch.save.",
         )
     file.seek(info.header_offset)
     header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise UnreadableFile(f"{path.name}: storage {member} has no local header", "Fetch the file again.")
+        raise UnreadableFile(f"{path.name}: storage {member} has no local header.", "Fetch the file again.")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     start = info.header_offset + 30 + name_length + extra_length
     if start + info.file_size > path.stat().st_size:
-        raise UnreadableFile(f"{path.name} ends inside storage {member}: it is truncated", "Fetch it again.")
+        raise UnreadableFile(f"{path.name} ends inside storage {member}: it is truncated.", "Fetch it again.")
     return start, int(info.file_size)

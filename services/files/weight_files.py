@@ -14,11 +14,11 @@ Tensors = dict[str, TensorHeader]
 
 
 def read_weights(folder: Path) -> Tensors:
-    """The tensors of a Hugging Face folder, single or sharded, `.safetensors` before `.bin`.
+    """Returns the tensors of a Hugging Face folder, single or sharded; `.safetensors` takes precedence over `.bin`.
 
     Raises:
-        IncompleteCheckpoint: no weights, or a shard of the index is missing.
-        ConfigMismatch: index and shards disagree.
+        IncompleteCheckpoint: There are no weights, or a shard of the index is missing.
+        ConfigMismatch: Index and shards disagree.
     """
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, single = folder / f"{stem}.{ending}.index.json", folder / f"{stem}.{ending}"
@@ -27,20 +27,20 @@ def read_weights(folder: Path) -> Tensors:
         if single.is_file():
             return read_tensor_file(single)
     raise IncompleteCheckpoint(
-        f"{folder.name} has a config.json and no weights (model.safetensors or pytorch_model.bin, single or sharded)",
+        f"{folder.name} has a config.json and no weights (model.safetensors or pytorch_model.bin, single or sharded).",
         "Add the weight files.",
     )
 
 
 def read_tensor_file(path: Path) -> Tensors:
-    """The tensors of one file, by its ending."""
+    """Returns the tensors of one file; its suffix says the format."""
     return read_safetensors_header(path) if path.suffix == ".safetensors" else read_torch_header(path)
 
 
 def _read_sharded(index: Path) -> Tensors:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
-        raise IncompleteCheckpoint(f"{index.name} has no weight_map", "Fetch the index again.")
+        raise IncompleteCheckpoint(f"{index.name} has no weight_map.", "Fetch the index again.")
     tensors: Tensors = {}
     for shard in sorted(set(where.values())):
         tensors.update(_read_shard(index, shard, {name for name, file in where.items() if file == shard}))
@@ -51,14 +51,14 @@ def _read_shard(index: Path, shard: str, names: Iterable[str]) -> Tensors:
     path = index.parent / shard
     if Path(shard).name != shard or not path.is_file():
         raise IncompleteCheckpoint(
-            f"{index.name} names {shard}, which is not there",
+            f"{index.name} names {shard}, which is missing.",
             f"Add {shard}: all shards of the index are needed.",
         )
     found = read_tensor_file(path)
     odd = sorted(set(names) ^ set(found))
     if odd:
         raise ConfigMismatch(
-            f"{index.name} and {shard} disagree on {len(odd)} tensors, the first is {odd[0]!r}",
+            f"{index.name} and {shard} disagree on {len(odd)} tensors; the first is {odd[0]!r}.",
             "Index and shards are of different downloads: fetch both again.",
         )
     return found

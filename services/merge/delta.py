@@ -1,8 +1,8 @@
-"""The arithmetic of a merge.
+"""Arithmetic of a merge.
 
 `w = round(float32(w) + (float32(B) @ float32(A)) * scaling)` for each adapter in order, rounded to the base's dtype
-each time: on a CPU bit for bit what PEFT's `merge_and_unload` gives there when the adapters are merged one after another
-(peft/tuners/lora/layer.py, Linear.get_delta_weight and merge), and what the scripts of 2023 computed. With `once` the sum stays in
+each time: on a CPU bit for bit equal to PEFT's `merge_and_unload` there, one adapter after another
+(peft/tuners/lora/layer.py, Linear.get_delta_weight and merge), and to the scripts of 2023. With `once` the sum stays in
 float32 and is rounded at the end. A GPU sums in another order: there a product may differ in float32's last places.
 """
 
@@ -23,16 +23,16 @@ BLOCK_ELEMENTS = 1 << 20
 """Elements of the blocks of rows in which a tensor is computed: 4 MB in float32, so that blocks stay in the cache."""
 
 LEAST_ROWS = 64
-"""No block of a larger tensor has fewer rows: products of less than a dozen rows are summed by other kernels, with other bits (oneMKL
+"""Smallest number of rows of a block of a larger tensor: products of less than a dozen rows are summed by other kernels, with other bits (oneMKL
 through torch 2.13), and a rest of one to three rows is what 3072 columns would leave of 3072 or 1024 rows."""
 
 GPU_BLOCK_ELEMENTS = 1 << 24
-"""The same on a GPU, 64 MB in float32: each block is a copy there and back."""
+"""Elements of a block on a GPU, 64 MB in float32: each block is copied there and back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one adapter does to one tensor: it replaces it whole, then rows of it, then adds a pair's product or a layer."""
+    """Change of one tensor by one adapter: it is replaced whole, then rows of it, then a pair's product or a layer is added."""
 
     adapter: str
     scale: float
@@ -52,7 +52,7 @@ class Change:
 
     @property
     def headers(self) -> list[TensorHeader]:
-        """The adapter's tensors that it uses."""
+        """Tensors of the adapter that the change uses."""
         pair = [self.pair.a, self.pair.b] if self.pair else []
         whole = [self.replaced] if self.replaced else []
         layer = [*self.layer.tensors.values(), *self.layer.shared.values()] if self.layer else []
@@ -61,7 +61,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class _Factors:
-    """A pair's halves in float32: the change of some rows is a product of B's rows (or A's columns) with the other."""
+    """A pair's factors in float32: the change of some rows is the product of B's rows (or A's columns) and the other factor."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -70,8 +70,11 @@ class _Factors:
     rounded: bool
 
     def rows(self, rows: slice, dtype: torch.dtype | None) -> torch.Tensor:
-        """`(B @ A) * scaling` for some rows of the weight; some changes are rounded to `dtype`, as PEFT does before it adds
-        them (peft/tuners/lora/layer.py, Embedding.merge and ParamWrapper.merge)."""
+        """Returns `(B @ A) * scaling` for some rows of the weight.
+
+        Some changes are rounded to `dtype`, as PEFT does before it adds them (peft/tuners/lora/layer.py, Embedding.merge and
+        ParamWrapper.merge).
+        """
         product = (self.b @ self.a[:, rows]).T if self.transposed else self.b[rows] @ self.a
         delta = product.mul_(self.scaling)
         return delta.to(dtype) if self.rounded and dtype is not None else delta
@@ -85,15 +88,16 @@ def changed_blocks(
     once: bool,
     device: torch.device = CPU,
 ) -> Iterator[torch.Tensor]:
-    """The weight after all changes, as blocks of rows in order: in its own dtype, or in the wide one with `once`.
+    """Yields the weight after all changes, as blocks of rows in order: in its own dtype, or in the wide one with `once`.
 
     Args:
-        weight: shape (out, in); not modified.
-        once: do not round; the caller rounds to the dtype that it writes.
-        device: what multiplies and adds; the blocks are on the CPU again. Whole rows and PEFT's layers stay on the CPU.
+        weight: Shape (out, in); not modified.
+        once: Do not round; the caller rounds to the dtype that it writes.
+        device: Device that multiplies and adds; the blocks are on the CPU again. Trained rows and PEFT's layers stay on the
+            CPU.
 
     Raises:
-        NonFiniteTensor: a tensor of an adapter holds NaN or infinity.
+        NonFiniteTensor: A tensor of an adapter holds NaN or infinity.
     """
     if any(change.layer is not None or change.rows is not None for change in changes):
         yield _changed_whole(reader, weight, changes, once=once, device=device)
@@ -101,29 +105,29 @@ def changed_blocks(
     dtype = weight.dtype
     last = max((i for i, change in enumerate(changes) if change.replaced is not None), default=0)
     factors = []
-    for change in changes[last:]:  # what a later adapter replaces whole does not count
+    for change in changes[last:]:  # a tensor that a later adapter replaces whole does not count
         if change.replaced is not None:
             weight = _checked(reader, change.adapter, change.replaced)
         if change.pair is not None:
             factors.append(_factors(reader, change, change.pair, device))
-    most_elements = BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
-    for rows in even_rows(weight.shape[0], most_elements // max(1, weight[0].numel())):
+    max_elements = BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
+    for rows in even_rows(weight.shape[0], max_elements // max(1, weight[0].numel())):
         deltas = [factor.rows(rows, None if once else dtype) for factor in factors]
         yield _changed(weight[rows].to(device).to(dtype), deltas, once=once).cpu()
 
 
-def even_rows(rows: int, most: int) -> Iterator[slice]:
-    """All rows in blocks of about equal size, at most `most` (or twice LEAST_ROWS) each."""
-    count = -(-rows // max(most, 2 * LEAST_ROWS))
+def even_rows(rows: int, max_rows: int) -> Iterator[slice]:
+    """Yields all rows in blocks of about equal size, at most `max_rows` (or twice LEAST_ROWS) each."""
+    count = -(-rows // max(max_rows, 2 * LEAST_ROWS))
     for number in range(count):
         yield slice(rows * number // count, rows * (number + 1) // count)
 
 
 def _changed(block: torch.Tensor, deltas: Sequence[torch.Tensor], *, once: bool) -> torch.Tensor:
-    """The sum in the wider of float32 and the block's dtype; rounded to the block's after each delta, or left so."""
+    """Returns the sum in the wider of float32 and the block's dtype, rounded to the block's after each delta unless `once`."""
     dtype, wide = block.dtype, torch.promote_types(block.dtype, torch.float32)
     for delta in deltas:
-        # the same sum in one pass where the wide dtype is the delta's own: a half is widened as it is read
+        # the same sum in one pass if the wide dtype is the delta's own: a half is widened as it is read
         block = delta.add_(block) if delta.dtype == wide else block.to(wide) + delta
         if not once:
             block = block.to(dtype)
@@ -138,7 +142,7 @@ def _changed_whole(
     once: bool,
     device: torch.device,
 ) -> torch.Tensor:
-    """As `changed_blocks`, for changes that need the tensor whole."""
+    """Returns the weight of `changed_blocks`, for changes that need the tensor whole."""
     dtype = weight.dtype
     working = torch.promote_types(dtype, torch.float32) if once else dtype
     for change in changes:

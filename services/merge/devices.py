@@ -1,4 +1,4 @@
-"""Where a merge's products are computed: on the CPU, or on a GPU with float32 as exact as there."""
+"""Devices that compute a merge's products: the CPU, or a GPU with full float32 precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Products of float32 matrices with all its bits while it lasts: no TF32, whatever the process has chosen.
+    """Context manager in which products of float32 matrices have full precision: TF32 is off, even if the process uses it.
 
-    The setting is the process's: set it once around all threads (torch 2.9 on, `fp32_precision`: "ieee" or "tf32").
+    The setting applies to the process: set it once around all threads (torch 2.9 on, `fp32_precision`: "ieee" or "tf32").
     """
     if device.type != "cuda":
         yield
@@ -27,5 +27,5 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """What computed, for people: "cpu", or "cuda:0 (NVIDIA H100 PCIe)"."""
+    """Returns a device's display name: "cpu", or "cuda:0 (NVIDIA H100 PCIe)"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -1,7 +1,7 @@
-"""PEFT's own layers, one module at a time: the tuners that have no fast path, in the memory of one module.
+"""Merge by PEFT's own layers, one module at a time: for tuners that have no fast path, in the memory of one module.
 
-The module stands alone at its own path inside an otherwise empty model, PEFT puts its layer around it, loads the
-module's tensors and merges: the code that runs is the one that a merge of the whole model would run.
+The module is placed at its own path inside an otherwise empty model, PEFT puts its layer around it, loads the
+module's tensors and merges: the same code runs as in a merge of the whole model.
 """
 
 import inspect
@@ -23,15 +23,15 @@ NOT_SAVED = ("base_layer.", "randlora_A", "randlora_B", "vera_A", "vera_B", "ran
 
 
 def merge_layer(reader: TensorReader, adapter: str, layer: TunerLayer, weight: torch.Tensor) -> torch.Tensor:
-    """The weight with a tuner's change, in the weight's dtype; peak memory: a few copies of it in float32.
+    """Returns the weight with a tuner's change, in the weight's dtype. Peak memory: a few copies of it in float32.
 
     Args:
-        weight: shape (out, in) of a projection, (vocabulary, hidden) of an embedding.
+        weight: Shape (out, in) for a projection, (vocabulary, hidden) for an embedding.
 
     Raises:
-        AdapterMismatch: the tuner's tensors do not fit the module.
+        AdapterMismatch: The tuner's tensors do not fit the module.
         UnknownAdapterKey: PEFT does not know a tensor, or one that it needs is missing.
-        NonFiniteTensor: one of them holds NaN or infinity.
+        NonFiniteTensor: One of them holds NaN or infinity.
     """
     model = layer_model(reader, adapter, layer, weight)
     merged = model.merge_and_unload().get_submodule(layer.module).weight
@@ -39,22 +39,28 @@ def merge_layer(reader: TensorReader, adapter: str, layer: TunerLayer, weight: t
 
 
 def layer_model(reader: TensorReader, adapter: str, layer: TunerLayer, weight: torch.Tensor) -> PeftModel:
-    """A model of this one module with PEFT's layer around it, the tuner's tensors loaded."""
+    """Returns a model of this one module with PEFT's layer around it and the tuner's tensors loaded.
+
+    Raises:
+        AdapterMismatch: The tuner's tensors do not fit the module.
+        UnknownAdapterKey: PEFT does not know a tensor, or one that it needs is missing.
+        NonFiniteTensor: One of them holds NaN or infinity.
+    """
     tensors = {}
     for key, header in {**layer.tensors, **layer.shared}.items():
         part = _part(layer, key, reader.view(header), weight.shape)
         tensors[key] = part.clone(memory_format=torch.contiguous_format)
         check_finite(f"{adapter}: {key}", tensors[key])
     with warnings.catch_warnings():
-        # PEFT tells trainers about defaults that were changed; the config here is the adapter's own
+        # PEFT warns trainers about changed defaults; the config here is the adapter's own
         warnings.simplefilter("ignore")
-        model = PeftModel(_alone(layer.module, weight), _config(layer))
+        model = PeftModel(_single_module(layer.module, weight), _config(layer))
         try:
             result = set_peft_model_state_dict(model, tensors)
         except RuntimeError as error:
             raise AdapterMismatch(
-                f"adapter {adapter}: its tensors for {layer.module!r} do not fit a weight of shape "
-                f"{list(weight.shape)}: {str(error).splitlines()[-1].strip()}",
+                f"Adapter {adapter}: its tensors for {layer.module!r} do not fit a weight of shape "
+                f"{list(weight.shape)}: {str(error).splitlines()[-1].strip()}.",
                 "The adapter was trained on another base: use that one.",
             ) from error
     _check_loaded(adapter, layer, result, model)
@@ -62,10 +68,11 @@ def layer_model(reader: TensorReader, adapter: str, layer: TunerLayer, weight: t
 
 
 def _part(layer: TunerLayer, key: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """What a module of this shape uses of a tensor: all of its own, of a shared one as much as PEFT's layer slices off
-    (peft/tuners/vera/layer.py, get_delta_weight; peft/tuners/randlora/layer.py, get_scaled_bases).
+    """Returns the part of a tensor that a module of this shape uses: all of its own, of a shared one PEFT's slice.
 
-    RandLoRA's files hold a copy of the shared ones under each module's name as well."""
+    Source: peft/tuners/vera/layer.py, get_delta_weight; peft/tuners/randlora/layer.py, get_scaled_bases. RandLoRA's files
+    hold a copy of the shared ones under each module's name as well.
+    """
     rows, columns = shape
     smaller, larger = sorted(shape)
     match key.rsplit(".", 1)[-1]:
@@ -89,19 +96,19 @@ def _check_loaded(adapter: str, layer: TunerLayer, result: Any, model: PeftModel
     odd = [*result.unexpected_keys, *tuner_keys]
     if odd:
         raise UnknownAdapterKey(
-            f"adapter {adapter}: PEFT finds {odd[0]!r} missing or unknown in {layer.module!r}",
+            f"Adapter {adapter}: PEFT finds {odd[0]!r} missing or unknown in {layer.module!r}.",
             "Re-save the adapter with the PEFT version that trained it.",
         )
 
 
-def _alone(path: str, weight: torch.Tensor) -> nn.Module:
+def _single_module(path: str, weight: torch.Tensor) -> nn.Module:
     root = nn.Module()
     *parents, last = path.split(".")
-    place = root
+    parent = root
     for name in parents:
         child = nn.Module()
-        place.add_module(name, child)
-        place = child
+        parent.add_module(name, child)
+        parent = child
     rows, columns = weight.shape
     module: nn.Module
     if last == "embed_tokens":
@@ -109,20 +116,20 @@ def _alone(path: str, weight: torch.Tensor) -> nn.Module:
     else:
         module = nn.Linear(columns, rows, bias=False, device="meta")
     module.weight = nn.Parameter(weight.clone(), requires_grad=False)
-    place.add_module(last, module)
+    parent.add_module(last, module)
     return root
 
 
 def _config(layer: TunerLayer) -> Any:
-    """The adapter's own configuration, aimed at this module alone; keys that PEFT does not know have no value here."""
+    """Returns the adapter's own configuration with this module as its only target, without keys that PEFT does not know."""
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[layer.config["peft_type"]]
     known = set(inspect.signature(config_class.__init__).parameters)
     values: dict[str, Any] = {key: value for key, value in layer.config.items() if key in known}
-    values |= _aimed(layer.config, layer.module)
+    values |= _targets(layer.config, layer.module)
     return config_class(**{key: value for key, value in values.items() if key in known})
 
 
-def _aimed(config: Mapping[str, Any], module: str) -> dict[str, Any]:
+def _targets(config: Mapping[str, Any], module: str) -> dict[str, Any]:
     feedforward = config.get("feedforward_modules") or []
     names = [feedforward] if isinstance(feedforward, str) else list(feedforward)
     inside = [module] if any(f".{module}".endswith(f".{name}") for name in names) else []

@@ -1,4 +1,4 @@
-"""Text to token ids and back, exactly as the model's authors did it."""
+"""Tokenizers: text to token ids and back, exactly as with the original implementations."""
 
 from services.tokenizers.folder import CompletedTokenizer, check_tokenizer, complete_tokenizer
 from services.tokenizers.loading import load_tokenizer

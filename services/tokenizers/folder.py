@@ -1,13 +1,13 @@
-"""The tokenizer's files of a model folder: what transformers and vLLM read, made from `tokenizer.model`.
+"""Tokenizer files of a model folder for transformers and vLLM, made from `tokenizer.model`.
 
-transformers 5 knows a class LlamaTokenizer that takes only the pieces and merges from `tokenizer.json`, and from a
+transformers 5 has a class LlamaTokenizer that takes only the pieces and merges from `tokenizer.json`, and from a
 `tokenizer.model` alone it builds merges in the order of ids, which differ from SentencePiece's on every fourth mixed
 line. PreTrainedTokenizerFast runs `tokenizer.json` as it is, in version 4 and in 5 (there under the name
-TokenizersBackend); the bytes of `tokenizer.model` stay for whoever runs SentencePiece itself.
+TokenizersBackend); `tokenizer.model` itself stays for programs that run SentencePiece.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from services.architectures.llama3 import LLAMA_3_CHAT_TEMPLATE, LLAMA_3_END_OF_
 from services.architectures.tokenizer_files import token_content
 from services.errors import UnreadableTokenizer
 from services.files.json_file import Json, read_json_if_present, write_json
+from services.kinds.made_model import TokenizerParity
 from services.tokenizers.loading import load_tokenizer
-from services.tokenizers.parity import Parity, measure_parity
+from services.tokenizers.parity import measure_parity
 from services.tokenizers.tiktoken import is_tiktoken
 from services.tokenizers.tokenizer import Tokenizer
 from services.tokenizers.tokenizer_json import build_table, table_to_json
@@ -27,7 +28,7 @@ SENTENCEPIECE_CONFIG: Mapping[str, Any] = {
     "add_bos_token": True, "add_eos_token": False, "legacy": True,
     "clean_up_tokenization_spaces": False, "model_max_length": 1000000000000000019884624838656,
 }  # fmt: skip
-"""What the original tokenizer does; legacy: text after a special token begins like any text."""
+"""Settings of the original tokenizer; legacy: text after a special token begins like any text."""
 
 LLAMA_3_CONFIG: Mapping[str, Any] = {
     "clean_up_tokenization_spaces": False, "model_max_length": 1000000000000000019884624838656,
@@ -36,22 +37,17 @@ LLAMA_3_CONFIG: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class CompletedTokenizer:
-    """What was written: how `tokenizer.json` compares, None where there is none, and what a user should know."""
+    """Result of the completion: the parity of `tokenizer.json`, None if there is none, and warnings."""
 
-    parity: Parity | None = None
+    parity: TokenizerParity | None = None
     warnings: tuple[str, ...] = ()
-
-    @property
-    def figures(self) -> dict[str, int] | None:
-        """The comparison, for a job's result."""
-        return None if self.parity is None else asdict(self.parity)
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Refuses a folder whose `tokenizer.model` or small files are damaged; one without a `tokenizer.model` passes.
+    """Refuses a folder whose `tokenizer.model` or JSON files are damaged; one without a `tokenizer.model` passes.
 
     Raises:
-        UnreadableTokenizer
+        UnreadableTokenizer: A file is damaged.
     """
     if (folder / "tokenizer.model").is_file():
         load_tokenizer(folder)
@@ -59,16 +55,16 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def complete_tokenizer(folder: Path, *, instruct: bool = False) -> CompletedTokenizer:
-    """Writes what belongs to the folder's `tokenizer.model`; without one the folder stays as it is.
+    """Writes the files that belong to the folder's `tokenizer.model`; without one the folder stays as it is.
 
-    `tokenizer.json` is made anew whatever lay there: it may have been another vocabulary's. Chat template, added tokens and
-    other keys of `tokenizer_config.json` stay. Takes a second, for Llama 3 about eight.
+    `tokenizer.json` is always written again, because an existing one may be of another vocabulary. Chat template, added tokens
+    and other keys of `tokenizer_config.json` stay. Takes a second, for Llama 3 about eight.
 
     Args:
         instruct: Llama 3: turns end with `<|eot_id|>`, and the chat template is Meta's.
 
     Raises:
-        UnreadableTokenizer: a file is damaged.
+        UnreadableTokenizer: A file is damaged.
     """
     path = folder / "tokenizer.model"
     if not path.is_file():
@@ -76,11 +72,11 @@ def complete_tokenizer(folder: Path, *, instruct: bool = False) -> CompletedToke
     model, tokenizer = path.read_bytes(), load_tokenizer(folder)
     earlier = _read(folder / "tokenizer.json")
     (folder / "tokenizer.json").unlink(missing_ok=True)
-    _write_small_files(folder, model, tokenizer, instruct=instruct)
+    _write_json_files(folder, model, tokenizer, instruct=instruct)
     try:
         table = build_table(model, path.name, tokenizer, earlier=earlier)
     except UnreadableTokenizer as error:
-        warning = f"no tokenizer.json was written: {error.message}. tokenizer.model is as it was"
+        warning = f"No tokenizer.json was written, and tokenizer.model is unchanged: {error.message}"
         return CompletedTokenizer(warnings=(warning,))
     (folder / "tokenizer.json").write_text(table_to_json(table), encoding="utf-8")
     _write_added_tokens(folder, table)
@@ -88,17 +84,17 @@ def complete_tokenizer(folder: Path, *, instruct: bool = False) -> CompletedToke
     return CompletedTokenizer(parity, _parity_warnings(parity))
 
 
-def _parity_warnings(parity: Parity) -> tuple[str, ...]:
+def _parity_warnings(parity: TokenizerParity) -> tuple[str, ...]:
     if not parity.different:
         return ()
     return (
         f"tokenizer.json gives other tokens than tokenizer.model on {parity.different} of {parity.lines} lines of mixed "
-        "text: no table of merges says how SentencePiece chooses among pieces of equal score. Graftwerk uses "
-        "tokenizer.model; elsewhere take the ids from SentencePiece where they must be those of training",
+        "text: a table of merges cannot express how SentencePiece chooses among pieces of equal score. Graftwerk uses "
+        "tokenizer.model; elsewhere take the ids from SentencePiece if they must be those of training.",
     )
 
 
-def _write_small_files(folder: Path, model: bytes, tokenizer: Tokenizer, *, instruct: bool) -> None:
+def _write_json_files(folder: Path, model: bytes, tokenizer: Tokenizer, *, instruct: bool) -> None:
     config = _read(folder / "tokenizer_config.json")
     roles = _roles(tokenizer)
     if instruct:
@@ -108,7 +104,7 @@ def _write_small_files(folder: Path, model: bytes, tokenizer: Tokenizer, *, inst
     defaults = LLAMA_3_CONFIG if is_tiktoken(model) else SENTENCEPIECE_CONFIG
     config = {"model_input_names": ["input_ids", "attention_mask"], **(config or defaults), **roles}
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config.pop("auto_map", None)  # code of its own, which nobody needs for a table
+    config.pop("auto_map", None)  # code of its own, which a table does not need
     if instruct:
         config.setdefault("chat_template", LLAMA_3_CHAT_TEMPLATE)
     write_json(folder / "tokenizer_config.json", config)
@@ -122,7 +118,7 @@ def _roles(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _write_added_tokens(folder: Path, table: tokenizers.Tokenizer) -> None:
-    """Into `tokenizer_config.json`, so that the folder says them once whoever reads it."""
+    """Writes the added tokens into `tokenizer_config.json`, where every version of transformers finds them."""
     path = folder / "tokenizer_config.json"
     config = _read(path)
     unknown = config.get("unk_token")

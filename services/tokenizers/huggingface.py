@@ -1,4 +1,4 @@
-"""Tokenizers of which a folder has only Hugging Face's files (`tokenizer.json` and its kin)."""
+"""Tokenizers of folders that have only Hugging Face's files (`tokenizer.json` and the like)."""
 
 import re
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class HuggingFaceCodec:
-    """Plain text through a tokenizer of transformers."""
+    """Codec of plain text by a tokenizer of transformers."""
 
     def __init__(self, folder: Path) -> None:
-        """
+        """Loads the tokenizer of a folder.
+
         Raises:
             UnreadableTokenizer: transformers cannot load it, or it needs code of its own.
         """
@@ -26,7 +27,7 @@ class HuggingFaceCodec:
             )
         except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
             raise UnreadableTokenizer(
-                f"transformers cannot load the tokenizer of {folder.name}: {error}"
+                f"transformers cannot load the tokenizer of {folder.name} ({error})."
             ) from error
 
     @property
@@ -35,17 +36,17 @@ class HuggingFaceCodec:
 
     @property
     def added_tokens(self) -> dict[int, Any]:
-        """Id to `AddedToken` (with `content` and `special`)."""
+        """Added tokens of `tokenizers` by id, with `content` and `special`."""
         return dict(self._tokenizer.added_tokens_decoder)
 
     @property
     def role_ids(self) -> tuple[int | None, int | None, int | None]:
-        """Ids of beginning, end and padding, where the tokenizer has them."""
+        """Ids of beginning, end and padding, None for those that the tokenizer does not have."""
         tokenizer = self._tokenizer
         return tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
 
     def begins_with_bos(self) -> bool:
-        """Whether the tokenizer itself puts the beginning-of-text token before a text."""
+        """Returns True if the tokenizer itself puts the beginning-of-text token before a text."""
         bos = self._tokenizer.bos_token_id
         return bos is not None and self._tokenizer("x")["input_ids"][:1] == [bos]
 
@@ -70,10 +71,9 @@ class HuggingFaceCodec:
 
 
 class HuggingFaceStream:
-    """Decodes all ids again with each id, since a decoder of `tokenizers` may be any chain of steps.
+    """Stream decoder that decodes all ids again with each id, since a decoder of `tokenizers` may be any chain of steps.
 
-    Nothing is given out within a run of byte pieces: when the run turns out not to be UTF-8, `tokenizers`
-    rewrites all of it.
+    Nothing is returned within a run of byte pieces: if the run turns out not to be UTF-8, `tokenizers` rewrites all of it.
     """
 
     def __init__(self, codec: HuggingFaceCodec) -> None:

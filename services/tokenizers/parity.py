@@ -1,10 +1,10 @@
-"""How far a tokenizer.json says what its tokenizer.model says: counted on built-in lines of mixed text."""
+"""Parity of a tokenizer.json with its tokenizer.model, counted on built-in lines of mixed text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import tokenizers
 
+from services.kinds.made_model import TokenizerParity
 from services.tokenizers.tokenizer import Tokenizer
 
 LINES = 300
@@ -38,16 +38,8 @@ OTHER = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """Of so many lines, so many become other tokens."""
-
-    lines: int
-    different: int
-
-
 def mixed_lines() -> list[str]:
-    """The lines, the same on every call: alone first, then joined in changing pairs and triples."""
+    """Returns the lines, the same on every call: single ones first, then joined in changing pairs and triples."""
     texts = [*CHINESE, *ENGLISH, *OTHER]
     lines = list(texts)
     for number in range(LINES - len(texts)):
@@ -61,12 +53,12 @@ def mixed_lines() -> list[str]:
 
 def measure_parity(
     tokenizer: Tokenizer, table: tokenizers.Tokenizer, lines: Sequence[str] | None = None
-) -> Parity:
-    """How many lines the table encodes unlike the tokenizer, both taking them as plain text. Takes about 0.1 s."""
+) -> TokenizerParity:
+    """Counts the lines that the table encodes unlike the tokenizer, both as plain text. Takes about 0.1 s."""
     lines = mixed_lines() if lines is None else lines
     before, table.encode_special_tokens = table.encode_special_tokens, True
     found = table.encode_batch(list(lines), add_special_tokens=False)
     table.encode_special_tokens = before
     pairs = zip(lines, found, strict=True)
     different = sum(tokenizer.encode(line, add_bos=False) != encoded.ids for line, encoded in pairs)
-    return Parity(len(lines), different)
+    return TokenizerParity(lines=len(lines), different=different)

@@ -1,6 +1,6 @@
-"""Tokenizers of LLaMA 1 and 2: SentencePiece itself, and nothing that imitates it.
+"""Tokenizers of LLaMA 1 and 2, run by SentencePiece itself.
 
-A table of merges cannot say how SentencePiece breaks ties between pieces of equal score, so tokenizers
+A table of merges cannot express how SentencePiece breaks ties between pieces of equal score, so tokenizers
 rebuilt from its vocabulary differ on ordinary text (the extended Chinese ones have 17,953 such pieces).
 """
 
@@ -15,14 +15,14 @@ from sentencepiece import sentencepiece_model_pb2
 from services.errors import UnreadableTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""The types of pieces (google/sentencepiece `sentencepiece_model.proto`)."""
+"""Types of pieces (google/sentencepiece `sentencepiece_model.proto`)."""
 
 
 def read_proto(model: bytes, name: str) -> Any:
-    """The file's protocol buffer, a `ModelProto`: pieces with scores and types, and how text is normalised.
+    """Returns the file's protocol buffer, a `ModelProto`: pieces with scores and types, and the normalization of text.
 
     Raises:
-        UnreadableTokenizer: the bytes are no SentencePiece model.
+        UnreadableTokenizer: The bytes are not a SentencePiece model.
     """
     messages: Any = sentencepiece_model_pb2  # made at import: no type checker sees them
     proto = messages.ModelProto()
@@ -30,18 +30,19 @@ def read_proto(model: bytes, name: str) -> Any:
         proto.ParseFromString(model)
     except DecodeError as error:
         raise UnreadableTokenizer(
-            f"{name} ({len(model)} bytes) is no SentencePiece model: {error}", "Fetch it again."
+            f"{name} ({len(model)} bytes) is not a SentencePiece model ({error}).", "Fetch it again."
         ) from error
     return proto
 
 
 class SentencePieceCodec:
-    """Plain text through a SentencePiece model."""
+    """Codec of plain text by a SentencePiece model."""
 
     def __init__(self, model: bytes, name: str) -> None:
-        """
+        """Loads a model; `name` is that of its file, for messages.
+
         Raises:
-            UnreadableTokenizer: the bytes are no SentencePiece model.
+            UnreadableTokenizer: The bytes are not a SentencePiece model.
         """
         try:
             if not model:
@@ -49,7 +50,7 @@ class SentencePieceCodec:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UnreadableTokenizer(
-                f"{name} ({len(model)} bytes) is no SentencePiece model: {error}",
+                f"{name} ({len(model)} bytes) is not a SentencePiece model ({error}).",
                 "It may be truncated, or a Git LFS pointer: fetch it again.",
             ) from error
 
@@ -74,23 +75,23 @@ class SentencePieceCodec:
         return SentencePieceStream(self)
 
     def control_ids(self) -> list[int]:
-        """Ids of the model's control pieces: `<s>`, `</s>` and their like."""
+        """Returns the ids of the model's control pieces, such as `<s>` and `</s>`."""
         return [token_id for token_id in range(self.size) if self._processor.is_control(token_id)]
 
     def role_ids(self) -> tuple[int | None, int | None, int | None]:
-        """Ids of beginning, end and padding, where the model has them."""
+        """Returns the ids of beginning, end and padding, None for those that the model does not have."""
         ids = self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id()
         bos, eos, pad = (int(token_id) if token_id >= 0 else None for token_id in ids)
         return bos, eos, pad
 
     def byte(self, token_id: int) -> bytes:
-        """The byte that a piece like `<0xE4>` stands for, b"" for every other piece."""
+        """Returns the byte of a piece like `<0xE4>`, b"" for every other piece."""
         if not self._processor.is_byte(token_id):
             return b""
         return bytes([int(self.piece(token_id)[3:-1], 16)])
 
     def is_word(self, token_id: int) -> bool:
-        """Whether the piece stands for text of its own: no control, unknown, unused or byte piece."""
+        """Returns True if the piece has text of its own: it is not a control, unknown, unused or byte piece."""
         processor = self._processor
         return not (
             processor.is_byte(token_id)
@@ -101,10 +102,10 @@ class SentencePieceCodec:
 
 
 class SentencePieceStream:
-    """Decodes a window of ids again with each id: from the last word with text of its own on.
+    """Stream decoder that decodes a window of ids again with each id: from the last piece with text of its own on.
 
-    SentencePiece treats a piece by what came before only at the very start (it takes a space away) and within
-    a run of byte pieces, so a window that begins with such a word decodes as it does within the whole.
+    In SentencePiece the text of a piece depends on earlier pieces only at the very start (where a space is removed) and within
+    a run of byte pieces, so a window that begins with such a piece decodes as it does within the whole.
     Bytes that may yet become a character are held back; SentencePiece writes U+FFFD for each that does not.
     """
 
@@ -127,7 +128,7 @@ class SentencePieceStream:
         return self._codec.decode(self._window)[self._emitted :]
 
     def _held(self, token_id: int) -> int:
-        """How many bytes at the end, and so U+FFFD in the text, may still become a character."""
+        """Returns the number of bytes at the end, and so of U+FFFD in the text, that may still become a character."""
         byte = self._codec.byte(token_id)
         if not byte:
             self._utf8.reset()

@@ -26,17 +26,18 @@ _FIRST_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
 
 def is_tiktoken(content: bytes) -> bool:
-    """Whether a `tokenizer.model` is a table of ranks: lines of a base64 token and its number."""
+    """Returns True if a `tokenizer.model` is a table of ranks: lines of a base64 token and its number."""
     return _FIRST_LINE.match(content) is not None
 
 
 class TiktokenCodec:
-    """Plain text through byte-pair ranks."""
+    """Codec of plain text by byte-pair ranks."""
 
     def __init__(self, content: bytes, name: str) -> None:
-        """
+        """Loads a table of ranks; `name` is that of its file, for messages.
+
         Raises:
-            UnreadableTokenizer: a line is damaged, or a rank is missing.
+            UnreadableTokenizer: A line is damaged, or a rank is missing.
         """
         self._encoding = tiktoken.Encoding(
             name=name, pat_str=PATTERN, mergeable_ranks=read_ranks(content, name), special_tokens={}
@@ -70,7 +71,7 @@ class TiktokenCodec:
 
 
 class TiktokenStream:
-    """Bytes in, characters out."""
+    """Stream decoder of bytes to characters."""
 
     def __init__(self, codec: TiktokenCodec) -> None:
         self._codec = codec
@@ -84,7 +85,7 @@ class TiktokenStream:
 
 
 def split_long_runs(text: str) -> Iterator[str]:
-    """The text in parts, cut where Meta's tokenizer cuts it: tiktoken crashes on a million spaces.
+    """Yields the text in parts, cut as Meta's tokenizer cuts it: tiktoken crashes on a million spaces.
 
     A part has at most 400,000 characters and no run of space, or of anything else, longer than 25,000.
     """
@@ -96,7 +97,11 @@ def split_long_runs(text: str) -> Iterator[str]:
 
 
 def read_ranks(content: bytes, name: str) -> dict[bytes, int]:
-    """Token bytes to rank. tiktoken's own reader would copy the file into a cache folder."""
+    """Returns the rank of each token's bytes. tiktoken's own reader would copy the file into a cache folder.
+
+    Raises:
+        UnreadableTokenizer: A line is damaged, or a rank is missing.
+    """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         if not line:
@@ -106,7 +111,7 @@ def read_ranks(content: bytes, name: str) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise UnreadableTokenizer(
-                f"Line {number} of {name} is no token and rank: {line[:40]!r}."
+                f"Line {number} of {name} is not a token and its rank: {line[:40]!r}."
             ) from error
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise UnreadableTokenizer(

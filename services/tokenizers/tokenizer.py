@@ -1,8 +1,8 @@
-"""A tokenizer: a codec for plain text, and special tokens around it.
+"""Tokenizer: a codec of plain text, and special tokens around it.
 
 The rule of the original LLaMA code: special tokens are split off first, and each text between them is
-encoded on its own. Here that happens only where the caller says so, by segments or `parse_special`; text as
-such never becomes a special token, whatever it looks like.
+encoded on its own. Here that happens only if the caller requests it, by segments or `parse_special`; plain text never
+becomes a special token, even if it looks like one.
 """
 
 import re
@@ -16,7 +16,7 @@ from services.templates import BOS, EOS, Segment, Special, Text, check_text
 
 
 class TextStream(Protocol):
-    """Plain token ids in, text out, in step: the sum of all texts is the codec's `decode` of all ids."""
+    """Incremental decoder of plain token ids: all its texts together are the codec's `decode` of all ids."""
 
     def feed(self, token_id: int) -> str: ...
 
@@ -24,7 +24,7 @@ class TextStream(Protocol):
 
 
 class Codec(Protocol):
-    """Plain text to ids and back, special tokens unknown."""
+    """Plain text to ids and back, without special tokens."""
 
     @property
     def size(self) -> int: ...
@@ -42,11 +42,10 @@ class Codec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """What stands beside the codec's own vocabulary.
+    """Tokens in addition to the codec's own vocabulary.
 
-    `ids` maps the text of each special or added token to its id; `hidden` are the ids that `decode` leaves
-    out by default (an added token that is no special one shows). `eos_ids` all end an answer, `eos_id` is
-    the one that templates write.
+    `ids` maps the text of each special or added token to its id; `hidden` are the ids that `decode` omits by default (an
+    added token that is not special is shown). Each of `eos_ids` ends an output; `eos_id` is the one that templates write.
     """
 
     ids: Mapping[str, int] = field(default_factory=dict)
@@ -70,12 +69,12 @@ class Tokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """One more than the largest id: what an embedding needs as rows at least."""
+        """One more than the largest id: the smallest number of rows of an embedding."""
         return max(self._codec.size, *(token_id + 1 for token_id in self._contents), 0)
 
     @property
     def text_vocabulary_size(self) -> int:
-        """The number of ids that plain text can become: added tokens come after these."""
+        """Number of ids that plain text can become; added tokens follow them."""
         return self._codec.size
 
     @property
@@ -88,7 +87,7 @@ class Tokenizer:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """All tokens that end an answer; models for conversations have several."""
+        """Ids of all tokens that end an output; chat models have several."""
         return self._special.eos_ids
 
     @property
@@ -97,44 +96,44 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
-        """The text of every special or added token and its id."""
+        """Id of every special or added token by its text."""
         return self._special.ids
 
     @property
     def hidden_ids(self) -> frozenset[int]:
-        """The ids of special tokens proper: those that answers do not show."""
+        """Ids of the special tokens, which are not shown in outputs."""
         return self._special.hidden
 
     @property
     def add_bos(self) -> bool:
-        """Whether the model expects its prompts to begin with the beginning-of-text token."""
+        """True if the model expects its prompts to begin with the beginning-of-text token."""
         return self._special.add_bos
 
     def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
-        """Token ids of a text.
+        """Returns the token ids of a text.
 
         Args:
-            add_bos: begin with the beginning-of-text token (never twice); None is the model's own rule.
-            parse_special: let what looks like a special token become one. Never for text that users typed.
+            add_bos: Begin with the beginning-of-text token (never twice); None is the model's own rule.
+            parse_special: Turn text that looks like a special token into one. Never for text that users typed.
 
         Raises:
-            InvalidText: the text has lone surrogates.
+            InvalidText: The text has lone surrogates.
         """
         segments = self.split_special(text) if parse_special else [Text(text)]
         return self.encode_segments(segments, add_bos=add_bos)
 
     def split_special(self, text: str) -> list[Segment]:
-        """The text with its special tokens split off."""
+        """Returns the text with its special tokens split off."""
         parts = self._splitter.split(text) if self._splitter else [text]
-        # re.split alternates: every second part is what the group matched.
+        # re.split alternates: the group matched every second part.
         return [Special(part) if number % 2 else Text(part) for number, part in enumerate(parts) if part]
 
     def encode_segments(self, segments: Iterable[Segment], *, add_bos: bool | None = None) -> list[int]:
-        """Token ids of texts and special tokens; neighbouring texts are encoded as one.
+        """Returns the token ids of texts and special tokens; neighbouring texts are encoded as one.
 
         Raises:
-            InvalidRequest: a required special token is not in the vocabulary.
-            InvalidText: a text has lone surrogates.
+            InvalidRequest: A required special token is not in the vocabulary.
+            InvalidText: A text has lone surrogates.
         """
         ids: list[int] = []
         resolved = [self._resolved(segment) for segment in segments]
@@ -165,11 +164,11 @@ class Tokenizer:
         return segment.piece
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of token ids: what the codec itself (SentencePiece, say) makes of them.
+        """Returns the text of token ids, as the codec itself (SentencePiece, for example) decodes them.
 
-        Special tokens are left out, or written and then the texts between them decoded on their own. Ids
-        beyond the vocabulary (an embedding padded to a round number) have no text. New tokens decoded
-        without their prompt lose the space before their first word with SentencePiece, as an answer should.
+        Special tokens are omitted; with `skip_special` False they are written, and the texts between them decoded on their
+        own. Ids beyond the vocabulary (an embedding padded to a round number) have no text. New tokens decoded without their
+        prompt lose the space before their first word with SentencePiece, as an output should.
         """
         hidden = self._hidden(skip_special)
         shown = [
@@ -183,21 +182,21 @@ class Tokenizer:
         )
 
     def stream_decoder(self, skip_special: bool = True) -> "StreamDecoder":
-        """A decoder whose texts together are `decode` of all ids that it was fed."""
+        """Returns a decoder whose texts together are `decode` of all ids that it was fed."""
         return StreamDecoder(self._codec, self._contents, self._hidden(skip_special))
 
     def _hidden(self, skip_special: bool) -> frozenset[int]:
         return self._special.hidden if skip_special else frozenset()
 
     def piece(self, token_id: int) -> str:
-        """The token as the vocabulary writes it (`▁Hello`, `<0x0A>`, `</s>`); "" beyond the vocabulary."""
+        """Returns the token as the vocabulary writes it (`▁Hello`, `<0x0A>`, `</s>`); "" beyond the vocabulary."""
         if token_id in self._contents:
             return self._contents[token_id]
         return self._codec.piece(token_id) if 0 <= token_id < self._codec.size else ""
 
 
 class StreamDecoder:
-    """Token ids in, one at a time, and the text that is certain by then out: never half a character."""
+    """Incremental decoder: each token id gives the text that is certain by then, never half a character."""
 
     def __init__(self, codec: Codec, contents: Mapping[int, str], hidden: frozenset[int]) -> None:
         self._codec = codec
@@ -206,7 +205,7 @@ class StreamDecoder:
         self._stream = codec.stream()
 
     def feed(self, token_id: int) -> str:
-        """The text that this token makes certain, which may be none yet."""
+        """Returns the text that this token makes certain, which may be empty."""
         if token_id in self._hidden:
             return ""
         if token_id in self._contents:
@@ -214,7 +213,7 @@ class StreamDecoder:
         return self._stream.feed(token_id) if 0 <= token_id < self._codec.size else ""
 
     def flush(self) -> str:
-        """What was held back, as it stands: the end of the ids, or of a run between special tokens."""
+        """Returns the text that was held back, at the end of the ids or of a run between special tokens."""
         rest = self._stream.flush()
         self._stream = self._codec.stream()
         return rest

@@ -1,4 +1,4 @@
-"""`tokenizer.json`: a tokenizer as the `tokenizers` library runs it, made from a `tokenizer.model`.
+"""`tokenizer.json`: the tokenizer of a `tokenizer.model` for the `tokenizers` library.
 
 The parts are those that transformers' own conversions choose (`convert_slow_tokenizer.py`: LlamaConverter with
 `legacy`, TikTokenConverter), with merges in the order of scores or ranks. Special tokens are split off first and each
@@ -23,12 +23,12 @@ BPE_MODEL_TYPE = 2
 """TrainerSpec.ModelType of byte-pair models; 1 is a unigram model."""
 
 UNSPLIT_SCORE = -1e4
-"""Of pieces that no text becomes, in unigram models."""
+"""Score of pieces that no text becomes, in unigram models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A token that is split off before anything else; a special one is left out of decoded text."""
+    """A token that is split off before anything else; a special one is omitted from decoded text."""
 
     token_id: int
     content: str
@@ -38,14 +38,16 @@ class Added:
 def build_table(
     model: bytes, name: str, tokenizer: Tokenizer, *, earlier: Mapping[str, Any] | None = None
 ) -> tokenizers.Tokenizer:
-    """The tokenizer of a `tokenizer.model` for the `tokenizers` library.
+    """Returns the tokenizer of a `tokenizer.model` for the `tokenizers` library.
 
     Args:
-        tokenizer: says what is special in it.
-        earlier: a tokenizer.json that lay beside it; if it is of the same vocabulary, tokens that were added there stay.
+        model: Content of the file.
+        name: Name of the file, for messages.
+        tokenizer: The same tokenizer with its special tokens.
+        earlier: An existing tokenizer.json; if it is of the same vocabulary, tokens that were added there stay.
 
     Raises:
-        UnreadableTokenizer: the model is damaged, or the folder gives a special token the number of another piece.
+        UnreadableTokenizer: The model is damaged, or a special token has the id of another piece.
     """
     table, added = _of_tiktoken(model, name) if is_tiktoken(model) else _of_sentencepiece(model, name)
     added += [
@@ -60,7 +62,7 @@ def build_table(
 
 
 def table_to_json(table: tokenizers.Tokenizer) -> str:
-    """The file's text; merges as `left right`, which every version of `tokenizers` reads (pairs only since 0.20)."""
+    """Returns the file's text; merges are written as `left right`, which every version of `tokenizers` reads (pairs only since 0.20)."""
     content = json.loads(table.to_str())
     model = content["model"]
     if "merges" in model:
@@ -111,7 +113,7 @@ def _unknown(proto: Any) -> str:
 
 
 def _normalizers(spec: Any) -> list[Any]:
-    """What SentencePiece does to a text first (normalizer.cc), in its order."""
+    """Returns the steps of SentencePiece's normalization (normalizer.cc), in its order."""
     steps: list[Any] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
@@ -160,7 +162,7 @@ def _carried(table: tokenizers.Tokenizer, earlier: Mapping[str, Any], known: Con
 
 
 def _add_tokens(table: tokenizers.Tokenizer, added: Iterable[Added]) -> None:
-    """Numbers beyond the model's own are given in sequence, so gaps get a name (transformers' for such rows)."""
+    """Adds the tokens; ids beyond the model's own are assigned in sequence, so gaps get a name, as in transformers."""
     size = table.get_vocab_size(with_added_tokens=False)
     by_id = {token.token_id: token for token in added}
     inside = sorted(token_id for token_id in by_id if token_id < size)
@@ -176,7 +178,7 @@ def _check_numbers(table: tokenizers.Tokenizer, added: Sequence[Added]) -> None:
         number = table.token_to_id(token.content)
         if number != token.token_id:
             raise UnreadableTokenizer(
-                f"{token.content!r} is token {token.token_id} by the model's small files and {number} by tokenizer.model",
+                f"{token.content!r} has the id {token.token_id} in the tokenizer's JSON files and {number} in tokenizer.model.",
                 "Use the tokenizer's files that belong together.",
             )
 

@@ -298,7 +298,7 @@ def test_norms_that_differ_between_ranks_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_rank_is_named(tmp_path: Path) -> None:
     source = saved(tmp_path / "source", ranks=4)
-    with refused(source, IncompleteCheckpoint, "ranks [0, 1, 3], rank 2 is missing", "consolidated.02.pth"):
+    with refused(source, IncompleteCheckpoint, "ranks [0, 1, 3]; rank 2 is missing", "consolidated.02.pth"):
         (source / "consolidated.02.pth").unlink()
 
 
@@ -439,7 +439,9 @@ class Touch:
 def test_a_pickle_that_would_run_something_is_refused_and_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "was-run"
     source = saved(tmp_path / "source")
-    with refused(source, UnsafePickle, "consolidated.00.pth", "system, which is no tensor: it was not run"):
+    with refused(
+        source, UnsafePickle, "consolidated.00.pth", "system, which is not a tensor; it was not run"
+    ):
         torch.save({**random_state(SMALL), "extra": Touch(marker)}, source / "consolidated.00.pth")
     assert not marker.exists()
 

@@ -38,7 +38,7 @@ def test_llama_and_the_chinese_pieces_give_the_file_of_chinese_llama(tokenizers:
     base, addition = (tokenizers.file(name).read_bytes() for name in ("llama", "chinese_sp"))
     extended = extend_vocabulary(base, addition)
     assert extended.model == tokenizers.file("chinese-llama").read_bytes()
-    assert extended.counts == {
+    assert extended.counts.model_dump() == {
         "base": tokenizers.base, "added": tokenizers.added,
         "present": tokenizers.addition - tokenizers.added, "total": tokenizers.chinese,
     }  # fmt: skip
@@ -48,7 +48,7 @@ def test_with_a_padding_token_it_is_the_file_of_chinese_alpaca(tokenizers: Token
     base, addition = (tokenizers.file(name).read_bytes() for name in ("llama", "chinese_sp"))
     extended = extend_vocabulary(base, addition, pad_token="[PAD]")
     assert extended.model == tokenizers.file("chinese-alpaca").read_bytes()
-    assert extended.counts == {
+    assert extended.counts.model_dump() == {
         "base": tokenizers.base, "added": tokenizers.added + 1,
         "present": tokenizers.addition - tokenizers.added, "total": tokenizers.chinese + 1,
     }  # fmt: skip
@@ -69,9 +69,9 @@ def test_samples_show_fewer_tokens_for_chinese_and_the_same_for_english(tokenize
     text, english = "人工智能是计算机科学的一个分支。", "Hello world"
     chinese, plain = sample_tokenizations(before, after, [text, english])
     reference = sentencepiece.SentencePieceProcessor(model_proto=after)
-    assert chinese["after"] == " ".join(reference.encode(text, out_type=str))
-    assert (chinese["tokens_before"], chinese["tokens_after"]) == tokenizers.sample_tokens
-    assert plain["before"] == plain["after"] == "▁Hello ▁world"
+    assert chinese.after == " ".join(reference.encode(text, out_type=str))
+    assert (chinese.tokens_before, chinese.tokens_after) == tokenizers.sample_tokens
+    assert plain.before == plain.after == "▁Hello ▁world"
 
 
 def test_what_is_there_keeps_its_place_and_what_is_new_comes_in_its_own_order() -> None:
@@ -86,7 +86,7 @@ def test_what_is_there_keeps_its_place_and_what_is_new_comes_in_its_own_order() 
 
 
 def test_the_base_as_its_own_addition_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="all 5 pieces of the addition are among the base's 5"):
+    with pytest.raises(InvalidRequest, match="All 5 pieces of the addition are among the base's 5"):
         extend_vocabulary(BASE, BASE)
 
 
@@ -97,7 +97,7 @@ def test_a_padding_token_that_is_there_already_is_refused() -> None:
 
 
 def test_a_truncated_addition_is_refused() -> None:
-    with pytest.raises(UnreadableTokenizer, match=r"the addition \(40 bytes\) is no SentencePiece model"):
+    with pytest.raises(UnreadableTokenizer, match=r"The addition \(40 bytes\) is not a SentencePiece model"):
         extend_vocabulary(BASE, ADDITION[:40])
 
 
@@ -187,7 +187,7 @@ def extended_by_a_job(volume: Path, tokenizers: TokenizerSet) -> dict[str, Any]:
             UnsupportedFormat,
             "The addition's tokenizer.model is a tiktoken tokenizer",
         ),
-        ({"base": "addition", "addition": "base"}, InvalidRequest, "all 5 pieces of the addition"),
+        ({"base": "addition", "addition": "base"}, InvalidRequest, "All 5 pieces of the addition"),
         ({"pad_token": "国"}, InvalidRequest, "'国' is a piece of the vocabulary already"),
         ({"base": "bare"}, WrongModelKind, "'bare' is of kind 'unknown' and has no tokenizer.model"),
         ({"base": "two"}, WrongModelKind, "it has a.model, b.model"),

@@ -323,7 +323,7 @@ def refused(base: Path, error: type[GraftwerkError], *phrases: str, dtype: Any =
 
 def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
     save_llama(tmp_path / "base")
-    phrase = "rows of 48 elements, Q8_0 encodes blocks of 32 (16 are left): no tensor"
+    phrase = "rows of 48 elements; Q8_0 encodes blocks of 32 (16 are left), so no tensor"
     refused(tmp_path / "base", UnsupportedOption, phrase, dtype="q8_0")
 
 

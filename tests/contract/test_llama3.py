@@ -59,7 +59,7 @@ def test_the_tokenizers_special_tokens_count_as_rows(tmp_path: Path) -> None:
 def test_a_tokenizer_of_other_size_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "llama-3", random_state(SIZES))
     (folder / "tokenizer.model").write_bytes(tiktoken_file(300))
-    with pytest.raises(VocabularyMismatch, match=r"knows 556 tokens, the embeddings have 557 rows"):
+    with pytest.raises(VocabularyMismatch, match=r"knows 556 tokens; the embeddings have 557 rows"):
         read_checkpoint(folder)
 
 

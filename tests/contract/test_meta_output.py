@@ -340,8 +340,8 @@ def refused(base: Path, error: type[GraftwerkError], *phrases: str, **options: A
 @pytest.mark.parametrize(
     ("ranks", "phrase"),
     [
-        (3, "the model has 8 attention heads, which 3 ranks do not divide (2 are left)"),
-        (8, "the model has 4 key-value heads, which 8 ranks do not divide (4 are left)"),
+        (3, "The model has 8 attention heads, which 3 ranks do not divide (2 are left)"),
+        (8, "The model has 4 key-value heads, which 8 ranks do not divide (4 are left)"),
     ],
 )
 def test_ranks_that_do_not_divide_the_heads_are_refused(tmp_path: Path, ranks: int, phrase: str) -> None:
@@ -484,7 +484,9 @@ def test_a_plan_says_what_params_cannot_say(tmp_path: Path) -> None:
     save_base(tmp_path / "base", intermediate_size=140, max_position_embeddings=512)
     request = ConvertRequest(kind="convert", source="base", target="new", output_format="meta")
     plan = preflight(request, ModelStore(tmp_path), {})
-    assert any("multiple_of 4 and ffn_dim_multiplier 1.1: computed to give" in text for text in plan.warnings)
+    assert any(
+        "multiple_of 4 and ffn_dim_multiplier 1.1 is computed to give" in text for text in plan.warnings
+    )
     assert any("512 positions" in text for text in plan.warnings)
 
 

@@ -91,13 +91,13 @@ def content(store: ModelStore) -> list[Path]:
 def test_an_adapter_without_tensors_is_refused_with_its_size(store: ModelStore) -> None:
     write_adapter(store.root / "empty", {})
     assert_refused(
-        store, merge_of("empty"), IncompleteAdapter, "adapter empty", "(10 bytes) holds no tensors"
+        store, merge_of("empty"), IncompleteAdapter, "Adapter empty", "(10 bytes) holds no tensors"
     )
 
 
 def test_an_adapter_without_its_config_is_refused(store: ModelStore) -> None:
     (store.root / "fits" / "adapter_config.json").unlink()
-    assert_refused(store, merge_of("fits"), IncompleteAdapter, "adapter fits has no adapter_config.json")
+    assert_refused(store, merge_of("fits"), IncompleteAdapter, "Adapter fits has no adapter_config.json")
 
 
 def test_an_adapter_without_weights_is_refused(store: ModelStore) -> None:
@@ -114,7 +114,7 @@ def test_half_a_pair_is_refused_by_the_modules_name(store: ModelStore, half: str
     write_adapter(store.root / "half", shapes)
     assert_refused(
         store, merge_of("half"), IncompleteAdapter,
-        f"module 'model.layers.1.self_attn.q_proj' has {left}, needed are lora_A and lora_B",
+        f"module 'model.layers.1.self_attn.q_proj' has {left}; needed are lora_A and lora_B",
     )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def test_a_declared_saved_module_without_a_tensor_is_refused(store: ModelStore) 
 )
 def test_a_key_that_is_not_understood_is_refused_by_name(store: ModelStore, key: str) -> None:
     write_adapter(store.root / "odd", {**pair_shapes(), key: (48, 48)})
-    assert_refused(store, merge_of("odd"), UnknownAdapterKey, f"adapter odd holds {key!r}")
+    assert_refused(store, merge_of("odd"), UnknownAdapterKey, f"Adapter odd holds {key!r}")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_an_option_that_changes_the_result_is_refused_by_name_and_value(
     store: ModelStore, key: str, value: Any
 ) -> None:
     write_adapter(store.root / "special", **{key: value})
-    assert_refused(store, merge_of("special"), UnsupportedAdapter, "adapter special", f"{key} = {value!r}")
+    assert_refused(store, merge_of("special"), UnsupportedAdapter, "Adapter special", f"{key} = {value!r}")
 
 
 def test_unknown_options_that_are_null_pass(store: ModelStore) -> None:
@@ -203,7 +203,7 @@ def test_unknown_options_that_are_null_pass(store: ModelStore) -> None:
 )  # fmt: skip
 def test_a_setting_that_cannot_be_read_is_refused_by_name(store: ModelStore, key: str, value: Any) -> None:
     write_adapter(store.root / "odd", **{key: value})
-    assert_refused(store, merge_of("odd"), GraftwerkError, "adapter odd", key)
+    assert_refused(store, merge_of("odd"), GraftwerkError, "Adapter odd", key)
 
 
 def test_a_config_that_is_no_json_is_refused(store: ModelStore) -> None:
@@ -463,7 +463,7 @@ def test_ranks_that_do_not_divide_the_heads_are_refused(store: ModelStore) -> No
 
 def test_an_encoding_whose_blocks_do_not_fit_the_rows_is_refused(store: ModelStore) -> None:
     request = merge_of("fits", output_format="gguf", dtype="q8_0")
-    assert_refused(store, request, UnsupportedOption, "rows of 48 elements, Q8_0 encodes blocks of 32")
+    assert_refused(store, request, UnsupportedOption, "rows of 48 elements; Q8_0 encodes blocks of 32")
 
 
 def test_a_full_disk_is_refused_with_both_sizes(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:

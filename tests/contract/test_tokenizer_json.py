@@ -214,7 +214,7 @@ def test_a_contradiction_is_told_and_no_wrong_table_is_written(
     folder = folder_of(tmp_path, tokenizers.file("llama"), tokenizer_config=renamed)
     completed = complete_tokenizer(folder)
     assert completed.parity is None
-    assert "'<pad>' is token 5 by the model's small files" in completed.warnings[0]
+    assert "'<pad>' has the id 5 in the tokenizer's JSON files" in completed.warnings[0]
     assert not (folder / "tokenizer.json").exists()
 
 

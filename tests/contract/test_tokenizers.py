@@ -346,7 +346,7 @@ def test_streaming_with_tokenizer_json_equals_decoding(json_folder: Path) -> Non
     [
         ({}, "neither tokenizer.model nor tokenizer.json"),
         ({"tokenizer.model": b""}, r"tokenizer.model \(0 bytes\)"),
-        ({"tokenizer.model": b"version https://git-lfs.github.com/spec/v1\n"}, "no SentencePiece model"),
+        ({"tokenizer.model": b"version https://git-lfs.github.com/spec/v1\n"}, "not a SentencePiece model"),
         ({"tokenizer.model": b"IQ== 0\nIg== x\n"}, "Line 2"),
         ({"tokenizer.model": b"IQ== 0\nIg== 2\n"}, "ranks do not run from 0 to 1"),
         ({"tokenizer.model": b"IQ== 0\n", "tokenizer_config.json": b"{"}, "tokenizer_config.json"),

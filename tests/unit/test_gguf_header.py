@@ -92,7 +92,7 @@ def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused_with_both_sizes(tmp_path: Path) -> None:
     path = saved(tmp_path, header(), DATA[:-16])
     size = path.stat().st_size
-    with pytest.raises(UnreadableFile, match=rf"has {size} bytes, tensor 'output_norm.weight'.*takes 256"):
+    with pytest.raises(UnreadableFile, match=rf"has {size} bytes; tensor 'output_norm.weight'.*takes 256"):
         read_gguf_header(path)
 
 
@@ -106,7 +106,7 @@ def test_a_truncated_file_is_refused_with_both_sizes(tmp_path: Path) -> None:
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**33), UnreadableFile, "metadata entries, more than 100000"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**40), UnreadableFile, "a string of 1099511627776 bytes"),
         (header([("a", 13, None)][:0]) + b"", UnreadableFile, "takes 204"),
-        (header(tensors=[("a", [64, 3], 99, 0)]), UnsupportedFormat, "tensor 'a' is of type 99"),
+        (header(tensors=[("a", [64, 3], 99, 0)]), UnsupportedFormat, "tensor 'a' is of the unknown type 99"),
         (header(tensors=[("a", [48, 3], 8, 0)]), UnreadableFile, r"tensor 'a' \[3, 48\] Q8_0"),
         (
             header(tensors=[("a", [2**62, 2**62], 0, 0)]),

@@ -166,7 +166,7 @@ def test_both_sizes_are_named_when_a_file_is_cut_short(tmp_path: Path) -> None:
 
 def test_bytes_that_belong_to_no_tensor_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "model.safetensors", FORMATS["model.safetensors"] + b"\0")
-    with pytest.raises(UnreadableFile, match="bytes that belong to no tensor"):
+    with pytest.raises(UnreadableFile, match="bytes outside of its tensors"):
         read_tensor_file(path)
 
 
@@ -250,7 +250,7 @@ class Command:
 def test_a_pickle_that_would_run_a_command_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
     marker = tmp_path / "was-run"
     content = pickled(pickle.dumps({"w": Command(f"touch {marker}")}, protocol))
-    with pytest.raises(UnsafePickle, match="system, which is no tensor: it was not run"):
+    with pytest.raises(UnsafePickle, match="system, which is not a tensor; it was not run"):
         read_torch_header(written(tmp_path / "model.bin", content))
     assert not marker.exists()
 
@@ -300,8 +300,8 @@ def test_a_pickle_that_asks_for_too_much_is_refused(tmp_path: Path, opcodes: byt
         ({"shape": (3, 5), "strides": (6, 1)}, "needs 34 bytes"),
         ({"shape": (3, 5), "strides": (2**61, 1)}, "bytes of storage 0"),
         ({"shape": (2**40, 2**40), "strides": (0, 2**30)}, "bytes of storage 0"),
-        ({"shape": (3, 5), "strides": (1,)}, "no natural numbers"),
-        ({"shape": (2**64, 1), "strides": (0, 0)}, "no natural numbers"),
+        ({"shape": (3, 5), "strides": (1,)}, "not natural numbers"),
+        ({"shape": (2**64, 1), "strides": (0, 0)}, "not natural numbers"),
         ({"shape": (1,) * 9}, "9 dimensions"),
         ({"shape": (3, 5), "key": "1"}, "storage archive/data/1 is missing"),
         ({"shape": (3, 5), "key": "../../etc/passwd"}, "is missing"),
@@ -325,8 +325,8 @@ def test_an_endless_repetition_of_one_element_is_no_reason_to_reserve_memory(tmp
     [
         ({"other.txt": b"x"}, "without torch's data.pkl"),
         ({"data.pkl": b"\x80\x02}.", "byteorder": b"big"}, "big-endian"),
-        ({"data.pkl": b"\x80\x02](K\x01e."}, "no plain mapping of names to tensors (a list"),
-        ({"data.pkl": b"\x80\x02}K\x01K\x02s."}, "no plain mapping"),
+        ({"data.pkl": b"\x80\x02](K\x01e."}, "not hold a plain mapping of names to tensors (a list"),
+        ({"data.pkl": b"\x80\x02}K\x01K\x02s."}, "not hold a plain mapping"),
     ],
 )
 def test_an_archive_that_is_no_state_dict_is_refused(
@@ -385,7 +385,7 @@ def test_a_thousand_million_layers_are_refused_at_once(tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base")
     changed_config(folder, num_hidden_layers=10**9)
     with pytest.raises(
-        IncompleteCheckpoint, match="1000000000 layers was announced, the files hold 30 tensors"
+        IncompleteCheckpoint, match="1000000000 layers was announced; the files hold 30 tensors"
     ):
         read_checkpoint(folder)
 

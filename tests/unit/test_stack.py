@@ -67,7 +67,7 @@ def test_rows_beyond_the_tokenizer_are_padding_and_a_warning(base: Checkpoint, t
     stack = check_stack(base, [adapter(tmp_path / "padded", rows=128, pieces=113)])
     assert stack.vocabulary_rows == 128
     assert stack.warnings == (
-        "adapter padded: its embeddings have 128 rows and its tokenizer 113 tokens: 15 rows are padding",
+        "Adapter padded: its embeddings have 128 rows and its tokenizer 113 tokens; 15 rows are padding.",
     )
 
 
@@ -82,7 +82,7 @@ def test_an_adapter_after_the_extension_may_change_the_new_rows_by_a_pair(
     extending = adapter(tmp_path / "extending", rows=113, pieces=113)
     changing = adapter(tmp_path / "changing", more=pair)
     assert check_stack(base, [extending, changing]).vocabulary_rows == 113
-    with pytest.raises(AdapterMismatch, match=r"shape \[113, 48\], in the base base it is \[101, 48\]"):
+    with pytest.raises(AdapterMismatch, match=r"shape \[113, 48\]; in the base base it is \[101, 48\]"):
         check_stack(base, [changing])
     with pytest.raises(WrongAdapterOrder, match="do not fit in the order changing, extending") as caught:
         check_stack(base, [changing, extending])
@@ -92,7 +92,7 @@ def test_an_adapter_after_the_extension_may_change_the_new_rows_by_a_pair(
 def test_the_same_folder_twice_is_refused(base: Checkpoint, tmp_path: Path) -> None:
     one = adapter(tmp_path / "one")
     (tmp_path / "link").symlink_to(tmp_path / "one")
-    with pytest.raises(InvalidRequest, match="an adapter stands twice in one, link"):
+    with pytest.raises(InvalidRequest, match="An adapter is named twice in one, link"):
         check_stack(base, [one, read_adapter(tmp_path / "link")])
 
 

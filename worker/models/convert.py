@@ -1,6 +1,10 @@
 """`convert`: a checkpoint is converted to another layout and published."""
 
-from services.convert import ConvertOptions, convert, summarize
+from typing import Any
+
+from services.architectures.checkpoint import Checkpoint
+from services.checkpoints.folder_spec import WrittenModel
+from services.convert import ConvertOptions, convert
 from services.kinds.convert import ConvertRequest, ConvertResult
 from services.models.manifest import write_manifest
 from worker.lifecycle import JobContext
@@ -41,7 +45,14 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
         manifest = checkpoint_manifest(
             request, written, context, [input_entry("source", request.source, source)],
             warnings=[*plan.warnings, *tokenizer.warnings], identity=identity,
-            result={**summarize(checkpoint, written), "tokenizer_parity": tokenizer.figures},
+            result={**_figures(checkpoint, written), "tokenizer_parity": tokenizer.parity},
         )  # fmt: skip
         write_manifest(staging, manifest)
     return made_result(ConvertResult, request, context, manifest)
+
+
+def _figures(checkpoint: Checkpoint, written: WrittenModel) -> dict[str, Any]:
+    return {
+        "bytes_read": checkpoint.size_bytes, "bytes_written": written.size_bytes, "tensors": len(written.plans),
+        "dropped": list(checkpoint.dropped), "ranks": checkpoint.ranks, "resumed": written.resumed,
+    }  # fmt: skip

@@ -32,7 +32,7 @@ def run(request: ExtendTokenizerRequest, context: JobContext) -> ExtendTokenizer
         files = {path.name: digest_file(path) for path in sorted(staging.iterdir())}
         figures = {
             "counts": extended.counts, "sha256": files["tokenizer.model"],
-            "samples": sample_tokenizations(base, extended.model), "tokenizer_parity": tokenizer.figures,
+            "samples": sample_tokenizations(base, extended.model), "tokenizer_parity": tokenizer.parity,
         }  # fmt: skip
         inputs = [
             InputEntry(role=role, name=name, digest=digest_file(sources[role]))

@@ -67,7 +67,7 @@ def _merge_into(
     return checkpoint_manifest(
         request, merged.written, context, inputs,
         warnings=[*plan.warnings, *nothing_changed(merged.adapters, norms), *tokenizer.warnings],
-        result={**_figures(merged, report, norms), "tokenizer_parity": tokenizer.figures},
+        result={**_figures(merged, report, norms), "tokenizer_parity": tokenizer.parity},
     )  # fmt: skip
 
 
@@ -80,17 +80,13 @@ def _figures(
     merged: Merged, report: MergeVerification | None, norms: Sequence[ChangeNorms]
 ) -> dict[str, Any]:
     accounts = [
-        {
-            **account.model_dump(exclude_unset=True),
-            "rows_added": norm.rows_added,
-            "change_norms": dict(norm.by_kind),
-        }
+        account.model_copy(update={"rows_added": norm.rows_added, "change_norms": dict(norm.by_kind)})
         for account, norm in zip(merged.accounts, norms, strict=True)
     ]
     return {
         "bytes_read": merged.base.size_bytes, "bytes_written": merged.written.size_bytes,
-        "tensors": len(merged.written.plans), "adapters": accounts, "verification": report.model_dump() if report else None,
-        "vocabulary_size": merged.stack.vocabulary_rows, "device": merged.device, "resumed": merged.written.resumed.model_dump(),
+        "tensors": len(merged.written.plans), "adapters": accounts, "verification": report,
+        "vocabulary_size": merged.stack.vocabulary_rows, "device": merged.device, "resumed": merged.written.resumed,
     }  # fmt: skip
 
 
