@@ -38,10 +38,10 @@ class JobResponse(Job):
 
 
 def _warnings(job: Job, served_queues: Collection[str]) -> list[str]:
-    queue = KINDS[job.kind].queue
-    if job.status != "queued" or queue in served_queues:
+    kind = KINDS.get(job.kind)  # None in a record of a newer version
+    if job.status != "queued" or kind is None or kind.queue in served_queues:
         return []
-    return [f"No {queue} worker is alive. The job waits until one starts."]
+    return [f"No {kind.queue} worker is alive. The job waits until one starts."]
 
 
 def job_responses(jobs: Sequence[Job]) -> list[JobResponse]:

@@ -118,9 +118,9 @@ def result_of(job: Job, result_type: type[R]) -> R:
     """
     if job.error is not None:
         raise error_of(job.error)
-    if job.result is None:
-        raise InternalError(f"Job {job.id} has ended as {job.status} without a result.")
-    return result_type.model_validate(job.result)
+    if not isinstance(job.result, result_type):
+        raise InternalError(f"Job {job.id} has ended as {job.status} without a result of its kind.")
+    return job.result
 
 
 def generated(job: Job) -> GenerateResult:

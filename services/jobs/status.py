@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError, WrapValidator
 
 from services.errors import JobCanceled, UpstreamFailed
-from services.kinds import KINDS, parse_request, parse_result
+from services.kinds import KINDS, AnyRequest, parse_request, parse_result
 from services.kinds.shared import JobRequest, JobResult
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled"]
@@ -99,7 +99,7 @@ if TYPE_CHECKING:
     StoredResult = JobResult
 else:
     StoredRequest = Annotated[
-        Union[tuple(kind.request for kind in KINDS.values())],  # noqa: UP007
+        AnyRequest,
         WrapValidator(lambda value, _: read_request(value)),
         PlainSerializer(lambda request, info: request.model_dump(mode=info.mode)),
     ]

@@ -104,6 +104,16 @@ def test_the_responses_are_described(document: Json) -> None:
     assert accepted["application/json"]["schema"] == {"$ref": "#/components/schemas/JobResponse"}
 
 
+def test_a_job_documents_the_request_and_the_result_of_each_kind(document: Json) -> None:
+    schemas = document["components"]["schemas"]
+    request = schemas["JobResponse"]["properties"]["request"]
+    assert set(request["discriminator"]["mapping"]) == set(KINDS)
+    results = [part for part in schemas["JobResponse"]["properties"]["result"]["anyOf"] if "$ref" in part]
+    names = [part["$ref"].removeprefix("#/components/schemas/") for part in results]
+    assert names == [kind.result.__name__ for kind in KINDS.values()]
+    assert [schemas[name]["title"] for name in names] == names
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_example_of_each_kind_is_a_request(kind: str) -> None:
     assert parse_request(KINDS[kind].request.example["value"]).kind == kind
