@@ -20,8 +20,8 @@ from api.state import state
 from services.errors import InvalidRequest, JobNotFound, NotReady, ResultsNotFound
 from services.jobs.disk_reservations import DiskUse
 from services.jobs.events import Event, follow
-from services.jobs.status import ENDED, Job, JobStatus
-from services.kinds import JobKind, parse_request
+from services.jobs.status import ENDED, Job, JobStatus, UnknownRequest
+from services.kinds import JobKind
 from services.kinds.shared import JobRequest
 from services.models.store import LINES, PREDICTIONS
 from services.preflight import Limits, Plan, preflight
@@ -224,7 +224,11 @@ def retry(path: JobPath) -> Response:
     """Run the request of an ended job again, as a new job."""
     queue = state().queue
     ended = queue.get(_job_id(path))
-    need = _plan(parse_request(ended.request)).disk_need if ended.status in ENDED else None
+    if isinstance(ended.request, UnknownRequest):
+        raise InvalidRequest(
+            f"Job {ended.id} is of another version, which this one cannot run.", "Submit it again."
+        )
+    need = _plan(ended.request).disk_need if ended.status in ENDED else None
     return job_response(queue.retry(ended.id, need=need), 202)
 
 
