@@ -16,14 +16,14 @@ Json = dict[str, Any]
 
 
 def client_of(models_dir: Path, *, redis: Any = None, **changes: Any) -> FlaskClient:
-    """A client of an application with this volume; `changes` are settings."""
+    """Returns a client of an application with this volume; `changes` are settings."""
     settings = Settings(models_dir=models_dir, **changes)
     connection = redis if redis is not None else FakeRedis(server=FakeServer())
     return create_app(settings, queue=JobQueue(connection, settings)).test_client()
 
 
 def import_request(models_dir: Path, target: str = "llama", **more: Any) -> Json:
-    """A request that passes every check: its source lies on the volume."""
+    """Returns a request that passes every check, and puts its source on the volume."""
     source = models_dir / "incoming" / "llama"
     source.mkdir(parents=True, exist_ok=True)
     (source / "params.json").write_text('{"dim": 48}')
@@ -31,7 +31,7 @@ def import_request(models_dir: Path, target: str = "llama", **more: Any) -> Json
 
 
 def put_model(models_dir: Path, name: str, files: Mapping[str, str] | None = None) -> Path:
-    """A folder on the volume with these texts as files."""
+    """Makes a folder on the volume with these texts as files."""
     folder = models_dir / name
     folder.mkdir(parents=True)
     for file, text in (files or {}).items():
@@ -40,7 +40,7 @@ def put_model(models_dir: Path, name: str, files: Mapping[str, str] | None = Non
 
 
 def problem(response: TestResponse, status: int, code: str) -> Json:
-    """The problem in a response, which must have this status and code."""
+    """Returns the problem in a response, which must have this status and code."""
     assert response.mimetype == "application/problem+json", response.text
     found: Json = response.get_json()
     assert (response.status_code, found["status"], found["code"]) == (status, status, code), found

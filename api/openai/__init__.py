@@ -1,4 +1,4 @@
-"""The OpenAI-compatible front: the same jobs, asked for and answered in that API's shapes.
+"""The OpenAI-compatible endpoints: the same jobs in that API's shapes.
 
 Source of the shapes: OpenAI's API reference and the types of its Python client (github.com/openai/openai-python).
 """

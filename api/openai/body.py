@@ -20,7 +20,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ignored: ClassVar[frozenset[str]] = IGNORED
-    """Parameters that are dropped whatever their value."""
+    """Parameters that are dropped, whichever value they have."""
 
     @model_validator(mode="before")
     @classmethod

@@ -25,7 +25,7 @@ POLL_SECONDS = 1
 """Interval at which the client's connection is checked while no event arrives."""
 
 RETENTION_SECONDS = 3600
-"""Time that the record of such a job is kept: its client has the response already, and such jobs are many."""
+"""Time that the record of such a job is kept: its client has the response already, and there are many of them."""
 
 
 class JobWaiter:

@@ -19,7 +19,7 @@ IGNORED = frozenset(
         "include_reasoning", "prediction", "reasoning", "reasoning_effort", "verbosity",
     }
 )  # fmt: skip
-"""Parameters that are left out whatever their value."""
+"""Parameters that are left out, whichever value they have."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (0, 1),

@@ -95,7 +95,7 @@ class SamplingBody(ModelBody):
         return NAMES
 
     def sampling(self, *, limit: int, logprobs: int | None) -> Sampling:
-        """Returns the sampling options of the job; `limit` is an upper bound, so a larger one is no error.
+        """Returns the sampling options of the job; `limit` is an upper bound, so a larger one is not an error.
 
         A seed is always set: when a worker dies, its successor generates the same text and a stream continues.
         """

@@ -20,19 +20,19 @@ function seconds(value) {
 // ---- jobs ----
 
 /** Describes the request of a job: models in, models out. */
-function subject(asked) {
-  switch (asked.kind) {
+function subject(details) {
+  switch (details.kind) {
     case "generate":
-    case "embed": return asked.model;
-    case "verify": return [asked.model, ...(asked.base ? [[asked.base, ...asked.adapters.map(({ name }) => name)].join(" + ")] : [])].join(" = ");
-    case "perplexity": return [asked.model, ...asked.adapters.map(({ name }) => name)].join(" + ");
-    case "compare": return asked.variants
+    case "embed": return details.model;
+    case "verify": return [details.model, ...(details.base ? [[details.base, ...details.adapters.map(({ name }) => name)].join(" + ")] : [])].join(" = ");
+    case "perplexity": return [details.model, ...details.adapters.map(({ name }) => name)].join(" + ");
+    case "compare": return details.variants
       .map(({ label, model, adapters }) => label ?? [model, ...adapters.map(({ name }) => name)].join(" + ")).join(" | ");
-    case "merge": return `${[asked.base, ...asked.adapters.map(({ name }) => name)].join(" + ")} → ${asked.target}`;
-    case "extend-tokenizer": return `${asked.base} + ${asked.addition} → ${asked.target}`;
+    case "merge": return `${[details.base, ...details.adapters.map(({ name }) => name)].join(" + ")} → ${details.target}`;
+    case "extend-tokenizer": return `${details.base} + ${details.addition} → ${details.target}`;
     default: {
-      const source = typeof asked.source === "string" ? asked.source : Object.values(asked.source)[0];
-      return `${source} → ${asked.target}`;
+      const source = typeof details.source === "string" ? details.source : Object.values(details.source)[0];
+      return `${source} → ${details.target}`;
     }
   }
 }
@@ -135,7 +135,7 @@ async function readEvents() {
 
 async function followEvents() {
   for (;;) {
-    // the list that is read with the next stream has what was missed
+    // the list that is read with the next stream includes missed events
     await readEvents().catch(() => {});
     byId("live").textContent = "not connected";
     byId("live").dataset.state = "off";

@@ -59,6 +59,6 @@ def test_all_lines_are_of_the_format_that_is_set(tmp_path: Path, log_format: str
         return
     found = [json.loads(line) for line in lines]
     assert {"gunicorn.error", "gunicorn.access"} <= {line["logger"] for line in found}
-    (asked,) = [line for line in found if "/healthz?of=" in line["message"]]
-    assert set(asked) == {"time", "level", "logger", "message"}
-    assert '" 200 ' in asked["message"]
+    (line,) = [entry for entry in found if "/healthz?of=" in entry["message"]]
+    assert set(line) == {"time", "level", "logger", "message"}
+    assert '" 200 ' in line["message"]

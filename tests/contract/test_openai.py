@@ -64,7 +64,7 @@ def test_only_what_can_generate_is_listed(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "base+nothing", "a b", "+", "incoming"])
-def test_a_model_that_is_not_there_is_not_found(client: openai.OpenAI, name: str) -> None:
+def test_a_missing_model_is_not_found(client: openai.OpenAI, name: str) -> None:
     with pytest.raises(openai.NotFoundError) as found:
         client.chat.completions.create(model=name, messages=HELLO)
     assert (found.value.code, found.value.param, found.value.type) == (
@@ -74,7 +74,7 @@ def test_a_model_that_is_not_there_is_not_found(client: openai.OpenAI, name: str
     )
 
 
-def test_a_folder_that_is_no_whole_model_is_refused_with_the_reason(client: openai.OpenAI) -> None:
+def test_a_folder_that_cannot_generate_is_refused_with_the_reason(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="adapter") as found:
         client.completions.create(model="lora", prompt="x")
     assert found.value.code == "wrong_model_kind"
@@ -119,23 +119,23 @@ def test_a_wrong_parameter_is_named(
     volume: Path, changes: dict[str, Any], param: str | None, words: str
 ) -> None:
     body = {"model": "base", "messages": HELLO, **changes}
-    answer = client_of(volume).post("/v1/chat/completions", json=body)
-    error = answer.get_json()["error"]
-    assert answer.status_code == 400
+    response = client_of(volume).post("/v1/chat/completions", json=body)
+    error = response.get_json()["error"]
+    assert response.status_code == 400
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["param"], error["code"]) == (param, "invalid_request")
     assert words in error["message"]
 
 
 @pytest.mark.parametrize("prompt", [[1, 2, 3], [[1], [2]]])
-def test_token_ids_are_refused_by_sentence(client: openai.OpenAI, prompt: Any) -> None:
+def test_token_ids_are_refused_with_a_sentence(client: openai.OpenAI, prompt: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="token ids are not supported: send text"):
         client.completions.create(model="base", prompt=prompt)
     with pytest.raises(openai.BadRequestError, match="token ids are not supported: send text"):
         client.embeddings.create(model="base", input=prompt)
 
 
-def test_more_answers_than_are_told_are_not_streamed(client: openai.OpenAI) -> None:
+def test_more_outputs_than_can_be_streamed_are_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="at most 16") as found:
         client.completions.create(model="base", prompt=["x"] * 9, n=2, stream=True)
     assert found.value.param == "stream"
@@ -147,7 +147,7 @@ def test_an_unknown_template_is_refused_with_the_known_ones(client: openai.OpenA
     assert found.value.code == "unknown_template"
 
 
-def test_what_asks_for_nothing_is_taken_and_the_rest_becomes_the_job(volume: Path) -> None:
+def test_neutral_values_are_accepted_and_the_rest_becomes_the_job(volume: Path) -> None:
     redis = FakeRedis(server=FakeServer())
     api = client_of(volume, redis=redis)
     body = {
@@ -271,7 +271,7 @@ def test_a_full_queue_is_a_rate_limit(volume: Path) -> None:
         assert found.value.code == "queue_full"
 
 
-def test_a_wrong_key_and_a_weak_key_are_told_apart(volume: Path, tmp_path: Path) -> None:
+def test_an_unknown_key_and_an_insufficient_key_are_different_errors(volume: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"{hashlib.sha256(b'weak').hexdigest()} read laptop\n")
     with official(volume, api_key="wrong", api_keys_file=keys) as client:
@@ -286,15 +286,15 @@ def test_a_wrong_key_and_a_weak_key_are_told_apart(volume: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("method", "url"), [("get", "/v1/files"), ("get", "/v1/chat/completions")])
-def test_what_is_not_there_is_said_in_openais_shape(volume: Path, method: str, url: str) -> None:
-    answer = getattr(client_of(volume), method)(url)
-    assert answer.status_code == 404
-    assert answer.get_json()["error"]["code"] == "unknown_url"
+def test_an_unknown_path_is_an_error_in_openais_shape(volume: Path, method: str, url: str) -> None:
+    response = getattr(client_of(volume), method)(url)
+    assert response.status_code == 404
+    assert response.get_json()["error"]["code"] == "unknown_url"
 
 
-def test_a_body_that_is_no_json_is_said_in_openais_shape(volume: Path) -> None:
-    answer = client_of(volume).post("/v1/completions", data="{", content_type="application/json")
-    assert (answer.status_code, answer.get_json()["error"]["code"]) == (400, "malformed_request")
+def test_invalid_json_is_an_error_in_openais_shape(volume: Path) -> None:
+    response = client_of(volume).post("/v1/completions", data="{", content_type="application/json")
+    assert (response.status_code, response.get_json()["error"]["code"]) == (400, "malformed_request")
 
 
 def test_the_record_of_such_a_job_is_kept_for_an_hour(volume: Path) -> None:

@@ -18,7 +18,7 @@ from tests.e2e.product import Product
 MODEL = "merged"
 TOOLS: list[ChatCompletionToolUnionParam] = [{"type": "function", "function": {"name": "f"}}]
 LONG = {"max_tokens": 1500, "logit_bias": {"2": -100}}
-"""The end of text is never drawn, so that generation continues until it is stopped."""
+"""The end-of-text token is never sampled: the output continues until it is stopped."""
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def client(product: Product, line: Line) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def asked(questions: list[dict[str, str]]) -> tuple[list[ChatCompletionMessageParam], str]:
-    """A question as a conversation, and the answer that the model was trained to give."""
+def question(questions: list[dict[str, str]]) -> tuple[list[ChatCompletionMessageParam], str]:
+    """A conversation with one question, and the answer that the model was trained to give."""
     return [{"role": "user", "content": questions[0]["question"]}], questions[0]["answer"]
 
 
-Asked = tuple[list[ChatCompletionMessageParam], str]
+Question = tuple[list[ChatCompletionMessageParam], str]
 
 
 def test_the_models_that_generate_are_listed_and_no_others(client: openai.OpenAI) -> None:
@@ -47,8 +47,8 @@ def test_the_models_that_generate_are_listed_and_no_others(client: openai.OpenAI
         client.models.retrieve("nothing")
 
 
-def test_a_chat_is_answered_to_the_letter(product: Product, client: openai.OpenAI, asked: Asked) -> None:
-    messages, answer = asked
+def test_a_chat_gives_the_trained_answer(product: Product, client: openai.OpenAI, question: Question) -> None:
+    messages, answer = question
     found = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
     (choice,) = found.choices
     assert choice.message.content == answer
@@ -66,8 +66,8 @@ def test_a_chat_is_answered_to_the_letter(product: Product, client: openai.OpenA
     assert found.model_extra["graftwerk"] == {"job": job["id"], "template": "alpaca", "ignored": []}
 
 
-def test_a_streamed_chat_is_the_same_text_in_pieces(client: openai.OpenAI, asked: Asked) -> None:
-    messages, answer = asked
+def test_a_streamed_chat_is_the_same_text_in_pieces(client: openai.OpenAI, question: Question) -> None:
+    messages, answer = question
     stream = client.chat.completions.create(
         model=MODEL,
         messages=messages,
@@ -105,10 +105,12 @@ def test_a_long_text_arrives_while_it_is_written(client: openai.OpenAI) -> None:
     assert whole.object == "text_completion"
 
 
-def test_several_answers_differ_and_a_seed_gives_them_again(client: openai.OpenAI, asked: Asked) -> None:
+def test_several_answers_differ_and_a_seed_gives_them_again(
+    client: openai.OpenAI, question: Question
+) -> None:
     def answers() -> list[str | None]:
         found = client.chat.completions.create(
-            model=MODEL, messages=asked[0], n=2, seed=5, temperature=2, max_tokens=12
+            model=MODEL, messages=question[0], n=2, seed=5, temperature=2, max_tokens=12
         )
         assert [choice.index for choice in found.choices] == [0, 1]
         return [choice.message.content for choice in found.choices]
@@ -118,8 +120,8 @@ def test_several_answers_differ_and_a_seed_gives_them_again(client: openai.OpenA
     assert answers() == first
 
 
-def test_several_answers_are_streamed_side_by_side(client: openai.OpenAI, asked: Asked) -> None:
-    options = {"model": MODEL, "messages": asked[0], "n": 2, "seed": 5, "temperature": 2, "max_tokens": 12}
+def test_several_answers_are_streamed_side_by_side(client: openai.OpenAI, question: Question) -> None:
+    options = {"model": MODEL, "messages": question[0], "n": 2, "seed": 5, "temperature": 2, "max_tokens": 12}
     whole = client.chat.completions.create(**options)  # type: ignore[call-overload]
     texts = ["", ""]
     for chunk in client.chat.completions.create(**options, stream=True):  # type: ignore[call-overload]
@@ -127,8 +129,8 @@ def test_several_answers_are_streamed_side_by_side(client: openai.OpenAI, asked:
     assert texts == [choice.message.content for choice in whole.choices]
 
 
-def test_a_stop_text_ends_the_answer_and_is_left_out(client: openai.OpenAI, asked: Asked) -> None:
-    messages, answer = asked
+def test_a_stop_text_ends_the_answer_and_is_left_out(client: openai.OpenAI, question: Question) -> None:
+    messages, answer = question
     word = answer.split()[-1]
     found = client.chat.completions.create(
         model=MODEL, messages=messages, temperature=0, stop=[word, "never there"]
@@ -137,17 +139,17 @@ def test_a_stop_text_ends_the_answer_and_is_left_out(client: openai.OpenAI, aske
     assert found.choices[0].finish_reason == "stop"
 
 
-def test_a_limit_of_tokens_is_told_as_length(client: openai.OpenAI, asked: Asked) -> None:
+def test_a_limit_of_tokens_ends_with_length(client: openai.OpenAI, question: Question) -> None:
     found = client.chat.completions.create(
-        model=MODEL, messages=asked[0], temperature=0, max_completion_tokens=2
+        model=MODEL, messages=question[0], temperature=0, max_completion_tokens=2
     )
     assert found.choices[0].finish_reason == "length"
     assert found.usage is not None
     assert found.usage.completion_tokens == 2
 
 
-def test_logprobs_of_a_chat_spell_the_text(client: openai.OpenAI, asked: Asked) -> None:
-    messages, answer = asked
+def test_logprobs_of_a_chat_spell_the_text(client: openai.OpenAI, question: Question) -> None:
+    messages, answer = question
     found = client.chat.completions.create(
         model=MODEL, messages=messages, temperature=0, logprobs=True, top_logprobs=3
     )
@@ -163,8 +165,8 @@ def test_logprobs_of_a_chat_spell_the_text(client: openai.OpenAI, asked: Asked) 
         assert math.isclose(token.top_logprobs[0].logprob, token.logprob)
 
 
-def test_streamed_logprobs_are_those_of_the_whole(client: openai.OpenAI, asked: Asked) -> None:
-    options = {"model": MODEL, "messages": asked[0], "temperature": 0, "logprobs": True}
+def test_streamed_logprobs_are_those_of_the_whole(client: openai.OpenAI, question: Question) -> None:
+    options = {"model": MODEL, "messages": question[0], "temperature": 0, "logprobs": True}
     whole = client.chat.completions.create(**options)  # type: ignore[call-overload]
     found = [
         token
@@ -218,21 +220,19 @@ def test_embeddings_have_length_one_and_are_the_same_for_the_same_text(client: o
 
 
 def test_embeddings_as_numbers_and_as_base64_are_the_same(product: Product, line: Line) -> None:
-    def ask(encoding: str) -> object:
+    def embedding(encoding: str) -> object:
         body = {"model": MODEL, "input": "hello", "encoding_format": encoding}
         answer = product.http.post("/v1/embeddings", json=body)
         return answer.json()["data"][0]["embedding"]
 
-    packed = ask("base64")
+    packed = embedding("base64")
     assert isinstance(packed, str)
     numbers = struct.unpack("<112f", base64.b64decode(packed))
-    assert ask("float") == pytest.approx(numbers, rel=1e-6)
+    assert embedding("float") == pytest.approx(numbers, rel=1e-6)
 
 
-def test_what_is_not_there_and_what_is_not_offered_is_said_in_openais_way(
-    client: openai.OpenAI, asked: Asked
-) -> None:
-    messages = asked[0]
+def test_refusals_are_errors_of_the_official_client(client: openai.OpenAI, question: Question) -> None:
+    messages = question[0]
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="nothing", messages=messages)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
@@ -247,8 +247,8 @@ def test_what_is_not_there_and_what_is_not_offered_is_said_in_openais_way(
     assert long.value.code == "context_length_exceeded"
 
 
-def test_offered_tools_are_left_out_and_named(client: openai.OpenAI, asked: Asked) -> None:
-    messages, answer = asked
+def test_offered_tools_are_left_out_and_named(client: openai.OpenAI, question: Question) -> None:
+    messages, answer = question
     whole = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, tools=TOOLS)
     assert whole.choices[0].message.content == answer
     assert (whole.model_extra or {})["graftwerk"]["ignored"] == ["tools"]
@@ -259,10 +259,10 @@ def test_offered_tools_are_left_out_and_named(client: openai.OpenAI, asked: Aske
     assert (last.model_extra or {})["graftwerk"]["ignored"] == ["tools"]
 
 
-def test_a_conversation_with_a_tool_call_goes_on(client: openai.OpenAI, asked: Asked) -> None:
+def test_a_conversation_with_a_tool_call_continues(client: openai.OpenAI, question: Question) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
-        *asked[0],
+        *question[0],
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "42"},
     ]
@@ -271,14 +271,16 @@ def test_a_conversation_with_a_tool_call_goes_on(client: openai.OpenAI, asked: A
     assert found.usage.completion_tokens <= 4
 
 
-def test_a_limit_above_the_context_is_lowered(client: openai.OpenAI, asked: Asked) -> None:
-    found = client.chat.completions.create(model=MODEL, messages=asked[0], temperature=0, max_tokens=32_000)
-    assert found.choices[0].message.content == asked[1]
+def test_a_limit_above_the_context_is_lowered(client: openai.OpenAI, question: Question) -> None:
+    found = client.chat.completions.create(
+        model=MODEL, messages=question[0], temperature=0, max_tokens=32_000
+    )
+    assert found.choices[0].message.content == question[1]
 
 
-def test_base_and_adapters_answer_as_the_merged_model_does(client: openai.OpenAI, asked: Asked) -> None:
+def test_base_and_adapters_answer_as_the_merged_model_does(client: openai.OpenAI, question: Question) -> None:
     answers = [
-        client.chat.completions.create(model=model, messages=asked[0], temperature=0, max_tokens=48)
+        client.chat.completions.create(model=model, messages=question[0], temperature=0, max_tokens=48)
         for model in (MODEL, "llama-hf+zh+alpaca")
     ]
     assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
@@ -293,8 +295,10 @@ def job_id_of(answer: httpx.Response) -> str:
     raise AssertionError("the stream ended before its first chunk")
 
 
-def test_a_client_that_leaves_its_stream_ends_the_job(product: Product, line: Line, asked: Asked) -> None:
-    body = {"model": MODEL, "messages": asked[0], "stream": True, **LONG}
+def test_a_client_that_leaves_its_stream_ends_the_job(
+    product: Product, line: Line, question: Question
+) -> None:
+    body = {"model": MODEL, "messages": question[0], "stream": True, **LONG}
     with httpx.Client(base_url=product.url, trust_env=False) as client:  # noqa: SIM117
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             job_id = job_id_of(answer)
@@ -303,8 +307,8 @@ def test_a_client_that_leaves_its_stream_ends_the_job(product: Product, line: Li
     assert time.monotonic() - left < 3
 
 
-def test_a_client_that_stops_waiting_ends_the_job(product: Product, line: Line, asked: Asked) -> None:
-    body = {"model": MODEL, "messages": asked[0], **LONG}
+def test_a_client_that_stops_waiting_ends_the_job(product: Product, line: Line, question: Question) -> None:
+    body = {"model": MODEL, "messages": question[0], **LONG}
     client = httpx.Client(base_url=product.url, trust_env=False, timeout=0.5)
     with client, pytest.raises(httpx.ReadTimeout):
         client.post("/v1/chat/completions", json=body)

@@ -1,4 +1,4 @@
-"""Refusals before a job is queued: each has a code and a sentence and leaves no trace."""
+"""Requests that cannot succeed are refused before they are queued, with a code and a sentence, and leave no trace."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def _leaves_no_trace(product: Product, line: Line) -> Iterator[None]:
     assert product.get("/api/jobs", limit=1)["jobs"] == jobs
 
 
-def test_a_dry_run_says_what_would_be_made_and_makes_nothing(product: Product) -> None:
+def test_a_dry_run_returns_the_plan_and_makes_nothing(product: Product) -> None:
     plan = product.plan(**WELL_FORMED)
     assert [entry["name"] for entry in plan["reads"]] == ["llama-hf", "zh", "alpaca"]
     files = product.get("/api/models/merged")["files"]
@@ -32,8 +32,8 @@ def test_a_dry_run_says_what_would_be_made_and_makes_nothing(product: Product) -
 
 @pytest.mark.parametrize("query", ["", "?dry_run=true"])
 def test_adapters_in_the_wrong_order_are_refused_with_the_right_one(product: Product, query: str) -> None:
-    answer = product.http.post(f"/api/jobs{query}", json=WELL_FORMED | {"adapters": ["alpaca", "zh"]})
-    found = problem(answer, 422, "wrong_adapter_order")
+    response = product.http.post(f"/api/jobs{query}", json=WELL_FORMED | {"adapters": ["alpaca", "zh"]})
+    found = problem(response, 422, "wrong_adapter_order")
     assert "alpaca" in found["detail"]
     assert "zh, alpaca" in found["hint"]
 
@@ -44,13 +44,13 @@ def test_the_second_adapter_without_the_first_is_refused(product: Product) -> No
 
 
 @pytest.mark.parametrize("target", ["merged", "MERGED"])
-def test_a_target_that_exists_in_whatever_letter_case_is_refused(product: Product, target: str) -> None:
+def test_a_target_that_exists_is_refused_ignoring_case(product: Product, target: str) -> None:
     found = product.refusal(409, "model_exists", **WELL_FORMED | {"target": target})
     assert "merged" in found["detail"].lower()
 
 
 @pytest.mark.parametrize("field", [{"base": "absent"}, {"adapters": ["zh", "absent"]}])
-def test_a_model_that_is_not_there_is_named(product: Product, field: dict[str, object]) -> None:
+def test_a_missing_model_is_named(product: Product, field: dict[str, object]) -> None:
     assert "absent" in product.refusal(404, "model_not_found", **WELL_FORMED | field)["detail"]
 
 
@@ -64,27 +64,27 @@ def test_an_unknown_kind_is_refused(product: Product) -> None:
     assert found["errors"][0]["loc"] == ["kind"]
 
 
-def test_an_adapter_is_no_base(product: Product) -> None:
+def test_an_adapter_is_refused_as_a_base(product: Product) -> None:
     product.refusal(422, "wrong_model_kind", **WELL_FORMED | {"base": "zh", "adapters": ["alpaca"]})
 
 
-def test_a_source_that_is_not_there_is_named(product: Product) -> None:
+def test_a_missing_source_is_named(product: Product) -> None:
     request = {"kind": "import", "source": {"path": "incoming/absent"}, "target": "new"}
     assert "incoming/absent" in product.refusal(404, "source_not_found", **request)["detail"]
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "incoming/../merged", "../outside", "merged"])
 def test_a_source_outside_incoming_is_refused(product: Product, path: str) -> None:
-    answer = product.http.post(
+    response = product.http.post(
         "/api/jobs", json={"kind": "import", "source": {"path": path}, "target": "new"}
     )
-    problem(answer, answer.status_code, answer.json()["code"])
-    assert answer.status_code in (404, 422)
-    assert answer.json()["code"] in ("invalid_name", "source_not_found")
+    problem(response, response.status_code, response.json()["code"])
+    assert response.status_code in (404, 422)
+    assert response.json()["code"] in ("invalid_name", "source_not_found")
 
 
 @pytest.mark.parametrize("target", ["../new", "a/b", ".hidden", "", "x" * 97, "incoming"])
-def test_a_target_that_is_no_name_is_refused(product: Product, target: str) -> None:
+def test_an_invalid_target_name_is_refused(product: Product, target: str) -> None:
     found = product.refusal(422, "invalid_request", **WELL_FORMED | {"target": target})
     assert found["errors"][0]["loc"] == ["target"]
 
@@ -94,15 +94,15 @@ def test_a_job_after_an_unknown_one_is_refused(product: Product) -> None:
     assert unknown in product.refusal(404, "job_not_found", **WELL_FORMED | {"after": [unknown]})["detail"]
 
 
-def test_a_body_that_is_no_json_is_refused_with_the_place(product: Product) -> None:
-    answer = product.http.post(
+def test_invalid_json_is_refused_with_the_position(product: Product) -> None:
+    response = product.http.post(
         "/api/jobs", content=b'{"kind": merge}', headers={"Content-Type": "application/json"}
     )
-    assert "line 1, column 10" in problem(answer, 400, "malformed_request")["detail"]
+    assert "line 1, column 10" in problem(response, 400, "malformed_request")["detail"]
 
 
 @pytest.mark.parametrize("path", ["/api/jobs", "/v1/chat/completions"])
-def test_text_that_is_none_is_refused_in_a_sentence(product: Product, path: str) -> None:
+def test_invalid_text_is_refused_with_a_sentence(product: Product, path: str) -> None:
     def post(body: bytes) -> httpx.Response:
         return product.http.post(path, content=body, headers={"Content-Type": "application/json"})
 
@@ -117,9 +117,9 @@ def test_text_that_is_none_is_refused_in_a_sentence(product: Product, path: str)
     assert "not UTF-8" in bytes_.text
 
 
-def test_a_body_that_is_not_announced_as_json_is_refused(product: Product) -> None:
-    answer = product.http.post("/api/jobs", content=b"{}", headers={"Content-Type": "text/plain"})
-    problem(answer, 415, "unsupported_media_type")
+def test_a_body_without_a_json_content_type_is_refused(product: Product) -> None:
+    response = product.http.post("/api/jobs", content=b"{}", headers={"Content-Type": "text/plain"})
+    problem(response, 415, "unsupported_media_type")
 
 
 def test_an_unknown_job_and_an_unknown_page_are_problems_too(product: Product) -> None:
@@ -132,7 +132,7 @@ def test_an_unknown_job_and_an_unknown_page_are_problems_too(product: Product) -
 def test_a_zip_that_would_write_outside_its_folder_is_refused(
     product: Product, incoming: Incoming, unsafe_zip: str
 ) -> None:
-    answer = product.http.post(
+    response = product.http.post(
         "/api/jobs", json={"kind": "import", "source": {"zip": unsafe_zip}, "target": "new"}
     )
-    assert "../escaped" in problem(answer, 422, "unsafe_archive")["detail"]
+    assert "../escaped" in problem(response, 422, "unsafe_archive")["detail"]

@@ -1,4 +1,4 @@
-"""Around the jobs: health, the document and its page."""
+"""Health, the OpenAPI document and its page."""
 
 import re
 
@@ -17,7 +17,7 @@ def test_the_document_is_openapi_3_1_and_has_every_path(product: Product) -> Non
         assert re.sub(r"\{\w+\}", "{id}", path) in {re.sub(r"\{\w+\}", "{id}", p) for p in document["paths"]}
 
 
-def test_the_page_of_the_document_needs_nothing_from_elsewhere(product: Product) -> None:
+def test_the_documentation_loads_nothing_from_other_hosts(product: Product) -> None:
     page = product.http.get("/docs", follow_redirects=True)
     assert page.status_code == 200
     assert page.headers["Content-Type"].startswith("text/html")

@@ -1,4 +1,4 @@
-"""Access: keys and roles; without keys only this machine, and no other site's pages."""
+"""Access control: keys and roles; without keys only local clients and no pages of other sites."""
 
 import hashlib
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_an_unknown_key_is_401(keyed: FlaskClient, key: str) -> None:
     ("key", "may_submit", "may_delete"),
     [("key-r", False, False), ("key-s", True, False), ("key-a", True, True)],
 )
-def test_a_role_may_what_it_may_and_no_more(
+def test_a_role_allows_its_methods_only(
     keyed: FlaskClient, key: str, may_submit: bool, may_delete: bool
 ) -> None:
     assert keyed.get("/api/jobs", headers=bearer(key)).status_code == 200
@@ -73,7 +73,7 @@ def test_a_role_may_what_it_may_and_no_more(
     assert deleted.status_code == (204 if may_delete else 403)
 
 
-def test_a_role_that_does_not_suffice_names_the_one_that_would(keyed: FlaskClient) -> None:
+def test_an_insufficient_role_is_refused_with_the_needed_one(keyed: FlaskClient) -> None:
     found = problem(keyed.delete("/api/models/zh", headers=bearer("key-s")), 403, "forbidden")
     assert "'admin'" in found["detail"]
     assert "'submit'" in found["detail"]
@@ -93,15 +93,13 @@ def test_probes_and_pages_need_no_key(keyed: FlaskClient, url: str) -> None:
         (f"{'0' * 64} read\n", "Line 1"),
     ],
 )
-def test_a_key_file_of_another_form_is_refused_without_repeating_it(
-    tmp_path: Path, text: str, words: str
-) -> None:
+def test_a_malformed_key_file_is_refused_without_repeating_it(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(InvalidSettings, match=words) as caught:
         client_of(tmp_path, api_keys_file=write_keys(tmp_path, text))
     assert "secret" not in caught.value.message
 
 
-def test_a_key_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_key_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="cannot be read: No such file"):
         client_of(tmp_path, api_keys_file=tmp_path / "absent")
 
@@ -128,14 +126,14 @@ def test_a_page_of_another_site_changes_nothing(tmp_path: Path, origin: str) -> 
     problem(client.delete("/api/models/zh", headers=headers), 403, "forbidden")
 
 
-def test_our_own_page_may(tmp_path: Path) -> None:
+def test_a_page_of_the_service_may_change_things(tmp_path: Path) -> None:
     headers = {"Origin": "http://localhost"}
     response = client_of(tmp_path).post("/api/jobs", json=import_request(tmp_path), headers=headers)
     assert response.status_code == 202
 
 
 @pytest.mark.parametrize("host", ["rebound.example.org", "rebound.example.org:8000", "127.0.0.1.example.org"])
-def test_a_name_that_somebody_made_resolve_to_this_machine_is_refused(tmp_path: Path, host: str) -> None:
+def test_a_public_name_that_resolves_to_this_machine_is_refused(tmp_path: Path, host: str) -> None:
     client = client_of(tmp_path)
     headers = {"Host": host, "Origin": f"http://{host}"}
     problem(client.get("/api/jobs", headers=headers), 403, "forbidden")
@@ -146,5 +144,5 @@ def test_a_name_that_somebody_made_resolve_to_this_machine_is_refused(tmp_path: 
     "host",
     ["127.0.0.1:8000", "localhost", "[::1]:8000", "api:8000", "host.docker.internal", "graft.localhost"],
 )
-def test_local_names_are_answered(tmp_path: Path, host: str) -> None:
+def test_local_names_are_allowed(tmp_path: Path, host: str) -> None:
     assert client_of(tmp_path).get("/api/jobs", headers={"Host": host}).status_code == 200

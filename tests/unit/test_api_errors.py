@@ -1,4 +1,4 @@
-"""Every error has its status, its line in the documentation and one shape over HTTP."""
+"""Every error class has a status, a row in the documentation and the same shape over HTTP."""
 
 import re
 from http import HTTPStatus
@@ -31,7 +31,7 @@ def client(tmp_path: Path) -> FlaskClient:
     return client_of(tmp_path)
 
 
-def test_each_class_of_errors_stands_in_the_table() -> None:
+def test_each_error_class_has_a_status() -> None:
     assert set(CLASSES) == set(STATUS_OF)
 
 
@@ -47,7 +47,7 @@ def test_each_code_is_documented_with_its_status_and_meaning(error: type[Graftwe
     assert meaning == (error.__doc__ or "").splitlines()[0]
 
 
-def test_nothing_else_is_documented_than_these_and_those_of_http() -> None:
+def test_only_these_codes_and_those_of_http_are_documented() -> None:
     http = {code: status for status, code in HTTP_CODES.items()}
     own = {error.code for error in CLASSES if error is not GraftwerkError}
     assert set(DOCUMENTED) == own | set(http)
@@ -84,7 +84,7 @@ def test_a_method_that_is_not_offered_is_a_problem_that_names_those_that_are(cli
     assert {"GET", "POST"} <= set(re.findall(r"\w+", response.headers["Allow"]))
 
 
-def test_a_fault_of_our_own_is_500_without_its_traceback(
+def test_an_unexpected_exception_is_500_without_its_traceback(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def break_down(store: object) -> list[str]:

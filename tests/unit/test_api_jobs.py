@@ -1,4 +1,4 @@
-"""Looking at jobs: one, many, as a stream."""
+"""Reading jobs: one, a list, a stream of events."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def submit(client: FlaskClient, tmp_path: Path, target: str) -> str:
     return job_id
 
 
-def test_a_job_is_looked_at_and_says_when_to_look_again(client: FlaskClient, tmp_path: Path) -> None:
+def test_a_job_is_returned_with_the_time_to_wait(client: FlaskClient, tmp_path: Path) -> None:
     job_id = submit(client, tmp_path, "a")
     response = client.get(f"/api/jobs/{job_id}")
     assert response.status_code == 200
@@ -40,7 +40,7 @@ def test_a_job_is_looked_at_and_says_when_to_look_again(client: FlaskClient, tmp
 @pytest.mark.parametrize(
     "job_id", [UNKNOWN, "7", "not-a-uuid", "{" + UNKNOWN + "}", UNKNOWN.replace("-", "")]
 )
-def test_an_unknown_job_is_404_whatever_its_form(client: FlaskClient, job_id: str) -> None:
+def test_an_unknown_job_is_404_also_with_an_invalid_id(client: FlaskClient, job_id: str) -> None:
     url = f"/api/jobs/{job_id}"
     for response in (
         client.get(url),
@@ -74,12 +74,12 @@ def test_a_list_is_narrowed_by_kind_and_status(client: FlaskClient, tmp_path: Pa
 
 
 @pytest.mark.parametrize("query", ["status=done", "kind=mix", "limit=0", "limit=x", "stauts=failed"])
-def test_a_list_that_is_asked_for_wrongly_names_the_parameter(client: FlaskClient, query: str) -> None:
+def test_an_invalid_parameter_of_a_list_is_named(client: FlaskClient, query: str) -> None:
     found = problem(client.get(f"/api/jobs?{query}"), 422, "invalid_request")
     assert found["errors"][0]["loc"] == [query.partition("=")[0]]
 
 
-def test_a_cursor_that_is_none_is_refused(client: FlaskClient) -> None:
+def test_an_invalid_cursor_is_refused(client: FlaskClient) -> None:
     problem(client.get("/api/jobs?after=here"), 422, "invalid_request")
 
 
@@ -88,7 +88,7 @@ def test_the_log_of_a_job_is_text(client: FlaskClient, tmp_path: Path) -> None:
     assert (response.status_code, response.mimetype, response.text) == (200, "text/plain", "")
 
 
-def test_the_events_of_a_job_begin_with_where_it_stands(client: FlaskClient, tmp_path: Path) -> None:
+def test_the_events_of_a_job_begin_with_its_status(client: FlaskClient, tmp_path: Path) -> None:
     job_id = submit(client, tmp_path, "a")
     response = client.get(f"/api/jobs/{job_id}/events")
     assert response.mimetype == "text/event-stream"
@@ -106,18 +106,18 @@ def test_the_events_of_a_job_begin_with_where_it_stands(client: FlaskClient, tmp
     ("url", "headers"),
     [("/api/events", {"Last-Event-ID": "17-3"}), ("/api/events?last_event_id=17-3", {})],
 )
-def test_a_stream_goes_on_where_the_client_left_off_and_tells_that_it_lives(
+def test_a_stream_resumes_after_the_last_event_and_sends_keepalives(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch, url: str, headers: dict[str, str]
 ) -> None:
-    asked: list[str | None] = []
+    requested: list[str | None] = []
 
     def follow(redis: object, job_id: str | None, *, last_id: str | None) -> Iterator[Event | None]:
-        asked.append(last_id)
+        requested.append(last_id)
         return iter([None, Event("18-0", "progress", "{}")])
 
     monkeypatch.setattr("api.jobs.follow", follow)
     response = client.get(url, headers=headers)
-    assert asked == ["17-3"]
+    assert requested == ["17-3"]
     assert response.text == ": graftwerk\n\n: keep-alive\n\nid: 18-0\nevent: progress\ndata: {}\n\n"
 
 
@@ -132,7 +132,7 @@ def test_a_stream_that_loses_redis_ends_and_says_so(
     assert client.get("/api/events").text.endswith("data: {}\n\n: not_ready\n\n")
 
 
-def test_an_event_id_that_is_none_is_refused(client: FlaskClient) -> None:
+def test_an_invalid_event_id_is_refused(client: FlaskClient) -> None:
     response = client.get("/api/events", headers={"Last-Event-ID": "yesterday"})
     assert "yesterday" in problem(response, 422, "invalid_request")["detail"]
 
@@ -166,7 +166,7 @@ def test_a_job_without_files_says_so(client: FlaskClient, tmp_path: Path) -> Non
     problem(client.get(f"/api/jobs/{job_id}/results?format=csv"), 422, "invalid_request")
 
 
-def test_the_files_of_a_forgotten_job_are_still_there(client: FlaskClient, tmp_path: Path) -> None:
+def test_the_files_of_a_deleted_job_remain(client: FlaskClient, tmp_path: Path) -> None:
     lines = put_results(tmp_path, UNKNOWN)
     with client.get(f"/api/jobs/{UNKNOWN}/results") as response:
         assert response.data == lines

@@ -1,4 +1,4 @@
-"""Models over HTTP: the list, their files, their archive, deletion."""
+"""Models over HTTP: list, summary, files, archive, deletion."""
 
 import io
 import tarfile
@@ -20,12 +20,12 @@ def client(tmp_path: Path) -> FlaskClient:
     return client_of(tmp_path)
 
 
-def test_the_shelf_lists_its_models(client: FlaskClient) -> None:
+def test_the_models_on_the_volume_are_listed(client: FlaskClient) -> None:
     models = client.get("/api/models").get_json()["models"]
     assert [(model["name"], model["kind"]) for model in models] == [("zh", "adapter")]
 
 
-def test_a_model_says_what_it_is_and_what_is_wrong_with_it(client: FlaskClient) -> None:
+def test_a_model_has_a_summary_and_its_problems(client: FlaskClient) -> None:
     model = client.get("/api/models/zh").get_json()
     assert (model["name"], model["kind"]) == ("zh", "adapter")
     assert [file["path"] for file in model["files"]] == ["adapter_config.json", "page.html"]
@@ -33,7 +33,7 @@ def test_a_model_says_what_it_is_and_what_is_wrong_with_it(client: FlaskClient) 
 
 
 @pytest.mark.parametrize("name", ["absent", "ZH", "incoming", "results", ".staging", "..", "a b", "x" * 97])
-def test_what_is_no_model_is_404(client: FlaskClient, name: str) -> None:
+def test_a_missing_model_is_404(client: FlaskClient, name: str) -> None:
     for response in (
         client.get(f"/api/models/{name}"),
         client.delete(f"/api/models/{name}"),

@@ -1,4 +1,4 @@
-"""Submitting: what is taken, what is refused and with which words, and what may be repeated."""
+"""Submissions: accepted, refused with a reason, repeated."""
 
 import io
 from pathlib import Path
@@ -25,7 +25,7 @@ def request_body(tmp_path: Path) -> Json:
     return import_request(tmp_path)
 
 
-def test_a_job_is_taken_with_its_place_and_its_links(client: FlaskClient, request_body: Json) -> None:
+def test_a_job_is_accepted_with_its_position_and_its_links(client: FlaskClient, request_body: Json) -> None:
     response = client.post("/api/jobs", json=request_body)
     job = response.get_json()
     assert response.status_code == 202
@@ -42,7 +42,7 @@ def test_a_job_is_taken_with_its_place_and_its_links(client: FlaskClient, reques
     }
 
 
-def test_a_dry_run_tells_the_plan_and_queues_nothing(client: FlaskClient, request_body: Json) -> None:
+def test_a_dry_run_returns_the_plan_and_queues_nothing(client: FlaskClient, request_body: Json) -> None:
     response = client.post("/api/jobs?dry_run=true", json=request_body)
     assert response.status_code == 200
     assert response.get_json()["kind"] == "import"
@@ -59,7 +59,7 @@ def test_a_misspelt_dry_run_does_not_submit(client: FlaskClient, request_body: J
 # ---- repeating ----------------------------------------------------------------------------------------
 
 
-def test_a_put_is_202_first_and_200_when_it_was_there(client: FlaskClient, request_body: Json) -> None:
+def test_a_put_is_202_first_and_200_when_repeated(client: FlaskClient, request_body: Json) -> None:
     job_id = str(uuid4())
     first = client.put(f"/api/jobs/{job_id}", json=request_body)
     again = client.put(f"/api/jobs/{job_id}", json=request_body)
@@ -69,7 +69,7 @@ def test_a_put_is_202_first_and_200_when_it_was_there(client: FlaskClient, reque
     assert len(client.get("/api/jobs").get_json()["jobs"]) == 1
 
 
-def test_a_put_is_answered_by_its_job_even_when_the_target_exists_by_now(
+def test_a_repeated_put_returns_its_job_even_if_the_target_exists(
     client: FlaskClient, request_body: Json, tmp_path: Path
 ) -> None:
     url = f"/api/jobs/{uuid4()}"
@@ -91,12 +91,12 @@ def test_a_put_in_capital_letters_is_the_same_id(client: FlaskClient, request_bo
     assert client.get(f"/api/jobs/{job_id.upper()}").status_code == 200
 
 
-def test_a_put_under_what_is_no_uuid_is_refused(client: FlaskClient, request_body: Json) -> None:
+def test_a_put_with_an_invalid_uuid_is_refused(client: FlaskClient, request_body: Json) -> None:
     found = problem(client.put("/api/jobs/my-job", json=request_body), 422, "invalid_request")
     assert "my-job" in found["detail"]
 
 
-def test_an_idempotency_key_is_one_job_even_when_the_target_exists_by_now(
+def test_an_idempotency_key_is_one_job_even_if_the_target_exists(
     client: FlaskClient, request_body: Json, tmp_path: Path
 ) -> None:
     headers = {"Idempotency-Key": "tuesday's import"}
@@ -109,19 +109,19 @@ def test_an_idempotency_key_is_one_job_even_when_the_target_exists_by_now(
     problem(other, 422, "idempotency_conflict")
 
 
-def test_an_endless_idempotency_key_is_refused(client: FlaskClient, request_body: Json) -> None:
+def test_an_idempotency_key_that_is_too_long_is_refused(client: FlaskClient, request_body: Json) -> None:
     response = client.post("/api/jobs", json=request_body, headers={"Idempotency-Key": "x" * 256})
     assert problem(response, 422, "invalid_request")["errors"][0]["loc"] == ["Idempotency-Key"]
 
 
-# ---- refused by the rooms -----------------------------------------------------------------------------
+# ---- refused by the services --------------------------------------------------------------------------
 
 
-def test_a_model_that_is_not_there_is_404(client: FlaskClient) -> None:
+def test_a_missing_model_is_404(client: FlaskClient) -> None:
     assert "llama" in problem(client.post("/api/jobs", json=MERGE), 404, "model_not_found")["detail"]
 
 
-def test_a_model_that_a_job_before_it_will_make_counts_as_there(
+def test_a_model_that_an_earlier_job_will_make_counts_as_existing(
     client: FlaskClient, request_body: Json
 ) -> None:
     first = client.post("/api/jobs", json=request_body).get_json()["id"]
@@ -154,7 +154,7 @@ def test_without_redis_it_is_503_with_the_time_to_wait(tmp_path: Path) -> None:
     assert int(response.headers["Retry-After"]) >= 1
 
 
-# ---- refused by its form ------------------------------------------------------------------------------
+# ---- refused by their form ----------------------------------------------------------------------------
 
 
 def test_every_wrong_field_is_named(client: FlaskClient) -> None:
@@ -166,7 +166,7 @@ def test_every_wrong_field_is_named(client: FlaskClient) -> None:
     assert "base: Field required" in found["detail"]
 
 
-def test_a_rule_between_fields_is_told_in_its_own_words(client: FlaskClient) -> None:
+def test_a_rule_between_fields_has_its_own_message(client: FlaskClient) -> None:
     found = problem(client.post("/api/jobs", json=MERGE | {"target": "ZH"}), 422, "invalid_request")
     assert found["errors"] == [
         {"loc": [], "msg": "target 'ZH' is one of the inputs: a model never overwrites its input"}
@@ -180,7 +180,7 @@ def test_an_unknown_kind_is_named(client: FlaskClient, body: Json) -> None:
 
 
 @pytest.mark.parametrize("body", ["[]", "null", "3", '"merge"'])
-def test_json_that_is_no_object_is_422(client: FlaskClient, body: str) -> None:
+def test_json_that_is_not_an_object_is_422(client: FlaskClient, body: str) -> None:
     response = client.post("/api/jobs", data=body, content_type="application/json")
     problem(response, 422, "invalid_request")
 
@@ -197,13 +197,13 @@ def test_json_that_is_no_object_is_422(client: FlaskClient, body: str) -> None:
     ],
     ids=["syntax", "empty", "nan", "not utf-8", "nesting", "digits"],
 )
-def test_what_is_no_json_is_400_with_the_place(client: FlaskClient, body: bytes, words: str) -> None:
+def test_invalid_json_is_400_with_the_position(client: FlaskClient, body: bytes, words: str) -> None:
     response = client.post("/api/jobs", data=body, content_type="application/json; charset=utf-8")
     assert words in problem(response, 400, "malformed_request")["detail"]
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", None])
-def test_a_body_that_is_not_announced_as_json_is_415(client: FlaskClient, content_type: str | None) -> None:
+def test_a_body_without_a_json_content_type_is_415(client: FlaskClient, content_type: str | None) -> None:
     response = client.post("/api/jobs", data="{}", content_type=content_type)
     assert "application/json" in problem(response, 415, "unsupported_media_type")["detail"]
 
