@@ -12,11 +12,10 @@ ROLES: dict[str, Role] = {
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
-    # no prompt template has a turn for results of tools: the model reads them as what it is told next
-    "tool": "user",
-    "function": "user",
+    "tool": "tool",
+    "function": "tool",
 }
-"""Roles of OpenAI's API and the turn of a prompt template that each becomes."""
+"""Roles of OpenAI's API and the role that each has in a job."""
 
 
 class TextPart(Body):

@@ -216,7 +216,7 @@ def test_a_conversation_with_tool_calls_is_read_as_text() -> None:
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Is it raining?"},
         {"role": "assistant", "content": 'weather({"city": "Bern"})'},
-        {"role": "user", "content": "Rain."},
+        {"role": "tool", "content": "Rain."},
         {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": "Thanks."},
     ]
