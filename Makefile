@@ -69,5 +69,5 @@ $(READY): pyproject.toml client/pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	    -e ./client -e '.[api,worker,quantization,embedded,test,lint,bench]' \
-	  | awk '/^(Collecting|Processing|Installing)/ {print "  " $$1, $$2; fflush()}'
+	  | grep --line-buffered -oE '^(Collecting|Processing|Installing) [^ ]+'
 	@touch $@
