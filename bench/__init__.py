@@ -1,1 +1,1 @@
-"""Speed and memory as ratios within one run: `python -m bench weights|generate|batching`, or all by `make bench`."""
+"""Speed and memory as ratios within one run: `python -m bench weights|generate|batching|sharing`; `make bench` runs all."""

@@ -19,7 +19,7 @@ SUBJECTS: dict[str, ModuleType] = {
 
 
 def machine() -> dict[str, object]:
-    """Returns the machine and the versions of a measurement."""
+    """Returns date, processor, cores and load of the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {

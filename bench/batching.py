@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bench import dtypes, paged
-from bench.asks import mixed
+from bench.job_requests import mixed
 from bench.plots import draw_bars
 from bench.service import MODEL
 from bench.small_model import make_small_model, parameters
@@ -26,7 +26,7 @@ OWN = "own decode loop"
 
 @dataclass(frozen=True)
 class Work:
-    """Prompts and how each is to be answered."""
+    """Prompts and the sampling of each."""
 
     prompts: Tokens
     samplings: list[Sampling]
@@ -37,14 +37,14 @@ class Work:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Returns the command-line options."""
+    """Adds the options of this measurement."""
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
 
 
 def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
-    """All of it; the engine must write what each prompt gets alone."""
+    """Measures everything; the engine must generate for each prompt the same tokens as alone."""
     torch.set_num_threads(options.threads)
     folder: Path = options.folder / "generate/models" / MODEL
     make_small_model(folder)
@@ -73,7 +73,7 @@ def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
 
 
 def speeds(loaded: LoadedModel, running: Any, options: argparse.Namespace) -> Json:
-    """Greedy answers by each way, in interleaved runs after one that warms up."""
+    """Measures greedy generation by each method, in interleaved runs after a warm-up."""
     greedy = work(loaded, options.prompts, greedy=True)
     ways: dict[str, Callable[[], Tokens]] = {
         "one at a time": lambda: one_at_a_time(loaded, greedy),
@@ -103,7 +103,7 @@ def speeds(loaded: LoadedModel, running: Any, options: argparse.Namespace) -> Js
 
 
 def drawn(loaded: LoadedModel, running: Any, count: int) -> dict[str, str]:
-    """Answers with a seed, a temperature and a penalty of their own: how many are what each gets alone."""
+    """Counts the outputs with individual seed, temperature and penalty that equal those generated alone."""
     asked = work(loaded, count, greedy=False)
     pairs = zip(asked.prompts, asked.samplings, strict=True)
     alone = [engine(loaded, Work([prompt], [sampling]), slots=1)[0] for prompt, sampling in pairs]
@@ -127,7 +127,7 @@ def work(loaded: LoadedModel, count: int, *, greedy: bool) -> Work:
 
 
 def one_at_a_time(loaded: LoadedModel, work: Work) -> Tokens:
-    """transformers' `generate`, a prompt after the other."""
+    """transformers' `generate`, one prompt after another."""
     return [
         _generate(loaded, [prompt], new_tokens)[0]
         for prompt, new_tokens in zip(work.prompts, work.new_tokens, strict=True)
@@ -135,7 +135,7 @@ def one_at_a_time(loaded: LoadedModel, work: Work) -> Tokens:
 
 
 def static_batch(loaded: LoadedModel, work: Work) -> Tokens:
-    """transformers' `generate` on all at once: all wait for the longest output."""
+    """transformers' `generate` on all prompts at once: each waits for the longest output."""
     found = _generate(loaded, work.prompts, max(work.new_tokens))
     return [tokens[:count] for tokens, count in zip(found, work.new_tokens, strict=True)]
 
@@ -153,7 +153,7 @@ def _generate(loaded: LoadedModel, prompts: Tokens, new_tokens: int) -> Tokens:
 
 
 def engine(loaded: LoadedModel, work: Work, *, slots: int) -> Tokens:
-    """Our own loop, which never ends an answer early here: no such token is drawn from 32,000."""
+    """The engine's loop, in which no output ends early here: the end-of-text token is one of 32,000."""
     running = Engine(loaded, slots=slots)
     ids = [
         running.submit(GenerationRequest(prompt, sampling))

@@ -1,4 +1,4 @@
-"""Measurements of our packages, each in a process of its own: `python -m bench.contenders NAME FOLDER`.
+"""Contenders from this project's packages, each in a separate process: `python -m bench.contenders NAME FOLDER`.
 
 Each prints JSON: `work_seconds` without the imports, and what else it found out.
 """
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 ADAPTERS = ("a", "b")
-"""With embeddings of a larger vocabulary, as the published ones."""
+"""With embeddings of a larger vocabulary, like the published ones."""
 
 PLAIN_ADAPTER = "plain"
-"""Without embeddings: what mergekit can merge as well."""
+"""Without embeddings, so that mergekit can merge it too."""
 
 CANCEL_AT = 0.3
-"""After which part of a merge it is canceled."""
+"""Fraction of a merge after which it is canceled."""
 
 Found = dict[str, Any]
 
@@ -33,7 +33,7 @@ def _publishing(folder: Path, name: str) -> AbstractContextManager[Path]:
 
 
 def graftwerk_convert(folder: Path) -> Found:
-    """A conversion until its model is published, fsync included."""
+    """Converts until the model is published, including fsync."""
     from services.convert import convert
 
     start = time.monotonic()
@@ -43,39 +43,39 @@ def graftwerk_convert(folder: Path) -> Found:
 
 
 def _merge(folder: Path, adapters: tuple[str, ...], *, verify: bool) -> Found:
-    from bench.foresight import Foresight
+    from bench.eta_accuracy import EtaAccuracy
     from services.checkpoints.write_hooks import WriteHooks
     from services.merge import MergeOptions, merge
     from services.verify import verify_merge
 
-    foresight = Foresight()
-    watch = WriteHooks(foresight.report)
+    eta_accuracy = EtaAccuracy()
+    watch = WriteHooks(eta_accuracy.report)
     start = time.monotonic()
     with _publishing(folder, "merged") as staging:
         stack = [(name, folder / name, 1.0) for name in adapters]
         merged = merge(folder / "volume/converted", stack, staging, hooks=watch)
         if verify:
             verify_merge(merged, MergeOptions(), watch)
-    return {"work_seconds": time.monotonic() - start, "eta": foresight.accuracy()}
+    return {"work_seconds": time.monotonic() - start, "eta": eta_accuracy.accuracy()}
 
 
 def graftwerk_merge(folder: Path) -> Found:
-    """A merge of both adapters until its model is published, fsync included."""
+    """Merges both adapters until the model is published, including fsync."""
     return _merge(folder, ADAPTERS, verify=False)
 
 
 def graftwerk_merge_verified(folder: Path) -> Found:
-    """As `graftwerk_merge`, checked before it is published."""
+    """Like `graftwerk_merge`, with verification before it is published."""
     return _merge(folder, ADAPTERS, verify=True)
 
 
 def graftwerk_merge_plain(folder: Path) -> Found:
-    """The one adapter that mergekit can merge as well."""
+    """Merges the one adapter that mergekit can merge too."""
     return _merge(folder, (PLAIN_ADAPTER,), verify=False)
 
 
 def graftwerk_merge_canceled(folder: Path) -> Found:
-    """Measures the seconds from the cancellation of a merge until its staging folder is removed."""
+    """Measures the time from a cancellation until the staging folder is removed."""
     from services.checkpoints.write_hooks import WriteHooks
     from services.errors import JobCanceled
     from services.merge import merge
@@ -106,7 +106,7 @@ def graftwerk_merge_canceled(folder: Path) -> Found:
 
 
 def peft_merge(folder: Path) -> Found:
-    """Load, merge one after another, save: what PEFT's documentation shows."""
+    """Loads, merges one adapter after another and saves, as in PEFT's documentation."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -137,7 +137,7 @@ OUTPUTS = {
 
 
 def clear(folder: Path, name: str) -> None:
-    """Remove what a contender wrote before."""
+    """Removes the output of an earlier run of a contender."""
     output = folder / OUTPUTS[name] if name in OUTPUTS else None
     if output is not None and output.is_dir():
         shutil.rmtree(output)

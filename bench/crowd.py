@@ -4,27 +4,27 @@ import statistics
 import time
 from typing import Any
 
-from bench.asks import Json
+from bench.job_requests import Json
 from bench.service import Service, seconds_since, token_ids
 
 Run = dict[str, Any]
 
 
 def together(service: Service, asks: list[Json]) -> Run:
-    """All jobs queued at once."""
+    """Runs all jobs queued at once."""
     start = time.time()
     ids = [service.submit(ask) for ask in asks]
     return _run(start, [service.wait(job_id) for job_id in ids])
 
 
 def one_after_another(service: Service, asks: list[Json]) -> Run:
-    """Each job submitted when the one before has ended."""
+    """Runs each job after the previous one has ended."""
     start = time.time()
     return _run(start, [service.wait(service.submit(ask)) for ask in asks])
 
 
 def _run(start: float, jobs: list[Json]) -> Run:
-    """Latencies count from the beginning of the run, since all answers were wanted then."""
+    """Latencies count from the start of the run, when all outputs were requested."""
     ends = [seconds_since(start, job["finished_at"]) for job in jobs]
     tokens = [token_ids(job) for job in jobs]
     return {
@@ -34,7 +34,7 @@ def _run(start: float, jobs: list[Json]) -> Run:
 
 
 def compare(service: Service, asks: list[Json], runs: int) -> tuple[Json, list[str]]:
-    """Medians of interleaved runs and their ratios; all token ids must be those of the first solo run."""
+    """Returns medians of interleaved runs and their ratios; all token ids must equal those of the first solo run."""
     solo, crowd = [], []
     for _ in range(runs):
         solo.append(one_after_another(service, asks))

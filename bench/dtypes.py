@@ -15,7 +15,7 @@ REPEATS = 3
 
 
 def compare(folder: Path, runs: int) -> dict[str, dict[str, float]]:
-    """Medians of interleaved runs in milliseconds, and the model's size in MB."""
+    """Returns medians of interleaved runs in milliseconds, and the model's size in MB."""
     models: dict[str, LoadedModel] = {
         "float32": load_model(folder),
         "bfloat16": load_model(folder, dtype="bfloat16"),

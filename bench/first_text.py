@@ -1,4 +1,4 @@
-"""Seconds from asking to the first text: a job's event stream, OpenAI's stream, and the engine itself."""
+"""Seconds from the request to the first text: a job's event stream, OpenAI's stream, and the engine itself."""
 
 import json
 import statistics
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from bench.asks import Json, ask
+from bench.job_requests import Json, ask
 from bench.service import MODEL, Service
 from services.generate import BuiltPrompt, Engine, GenerationRequest, TokenGenerated, build_prompt, load_model
 from services.sampling import Sampling
@@ -63,7 +63,7 @@ def by_engine(engine: Engine, prompt: BuiltPrompt) -> float:
 
 
 def compare(service: Service, threads: int, times: int) -> Json:
-    """Medians of interleaved turns, in seconds."""
+    """Returns medians of interleaved rounds, in seconds."""
     torch.set_num_threads(threads)
     loaded = load_model(service.location.models_dir / MODEL)
     engine = Engine(loaded)

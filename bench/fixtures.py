@@ -1,8 +1,8 @@
-"""Weights of LLaMA-7B's width to measure with: random values, an original checkpoint and two adapters.
+"""Weights of LLaMA-7B's width with random values: an original checkpoint and adapters.
 
 dim 4096, 32 heads, some layers, float16; adapter a: rank 8 with embeddings of 49,953 rows, adapter b: rank 64 with 49,954,
 and one of rank 8 without embeddings.
-The tokenizers are stand-ins of those sizes, since only the sizes count here.
+The tokenizers are placeholders of those sizes.
 """
 
 import json
@@ -21,20 +21,20 @@ RANKS_AND_ROWS = {"a": (8, 49953), "b": (64, 49954), "plain": (8, 0)}
 
 
 class Numbers:
-    """Random numbers without the time that drawing billions of them takes: one block, rolled."""
+    """Random numbers from one repeated block, since drawing billions takes long."""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._block = (torch.randn(DIM * 1024, generator=generator) * 0.02).half()
 
     def tensor(self, *shape: int) -> torch.Tensor:
-        """A float16 tensor of this shape."""
+        """Returns a float16 tensor of this shape."""
         count = torch.Size(shape).numel()
         return self._block.repeat(count // len(self._block) + 1)[:count].reshape(shape).clone()
 
 
 def make_original(folder: Path, layers: int) -> None:
-    """An original checkpoint of one rank."""
+    """Writes an original checkpoint of one rank."""
     folder.mkdir(parents=True)
     numbers = Numbers(1)
     ones = torch.ones(DIM, dtype=torch.float16)
@@ -64,7 +64,7 @@ def make_original(folder: Path, layers: int) -> None:
 
 
 def make_adapter(folder: Path, layers: int, rank: int, rows: int) -> None:
-    """An adapter in the form of 2023, with embeddings of this many rows, if any."""
+    """Writes an adapter in the format of 2023, with embeddings of `rows` rows unless 0."""
     folder.mkdir(parents=True)
     numbers = Numbers(rank)
     state = {}
@@ -88,7 +88,7 @@ def make_adapter(folder: Path, layers: int, rank: int, rows: int) -> None:
 
 
 def write_tokenizer(path: Path, size: int) -> None:
-    """A SentencePiece file of `size` pieces, each of which continues the smaller ones."""
+    """Writes a SentencePiece file of `size` pieces whose first ones are those of the smaller files."""
     model = sentencepiece.ModelProto()
     for index, piece in enumerate(("<unk>", "<s>", "</s>")):
         model.pieces.add(piece=piece, score=0.0, type=2 if index == 0 else 3)

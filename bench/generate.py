@@ -1,11 +1,11 @@
-"""Generating through the whole product on the CPU: crowds, first text, a cancel, a killed worker, a soak."""
+"""Generation through the whole service on the CPU: crowds, first text, a cancellation, a killed worker, a soak test."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from bench import crowd, first_text, interruptions, soak
-from bench.asks import mixed
+from bench.job_requests import mixed
 from bench.plots import draw_bars
 from bench.service import MODEL, running
 from bench.small_model import make_small_model, parameters
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Returns the command-line options."""
+    """Adds the options of this measurement."""
     parser.add_argument("--slots", type=int, nargs="+", default=[8, 16], help="GENERATE_SLOTS to measure")
     parser.add_argument("--threads", type=int, default=1, help="TORCH_THREADS of the worker")
     parser.add_argument("--jobs", type=int, default=32)
@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
-    """All of it, and what of it was not as it must be."""
+    """Measures everything; returns the report and the violations."""
     folder: Path = options.folder / "generate"
     make_small_model(folder / "models" / MODEL)
     violations: list[str] = []

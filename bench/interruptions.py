@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from bench.asks import Json, alike
+from bench.job_requests import Json, alike
 from bench.service import Service, seconds_since, token_ids, until
 
 FOLLOWED = 0
-"""Index of the job whose stream is followed through the death of its worker."""
+"""Index of the job whose stream is followed when its worker is killed."""
 
 
 def cancel_one(service: Service, new_tokens: int) -> tuple[Json, list[str]]:
-    """Cancel one of eight; the other seven must write what they write undisturbed."""
+    """Cancels one of eight jobs; the other seven must generate the same tokens as undisturbed."""
     asks = alike(8, new_tokens)
     undisturbed = [token_ids(service.wait(job)) for job in [service.submit(ask) for ask in asks]]
     ids = [service.submit(ask) for ask in asks]
@@ -43,7 +43,7 @@ def cancel_one(service: Service, new_tokens: int) -> tuple[Json, list[str]]:
 
 @dataclass
 class Follower:
-    """Reads a job's text, drops the connection when told to and goes on after the last event."""
+    """Reads a job's text, drops the connection on request and resumes after the last event."""
 
     service: Service
     job_id: str
@@ -59,7 +59,7 @@ class Follower:
             time.sleep(0.1)
 
     def _read(self) -> bool:
-        """Returns true if the job has ended."""
+        """True once the job has ended."""
         dropped = self.drop.is_set()
         try:
             for event in self.service.events(self.job_id, self.last_id):
@@ -77,7 +77,7 @@ class Follower:
 
 
 def kill_worker(service: Service, new_tokens: int) -> tuple[Json, list[str]]:
-    """`kill -9` with seven active: all must finish on a replacement with the same tokens."""
+    """Kills the worker with seven active jobs: all must end on its replacement with the same tokens."""
     asks = alike(7, new_tokens, seed=3)
     undisturbed = [token_ids(service.wait(job)) for job in [service.submit(ask) for ask in asks]]
     ids = [service.submit(ask) for ask in asks]

@@ -1,4 +1,4 @@
-"""Memory of processes by the kernel's own account (proc(5), smaps_rollup)."""
+"""Memory of processes according to the kernel (proc(5), smaps_rollup)."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ SAMPLE_SECONDS = 0.02
 
 
 def memory(processes: Iterable[psutil.Process]) -> tuple[int, int]:
-    """Bytes of anonymous memory (what was allocated) and of all resident memory (mapped files as well), in sum."""
+    """Returns bytes of anonymous (allocated) and of resident memory (including mapped files), summed over processes."""
     anonymous = resident = 0
     for process in processes:
         fields = _rollup(process.pid)
@@ -23,7 +23,7 @@ def memory(processes: Iterable[psutil.Process]) -> tuple[int, int]:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it has started."""
+    """Returns a process and its descendants."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
@@ -40,7 +40,7 @@ def _rollup(pid: int) -> dict[str, int]:
 
 
 class Peak:
-    """Within: the largest samples of a process and its children, every 20 ms or as large ones allow."""
+    """Context manager that keeps the largest samples of a process and its children, taken every 20 ms or less often."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

@@ -1,4 +1,4 @@
-"""Continuous batching of transformers, as it is and with a sampler of our own for each request.
+"""Continuous batching of transformers, unmodified and with a separate sampler for each request.
 
 The hook replaces a private method (`ModelRunner._sample`): transformers' version must be pinned for it.
 """
@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 3.0
 
 @contextmanager
 def manager(folder: Path, *, pages: int = PAGES) -> Iterator[Any]:
-    """A running manager on a model of its own; its loop changes the model's attention."""
+    """Runs a manager on its own copy of the model, whose attention it changes."""
     from transformers import (
         AutoModelForCausalLM,
         ContinuousBatchingConfig,
@@ -48,7 +48,7 @@ def manager(folder: Path, *, pages: int = PAGES) -> Iterator[Any]:
 def answer(
     running: Any, prompts: list[list[int]], samplings: Sequence[Sampling], *, hook: bool = False
 ) -> list[list[int]]:
-    """Tokens for each prompt; greedy without the hook."""
+    """Returns the tokens for each prompt; greedy without the hook."""
     samplers = {
         str(number): Sampler(sampling, prompt, end_ids=(), seed=sampling.seed or 0)
         for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
@@ -65,7 +65,7 @@ def _hooked(samplers: dict[str, Sampler]) -> Iterator[None]:
     from transformers.generation.continuous_batching.model_runner import ModelRunner
 
     def choose(self: Any, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
-        """Scores (1, requests with a new token, vocabulary) to one token each."""
+        """Turns scores (1, requests with a new token, vocabulary) into one token each."""
         states = [state for state in self.inputs_and_outputs.requests_in_batch if state.has_new_token]
         for row, state in enumerate(states):
             output_ids[0, row] = samplers[state.state.request_id].choose(scores[0, row]).token_id

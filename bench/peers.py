@@ -1,4 +1,4 @@
-"""Commands of other projects for the same work; two of them in environments of their own."""
+"""Other tools for the same work, as commands; two of them in separate environments."""
 
 import subprocess
 import sys
@@ -13,13 +13,13 @@ ENVIRONMENTS = {
     ),
     "mergekit": ("mergekit==0.1.5", "torch==2.13.0"),
 }  # fmt: skip
-"""The last transformers whose conversion script is that of 2023, with a torch of today; mergekit as it is."""
+"""The last transformers with the conversion script of 2023, with a current torch; mergekit unmodified."""
 
 ENVIRONMENT_OF = {"transformers_convert": "transformers-4.31", "mergekit_merge_plain": "mergekit"}
 
 
 def set_up(folder: Path) -> None:
-    """Build the environments that are missing, with pip."""
+    """Builds missing environments with pip."""
     for name, requirements in ENVIRONMENTS.items():
         if (folder / name / ".ready").exists():
             continue
@@ -31,12 +31,12 @@ def set_up(folder: Path) -> None:
 
 
 def is_there(name: str, environments: Path) -> bool:
-    """Returns true if the environment of a contender has been built."""
+    """Returns True if the environment that a contender needs has been built."""
     return name not in ENVIRONMENT_OF or (environments / ENVIRONMENT_OF[name] / ".ready").exists()
 
 
 def command_of(name: str, folder: Path, environments: Path) -> list[str]:
-    """The command of a contender; ours are a module of this folder."""
+    """Returns the command of a contender; those of this project are a module of this folder."""
     match name:
         case "cp_source":
             return ["cp", str(folder / "original/consolidated.00.pth"), str(folder / "copy")]
@@ -51,7 +51,7 @@ def command_of(name: str, folder: Path, environments: Path) -> list[str]:
 
 
 def _transformers_convert(folder: Path, environment: Path) -> list[str]:
-    """The conversion script that transformers 4.31 carried."""
+    """Returns the command of the conversion script in transformers 4.31."""
     layout = folder / "layout/7B"
     layout.mkdir(parents=True, exist_ok=True)
     for name in ("consolidated.00.pth", "params.json"):
@@ -79,7 +79,7 @@ def _mergekit(folder: Path, environment: Path) -> list[str]:
 
 
 def _timed(environment: Path, modules: str, call: str) -> list[str]:
-    """A call in an environment, which tells its time without the imports as our own contenders do."""
+    """Returns a command that prints the time of a call without the imports, like this project's contenders."""
     told = "print('\\n' + json.dumps({'work_seconds': time.monotonic() - start}))"
     code = f"import json, time\n{modules}\nstart = time.monotonic()\n{call}\n{told}"
     return [str(environment / "bin/python"), "-c", code]

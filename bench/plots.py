@@ -1,4 +1,4 @@
-"""Bar charts as small SVG files: a title, and for each bar its label and its value with a unit."""
+"""Bar charts as small SVG files: a title, and a label and value with unit for each bar."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,13 @@ from xml.sax.saxutils import escape
 WIDTH, LEFT, BAR, GAP = 640, 230, 16, 8
 COLOURS = ("#3b6ea5", "#c7702e", "#5a8f4f", "#8a5a9e")
 STYLE = "font-family:sans-serif;font-size:12px;fill:#777"
-"""Grey text is read on a white page and on a dark one."""
+"""Grey text is readable on white and on dark pages."""
 
 
 def draw_bars(
     path: Path, title: str, bars: Mapping[str, float], *, unit: str, groups: Mapping[str, int] | None = None
 ) -> None:
-    """Write horizontal bars, longest value at full width; `groups` gives a bar the number of its colour."""
+    """Writes horizontal bars, the longest value at full width; `groups` maps a bar to the number of its colour."""
     largest = max(bars.values(), default=0) or 1
     height = 30 + len(bars) * (BAR + GAP)
     lines = [

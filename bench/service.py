@@ -1,4 +1,4 @@
-"""The real product to measure: Redis, API and workers as `graftwerk serve` starts them, and requests over HTTP."""
+"""The service under measurement: Redis, API and workers as `graftwerk serve` starts them, and requests over HTTP."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class Service:
         self.redis: Redis = Redis(port=int(found[1]), protocol=2)
 
     def submit(self, ask: Json) -> str:
-        """Queue a generate job that gives its token ids; gives its id."""
+        """Submits a generate job that returns token ids, and returns the job's id."""
         body = {"kind": "generate", "model": MODEL, "return_token_ids": True, **ask}
         answer = self.http.post("/api/jobs", json=body)
         assert answer.status_code == 202, answer.text
@@ -51,7 +51,7 @@ class Service:
             yield from (event for event in source.iter_sse() if event.data)
 
     def wait(self, job_id: str) -> Json:
-        """The job when it has ended."""
+        """Returns the job after it has ended."""
         for event in self.events(job_id):
             if event.event == "status":
                 job: Json = json.loads(event.data)
@@ -60,19 +60,19 @@ class Service:
         raise AssertionError(f"the events of {job_id} ended before it")
 
     def wait_for_text(self, job_id: str) -> None:
-        """Return when the job's first text has been told."""
+        """Returns when the job's first text has been streamed."""
         for event in self.events(job_id):
             if event.event == "token":
                 return
         raise AssertionError(f"no text of {job_id}")
 
     def generate_worker(self) -> psutil.Process:
-        """The process that generates."""
+        """Returns the process that generates."""
         (found,) = self._processes("-m worker generate")
         return found
 
     def api(self) -> list[psutil.Process]:
-        """Gunicorn's processes."""
+        """Returns Gunicorn's processes."""
         return self._processes("api.wsgi:application")
 
     def _processes(self, words: str) -> list[psutil.Process]:
@@ -112,19 +112,19 @@ def running(
 
 
 def token_ids(job: Json) -> list[int]:
-    """Returns the outputs of a job. Fails if the job did not succeed."""
+    """Returns the tokens of a succeeded job; fails for any other."""
     assert job["status"] == "succeeded", job["error"]
     found: list[int] = job["result"]["outputs"][0]["token_ids"]
     return found
 
 
 def seconds_since(start: float, moment: str) -> float:
-    """From `time.time()` to a time of a job."""
+    """Returns the seconds from a `time.time()` to a timestamp of a job."""
     return datetime.fromisoformat(moment).timestamp() - start
 
 
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Return when the condition holds, or when the time is over: what follows looks again."""
+    """Returns when the condition holds or the time is over; the caller checks again."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench.asks import ask
 from bench.contenders import ADAPTERS
+from bench.job_requests import ask
 from bench.service import MODEL, Service, running
 from bench.small_model import make_small_model
 from bench.weights import prepare

@@ -1,4 +1,4 @@
-"""A LLaMA of 58 million random parameters whose tokenizer knows every byte: what generating is measured with."""
+"""A LLaMA of 58 million random parameters with a byte-level tokenizer, for measurements of generation."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ CONTROL, UNKNOWN, NORMAL, BYTE = 3, 2, 1, 6
 
 
 def make_small_model(folder: Path) -> None:
-    """Make the model where it is missing: float16 on the disk, 116 MB."""
+    """Writes the model if it is missing: float16, 116 MB."""
     if (folder / "config.json").is_file():
         return
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -30,7 +30,7 @@ def make_small_model(folder: Path) -> None:
 
 
 def write_tokenizer(path: Path) -> None:
-    """LLaMA's layout of 32,000 pieces: three special ones, the bytes, and made-up words."""
+    """Writes LLaMA's layout of 32,000 pieces: three special ones, the bytes, and invented words."""
     model = sentencepiece.ModelProto()
     for piece, kind in (("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)):
         model.pieces.add(piece=piece, score=0.0, type=kind)
@@ -47,7 +47,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def parameters(folder: Path) -> int:
-    """Returns the number of parameters, from the file's header."""
+    """Returns the number of parameters according to the file's header."""
     with (folder / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(torch.Size(entry["shape"]).numel() for name, entry in header.items() if name != "__metadata__")

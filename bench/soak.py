@@ -1,4 +1,4 @@
-"""Thousands of short requests: does memory grow, does anything stay in Redis?"""
+"""Thousands of short requests: growth of memory, keys that remain in Redis."""
 
 import re
 import threading
@@ -6,23 +6,23 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from bench.asks import Json, ask
+from bench.job_requests import Json, ask
 from bench.memory import memory
 from bench.service import Service, until
 
 CONCURRENCY = 16
 RETENTION_SECONDS = 60
-"""The least that the service takes; with the janitor's round the jobs are forgotten within twice that."""
+"""Smallest retention that the service accepts; with the janitor's interval, jobs expire within twice that."""
 
 FORGOTTEN_SECONDS = 120.0
 LARGEST_GROWTH = 0.10
-"""Of anonymous memory between a tenth of the requests and all of them."""
+"""Growth of anonymous memory between a tenth of the requests and all of them."""
 
 IDENTITY = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}")
 
 
 def soak(service: Service, requests: int) -> tuple[Json, list[str]]:
-    """Ask, look at memory, delete everything, look for what is left."""
+    """Submits jobs, measures memory, deletes the jobs and looks for remaining keys."""
     keys_before = kinds_of_keys(service)
     done = Counter[str]()
     guard = threading.Lock()
@@ -67,7 +67,7 @@ def soak(service: Service, requests: int) -> tuple[Json, list[str]]:
 
 
 def expire(service: Service) -> tuple[Json, list[str]]:
-    """Jobs that are not deleted: the keys left when their retention has ended."""
+    """Submits jobs, waits for their expiry and looks for remaining keys."""
     ids = [service.submit(ask(f"forget {number}", 4, seed=number)) for number in range(CONCURRENCY)]
     for job_id in ids:
         service.wait(job_id)
@@ -85,7 +85,7 @@ def expire(service: Service) -> tuple[Json, list[str]]:
 
 
 def sample(service: Service) -> dict[str, int]:
-    """Bytes of the generation worker and of all of the API's processes."""
+    """Returns bytes of the generation worker and of all API processes."""
     worker, api = memory([service.generate_worker()]), memory(service.api())
     return {
         "worker_anonymous": worker[0],
@@ -96,7 +96,7 @@ def sample(service: Service) -> dict[str, int]:
 
 
 def all_jobs(service: Service) -> list[str]:
-    """The ids of every job that the service knows."""
+    """Returns the ids of all jobs of the service."""
     ids: list[str] = []
     after = None
     while True:
@@ -109,14 +109,14 @@ def all_jobs(service: Service) -> list[str]:
 
 
 def delete_all(service: Service, ids: list[str]) -> None:
-    """`DELETE` every job."""
+    """Deletes every job."""
     for job_id in ids:
         answer = service.http.delete(f"/api/jobs/{job_id}")
         assert answer.is_success, answer.text
 
 
 def kinds_of_keys(service: Service) -> dict[str, int]:
-    """Returns the number of keys by kind; an id becomes a star."""
+    """Returns the number of keys by pattern, with a star for an id."""
     names = (name.decode() for name in service.redis.scan_iter(count=1000))
     return dict(sorted(Counter(IDENTITY.sub("*", name) for name in names).items()))
 
@@ -139,7 +139,7 @@ def remains(service: Service, ids: set[str]) -> tuple[list[str], list[str]]:
 
 
 def members(service: Service, name: str) -> list[str]:
-    """All that a key holds, as text."""
+    """Returns the content of a key as text."""
     redis, kind = service.redis, service.redis.type(name).decode()
     reading = {
         "zset": lambda: redis.zrange(name, 0, -1),

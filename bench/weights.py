@@ -1,4 +1,4 @@
-"""Converting and merging against cp, PEFT, mergekit and the script of transformers 4.31: time, memory, foresight, a cancel."""
+"""Conversion and merge against cp, PEFT, mergekit and the script of transformers 4.31: time, memory, ETA, a cancellation."""
 
 import argparse
 import json
@@ -29,13 +29,13 @@ RATIOS = {
     "verified against not": ("graftwerk_merge_verified", "graftwerk_merge"),
 }
 NEEDED = ("graftwerk_convert", "graftwerk_merge_plain", "graftwerk_merge", "graftwerk_merge_verified")
-"""Folders that later contenders need; the others are removed at once to save disk space."""
+"""Outputs that other contenders read or copy; the others are removed at once to save disk space."""
 
 SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Returns the command-line options."""
+    """Adds the options of this measurement."""
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 16], help="3.8 GB a model of 8")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-peers", action="store_true", help="leave out PEFT, mergekit and transformers")
@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
-    """All of it; nothing here can be violated but by a failure."""
+    """Measures everything; there are no limits to violate."""
     environments: Path = options.folder / "peers"
     if options.setup_peers:
         set_up(environments)
@@ -60,7 +60,7 @@ def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
 
 
 def prepare(folder: Path, layers: int) -> None:
-    """Make the fixtures where they are missing."""
+    """Writes the fixtures if they are missing."""
     if (folder / ".ready").exists():
         return
     from bench.fixtures import RANKS_AND_ROWS, make_adapter, make_original
@@ -73,7 +73,7 @@ def prepare(folder: Path, layers: int) -> None:
 
 
 def run(folder: Path, environments: Path, runs: int, *, peers: bool) -> dict[str, list[Json]]:
-    """All contenders in turn, `runs` times the fast ones, once the slow ones."""
+    """Runs all contenders in turn, the fast ones `runs` times, the slow ones once."""
     results: dict[str, list[Json]] = {}
     for number in range(runs):
         for name in (*FAST, *(SLOW if peers and number == 0 else ())):
@@ -91,7 +91,7 @@ def run(folder: Path, environments: Path, runs: int, *, peers: bool) -> dict[str
 
 
 def measure(name: str, folder: Path, environments: Path) -> Json:
-    """Wall seconds of one run, and the peaks of anonymous and of all resident memory over its processes, in MB."""
+    """Returns wall seconds of one run, and peaks of anonymous and resident memory over its processes in MB."""
     clear(folder, name)
     command = command_of(name, folder, environments)
     os.sync()
@@ -111,7 +111,7 @@ def measure(name: str, folder: Path, environments: Path) -> Json:
 
 
 def summary(results: dict[str, list[Json]]) -> Json:
-    """Medians, and the ratios of `work_seconds`."""
+    """Returns medians, and the ratios of `work_seconds`."""
     medians = {
         name: {key: round(_median(found, key), 3) for key in found[0] if key != "eta"}
         for name, found in results.items()

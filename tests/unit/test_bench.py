@@ -1,15 +1,15 @@
-"""Arithmetic of the measurements: estimates of a job's remaining time, and charts that are well-formed."""
+"""Parts of the measurements: accuracy of the remaining time, charts."""
 
 from pathlib import Path
 from xml.etree import ElementTree
 
-from bench.foresight import Foresight
+from bench.eta_accuracy import EtaAccuracy
 from bench.plots import draw_bars
 from services.progress import Progress
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -18,24 +18,24 @@ class Clock:
         return self.now
 
 
-def test_a_steady_pace_is_foreseen_exactly() -> None:
+def test_a_steady_pace_has_an_exact_eta() -> None:
     clock = Clock()
-    foresight = Foresight(clock)
+    eta_accuracy = EtaAccuracy(clock)
     for second in range(11):
         clock.now = float(second)
-        foresight.report(Progress("writing", second, 10))
-    found = foresight.accuracy()["writing"]
+        eta_accuracy.report(Progress("writing", second, 10))
+    found = eta_accuracy.accuracy()["writing"]
     assert found == {"seconds": 10.0, "told": 5, "median_percent": 0.0, "worst_percent": 0.0}
 
 
-def test_a_pace_that_halves_halfway_is_foreseen_too_early() -> None:
+def test_a_pace_that_halves_halfway_has_an_early_eta() -> None:
     clock = Clock()
-    foresight = Foresight(clock)
+    eta_accuracy = EtaAccuracy(clock)
     for moment, done in ((0, 0), (1, 10), (2, 20), (4, 30), (6, 40)):
         clock.now = float(moment)
-        foresight.report(Progress("writing", done, 40))
-    found = foresight.accuracy()["writing"]
-    # Told at 2 s: 20 more at 10 a second are 2 s, the truth is 4 s: a third of 6 s.
+        eta_accuracy.report(Progress("writing", done, 40))
+    found = eta_accuracy.accuracy()["writing"]
+    # Reported at 2 s: 20 more at 10 a second are 2 s, the truth is 4 s: a third of 6 s.
     assert found["told"] == 2
     assert found["worst_percent"] == 33.3
 

@@ -1,4 +1,4 @@
-"""Accuracy of the remaining time that a job reports, on a real run."""
+"""Accuracy of the remaining time that a job reports."""
 
 import statistics
 import time
@@ -8,8 +8,8 @@ from services.jobs.execution import INTERVAL_SECONDS, Pace
 from services.progress import Progress
 
 
-class Foresight:
-    """Takes progress as a running job does, and keeps what would have been told."""
+class EtaAccuracy:
+    """Records the remaining time that a running job would report."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -18,7 +18,7 @@ class Foresight:
         self._stages: dict[str, list[tuple[float, float, float | None]]] = {}
 
     def report(self, progress: Progress) -> None:
-        """Note the remaining time, as often as it is told."""
+        """Records the remaining time, as often as a job reports it."""
         now = self._clock()
         told = self._stages.setdefault(progress.stage, [])
         is_last = progress.done == progress.total
@@ -28,7 +28,7 @@ class Foresight:
         told.append((now, progress.fraction or 0.0, self._pace.eta_seconds(progress)))
 
     def accuracy(self) -> dict[str, dict[str, float]]:
-        """By stage, for its second half: by how many percent of the stage's duration the remaining time was wrong."""
+        """Returns, for the second half of each stage, the error of the remaining time in percent of its duration."""
         found = {}
         for stage, told in self._stages.items():
             start, end = told[0][0], told[-1][0]
