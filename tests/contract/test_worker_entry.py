@@ -1,4 +1,4 @@
-"""The entry point as it is started in production: `python -m worker …`."""
+"""Entry point as it is started in production: `python -m worker …`."""
 
 import json
 import os
@@ -60,14 +60,14 @@ def start(settings: Settings, log: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
-    """A server that is not started yet."""
+    """Server that is not started yet."""
     server = Server(tmp_path)
     yield server
     if server.process is not None:
         server.stop()
 
 
-def test_an_import_and_a_conversion_run_with_what_was_imported_before_the_fork(
+def test_an_import_and_a_conversion_use_the_modules_imported_before_the_fork(
     redis: Redis, settings: Settings, start: Start
 ) -> None:
     queue = JobQueue(redis, settings)
@@ -93,7 +93,7 @@ def test_an_import_and_a_conversion_run_with_what_was_imported_before_the_fork(
     assert worker.wait(timeout=10) == 0
 
 
-def test_the_janitor_waits_for_redis_says_so_as_json_and_stops_when_told(
+def test_the_janitor_waits_for_redis_logs_json_and_stops_on_sigterm(
     own_server: Server, settings: Settings, start: Start, log: Path
 ) -> None:
     janitor = start(

@@ -1,4 +1,4 @@
-"""Repairs by the janitor, each from the state that a process leaves when it dies at that point."""
+"""Repairs of the janitor, each from the state that a process leaves when it dies at that point."""
 
 import json
 import time
@@ -35,12 +35,12 @@ def janitor(redis: Redis, settings: Settings) -> Janitor:
 
 @pytest.fixture
 def worker(redis: Redis, settings: Settings) -> Iterator[ForkWorker]:
-    """A worker whose steps the tests take one by one, and leave off where a real one would die."""
+    """Worker whose steps the tests call one by one, up to the point where a real one would die."""
     yield ForkWorker("convert", name="w", redis=redis, settings=settings, prepare_process=lambda: None)
 
 
 def take(worker: ForkWorker) -> RQJob:
-    """Take the next job from the queue, no more."""
+    """Takes the next job from the queue and does nothing else."""
     taken = worker.queue_class.dequeue_any(
         worker.queues, None, connection=worker.connection, job_class=worker.job_class, serializer="json"
     )
@@ -49,7 +49,7 @@ def take(worker: ForkWorker) -> RQJob:
 
 
 def start(worker: ForkWorker) -> RQJob:
-    """Take the next job and start it."""
+    """Takes the next job and starts it."""
     job = take(worker)
     execution = worker.prepare_execution(job)
     worker.prepare_job_execution(job, True)
@@ -73,7 +73,7 @@ def test_a_job_taken_and_never_started_goes_back_to_the_front(
     assert redis.llen("rq:queue:convert:intermediate") == 0
 
 
-def test_a_lost_job_is_tried_again_twice_and_then_fails_with_what_waits_for_it(
+def test_a_lost_job_is_retried_twice_and_then_fails_with_its_dependents(
     queue: JobQueue, janitor: Janitor, worker: ForkWorker
 ) -> None:
     job_id = queue.submit(convert("a"))[0].id
@@ -93,9 +93,7 @@ def test_a_lost_job_is_tried_again_twice_and_then_fails_with_what_waits_for_it(
     assert queue.submit(convert("a"))[1], "the name is free again"
 
 
-def test_a_job_that_beats_its_heart_is_left_alone(
-    queue: JobQueue, janitor: Janitor, worker: ForkWorker
-) -> None:
+def test_a_job_with_heartbeats_is_left_alone(queue: JobQueue, janitor: Janitor, worker: ForkWorker) -> None:
     job_id = queue.submit(convert("a"))[0].id
     worker.prepare_execution(taken := take(worker))
     worker.prepare_job_execution(taken, True)
@@ -103,7 +101,7 @@ def test_a_job_that_beats_its_heart_is_left_alone(
     assert queue.get(job_id).status == "running"
 
 
-def test_a_job_that_ended_while_its_heart_stood_still_stays_ended(
+def test_a_job_that_ended_without_heartbeats_stays_ended(
     queue: JobQueue, janitor: Janitor, worker: ForkWorker, redis: Redis
 ) -> None:
     job_id = queue.submit(convert("a"))[0].id
@@ -114,7 +112,7 @@ def test_a_job_that_ended_while_its_heart_stood_still_stays_ended(
     assert redis.llen("rq:queue:convert") == 0
 
 
-def test_an_end_that_nobody_told_is_told_and_cascaded(
+def test_an_end_that_was_not_finalized_is_published_and_cascaded(
     queue: JobQueue, janitor: Janitor, redis: Redis
 ) -> None:
     job_id = queue.submit(convert("a"))[0].id
@@ -128,7 +126,7 @@ def test_an_end_that_nobody_told_is_told_and_cascaded(
     assert redis.scard("graftwerk:active") == 0
 
 
-def test_what_is_expired_is_forgotten_without_a_trace(
+def test_an_expired_record_is_removed_without_a_trace(
     queue: JobQueue, janitor: Janitor, redis: Redis
 ) -> None:
     job_id = queue.submit(convert("a"))[0].id

@@ -1,4 +1,4 @@
-"""`python -m tests.contract.wire_worker`: a forking worker of the convert queue that imports nothing heavy."""
+"""`python -m tests.contract.wire_worker`: forking worker of the convert queue without heavy imports."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from worker.__main__ import configure_logging
 
 
 def main() -> int:
-    """Work until told to stop."""
+    """Runs until a signal."""
     configure_logging("text")
     settings = Settings()
     worker = ForkWorker(

@@ -1,4 +1,4 @@
-"""docs/deploy.md, the compose file and the class of the settings say the same."""
+"""docs/deploy.md and the compose file agree with the class of the settings."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(GRAFTWERK_\w+)` \| (?:`([^`]*)`)? ?\| (.+) \|$", re.MULTILINE)
 NOT_UNDER_COMPOSE = {"GRAFTWERK_REDIS_URL_FILE"}
-"""The compose file gives the address itself."""
+"""Settings that the compose file sets itself."""
 
 
 def environment_names() -> set[str]:
@@ -18,14 +18,14 @@ def environment_names() -> set[str]:
 
 
 def as_environment(value: object) -> str:
-    """A default as one would write it into the environment; empty where there is none."""
+    """Returns a default as it is written into the environment; empty without one."""
     if isinstance(value, bool):
         return str(value).lower()
     return "" if value is None else str(value)
 
 
 def only_for_compose() -> dict[str, str]:
-    """The defaults of the variables that the compose file itself fills in."""
+    """Returns the defaults of the variables that only the compose file reads."""
     return dict(re.findall(r"\$\{(GRAFTWERK_\w+):-(\w+)\}", COMPOSE))
 
 
@@ -35,7 +35,7 @@ def test_the_table_has_every_setting_with_its_default_and_description() -> None:
         assert documented[f"GRAFTWERK_{name.upper()}"] == (as_environment(field.default), field.description)
 
 
-def test_the_page_documents_nothing_that_is_not_there() -> None:
+def test_the_page_documents_only_existing_settings() -> None:
     mentioned = set(re.findall(r"GRAFTWERK_\w+", DEPLOY))
     assert mentioned == environment_names() | set(only_for_compose())
 

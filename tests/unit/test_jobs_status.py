@@ -1,4 +1,4 @@
-"""The mapping from RQ's statuses to ours."""
+"""Mapping from RQ's statuses to ours, and records of other versions."""
 
 import pytest
 from rq.job import JobStatus

@@ -1,4 +1,4 @@
-"""Reports of a running job: their frequency, the remaining time, and the order to stop."""
+"""Execution of a job: intervals of progress, remaining time, cancellation and fencing."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ KEY = "graftwerk:job:j"
 
 
 class Clock:
-    """A clock that tests turn by hand."""
+    """Clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -38,7 +38,7 @@ def redis() -> FakeRedis:
 
 
 @pytest.fixture
-def running(redis: FakeRedis, clock: Clock) -> JobExecution:
+def execution(redis: FakeRedis, clock: Clock) -> JobExecution:
     return JobExecution("j", "e1", redis, clock=clock)
 
 
@@ -48,34 +48,34 @@ def written(redis: FakeRedis) -> dict[str, Any]:
 
 
 def test_progress_is_written_at_most_four_times_a_second(
-    redis: FakeRedis, clock: Clock, running: JobExecution
+    redis: FakeRedis, clock: Clock, execution: JobExecution
 ) -> None:
     for step in range(1, 101):
         clock.now += 0.01
-        running.report(Progress("writing", step, 100))
+        execution.report(Progress("writing", step, 100))
     assert redis.xlen("graftwerk:events:j") == 4
 
 
 def test_the_last_progress_is_written_however_soon_it_comes(
-    redis: FakeRedis, clock: Clock, running: JobExecution
+    redis: FakeRedis, clock: Clock, execution: JobExecution
 ) -> None:
-    running.report(Progress("writing", 1, 100))
+    execution.report(Progress("writing", 1, 100))
     clock.now += 0.01
-    running.report(Progress("writing", 100, 100))
+    execution.report(Progress("writing", 100, 100))
     assert written(redis)["done"] == 1
-    running.flush()
+    execution.flush()
     assert written(redis)["done"] == 100
 
 
-def test_a_new_stage_is_written_at_once(redis: FakeRedis, clock: Clock, running: JobExecution) -> None:
-    running.report(Progress("reading", 1, 2))
+def test_a_new_stage_is_written_at_once(redis: FakeRedis, clock: Clock, execution: JobExecution) -> None:
+    execution.report(Progress("reading", 1, 2))
     clock.now += 0.01
-    running.report(Progress("writing", 0, 2))
+    execution.report(Progress("writing", 0, 2))
     assert written(redis)["stage"] == "writing"
 
 
-def test_the_event_carries_the_progress_and_the_job(redis: FakeRedis, running: JobExecution) -> None:
-    running.report(Progress("writing", 25, 100, "tensors"))
+def test_the_event_carries_the_progress_and_the_job(redis: FakeRedis, execution: JobExecution) -> None:
+    execution.report(Progress("writing", 25, 100, "tensors"))
     ((_, fields),) = redis.xrange("graftwerk:events:j")
     assert fields[b"name"] == b"progress"
     assert json.loads(fields[b"data"]) == {
@@ -127,33 +127,33 @@ def test_nothing_is_known_of_a_stage_without_a_total(clock: Clock) -> None:
 
 
 def test_cancellation_is_seen_within_a_quarter_second_and_asked_for_no_oftener(
-    redis: FakeRedis, clock: Clock, running: JobExecution
+    redis: FakeRedis, clock: Clock, execution: JobExecution
 ) -> None:
-    running.check_canceled()
+    execution.check_canceled()
     redis.hset(KEY, "cancel", "1")
     clock.now += 0.2
-    running.check_canceled()
+    execution.check_canceled()
     clock.now += 0.06
     with pytest.raises(JobCanceled):
-        running.check_canceled()
+        execution.check_canceled()
 
 
 def test_an_execution_stops_counting_when_another_takes_over(
-    redis: FakeRedis, clock: Clock, running: JobExecution
+    redis: FakeRedis, clock: Clock, execution: JobExecution
 ) -> None:
-    running.ensure_current()
+    execution.ensure_current()
     JobExecution("j", "e2", redis, clock=clock).start()
-    assert not running.is_current()
+    assert not execution.is_current()
     with pytest.raises(ExecutionSuperseded):
-        running.ensure_current()
+        execution.ensure_current()
 
 
 def test_a_superseded_execution_writes_neither_progress_nor_error(
-    redis: FakeRedis, clock: Clock, running: JobExecution
+    redis: FakeRedis, clock: Clock, execution: JobExecution
 ) -> None:
     JobExecution("j", "e2", redis, clock=clock).start()
-    running.report(Progress("writing", 1, 2))
-    running.fail(ModelNotFound("no model"))
+    execution.report(Progress("writing", 1, 2))
+    execution.fail(ModelNotFound("no model"))
     assert redis.hget(KEY, "progress") is None
     assert redis.hget(KEY, "error") is None
 
@@ -167,8 +167,8 @@ def test_a_new_start_forgets_an_old_error_but_never_a_cancellation(redis: FakeRe
     assert json.loads(redis.hget(KEY, "error") or "")["code"] == "canceled"
 
 
-def test_a_log_of_several_lines_keeps_them_apart(redis: FakeRedis, running: JobExecution) -> None:
-    running.log("one\ntwo")
+def test_a_log_of_several_lines_keeps_them_apart(redis: FakeRedis, execution: JobExecution) -> None:
+    execution.log("one\ntwo")
     lines = [line.decode().split(" ", 1) for line in redis.lrange("graftwerk:log:j", 0, -1)]
     assert [line[1] for line in lines] == ["one", "two"]
     assert all(line[0].endswith("Z") for line in lines)
