@@ -17,7 +17,7 @@ NAME_RULE = (
 
 
 def is_reserved(name: str) -> bool:
-    """Returns True for a folder of the volume that is not a model, in any letter case."""
+    """Returns True for a folder of the volume that is not a model, ignoring case."""
     return name.lower() in RESERVED_NAMES
 
 

@@ -37,7 +37,7 @@ class MergeRequest(MakeRequest, OutputOptions):
 
 
 class AdapterAccount(Result):
-    """How many tensors of an adapter were used for what, and the Frobenius norm of its change by kind of module."""
+    """Counts of an adapter's tensors by their use, and the Frobenius norm of its change by kind of module."""
 
     adapter: str
     scale: float

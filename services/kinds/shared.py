@@ -18,7 +18,7 @@ from services.sampling import Sampling
 from services.templates import Message
 
 NO_TOKEN_LIMIT = 1_000_000
-"""New tokens where no limit is asked for: `fit_context` lowers it to what the model's context leaves."""
+"""Limit of new tokens of a request without one: `fit_context` lowers it to the rest of the model's context."""
 
 MAX_STREAMED_OUTPUTS = 16
 """Largest number of outputs for which a generate job publishes `token` events."""
@@ -163,7 +163,7 @@ def unique_names(*names: str | None) -> list[str]:
 
 
 class OutputOptions(Shape):
-    """How a model is written."""
+    """Options of a written model."""
 
     output_format: OutputFormat = "huggingface"
     dtype: DType | None = Field(
@@ -222,7 +222,7 @@ class ModelRequest(JobRequest, ModelChoice):
 
 
 class PromptOptions(Shape):
-    """What a model is asked, and how it is to answer."""
+    """Prompt, template and sampling of a request."""
 
     prompt: str | None = Field(default=None, max_length=1_000_000)
     prompts: list[Annotated[str, Field(max_length=1_000_000)]] | None = Field(

@@ -1,1 +1,1 @@
-"""The shelf: models on the shared volume, published whole, described from their headers."""
+"""The model volume: models are published whole and described from their headers."""

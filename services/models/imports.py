@@ -1,4 +1,4 @@
-"""Files that people put on the volume, taken into a staging folder: copied, unpacked safely, digested, recognised."""
+"""Import of files: listed, checked, copied or unpacked into a staging folder, digested and recognized."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ ARCHIVE_FILES_LIMIT = 10_000
 """A sharded 70B model has a few hundred files."""
 
 COMPRESSION_LIMIT = 200
-"""Weights hardly compress; a member that shrinks more than this is no model."""
+"""Weights hardly compress; a member that shrinks by a larger factor is not a model."""
 
 NAME_LIMIT_BYTES = 255
 """The longest name of a file that Linux accepts."""
@@ -37,7 +37,7 @@ JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", ".git", ".cache")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file to be taken: its path in the model, its size in bytes, and how to open it."""
+    """One file to import: its path in the model, its size in bytes, and its source."""
 
     path: PurePosixPath
     size_bytes: int
@@ -47,7 +47,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import took: the kind of model and each file's SHA-256."""
+    """Imported files: the kind of model, each file's SHA-256 and the size of all."""
 
     kind: ModelKind
     digests: Mapping[str, str]
@@ -55,7 +55,7 @@ class Imported:
 
 
 def list_folder(source: Path) -> list[Member]:
-    """The files of a file or folder; for a size folder of 2023 (`llama/7B`) the tokenizer one level up as well.
+    """Returns the files of a file or folder; for a size folder of 2023 (`llama/7B`) the tokenizer one level up as well.
 
     Raises:
         UnsafeArchive: a link points out of the folder.
@@ -70,11 +70,11 @@ def list_folder(source: Path) -> list[Member]:
             continue
         if not _resolved(path).is_relative_to(root):
             raise UnsafeArchive(
-                f"{relative} is a link out of {source.name}", "Copy the file itself into the folder."
+                f"{relative} is a link out of {source.name}.", "Copy the file itself into the folder."
             )
         if not path.is_file():
             raise UnsafeArchive(
-                f"{relative} is no file and no folder (or a link to a folder, or to nothing)",
+                f"{relative} is neither a file nor a folder (or it is a link to a folder, or to nothing).",
                 "Copy the files themselves into the folder.",
             )
         members.append(Member(relative, path.stat().st_size, path))
@@ -91,32 +91,32 @@ def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:
-        raise UnsafeArchive(f"{path.name} is a link in a circle", "Remove it from the folder.") from error
+        raise UnsafeArchive(f"{path.name} is a link in a circle.", "Remove it from the folder.") from error
 
 
 def list_archive(source: Path, *, limit_bytes: int) -> list[Member]:
-    """The files of a zip archive, checked before anything is unpacked; one folder around everything is left out.
+    """Returns the files of a zip archive, checked before anything is unpacked; one folder around everything is left out.
 
     Raises:
         UnsafeArchive: a path that escapes, a link, too many files, too many bytes, or a bomb.
-        UnreadableFile: no zip archive, or damaged.
+        UnreadableFile: it is not a zip archive, or it is damaged.
     """
     try:
         with zipfile.ZipFile(source) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
     except (*ARCHIVE_FAULTS, OSError) as error:
         raise UnreadableFile(
-            f"{source.name} ({source.stat().st_size} bytes) is no readable zip archive ({error})",
+            f"{source.name} ({source.stat().st_size} bytes) is not a readable zip archive ({error}).",
             "The download may be truncated: fetch it again and compare its SHA-256.",
         ) from error
     if len(infos) > ARCHIVE_FILES_LIMIT:
         raise UnsafeArchive(
-            f"{source.name} holds {len(infos)} files, at most {ARCHIVE_FILES_LIMIT} are accepted"
+            f"{source.name} holds {len(infos)} files; at most {ARCHIVE_FILES_LIMIT} are accepted."
         )
     total = sum(info.file_size for info in infos)
     if total > limit_bytes:
         raise UnsafeArchive(
-            f"{source.name} unpacks to {total} bytes, at most {limit_bytes} are accepted",
+            f"{source.name} unpacks to {total} bytes; at most {limit_bytes} are accepted.",
             "Raise GRAFTWERK_UNPACK_LIMIT_BYTES if this is right.",
         )
     members = [_archive_member(source, info) for info in infos]
@@ -129,36 +129,36 @@ def _archive_member(source: Path, info: zipfile.ZipInfo) -> Member:
     mode = info.external_attr >> 16
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise UnsafeArchive(
-            f"{source.name} holds {info.filename!r}, a path that leaves its folder: nothing was unpacked"
+            f"{source.name} holds {info.filename!r}, a path that leaves its folder: nothing was unpacked."
         )
     if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise UnsafeArchive(
-            f"{source.name} holds {info.filename!r}, which is a link or no file: nothing was unpacked"
+            f"{source.name} holds {info.filename!r}, which is a link or not a file: nothing was unpacked."
         )
     if info.flag_bits & 1:
         raise UnsafeArchive(
-            f"{source.name} holds {info.filename!r}, which is encrypted", "Unpack it yourself first."
+            f"{source.name} holds {info.filename!r}, which is encrypted.", "Unpack it yourself first."
         )
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UnsafeArchive(
             f"{source.name} holds {info.filename!r}, compressed by method {info.compress_type}; stored and deflated are "
-            "accepted",
+            "accepted.",
             "Unpack it yourself first.",
         )
     if max(len(part.encode()) for part in path.parts) > NAME_LIMIT_BYTES:
         raise UnsafeArchive(
-            f"{source.name} holds a name of more than {NAME_LIMIT_BYTES} bytes: {info.filename[:80]!r}…"
+            f"{source.name} holds a name of more than {NAME_LIMIT_BYTES} bytes: {info.filename[:80]!r}…."
         )
     if info.file_size > COPY_BYTES and info.file_size > COMPRESSION_LIMIT * max(1, info.compress_size):
         raise UnsafeArchive(
             f"{source.name} holds {info.filename!r}, {info.compress_size} bytes that unpack to {info.file_size}: "
-            "weights do not compress like that"
+            "weights do not compress like that."
         )
     return Member(path, info.file_size, source, info.filename)
 
 
 def _unique(source: Path, members: list[Member]) -> list[Member]:
-    """No two names that are one where letter case does not count, and no name that is a file and a folder."""
+    """Returns the members; raises UnsafeArchive if two names are equal ignoring case, or one is a file and a folder."""
     seen: dict[str, Member] = {}
     folders: dict[str, Member] = {}
     for member in members:
@@ -167,11 +167,11 @@ def _unique(source: Path, members: list[Member]) -> list[Member]:
         other = seen.setdefault(name, member)
         if other is not member:
             raise UnsafeArchive(
-                f"{source.name} holds {str(other.path)!r} and {str(member.path)!r}: names clash"
+                f"{source.name} holds {str(other.path)!r} and {str(member.path)!r}: names clash."
             )
     for name in sorted(seen.keys() & folders.keys()):
         raise UnsafeArchive(
-            f"{source.name} holds {str(seen[name].path)!r} and {str(folders[name].path)!r}: names clash"
+            f"{source.name} holds {str(seen[name].path)!r} and {str(folders[name].path)!r}: names clash."
         )
     return members
 
@@ -198,20 +198,23 @@ def import_members(
     report: Report = ignore_progress,
     check_canceled: CheckCanceled = never_canceled,
 ) -> Imported:
-    """Copies the members into the staging folder, digesting them on the way, and recognises the result.
+    """Copies the members into the staging folder, digests them on the way, and recognizes the result.
 
     Args:
         expected: SHA-256 by path, compared with what was copied.
 
     Raises:
-        DigestMismatch, DiskFull, UnreadableFile, InvalidRequest (a digest for a file that is not there).
-        UnsupportedFormat: the files are no model.
+        InvalidRequest: a digest was given for a file that is not there.
+        DigestMismatch: a file has another digest.
+        UnreadableFile: a file is damaged, or changed meanwhile.
+        DiskFull: the volume is full.
+        UnsupportedFormat: the files are not a model.
     """
     expected = {path.removeprefix("./"): digest.lower() for path, digest in (expected or {}).items()}
     unknown = sorted(set(expected) - {str(member.path) for member in members})
     if unknown:
         raise InvalidRequest(
-            f"sha256 names {unknown[0]!r}, the source holds {', '.join(str(m.path) for m in members[:10]) or 'nothing'}"
+            f"sha256 names {unknown[0]!r}; the source holds {', '.join(str(m.path) for m in members[:10]) or 'nothing'}."
         )
     total = sum(member.size_bytes for member in members)
     digests: dict[str, str] = {}
@@ -224,31 +227,31 @@ def import_members(
             report(Progress("copying files", done, total))
         digests[str(member.path)] = digest.hexdigest()
         _check_digest(member, expected.get(str(member.path)), digest.hexdigest())
-    return Imported(_recognised(staging, members), digests, total)
+    return Imported(_recognized(staging, members), digests, total)
 
 
 def _check_digest(member: Member, wanted: str | None, found: str) -> None:
     if wanted is not None and wanted != found:
         raise DigestMismatch(
-            f"{member.path} has SHA-256 {found}, asked for was {wanted}",
+            f"{member.path} has SHA-256 {found}; {wanted} was expected.",
             "The download is damaged: fetch it again.",
         )
 
 
-def _recognised(staging: Path, members: list[Member]) -> ModelKind:
+def _recognized(staging: Path, members: list[Member]) -> ModelKind:
     kind = kind_of_folder(staging)
     if kind == "unknown":
         names = ", ".join(str(member.path) for member in members[:10]) or "no files"
         raise UnsupportedFormat(
-            f"this is no model: found {names}; needed are consolidated.NN.pth with params.json, a config.json with "
-            "weights, an adapter_config.json with weights, or a tokenizer.model",
+            f"The files are not a model: found {names}; needed are consolidated.NN.pth with params.json, a config.json with "
+            "weights, an adapter_config.json with weights, or a tokenizer.model.",
             "Name the folder or archive that holds the model's files themselves.",
         )
     return kind
 
 
 def _copy(member: Member, target: Path, digest: "hashlib._Hash") -> Iterator[int]:
-    """Copies one member, yielding the bytes of each piece."""
+    """Copies one member and yields the bytes of each piece."""
     target.parent.mkdir(parents=True, exist_ok=True)
     copied = 0
     try:
@@ -262,17 +265,17 @@ def _copy(member: Member, target: Path, digest: "hashlib._Hash") -> Iterator[int
                 yield len(chunk)
     except ARCHIVE_FAULTS as error:
         raise UnreadableFile(
-            f"{member.path} in {member.source.name} is damaged ({error})", "Fetch it again."
+            f"{member.path} in {member.source.name} is damaged ({error}).", "Fetch it again."
         ) from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # a damaged directory makes zipfile seek to nowhere
             raise UnreadableFile(
-                f"{member.path} in {member.source.name} is damaged", "Fetch it again."
+                f"{member.path} in {member.source.name} is damaged.", "Fetch it again."
             ) from error
         raise
     if copied != member.size_bytes:
         raise UnreadableFile(
-            f"{member.path} changed while it was copied", "Import it when nobody writes to it."
+            f"{member.path} changed while it was copied.", "Import it when no process writes to it."
         )
 
 

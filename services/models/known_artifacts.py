@@ -1,7 +1,7 @@
-"""Published artifacts known by the SHA-256 of their weight file: which base they need and what comes before.
+"""Published artifacts, known by the SHA-256 of their weight file: the base of each and the adapter before it.
 
 Source: `SHA256.md` of ymcui/Chinese-LLaMA-Alpaca (commit 090475fb) and the model cards of the project; Plus and Pro
-editions of Alpaca were trained on LLaMA-Plus. The miniature's two adapters (examples/miniature/SHA256SUMS) stand here too.
+editions of Alpaca were trained on LLaMA-Plus. The miniature's two adapters (examples/miniature/SHA256SUMS) are here too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from services.errors import WrongAdapterOrder
 
 @dataclass(frozen=True, slots=True)
 class KnownAdapter:
-    """A published adapter: the original model it was made for and the adapter that must be merged before it."""
+    """A published adapter: its original base model and the adapter that must be merged before it."""
 
     name: str
     base: str
@@ -78,7 +78,7 @@ KNOWN_TOKENIZERS: Mapping[str, str] = {
 
 
 def check_known_order(adapters: Sequence[tuple[str, str | None]], merged_already: Sequence[str]) -> None:
-    """Checks adapters (shelf name, SHA-256 of the weight file) that are known against what must come before them.
+    """Checks that each known adapter (name on the volume, SHA-256 of the weight file) follows the one that it needs.
 
     Args:
         merged_already: digests of adapters that the base has merged, from its lineage.
@@ -88,7 +88,7 @@ def check_known_order(adapters: Sequence[tuple[str, str | None]], merged_already
     """
     before = [KNOWN_ADAPTERS[digest].name for digest in merged_already if digest in KNOWN_ADAPTERS]
     unknown_before = False
-    for shelf_name, digest in adapters:
+    for name, digest in adapters:
         known = KNOWN_ADAPTERS.get(digest or "")
         if known is None:
             unknown_before = True
@@ -96,8 +96,8 @@ def check_known_order(adapters: Sequence[tuple[str, str | None]], merged_already
         if known.before is not None and known.before not in before and not unknown_before:
             found = before[-1] if before else "nothing"
             raise WrongAdapterOrder(
-                f"adapter {shelf_name} is {known.name}, which was trained on {known.base} with {known.before} merged "
-                f"in; here {found} comes before it",
+                f"Adapter {name} is {known.name}, which was trained on {known.base} with {known.before} merged "
+                f"in; here {found} comes before it.",
                 f"Put {known.before} before it.",
             )
         before.append(known.name)

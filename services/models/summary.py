@@ -1,4 +1,4 @@
-"""What a model folder is, found from its files; only headers are read."""
+"""Summary of a model folder, from the headers of its files."""
 
 from datetime import UTC
 from pathlib import Path
@@ -20,14 +20,14 @@ GGUF_SIZES = (
     "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
     "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count",
 )  # fmt: skip
-"""What is shown of a GGUF file's metadata, under the architecture's name there."""
+"""Keys of a GGUF file's metadata that the summary shows, below the name of the architecture."""
 
 
 def kind_of_folder(folder: Path) -> ModelKind:
-    """What a folder holds, by its files; "unknown" where nothing is recognised.
+    """Returns the kind of model in a folder, from its files; "unknown" if nothing is recognized.
 
     Raises:
-        UnsupportedFormat: several checkpoints lie in it.
+        UnsupportedFormat: the folder holds several checkpoints.
     """
     if is_adapter(folder):
         return "adapter"
@@ -43,12 +43,12 @@ def kind_of_folder(folder: Path) -> ModelKind:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files of a folder."""
+    """Returns the bytes of all files of a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def describe_folder(folder: Path, name: str) -> ModelSummary:
-    """A folder's summary; what is wrong with it stands in `problems`, never in an exception."""
+    """Returns a folder's summary; `problems` lists its faults, which never raise."""
     files = [
         FileSummary(path=str(path.relative_to(folder)), size_bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))
@@ -72,7 +72,7 @@ def describe_folder(folder: Path, name: str) -> ModelSummary:
     except GraftwerkError as error:
         found["problems"] = [f"{error.message} {error.hint}".strip()]
     except OSError as error:
-        found["problems"] = [f"{error.filename or folder.name} cannot be read: {error.strerror}"]
+        found["problems"] = [f"{error.filename or folder.name} cannot be read: {error.strerror}."]
     return ModelSummary(**found)
 
 
@@ -161,16 +161,20 @@ def _module(tensor: str) -> str:
 
 
 def _served_unmerged(adapter: Adapter) -> list[str]:
-    """What keeps servers such as vLLM from applying the adapter to a base: they take LoRA pairs alone (vllm-project/vllm,
-    vllm/lora/peft_helper.py, PEFTHelper._validate_features)."""
+    """Returns a warning if the adapter cannot be served unmerged: vLLM accepts LoRA pairs alone.
+
+    Source: vllm-project/vllm, vllm/lora/peft_helper.py, PEFTHelper._validate_features.
+    """
     whole = sorted({_module(tensor) for tensor in (*adapter.replaced, *adapter.rows)})
     kind = "DoRA" if adapter.config.get("use_dora") else adapter.config["peft_type"]
     what = (
-        f"holds {', '.join(whole)} beside its LoRA pairs (modules_to_save)" if whole else f"is of type {kind}"
+        f"holds {', '.join(whole)} in addition to its LoRA pairs (modules_to_save)"
+        if whole
+        else f"is of type {kind}"
     )
     if not whole and not adapter.layers:
         return []
-    return [f"the adapter {what}: vLLM refuses such adapters unmerged, merge it into its base first"]
+    return [f"the adapter {what}: vLLM refuses it unmerged, merge it into its base first"]
 
 
 def _tokenizer(vocabulary: Vocabulary | None) -> TokenizerSummary | None:
@@ -183,7 +187,7 @@ def _tokenizer(vocabulary: Vocabulary | None) -> TokenizerSummary | None:
 
 
 def _needs(manifest: Manifest | None) -> list[str]:
-    """Of a published adapter: what it is merged into."""
+    """Returns the base that a published adapter is merged into, as a warning."""
     for digest in manifest.files.values() if manifest else ():
         known = KNOWN_ADAPTERS.get(digest)
         if known is not None:

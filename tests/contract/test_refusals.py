@@ -371,7 +371,7 @@ def miniature(tmp_path: Path) -> ModelStore:
 def test_a_known_adapter_without_the_one_before_it_is_refused(miniature: ModelStore) -> None:
     assert_refused(
         miniature, merge_of("chinese-alpaca-lora", base="llama"), WrongAdapterOrder,
-        "adapter chinese-alpaca-lora is miniature chinese-alpaca-lora", "nothing comes before it",
+        "Adapter chinese-alpaca-lora is miniature chinese-alpaca-lora", "nothing comes before it",
         "Put miniature chinese-llama-lora before it.",
     )  # fmt: skip
 

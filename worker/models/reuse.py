@@ -1,4 +1,4 @@
-"""The same request once more: the model that it made is found and published under the new name, nothing is computed."""
+"""Reuse of an identical earlier result: its files are published under the new name, and nothing is computed."""
 
 import hashlib
 import os
@@ -22,17 +22,17 @@ from services.progress import Progress
 from worker.lifecycle import JobContext
 
 DECIDING_PACKAGES = ("graftwerk-service", "torch", "peft")
-"""What computes: another version of one of these may give other bits."""
+"""Distributions that compute: another version of one of these may give other bits."""
 
 LEAST_LINKED_BYTES = 2**20
 """Smaller files are copied: people do edit a configuration in place."""
 
 
 def request_identity(request: ConvertRequest | MergeRequest, options: object, store: ModelStore) -> str:
-    """One digest of all that the result of a request depends on: the content of its inputs, in order, and every option.
+    """Returns one digest of everything that a result depends on: the content of its inputs, in order, and every option.
 
     Args:
-        options: what the work is given, told apart by its `repr`.
+        options: the options of the use case, distinguished by their `repr`.
     """
     contents = [content_identity(store.path(name)) for name in request.reads]
     more = [request.verify, [choice.scale for choice in request.adapters]] if request.kind == "merge" else []
@@ -42,10 +42,10 @@ def request_identity(request: ConvertRequest | MergeRequest, options: object, st
 
 
 def find_identical(store: ModelStore, identity: str) -> str | None:
-    """The model that a request of this identity has made, if it is still on the shelf and nobody has changed it."""
+    """Returns the model that a request of this identity has made, None if it is gone or was changed."""
     for name in store.names():
         folder = store.path(name)
-        with suppress(UnreadableFile):  # a damaged manifest is another model's business
+        with suppress(UnreadableFile):  # a damaged manifest only matters to its own model
             manifest = read_manifest(folder)
             if manifest is not None and manifest.identity == identity and is_unchanged(folder):
                 return name
@@ -53,7 +53,7 @@ def find_identical(store: ModelStore, identity: str) -> str | None:
 
 
 def is_unchanged(folder: Path) -> bool:
-    """Whether no file has changed since the manifest was written, by their times."""
+    """Returns True if no file has changed since the manifest was written, by their times."""
     written_ns = (folder / MANIFEST_NAME).stat().st_mtime_ns
     return all(path.stat().st_mtime_ns <= written_ns for path in folder.rglob("*") if path.is_file())
 

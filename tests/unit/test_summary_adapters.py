@@ -30,7 +30,7 @@ def test_an_adapter_with_saved_modules_is_told_to_be_merged_first(tmp_path: Path
     shapes = {**pair_shapes(), **embedding_shapes(113)}
     found = described(tmp_path / "chinese", shapes, pieces=113, modules_to_save=["embed_tokens", "lm_head"])
     assert found.warnings == [
-        "the adapter holds embed_tokens, lm_head beside its LoRA pairs (modules_to_save): vLLM refuses such adapters "
+        "the adapter holds embed_tokens, lm_head in addition to its LoRA pairs (modules_to_save): vLLM refuses it "
         "unmerged, merge it into its base first"
     ]
 

@@ -93,7 +93,7 @@ def test_a_link_or_a_device_is_refused(tmp_path: Path, kind: int) -> None:
     info.external_attr = (kind | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr(info, "/etc/passwd")
-    with pytest.raises(UnsafeArchive, match=r"'tokenizer\.model', which is a link or no file"):
+    with pytest.raises(UnsafeArchive, match=r"'tokenizer\.model', which is a link or not a file"):
         list_archive(tmp_path / "evil.zip", limit_bytes=LIMIT)
 
 
@@ -165,13 +165,13 @@ def test_too_many_files_are_refused_with_both_numbers(
 ) -> None:
     monkeypatch.setattr(imports, "ARCHIVE_FILES_LIMIT", 20)
     archive = zip_file(tmp_path / "many.zip", {f"{number}.json": b"" for number in range(21)})
-    with pytest.raises(UnsafeArchive, match="holds 21 files, at most 20"):
+    with pytest.raises(UnsafeArchive, match="holds 21 files; at most 20"):
         list_archive(archive, limit_bytes=LIMIT)
 
 
 def test_too_many_bytes_are_refused_with_both_numbers(tmp_path: Path) -> None:
     archive = zip_file(tmp_path / "large.zip", {"a": bytes(600), "b": bytes(401)})
-    with pytest.raises(UnsafeArchive, match="unpacks to 1001 bytes, at most 1000"):
+    with pytest.raises(UnsafeArchive, match="unpacks to 1001 bytes; at most 1000"):
         list_archive(archive, limit_bytes=1000)
     assert len(list_archive(archive, limit_bytes=1001)) == 2
 
@@ -217,7 +217,7 @@ def test_a_damaged_checksum_is_refused_by_the_files_name(tmp_path: Path) -> None
 def test_a_truncated_archive_is_refused_with_its_size(tmp_path: Path) -> None:
     archive = zip_file(tmp_path / "a.zip", ADAPTER)
     archive.write_bytes(archive.read_bytes()[:100])
-    with pytest.raises(UnreadableFile, match=r"a\.zip \(100 bytes\) is no readable zip archive"):
+    with pytest.raises(UnreadableFile, match=r"a\.zip \(100 bytes\) is not a readable zip archive"):
         list_archive(archive, limit_bytes=LIMIT)
 
 
@@ -334,7 +334,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, target: str) -> Non
 def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "a", ADAPTER)
     (source / "model.safetensors").symlink_to(source / "missing")
-    with pytest.raises(UnsafeArchive, match=r"model\.safetensors is no file"):
+    with pytest.raises(UnsafeArchive, match=r"model\.safetensors is neither a file"):
         list_folder(source)
 
 
@@ -349,7 +349,7 @@ def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_and_not_opened(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "a", ADAPTER)
     os.mkfifo(source / "pipe")
-    with pytest.raises(UnsafeArchive, match="pipe is no file"):
+    with pytest.raises(UnsafeArchive, match="pipe is neither a file"):
         list_folder(source)
 
 
@@ -365,7 +365,7 @@ def test_a_digest_that_was_asked_for_is_compared(tmp_path: Path) -> None:
     assert taken(archive, tmp_path / "two", expected={"./adapter_config.json": right}) == sorted(ADAPTER)
     wrong = "0" * 64
     with pytest.raises(
-        DigestMismatch, match=f"adapter_config.json has SHA-256 {right}, asked for was {wrong}"
+        DigestMismatch, match=f"adapter_config.json has SHA-256 {right}; {wrong} was expected"
     ):
         taken(archive, tmp_path / "three", expected={"adapter_config.json": wrong})
 
@@ -373,7 +373,7 @@ def test_a_digest_that_was_asked_for_is_compared(tmp_path: Path) -> None:
 def test_a_digest_for_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     archive = zip_file(tmp_path / "a.zip", ADAPTER)
     with pytest.raises(
-        InvalidRequest, match=r"sha256 names 'other\.bin', the source holds adapter_config\.json"
+        InvalidRequest, match=r"sha256 names 'other\.bin'; the source holds adapter_config\.json"
     ):
         taken(archive, tmp_path / "staging", expected={"other.bin": "0" * 64})
     assert list((tmp_path / "staging").iterdir()) == []
@@ -381,7 +381,7 @@ def test_a_digest_for_a_file_that_is_not_there_is_refused(tmp_path: Path) -> Non
 
 def test_files_that_are_no_model_are_refused_with_what_was_found(tmp_path: Path) -> None:
     archive = zip_file(tmp_path / "a.zip", {"readme.txt": b"hello", "photo.jpg": b""})
-    with pytest.raises(UnsupportedFormat, match=r"no model: found readme\.txt, photo\.jpg; needed are"):
+    with pytest.raises(UnsupportedFormat, match=r"not a model: found readme\.txt, photo\.jpg; needed are"):
         taken(archive, tmp_path / "staging")
 
 
