@@ -85,7 +85,7 @@ class Sampling(BaseModel):
         le=1_000_000,
         description="The end-of-text token is not drawn before this many tokens.",
     )
-    num_beams: int = Field(default=1, ge=1, le=16, description="Beams of a beam search. 1 is no beam search.")
+    num_beams: int = Field(default=1, ge=1, le=16, description="Beams of a beam search. 1 disables it.")
     do_sample: bool = Field(
         default=True, description="Draw at random. False always takes the most likely token (greedy)."
     )

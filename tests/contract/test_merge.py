@@ -240,8 +240,10 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_a_tensor_of_several_blocks_gives_the_bits_of_one_product(
     tmp_path: Path, rows: int, columns: int, code: str, transposed: bool
 ) -> None:
-    """Blocks of rows are how it is computed, not what is computed: a rest of a few rows would have other bits. 1024 and 3072
-    rows of 3072 are k and q of Llama 3.2 3B, a vocabulary of 32001 rows leaves one."""
+    """The result does not depend on the blocks: a remainder of a few rows would be computed with other bits.
+
+    1024 and 3072 rows of 3072 are k and q of Llama 3.2 3B; a vocabulary of 32001 rows leaves a remainder of one.
+    """
     generator = torch.Generator().manual_seed(6)
     rank = 7
     a_shape, b_shape = ((rank, rows), (columns, rank)) if transposed else ((rank, columns), (rows, rank))

@@ -47,8 +47,7 @@ def killed(
 
 
 def run(root: Path, request: dict[str, Any], number: int = 2) -> dict[str, Any]:
-    """A later execution of the job, to its end."""
-
+    """Returns the result of a later execution of the job."""
     return make(ANY_REQUEST.validate_python(request), job_context(root, run=str(number)))
 
 
