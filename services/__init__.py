@@ -1,1 +1,1 @@
-"""The house: what Graftwerk does. See docs/architecture.md for the walk of one job through it."""
+"""The library: preflight, jobs, models, and all computation. See docs/architecture.md."""

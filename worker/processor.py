@@ -27,7 +27,7 @@ def usable_cores(quota_file: Path = CPU_QUOTA_FILE) -> int:
 
 
 def thread_count(queue: QueueName, cores: int) -> int:
-    """Returns the threads of a worker of this queue on so many cores."""
+    """Returns the threads of a worker of this queue on a number of cores."""
     return max(1, cores // 2) if queue == "generate" else cores
 
 
