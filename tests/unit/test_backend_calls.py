@@ -229,7 +229,7 @@ def test_the_address_may_be_written_as_openais_clients_want_it(url: str) -> None
 
 def test_an_address_that_is_none_is_refused_and_an_empty_one_is_unset() -> None:
     assert Settings(generate_backend_url="").generate_backend_url is None
-    with pytest.raises(ValueError, match="an address looks like"):
+    with pytest.raises(ValueError, match="The address must look like"):
         Settings(generate_backend_url="there:8000")
 
 
