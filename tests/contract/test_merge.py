@@ -1,27 +1,22 @@
-"""Merges against PEFT, bit for bit; against float64; and the check that a finished merge must pass."""
+"""Merges against PEFT, bit for bit."""
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from services.adapters.lora_tensors import LoraPair
 from services.checkpoints.tensor_reader import TensorReader
-from services.checkpoints.write_hooks import WriteHooks
 from services.convert import ConvertOptions, convert
-from services.errors import NonFiniteTensor, VerificationFailed
 from services.files.safetensors_header import read_safetensors_header
-from services.merge import Merged, MergeOptions, merge
 from services.merge.delta import Change, changed_blocks
-from services.verify import verify_merge
+from tests.contract.merge_models import DTYPES, EMBEDDINGS, adapters, assert_same_bits, merged, tensors_of
 from tests.miniature import MINIATURE, unpack_adapters
 from tests.reference.make_original import SMALL, random_state, save_original, split_ranks
 from tests.reference.peft_merge import (
@@ -35,47 +30,7 @@ from tests.reference.peft_merge import (
     write_tokenizer,
 )
 
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-EMBEDDINGS = ["embed_tokens", "lm_head"]
-
-
-def merged(
-    base: Path, adapters: Sequence[Path], target: Path, *, scales: Sequence[float] = (), **options: Any
-) -> Merged:
-    target.mkdir()
-    scales = scales or [1.0] * len(adapters)
-    chosen = [(path.name, path, scale) for path, scale in zip(adapters, scales, strict=True)]
-    return merge(base, chosen, target, options=MergeOptions(**options))
-
-
-def tensors_of(folder: Path) -> State:
-    state: State = {}
-    for path in folder.glob("*.safetensors"):
-        state |= load_file(path)
-    return state
-
-
-def assert_same_bits(found: State, expected: State) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), (
-            f"{name}: {int((found[name] != tensor).sum())} elements differ"
-        )
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two adapters of different ranks on different modules."""
-    folder = tmp_path_factory.mktemp("adapters")
-    first = make_adapter(folder / "first", seed=1, r=8, lora_alpha=20)
-    second = make_adapter(
-        folder / "second", seed=2, r=5, lora_alpha=7, target_modules=["q_proj", "v_proj", "down_proj"]
-    )
-    return [first, second]
-
-
-# ---- equal to PEFT ------------------------------------------------------------------------------------
+__all__ = ["adapters"]  # fixture
 
 
 @pytest.mark.parametrize("code", DTYPES)
@@ -263,211 +218,3 @@ def test_a_tensor_of_several_blocks_gives_the_bits_of_one_product(
     assert len(blocks) > 1
     assert min(len(block) for block in blocks) >= 64
     assert torch.equal(torch.cat(blocks), expected)
-
-
-# ---- rounding -----------------------------------------------------------------------------------------
-
-
-def in_float64(base: State, folders: Sequence[Path]) -> State:
-    """The merge without any rounding; every adapter here has alpha / r as its scale."""
-    state = {name: tensor.double() for name, tensor in base.items()}
-    for folder in folders:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        halves = load_file(folder / "adapter_model.safetensors")
-        for key, a in halves.items():
-            if ".lora_A." in key:
-                b = halves[key.replace("lora_A", "lora_B")]
-                name = key.removeprefix("base_model.model.").replace(".lora_A", "")
-                state[name] += b.double() @ a.double() * (config["lora_alpha"] / config["r"])
-    return state
-
-
-@pytest.mark.parametrize("code", ["F16", "BF16"])
-def test_rounding_once_is_nearer_to_float64_than_rounding_for_each_adapter(
-    tmp_path: Path, adapters: list[Path], code: str
-) -> None:
-    base = save_model(random_model(DTYPES[code]), tmp_path / "base")
-    exact = in_float64(random_model(DTYPES[code]).state_dict(), adapters)
-
-    errors, as_exact = {}, {}
-    for rounding in ("once", "per_adapter"):
-        merged(base, adapters, tmp_path / rounding, rounding=rounding)
-        found = tensors_of(tmp_path / rounding)
-        changed = [name for name in exact if name.endswith("q_proj.weight")]
-        errors[rounding] = sum(float((found[name] - exact[name]).abs().sum()) for name in changed)
-        equal = sum(int((found[name] == exact[name].to(DTYPES[code])).sum()) for name in changed)
-        as_exact[rounding] = equal / sum(exact[name].numel() for name in changed)
-
-    assert 0 < errors["once"] < 0.95 * errors["per_adapter"]
-    assert as_exact["once"] > 0.999
-    assert as_exact["per_adapter"] < 0.95
-
-
-def test_rounding_once_into_another_dtype_rounds_from_the_unrounded_sum(
-    tmp_path: Path, adapters: list[Path]
-) -> None:
-    base = save_model(random_model(torch.float16), tmp_path / "base")
-    exact = in_float64(random_model(torch.float16).state_dict(), adapters)
-
-    merged(base, adapters, tmp_path / "target", rounding="once", dtype="F32")
-
-    found = tensors_of(tmp_path / "target")
-    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
-    assert all(float((found[name] - exact[name]).abs().max()) < 1e-5 for name in exact)
-
-
-# ---- refused while computing --------------------------------------------------------------------------
-
-
-def spoiled(path: Path, target: Path, key: str, value: float) -> Path:
-    shutil.copytree(path, target)
-    state = load_file(target / "adapter_model.safetensors")
-    state[key][1, 2] = value
-    save_file(state, target / "adapter_model.safetensors")
-    return target
-
-
-def test_an_adapter_with_a_value_that_is_no_number_is_refused_by_name(
-    tmp_path: Path, adapters: list[Path]
-) -> None:
-    base = save_model(random_model(torch.float16), tmp_path / "base")
-    key = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
-    bad = spoiled(adapters[0], tmp_path / "bad", key, float("nan"))
-    with pytest.raises(NonFiniteTensor, match=r"bad: .*layers\.1\.mlp\.up_proj\.lora_B\.weight"):
-        merged(base, [bad], tmp_path / "target")
-
-
-def test_a_sum_that_the_dtype_cannot_hold_is_refused_by_name(tmp_path: Path, adapters: list[Path]) -> None:
-    base = save_model(random_model(torch.float16), tmp_path / "base")
-    key = "base_model.model.model.layers.2.self_attn.k_proj.lora_A.weight"
-    bad = spoiled(adapters[0], tmp_path / "bad", key, 1e7)
-    with pytest.raises(
-        NonFiniteTensor, match=r"'model\.layers\.2\.self_attn\.k_proj\.weight' holds \d+ values"
-    ):
-        merged(base, [bad], tmp_path / "target")
-
-
-# ---- verification and accounts ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("code", DTYPES)
-@pytest.mark.parametrize("rounding", ["per_adapter", "once"])
-def test_a_good_merge_passes_its_check(
-    tmp_path: Path, adapters: list[Path], code: str, rounding: Any
-) -> None:
-    base = save_model(random_model(DTYPES[code]), tmp_path / "base")
-    extra = make_adapter(tmp_path / "extra", seed=8, target_modules=["embed_tokens", "lm_head", "q_proj"])
-    options = MergeOptions(rounding=rounding)
-
-    report = verify_merge(
-        merged(base, [*adapters, extra], tmp_path / "target", rounding=rounding), options, WriteHooks()
-    )
-
-    assert report.passed is True
-    assert report.tensors == report.digests_equal == 30
-    assert report.rows_recomputed == 30 * 16
-    assert report.vocabulary_size == report.tokenizer_size == 101
-    assert report.largest_difference > 0
-
-
-@pytest.mark.parametrize("code", DTYPES)
-def test_a_merge_that_takes_the_base_away_again_passes_its_check(
-    tmp_path: Path, adapters: list[Path], code: str
-) -> None:
-    """The second change cancels the first: what is left is small, and the roundings on the way are not."""
-    base = save_model(random_model(DTYPES[code]), tmp_path / "base")
-    again = Path(shutil.copytree(adapters[0], tmp_path / "again"))
-    chosen = [adapters[0], again]
-
-    report = verify_merge(
-        merged(base, chosen, tmp_path / "target", scales=[50.0, -50.0]), MergeOptions(), WriteHooks()
-    )
-
-    assert report.passed is True
-
-
-@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
-def test_a_merge_into_another_dtype_passes_its_check(
-    tmp_path: Path, adapters: list[Path], dtype: str
-) -> None:
-    base = save_model(random_model(torch.bfloat16), tmp_path / "base")
-    result = merged(base, adapters, tmp_path / "target", dtype=dtype)
-    assert verify_merge(result, MergeOptions(dtype=dtype), WriteHooks()).passed is True
-    assert {tensor.dtype for tensor in tensors_of(tmp_path / "target").values()} == {DTYPES[dtype]}
-
-
-def test_a_flipped_bit_on_the_disk_fails_the_check_and_is_named(tmp_path: Path, adapters: list[Path]) -> None:
-    base = save_model(random_model(torch.float16), tmp_path / "base")
-    result = merged(base, adapters, tmp_path / "target")
-    path = tmp_path / "target" / "model.safetensors"
-    place = read_safetensors_header(path)["model.layers.1.self_attn.o_proj.weight"].offset
-    data = bytearray(path.read_bytes())
-    data[place + 100] ^= 1
-    path.write_bytes(data)
-
-    with pytest.raises(VerificationFailed, match=r"'model\.layers\.1\.self_attn\.o_proj\.weight'.* SHA-256"):
-        verify_merge(result, MergeOptions(), WriteHooks())
-
-
-@pytest.mark.parametrize(
-    ("name", "factor"),
-    [
-        ("model.layers.0.mlp.up_proj.weight", 1.01),
-        ("model.layers.2.self_attn.k_proj.weight", 0.0),
-        ("model.layers.1.mlp.down_proj.weight", -1.0),
-    ],
-)
-def test_a_wrong_change_fails_the_check_although_its_digest_is_right(
-    tmp_path: Path, adapters: list[Path], name: str, factor: float
-) -> None:
-    base_state = random_model(torch.float16).state_dict()
-    base = save_model(random_model(torch.float16), tmp_path / "base")
-    result = merged(base, adapters, tmp_path / "target")
-    path = tmp_path / "target" / "model.safetensors"
-    wrong = load_file(path)
-    whole_change = in_float64(base_state, adapters)[name] - base_state[name].double()
-    wrong[name] = (base_state[name].double() + factor * whole_change).half()
-    save_file(wrong, path)
-    digests = {
-        key: hashlib.sha256(tensor.view(torch.uint8).numpy().tobytes()).hexdigest()
-        for key, tensor in wrong.items()
-    }
-    lying = replace(result, written=replace(result.written, digests=digests))
-
-    with pytest.raises(VerificationFailed, match=rf"'{name}' differs from"):
-        verify_merge(lying, MergeOptions(), WriteHooks())
-
-
-def test_swapped_rows_of_the_embeddings_fail_the_check(tmp_path: Path) -> None:
-    """A tensor that no adapter changes is compared as well."""
-    base = save_model(random_model(torch.float16), tmp_path / "base")
-    adapter = make_adapter(tmp_path / "adapter", seed=9, target_modules=["q_proj"])
-    result = merged(base, [adapter], tmp_path / "target")
-    path = tmp_path / "target" / "model.safetensors"
-    wrong = load_file(path)
-    wrong["model.embed_tokens.weight"] = wrong["model.embed_tokens.weight"].flip(0).contiguous()
-    save_file(wrong, path)
-    digests = {
-        key: hashlib.sha256(tensor.view(torch.uint8).numpy().tobytes()).hexdigest()
-        for key, tensor in wrong.items()
-    }
-
-    with pytest.raises(VerificationFailed, match=r"'model\.embed_tokens\.weight' differs"):
-        verify_merge(
-            replace(result, written=replace(result.written, digests=digests)), MergeOptions(), WriteHooks()
-        )
-
-
-def test_every_tensor_of_every_adapter_is_accounted_for(tmp_path: Path, adapters: list[Path]) -> None:
-    base = save_model(random_model(torch.float16), tmp_path / "base")
-    saved = make_adapter(tmp_path / "saved", seed=10, modules_to_save=EMBEDDINGS, target_modules=["up_proj"])
-
-    result = merged(base, [*adapters, saved], tmp_path / "target", scales=[1.0, 0.5, 1.0])
-
-    expected = [
-        {"adapter": "first", "scale": 1.0, "tensors": 42, "merged": 21, "replaced": 0},
-        {"adapter": "second", "scale": 0.5, "tensors": 18, "merged": 9, "replaced": 0},
-        {"adapter": "saved", "scale": 1.0, "tensors": 8, "merged": 3, "replaced": 2},
-    ]
-    for account, figures in zip(result.accounts, expected, strict=True):
-        assert account.model_dump(include=set(figures)) == figures
