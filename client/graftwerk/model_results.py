@@ -95,10 +95,10 @@ class LogitsComparison(Result):
 
     passed: bool
     positions: int
-    largest_difference: float
-    relative_difference: float
-    tolerance: float
-    greedy_agreement: float
+    largest_difference: float | None
+    relative_difference: float | None
+    tolerance: float | None
+    greedy_agreement: float | None
 
 
 class ComputedChecks(Result):
@@ -124,7 +124,7 @@ class AdapterAccount(Result):
     replaced: int
     rows_replaced: int
     rows_added: int = 0
-    change_norms: dict[str, float] = {}
+    change_norms: dict[str, float | None] = {}
 
 
 class MergeVerification(ComputedChecks):

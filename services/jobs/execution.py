@@ -240,14 +240,20 @@ def as_error(error: Exception) -> GraftwerkError:
     if isinstance(error, GraftwerkError):
         return error
     if isinstance(error, BaseTimeoutException):
-        return JobTimeout(f"The job took too long: {error}.", "Raise JOB_TIMEOUT_SECONDS.")
+        return JobTimeout(f"The job took too long: {_sentence(error)}", "Raise JOB_TIMEOUT_SECONDS.")
     if is_disk_full(error):
-        return DiskFull(f"The volume is full: {error}.", "Delete models, or enlarge the volume.")
+        return DiskFull(f"The volume is full: {_sentence(error)}", "Delete models, or enlarge the volume.")
     if isinstance(error, ValidationError):
         return InvalidRequest(
-            f"This worker cannot read the request: {error}.", "Run API and workers of the same version."
+            f"This worker cannot read the request: {_sentence(error)}",
+            "Run API and workers of the same version.",
         )
-    return InternalError(f"{type(error).__name__}: {error}.", "The traceback is in the job's log.")
+    return InternalError(f"{type(error).__name__}: {_sentence(error)}", "The traceback is in the job's log.")
+
+
+def _sentence(error: Exception) -> str:
+    """Returns the text of an error with one full stop at its end."""
+    return f"{str(error).rstrip().rstrip('.')}."
 
 
 def traceback_of(error: Exception) -> str:

@@ -4,14 +4,14 @@ from services.kinds.shared import Result
 
 
 class LogitsComparison(Result):
-    """Logits of the whole model compared with those of base and adapters, relative to their size."""
+    """Logits of the whole model compared with those of base and adapters, relative to their size; null is NaN or infinity."""
 
     passed: bool
     positions: int
-    largest_difference: float
-    relative_difference: float
-    tolerance: float
-    greedy_agreement: float
+    largest_difference: float | None
+    relative_difference: float | None
+    tolerance: float | None
+    greedy_agreement: float | None
 
 
 class ComputedChecks(Result):

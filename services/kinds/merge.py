@@ -37,7 +37,7 @@ class MergeRequest(MakeRequest, OutputOptions):
 
 
 class AdapterAccount(Result):
-    """Counts of an adapter's tensors by their use, and the Frobenius norm of its change by kind of module."""
+    """Counts of an adapter's tensors by their use, and the Frobenius norm of its change by kind of module (null: NaN or infinity)."""
 
     adapter: str
     scale: float
@@ -46,7 +46,7 @@ class AdapterAccount(Result):
     replaced: int
     rows_replaced: int
     rows_added: int = 0
-    change_norms: dict[str, float] = {}
+    change_norms: dict[str, float | None] = {}
 
 
 class MergeVerification(ComputedChecks):

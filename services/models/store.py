@@ -94,8 +94,9 @@ class ModelStore:
         return describe_folder(self.path(name), name)
 
     def models(self) -> list[ModelSummary]:
-        """Returns the summary of every model on the volume, by name."""
-        return [describe_folder(self.root / name, name) for name in self.names()]
+        """Returns the summary of every model on the volume, by name, without those that are deleted meanwhile."""
+        summaries = [describe_folder(self.root / name, name) for name in self.names()]
+        return [summary for summary in summaries if (self.root / summary.name).is_dir()]
 
     def free_bytes(self) -> int:
         """Returns the bytes of the volume that this process may use."""

@@ -1,5 +1,8 @@
 """Summary of a model folder, from the headers of its files."""
 
+import os
+import stat
+from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -49,11 +52,7 @@ def folder_bytes(folder: Path) -> int:
 
 def describe_folder(folder: Path, name: str) -> ModelSummary:
     """Returns a folder's summary; `problems` lists its faults, which never raise."""
-    files = [
-        FileSummary(path=str(path.relative_to(folder)), size_bytes=path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+    files = list(_file_summaries(folder))
     found: dict[str, Any] = {"name": name, "kind": "unknown", "files": files}
     found["size_bytes"] = sum(file.size_bytes for file in files)
     try:
@@ -74,6 +73,18 @@ def describe_folder(folder: Path, name: str) -> ModelSummary:
     except OSError as error:
         found["problems"] = [f"{error.filename or folder.name} cannot be read: {error.strerror}."]
     return ModelSummary(**found)
+
+
+def _file_summaries(folder: Path) -> Iterator[FileSummary]:
+    """Yields the files of a folder in the order of their paths, without those that are deleted meanwhile."""
+    paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    for path in sorted(paths):
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield FileSummary(path=str(path.relative_to(folder)), size_bytes=status.st_size)
 
 
 def _of_manifest(manifest: Manifest) -> dict[str, Any]:

@@ -220,5 +220,7 @@ def deferred_plan(request: JobRequest, inputs: Inputs) -> Plan:
     return Plan(
         kind=request.kind,
         writes=PlannedWrite(name=request.makes),
-        warnings=[f"{name} is not there yet: it is checked when the job starts" for name in inputs.waiting],
+        warnings=[
+            f"{name} does not exist yet. It is checked when the job starts." for name in inputs.waiting
+        ],
     )

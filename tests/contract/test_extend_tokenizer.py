@@ -208,7 +208,7 @@ def test_what_cannot_work_is_refused_before_it_is_queued(
 
 def test_a_tokenizer_that_an_earlier_job_will_make_is_waited_for(store: ModelStore) -> None:
     plan = preflight(asked(addition="later"), store, {"later"})
-    assert plan.warnings == ["later is not there yet: it is checked when the job starts"]
+    assert plan.warnings == ["later does not exist yet. It is checked when the job starts."]
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,8 @@ def test_a_log_of_several_lines_keeps_them_apart(redis: FakeRedis, execution: Jo
 )
 def test_every_exception_has_a_stable_code(error: Exception, code: str) -> None:
     assert as_error(error).code == code
+
+
+@pytest.mark.parametrize("text", ["division by zero", "division by zero.", "division by zero. "])
+def test_the_message_of_an_exception_ends_with_one_full_stop(text: str) -> None:
+    assert as_error(ZeroDivisionError(text)).message == "ZeroDivisionError: division by zero."

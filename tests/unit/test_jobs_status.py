@@ -1,10 +1,16 @@
 """Mapping from RQ's statuses to ours, and records of other versions."""
 
+import math
+
 import pytest
 from rq.job import JobStatus
 
 from services.jobs.status import JobProgress, UnknownRequest, read_request, read_result, status_of
+from services.kinds import parse_result
 from services.kinds.embed import EmbedResult
+from services.kinds.merge import MergeResult
+from services.kinds.verify import VerifyResult
+from worker.lifecycle import result_as_json
 
 
 @pytest.mark.parametrize(
@@ -74,3 +80,39 @@ def test_a_request_of_another_version_keeps_its_fields() -> None:
     request = read_request(stored)
     assert isinstance(request, UnknownRequest)
     assert request.model_dump(mode="json") == stored
+
+
+LOGITS = {"passed": False, "positions": 36, "largest_difference": math.nan, "relative_difference": math.nan,
+          "tolerance": math.inf, "greedy_agreement": math.nan}  # fmt: skip
+
+
+def test_a_report_with_nan_is_read_back_with_null() -> None:
+    report = {"model": "m", "against": ["b"], "passed": False, "differences": [], "logits": LOGITS}
+    stored = result_as_json(VerifyResult.model_validate({**report, "largest_difference": math.nan}))
+    result = parse_result("verify", stored)
+    assert isinstance(result, VerifyResult)
+    assert result.logits is not None
+    assert (result.largest_difference, result.logits.largest_difference, result.logits.tolerance) == (
+        None,
+    ) * 3
+    assert result.model_dump(mode="json", exclude_unset=True) == stored
+
+
+def test_the_result_of_a_merge_with_nan_is_read_back_with_null() -> None:
+    counts = {
+        "tensors": 2,
+        "merged": 1,
+        "replaced": 0,
+        "rows_replaced": 0,
+        "change_norms": {"q_proj": math.nan},
+    }
+    figures = {"bytes_read": 1, "bytes_written": 1, "tensors": 1, "vocabulary_size": 8, "device": "cpu"}
+    model = {"name": "m", "kind": "huggingface", "size_bytes": 1}
+    verification = {"passed": True, "digests_equal": 1, "logits": LOGITS}
+    adapters = [{"adapter": "a", "scale": 1.0, **counts}]
+    made = MergeResult.model_validate(
+        {**figures, "model": model, "adapters": adapters, "verification": verification}
+    )
+    result = parse_result("merge", result_as_json(made))
+    assert isinstance(result, MergeResult)
+    assert result.adapters[0].change_norms == {"q_proj": None}

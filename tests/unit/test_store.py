@@ -262,6 +262,14 @@ def test_a_deleted_model_is_gone_with_its_files(store: ModelStore) -> None:
         store.delete("a")
 
 
+def test_a_model_deleted_while_all_are_described_is_left_out(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, "kept")
+    monkeypatch.setattr(store, "names", lambda: ["deleted", "kept"])
+    assert [summary.name for summary in store.models()] == ["kept"]
+
+
 def test_a_name_can_be_used_again_after_deleting(store: ModelStore) -> None:
     put(store, "a")
     store.delete("a")
