@@ -12,8 +12,11 @@ from services.kinds import QueueName
 CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 """cgroup v2: "quota period" in microseconds, or "max period"."""
 
-NICENESS = 10
-"""Increment of the niceness of workers that convert and merge."""
+NICENESS = 5
+"""Increment of the niceness of workers that convert and merge: a third of the weight of one that generates.
+
+With 10 a merge next to a chat with the miniature kept 0.32 of its speed on two cores (docs/benchmarks.md).
+"""
 
 
 def usable_cores(quota_file: Path = CPU_QUOTA_FILE) -> int:
