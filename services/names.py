@@ -23,4 +23,4 @@ def is_reserved(name: str) -> bool:
 
 def is_model_name(name: str) -> bool:
     """Returns True if a model may have this name."""
-    return re.fullmatch(MODEL_NAME_PATTERN, name) is not None and "\n" not in name and not is_reserved(name)
+    return re.fullmatch(MODEL_NAME_PATTERN, name) is not None and not is_reserved(name)
