@@ -8,7 +8,16 @@ from services.kinds.made_model import MadeModel
 from services.kinds.shared import MakeRequest, Sha256, Shape
 
 
-class PathSource(Shape):
+class Source(Shape):
+    """Root of all sources of an import."""
+
+    @property
+    def name(self) -> str:
+        """Path or address of the source, as messages and manifests name it."""
+        raise NotImplementedError
+
+
+class PathSource(Source):
     """A file or folder on the volume, under `incoming/`."""
 
     path: str = Field(min_length=1, max_length=1024, examples=["incoming/llama"])
@@ -19,7 +28,7 @@ class PathSource(Shape):
         return self.path
 
 
-class ZipSource(Shape):
+class ZipSource(Source):
     """A zip archive on the volume, under `incoming/`."""
 
     zip: str = Field(min_length=1, max_length=1024, examples=["incoming/chinese-llama-lora.zip"])
@@ -30,7 +39,7 @@ class ZipSource(Shape):
         return self.zip
 
 
-class HubSource(Shape):
+class HubSource(Source):
     """A repository of a model hub (only where `HUB_ENABLED` is set)."""
 
     hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["org/name"])

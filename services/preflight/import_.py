@@ -1,7 +1,9 @@
-"""Preflight of `import`: the files that it would copy."""
+"""Preflight of `import`: the files that it would copy or download."""
+
+from collections.abc import Callable, Mapping
 
 from services.errors import InvalidRequest, UnsupportedOption
-from services.kinds.import_ import HubSource, ImportRequest, PathSource
+from services.kinds.import_ import HubSource, ImportRequest, PathSource, Source, ZipSource
 from services.models.imports import Member, list_archive, list_folder
 from services.models.store import ModelStore
 from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, PlannedWrite
@@ -10,26 +12,19 @@ MAX_LISTED_FILES = 1000
 """Largest number of files that a plan lists."""
 
 
-def import_source(request: ImportRequest, store: ModelStore, *, limit_bytes: int) -> list[Member]:
-    """Returns the files that an import would copy.
+def import_source(source: PathSource | ZipSource, store: ModelStore, *, limit_bytes: int) -> list[Member]:
+    """Returns the files of a source on the volume.
 
     Args:
         limit_bytes: size that an archive may unpack to.
 
     Raises:
-        UnsupportedOption: the source is on a model hub.
         InvalidRequest: the source is an archive given as a path, a folder given as an archive, or empty.
         SourceNotFound: nothing is there.
         InvalidName: the path leaves `incoming/`.
         UnsafeArchive, UnreadableFile: the archive is not accepted.
     """
-    source = request.source
-    if isinstance(source, HubSource):
-        raise UnsupportedOption(
-            "This version does not import from a model hub.",
-            "Download the files yourself and put them into incoming/ on the model volume.",
-        )
-    path = store.incoming(source.path if isinstance(source, PathSource) else source.zip)
+    path = store.incoming(source.name)
     if isinstance(source, PathSource):
         if path.suffix == ".zip":
             raise InvalidRequest(
@@ -47,16 +42,34 @@ def import_source(request: ImportRequest, store: ModelStore, *, limit_bytes: int
     return members
 
 
+def _of_volume(source: Source, inputs: Inputs) -> list[PlannedRead]:
+    assert isinstance(source, PathSource | ZipSource)
+    members = import_source(source, inputs.store, limit_bytes=inputs.limits.unpack_bytes)
+    return [PlannedRead(path=str(member.path), size_bytes=member.size_bytes) for member in members]
+
+
+def _of_hub(source: Source, inputs: Inputs) -> list[PlannedRead]:
+    raise UnsupportedOption(
+        "This version does not import from a model hub.",
+        "Download the files yourself and put them into incoming/ on the model volume.",
+    )
+
+
+LISTINGS: Mapping[type[Source], Callable[[Source, Inputs], list[PlannedRead]]] = {
+    PathSource: _of_volume,
+    ZipSource: _of_volume,
+    HubSource: _of_hub,
+}
+"""Function that lists the files of each type of source."""
+
+
 def plan(request: ImportRequest, inputs: Inputs) -> Plan:
-    """Returns the plan of an import. Raises what `import_source` raises."""
-    members = import_source(request, inputs.store, limit_bytes=inputs.limits.unpack_bytes)
+    """Returns the plan of an import. Raises what the listing of its type of source raises."""
+    files = LISTINGS[type(request.source)](request.source, inputs)
     return Plan(
         kind=request.kind,
-        reads=[
-            PlannedRead(path=str(member.path), size_bytes=member.size_bytes)
-            for member in members[:MAX_LISTED_FILES]
-        ],
-        writes=PlannedWrite(name=request.target, files=len(members)),
-        output_bytes=sum(member.size_bytes for member in members),
+        reads=files[:MAX_LISTED_FILES],
+        writes=PlannedWrite(name=request.target, files=len(files)),
+        output_bytes=sum(file.size_bytes or 0 for file in files),
         peak_memory_bytes=PROCESS_BYTES,
     )
