@@ -9,9 +9,15 @@ from services.architectures.config import rope_type_of, unwrap_params
 from services.errors import UnreadableTokenizer
 from services.files.json_file import Json, read_json_if_present
 
+CHAT_TEMPLATE = "chat_template.jinja"
+"""File of the chat template; it takes precedence over the one in `tokenizer_config.json`."""
+
+MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of templates for other purposes, for example tools or retrieval."""
+
 TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE, "chat_template.json",
 )  # fmt: skip
 """Files of a model folder that belong to its tokenizer."""
 
@@ -100,9 +106,9 @@ class TokenizerFiles:
 
     def chat_template(self) -> str | None:
         """Returns the Jinja text of the model's own template, the one named `default` if there are several."""
-        jinja = self._folder / "chat_template.jinja" if self._folder else None
+        jinja = self._folder / CHAT_TEMPLATE if self._folder else None
         if jinja is not None and jinja.is_file():
-            return jinja.read_text(encoding="utf-8")
+            return _text_of(jinja)
         for settings in (self.read("chat_template.json"), self.tokenizer_config):
             found = settings.get("chat_template")
             if isinstance(found, list):
@@ -110,6 +116,16 @@ class TokenizerFiles:
             if isinstance(found, str):
                 return found
         return None
+
+
+def _text_of(path: Path) -> str:
+    """Returns a file's text with its line ends as they are."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UnreadableTokenizer(
+            f"{path.name} is not valid UTF-8 ({error}).", "Fetch the file again."
+        ) from error
 
 
 def token_content(entry: Any) -> str | None:

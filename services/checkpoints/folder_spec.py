@@ -18,13 +18,16 @@ class FolderSpec:
 
     Attributes:
         output: Format, configuration, and the dtype and shape of each tensor.
+        base_folder: Folder of the base or source; its generation settings and, if the tokenizer has none, its chat template are
+            passed on.
         tokenizer_folder: Folder that the tokenizer's files are copied from.
         max_shard_bytes: Largest size of a shard in Hugging Face's layout.
-        template: Name of a prompt template (services/templates.py) for GGUF's Modelfile.
+        template: Name of a prompt template (services/templates) for GGUF's metadata and Modelfile.
         identity: Digest of the work, by which a journal is recognized (services/checkpoints/journal.py).
     """
 
     output: OutputSpec
+    base_folder: Path
     tokenizer_folder: Path
     max_shard_bytes: int = MAX_SHARD_BYTES
     template: str | None = None

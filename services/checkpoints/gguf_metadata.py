@@ -39,7 +39,7 @@ def encode_header(path: Path, spec: FolderSpec, plans: Iterable[TensorPlan]) -> 
     header_file = path.with_suffix(".header")
     writer = gguf.GGUFWriter(path=None, arch=gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     _add_parameters(writer, spec.output)
-    add_tokenizer(writer, spec.tokenizer_folder, spec.output.config)
+    add_tokenizer(writer, spec)
     for plan in plans:
         encoding = gguf.GGMLQuantizationType[plan.dtype]
         writer.add_tensor_info(

@@ -21,6 +21,8 @@ from services.architectures.llama3 import (
 )
 from services.architectures.tokenizer_files import AddedToken, TokenizerFiles, token_content
 from services.architectures.vocabulary import read_vocabulary
+from services.checkpoints.folder_spec import FolderSpec
+from services.templates import JINJA_NAMES, jinja_text
 
 PADDING_SCORE = -10000.0
 ADDED_SCORE = -1000.0
@@ -32,21 +34,27 @@ Added = Mapping[int, AddedToken]
 """Tokens outside of the pieces, by id."""
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, spec: FolderSpec) -> None:
     """Adds the pieces of `tokenizer.model`, the tokens added after them, and padding up to the rows of the embeddings.
+
+    The chat template is the tokenizer's or the base's own, or else that of the model's lineage.
 
     Raises:
         UnreadableTokenizer: A file of the tokenizer is damaged.
     """
+    folder, config = spec.tokenizer_folder, spec.output.config
     vocabulary = read_vocabulary(folder / "tokenizer.model")
     files = TokenizerFiles(folder)
-    template = files.chat_template()
+    template = files.chat_template() or TokenizerFiles(spec.base_folder).chat_template()
     if vocabulary.kind == "tiktoken":
         instruct = _add_byte_pairs(writer, vocabulary.pieces, files, config)
         template = template or (LLAMA_3_CHAT_TEMPLATE if instruct else None)
     else:
         _add_sentencepiece(writer, folder / "tokenizer.model", files, config)
-    writer.add_add_bos_token(bool(files.tokenizer_config.get("add_bos_token", True)))
+    bos = bool(files.tokenizer_config.get("add_bos_token", True))
+    if template is None and spec.template in JINJA_NAMES:
+        template = jinja_text(spec.template, bos=bos)
+    writer.add_add_bos_token(bos)
     writer.add_add_eos_token(bool(files.tokenizer_config.get("add_eos_token", False)))
     if template is not None:
         writer.add_chat_template(template)

@@ -28,7 +28,7 @@ class ConvertOptions:
         instruct: Llama 3: the model is an instruct model.
         output_format: Layout that is written.
         ranks: Number of ranks of Meta's layout; None keeps the source's.
-        template: Name of a prompt template for GGUF's Modelfile.
+        template: Name of a prompt template for GGUF's metadata and Modelfile.
     """
 
     dtype: str | None = None
@@ -63,7 +63,7 @@ def convert(
         dtype=options.dtype, ranks=options.ranks or checkpoint.ranks,
     )  # fmt: skip
     spec = FolderSpec(
-        output=output, tokenizer_folder=checkpoint.tokenizer_folder, max_shard_bytes=options.max_shard_bytes,
+        output=output, base_folder=checkpoint.folder, tokenizer_folder=checkpoint.tokenizer_folder, max_shard_bytes=options.max_shard_bytes,
         template=options.template,
         identity=work_identity("convert", options, output.config, output.tensors, stamps(checkpoint.weight_files)),
     )  # fmt: skip

@@ -35,7 +35,7 @@ class MergeOptions:
         max_shard_bytes: Largest size of a shard in Hugging Face's layout.
         output_format: Layout that is written.
         ranks: Number of ranks of Meta's layout; None keeps the base's.
-        template: Name of a prompt template for GGUF's Modelfile.
+        template: Name of a prompt template for GGUF's metadata and Modelfile.
         device: "cpu" or "cuda:N", which multiplies and adds. A CPU gives PEFT's bits.
     """
 
@@ -90,7 +90,7 @@ def merge(
     output = merged_output(checkpoint, scaled, stack, options)
     changes = [(item.scale, stamps([item.adapter.weights, item.adapter.config_file])) for item in scaled]
     spec = FolderSpec(
-        output=output, tokenizer_folder=stack.tokenizer_folder, max_shard_bytes=options.max_shard_bytes,
+        output=output, base_folder=checkpoint.folder, tokenizer_folder=stack.tokenizer_folder, max_shard_bytes=options.max_shard_bytes,
         template=options.template,
         identity=work_identity(
             "merge", options, output.config, output.tensors, stamps(checkpoint.weight_files), changes

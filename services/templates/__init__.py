@@ -1,5 +1,6 @@
 """Prompt templates: conversations and instructions, written the way that a model was trained with."""
 
+from services.templates.jinja_text import JINJA_NAMES, jinja_text, name_of_jinja_text
 from services.templates.message import MESSAGE_LIMIT, Message, Role, check_text, tools_as_users
 from services.templates.rendering import render
 from services.templates.resolution import (
@@ -24,6 +25,7 @@ from services.templates.table import (
 __all__ = [
     "BOS",
     "EOS",
+    "JINJA_NAMES",
     "MESSAGE_LIMIT",
     "OWN_TEMPLATE",
     "RAW_TEMPLATE",
@@ -39,6 +41,8 @@ __all__ = [
     "Text",
     "check_text",
     "find_template",
+    "jinja_text",
+    "name_of_jinja_text",
     "render",
     "resolve",
     "tools_as_users",

@@ -1,6 +1,11 @@
 """Tokenizers: text to token ids and back, exactly as with the original implementations."""
 
-from services.tokenizers.folder import CompletedTokenizer, check_tokenizer, complete_tokenizer
+from services.tokenizers.folder import (
+    CompletedTokenizer,
+    add_chat_template,
+    check_tokenizer,
+    complete_tokenizer,
+)
 from services.tokenizers.loading import load_tokenizer
 from services.tokenizers.tokenizer import StreamDecoder, Tokenizer
 
@@ -8,6 +13,7 @@ __all__ = [
     "CompletedTokenizer",
     "StreamDecoder",
     "Tokenizer",
+    "add_chat_template",
     "check_tokenizer",
     "complete_tokenizer",
     "load_tokenizer",

@@ -14,10 +14,11 @@ from typing import Any
 import tokenizers
 
 from services.architectures.llama3 import LLAMA_3_CHAT_TEMPLATE, LLAMA_3_END_OF_TURN
-from services.architectures.tokenizer_files import token_content
+from services.architectures.tokenizer_files import CHAT_TEMPLATE, TokenizerFiles, token_content
 from services.errors import UnreadableTokenizer
 from services.files.json_file import Json, read_json_if_present, write_json
 from services.kinds.made_model import TokenizerParity
+from services.templates import JINJA_NAMES, jinja_text
 from services.tokenizers.loading import load_tokenizer
 from services.tokenizers.parity import measure_parity
 from services.tokenizers.tiktoken import is_tiktoken
@@ -82,6 +83,24 @@ def complete_tokenizer(folder: Path, *, instruct: bool = False) -> CompletedToke
     _write_added_tokens(folder, table)
     parity = measure_parity(tokenizer, table)
     return CompletedTokenizer(parity, _parity_warnings(parity))
+
+
+def add_chat_template(folder: Path, template: str) -> None:
+    """Writes one of our templates as the chat template of a folder that has none.
+
+    Without a tokenizer, or with a template that has no Jinja text, the folder stays as it is.
+
+    Args:
+        template: a name in `services.templates.TEMPLATES`.
+
+    Raises:
+        UnreadableTokenizer: A file is damaged.
+    """
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    if template not in JINJA_NAMES or not has_tokenizer or TokenizerFiles(folder).chat_template() is not None:
+        return
+    text = jinja_text(template, bos=load_tokenizer(folder).add_bos)
+    (folder / CHAT_TEMPLATE).write_text(text, encoding="utf-8", newline="")
 
 
 def _parity_warnings(parity: TokenizerParity) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from services.models.lineage import template_of_lineage
 from services.models.prompt_file import PromptEntry
 from services.models.store import ModelStore
 from services.sampling import Sampling
-from services.templates import Message, PromptParts
+from services.templates import Message, PromptParts, name_of_jinja_text
 
 OUTPUT_SHARE = 4
 """Turns are dropped until the output has room for its new tokens, or for this fraction (1/4) of the context."""
@@ -45,10 +45,15 @@ class PromptBuilder:
         return sampling.model_copy(update={"max_new_tokens": room, "min_new_tokens": least})
 
     def _parts(self, entry: PromptEntry) -> PromptParts:
-        """Returns the entry's parts; a model without a chat template gets that of its lineage for conversations."""
+        """Returns the entry's parts; a model without a chat template gets that of its lineage for conversations.
+
+        A chat template that is the Jinja text of one of ours is that one: it has stop strings too.
+        """
         parts = entry.parts(self._request)
-        if parts.template is None and parts.messages is not None and not self._loaded.chat_template:
-            return replace(parts, template=self._template_of_lineage)
+        own = self._loaded.chat_template
+        ours = name_of_jinja_text(own) if own else None
+        if parts.template is None and parts.messages is not None and (own is None or ours is not None):
+            return replace(parts, template=self._template_of_lineage or ours)
         return parts
 
     @cached_property

@@ -41,7 +41,9 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
     with publishing(request, plan, context, take_over=True) as staging:
         checkpoint, written = convert(source, staging, options, write_hooks(context, staging))
         log_resumed(written, context)
-        tokenizer = completed_tokenizer(staging, request.output_format, instruct=request.instruct)
+        tokenizer = completed_tokenizer(
+            staging, request.output_format, options.template, instruct=request.instruct
+        )
         manifest = checkpoint_manifest(
             request, written, context, [input_entry("source", request.source, source)],
             warnings=[*plan.warnings, *tokenizer.warnings], identity=identity,

@@ -62,7 +62,7 @@ def _merge_into(
     log_resumed(merged.written, context)
     report = verify_merge(merged, options, hooks) if request.verify else None
     norms = _norms(merged, hooks)
-    tokenizer = completed_tokenizer(staging, request.output_format)
+    tokenizer = completed_tokenizer(staging, request.output_format, options.template)
     inputs = [input_entry("base", request.base, base), *_adapter_entries(merged)]
     return checkpoint_manifest(
         request, merged.written, context, inputs,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from services.architectures.output_spec import OUTPUT_DTYPES, OutputFormat
 from services.checkpoints.folder_spec import WrittenModel
 from services.checkpoints.write_hooks import WriteHooks
+from services.errors import UnreadableTokenizer
 from services.jobs.disk_reservations import DiskUse
 from services.kinds.convert import ConvertRequest
 from services.kinds.made_model import MadeModel
@@ -27,7 +28,7 @@ from services.models.manifest import (
 from services.models.staging import journal_of
 from services.preflight import Limits, Plan, preflight
 from services.preflight.output import FORMAT_OF_KIND
-from services.tokenizers import CompletedTokenizer, complete_tokenizer
+from services.tokenizers import CompletedTokenizer, add_chat_template, complete_tokenizer
 from worker.lifecycle import JobContext
 
 MANIFEST_KINDS: Mapping[OutputFormat, str] = {output: kind for kind, output in FORMAT_OF_KIND.items()}
@@ -130,17 +131,29 @@ def output_dtype(request: ConvertRequest | MergeRequest) -> str | None:
 
 
 def output_template(context: JobContext, model: str, adapters: list[str] | None = None) -> str | None:
-    """Returns the prompt template for GGUF's Modelfile, as far as the names of the inputs imply one."""
+    """Returns the prompt template of the model, as far as the names of the inputs imply one."""
     return template_of_lineage(context.store, model, adapters or [])
 
 
 def completed_tokenizer(
-    staging: Path, output_format: OutputFormat, *, instruct: bool = False
+    staging: Path, output_format: OutputFormat, template: str | None, *, instruct: bool = False
 ) -> CompletedTokenizer:
-    """Writes Hugging Face's tokenizer files next to the weights; the other layouts do not use them."""
+    """Writes Hugging Face's tokenizer files next to the weights; the other layouts do not use them.
+
+    Args:
+        template: name of the template of the model's lineage, the chat template of a model that has none.
+    """
     if output_format != "huggingface":
         return CompletedTokenizer()
-    return complete_tokenizer(staging, instruct=instruct)
+    completed = complete_tokenizer(staging, instruct=instruct)
+    if template is None:
+        return completed
+    try:
+        add_chat_template(staging, template)
+    except UnreadableTokenizer as error:
+        warning = f"The chat template {template} was not written: {error.message}"
+        return CompletedTokenizer(completed.parity, (*completed.warnings, warning))
+    return completed
 
 
 def input_entry(role: str, name: str, folder: Path) -> InputEntry:
@@ -178,5 +191,7 @@ def checkpoint_manifest(
 
 def _digests_of_small_files(staging: Path) -> dict[str, str]:
     """Returns the SHA-256 of each file next to the weights: they are as much of a model as its tensors."""
-    files = sorted(path for path in staging.iterdir() if path.suffix not in WEIGHT_SUFFIXES)
-    return {path.name: digest_file(path) for path in files}
+    files = sorted(
+        path for path in staging.rglob("*") if path.is_file() and path.suffix not in WEIGHT_SUFFIXES
+    )
+    return {str(path.relative_to(staging)): digest_file(path) for path in files}
