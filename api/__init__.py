@@ -17,6 +17,7 @@ from api import (
     pages,
     request_body,
     responses,
+    uploads,
 )
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
@@ -64,13 +65,13 @@ def create_app(
     app.before_request(auth.guard(settings))
     headers.register(app)
     errors.register(app)
-    for noun in (jobs, models, openai, metrics, health):
+    for noun in (jobs, models, uploads, openai, metrics, health):
         app.register_api(noun.api)
     app.register_blueprint(pages.pages)
     app.register_blueprint(pages.swagger)
 
     bodies: list[type[BaseModel]] = [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody]
     returned: list[type[BaseModel]] = [responses.JobResponse, responses.JobPage, Plan, responses.ModelList]
-    returned += [errors.Problem, metrics.System, health.Health, health.Readiness]
+    returned += [uploads.UploadState, errors.Problem, metrics.System, health.Health, health.Readiness]
     openapi.complete(app, bodies, returned)
     return app

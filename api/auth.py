@@ -26,6 +26,9 @@ ROLES = ("read", "submit", "admin")
 ROLE_OF_METHOD = {"GET": "read", "HEAD": "read", "OPTIONS": "read", "DELETE": "admin"}
 """Role that a method needs; all other methods change something and need `submit`."""
 
+ROLE_OF_BLUEPRINT = {"uploads": "submit"}
+"""Role that every method of a blueprint needs, except OPTIONS: uploads are read, continued and removed by their senders."""
+
 OPEN_BLUEPRINTS = ("health", "pages", "swagger")
 """Blueprints without user data, open without a key: probes, the page, its scripts, the documentation."""
 
@@ -96,11 +99,17 @@ def _check_key(keys: list[Key]) -> None:
     key = _find(keys, given.token)
     if key is None:
         raise _unauthorized("The key is unknown.", error="invalid_token")
-    needed = ROLE_OF_METHOD.get(request.method, "submit")
+    needed = _needed_role()
     if ROLES.index(key.role) < ROLES.index(needed):
         raise Forbidden(
             f"{request.method} {request.path} needs the role {needed!r}; this key has {key.role!r}."
         )
+
+
+def _needed_role() -> str:
+    if request.method != "OPTIONS" and request.blueprint in ROLE_OF_BLUEPRINT:
+        return ROLE_OF_BLUEPRINT[request.blueprint]
+    return ROLE_OF_METHOD.get(request.method, "submit")
 
 
 def _find(keys: list[Key], token: str) -> Key | None:

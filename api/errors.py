@@ -12,7 +12,10 @@ from werkzeug.exceptions import HTTPException
 from api.headers import request_id
 from services import errors as e
 
-STATUS_OF: dict[type[e.GraftwerkError], HTTPStatus] = {
+CHECKSUM_MISMATCH = 460
+"""Status of the tus protocol, which Python's table does not have."""
+
+STATUS_OF: dict[type[e.GraftwerkError], int] = {
     e.GraftwerkError: HTTPStatus.INTERNAL_SERVER_ERROR,
     # requests
     e.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -38,6 +41,15 @@ STATUS_OF: dict[type[e.GraftwerkError], HTTPStatus] = {
     e.UnsafeArchive: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.DigestMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.DiskFull: HTTPStatus.INSUFFICIENT_STORAGE,
+    # uploads
+    e.UploadNotFound: HTTPStatus.NOT_FOUND,
+    e.UploadUnfinished: HTTPStatus.CONFLICT,
+    e.UploadLocked: HTTPStatus.LOCKED,
+    e.UploadInUse: HTTPStatus.CONFLICT,
+    e.WrongOffset: HTTPStatus.CONFLICT,
+    e.UploadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    e.UploadQuotaExceeded: HTTPStatus.INSUFFICIENT_STORAGE,
+    e.ChecksumMismatch: CHECKSUM_MISMATCH,
     # contents of files
     e.UnreadableFile: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.UnsafePickle: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -82,6 +94,10 @@ HTTP_CODES: dict[int, str] = {
     500: e.InternalError.code,
 }
 """Codes of the errors of HTTP itself, by status; any other HTTP error is `http_<status>`."""
+
+PHRASES: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
+PHRASES[CHECKSUM_MISMATCH] = "Checksum Mismatch"
+"""Texts of the status lines, by status."""
 
 RETRY_AFTER_SECONDS: dict[int, int] = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 5}
 
@@ -190,7 +206,7 @@ def error_response(
     body: str, status: int, mimetype: str, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Returns a response that is never cached and says when to try again if the error is temporary."""
-    response = Response(body, status, mimetype=mimetype)
+    response = Response(body, f"{status} {PHRASES.get(status, 'Error')}", mimetype=mimetype)
     response.headers.update(headers or {})
     response.headers["Cache-Control"] = "no-store"
     if status in RETRY_AFTER_SECONDS:
@@ -221,7 +237,7 @@ def problems(*statuses: int) -> dict[str | int | HTTPStatus, Any]:
     """Returns the part of the OpenAPI document about these errors of an operation."""
     schema = {"$ref": "#/components/schemas/Problem"}
     content = {"application/problem+json": {"schema": schema}}
-    return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
+    return {s: {"description": PHRASES[s], "content": content} for s in statuses}
 
 
 def register(app: Flask) -> None:

@@ -45,6 +45,12 @@ PLAIN_TEXT = _content("text/plain", "Lines of text.", type="string")
 METRICS = _content("text/plain", "Prometheus' text format.", type="string")
 FILE = _content("application/octet-stream", "The file's bytes.", type="string", format="binary")
 TAR = _content("application/x-tar", "A tar archive.", type="string", format="binary")
+UPLOADED: dict[str, Any] = {"description": "The upload's address is in `Location`."}
+OFFSET_BODY: dict[str, Any] = {
+    "requestBody": {
+        "content": {"application/offset+octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    }
+}
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:

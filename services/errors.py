@@ -164,6 +164,59 @@ class DiskFull(GraftwerkError):
     code = "disk_full"
 
 
+# ---- uploads ------------------------------------------------------------------------------------------
+
+
+class UploadNotFound(GraftwerkError):
+    """No upload has this id, or it has expired."""
+
+    code = "upload_not_found"
+
+
+class UploadUnfinished(GraftwerkError):
+    """The request needs a finished upload, but bytes of this one are missing."""
+
+    code = "upload_unfinished"
+
+
+class UploadLocked(GraftwerkError):
+    """Another request writes to this upload at the moment."""
+
+    code = "upload_locked"
+    transient = True
+
+
+class UploadInUse(GraftwerkError):
+    """A queued or running job needs this upload."""
+
+    code = "upload_in_use"
+
+
+class WrongOffset(GraftwerkError):
+    """The bytes of a request do not begin where the upload ends."""
+
+    code = "wrong_offset"
+
+
+class UploadTooLarge(GraftwerkError):
+    """An upload is larger than the limit of the settings, or a request has more bytes than its upload."""
+
+    code = "upload_too_large"
+
+
+class UploadQuotaExceeded(GraftwerkError):
+    """All unfinished uploads together would exceed the quota of the settings."""
+
+    code = "upload_quota_exceeded"
+
+
+class ChecksumMismatch(GraftwerkError):
+    """The bytes of a request do not have the checksum that it gives; they were dropped."""
+
+    code = "checksum_mismatch"
+    transient = True
+
+
 # ---- files -----------------------------------------------------------------------------------
 
 

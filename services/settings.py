@@ -40,7 +40,13 @@ class Settings(BaseSettings):
         7 * 86400, ge=60, description="Time that the record of an ended job is kept."
     )
     queue_limit: int = Field(1000, ge=1, description="Largest number of waiting jobs; more are refused.")
-    upload_limit_bytes: int = Field(200 * 2**30, ge=1, description="Largest size of an accepted file.")
+    upload_limit_bytes: int = Field(200 * 2**30, ge=1, description="Largest size of one upload.")
+    upload_quota_bytes: int = Field(
+        400 * 2**30, ge=1, description="Largest size of all unfinished uploads together."
+    )
+    upload_retention_seconds: int = Field(
+        86400, ge=1, description="Time after its last bytes at which an upload that no job needs is removed."
+    )
     unpack_limit_bytes: int = Field(
         400 * 2**30, ge=1, description="Largest size that one archive may unpack to."
     )

@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError, LockError, TimeoutError
 
 from services.errors import NotReady
-from services.jobs.maintenance import active_jobs, run_maintenance
+from services.jobs.maintenance import active_jobs, needed_uploads, run_maintenance
 from services.jobs.rq_workers import HEARTBEAT_SECONDS
 from services.models.store import ModelStore
 from services.settings import Settings
@@ -54,6 +54,8 @@ class Janitor:
             # the files of a killed execution stay as long as its job may reuse them
             gone = self.store.sweep(lambda execution: execution.partition(".")[0] in active)
             self._report([f"Removed {path}." for path in gone])
+            expired = self.store.uploads.sweep(needed_uploads(self.redis))
+            self._report([f"Removed the expired upload {upload}." for upload in expired])
         finally:
             with suppress(LockError):  # a round that outlived the lock is harmless
                 lock.release()

@@ -68,6 +68,12 @@ def active_jobs(redis: Redis) -> set[str]:
     return set(active_ids(redis))
 
 
+def needed_uploads(redis: Redis) -> set[str]:
+    """Returns the ids of the uploads that jobs which have not ended need."""
+    jobs = read_jobs(redis, active_ids(redis))
+    return {upload for job in jobs if job and job.status not in ENDED for upload in job.request.uploads}
+
+
 def _reclaim_lost(redis: Redis, queue: Queue) -> list[str]:
     """Puts jobs back whose worker sends no heartbeat, or fails them if no retry is left."""
     lines = []

@@ -247,6 +247,14 @@ class JobQueue:
         return sorted(users)
 
     @reaching_redis()
+    def using_upload(self, upload_id: str) -> Sequence[str]:
+        """Returns the ids of the unfinished jobs that need this upload."""
+        jobs = read_jobs(self.redis, active_ids(self.redis))
+        return sorted(
+            job.id for job in jobs if job and job.status not in ENDED and upload_id in job.request.uploads
+        )
+
+    @reaching_redis()
     def ping(self) -> None:
         """Raises NotReady if Redis does not answer."""
         self.redis.ping()

@@ -95,6 +95,11 @@ class JobRequest(Shape):
         return None
 
     @property
+    def uploads(self) -> list[str]:
+        """Ids of the uploads that the job needs."""
+        return []
+
+    @property
     def is_forwardable(self) -> bool:
         """True if the server of `GENERATE_BACKEND_URL` may run the job, provided that it has the model."""
         return False

@@ -19,6 +19,7 @@ from services.errors import (
 from services.files.disk_full import disk_full_as_error
 from services.files.torch_zip import ARCHIVE_FAULTS
 from services.kinds.model_summary import ModelKind
+from services.models.relative_path import fault_of_path, relative_path
 from services.models.summary import kind_of_folder
 from services.progress import CheckCanceled, Progress, Report, ignore_progress, never_canceled
 
@@ -28,9 +29,6 @@ ARCHIVE_FILES_LIMIT = 10_000
 
 COMPRESSION_LIMIT = 200
 """Weights hardly compress; a member that shrinks by a larger factor is not a model."""
-
-NAME_LIMIT_BYTES = 255
-"""The longest name of a file that Linux accepts."""
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", ".git", ".cache")
 
@@ -125,12 +123,10 @@ def list_archive(source: Path, *, limit_bytes: int) -> list[Member]:
 
 
 def _archive_member(source: Path, info: zipfile.ZipInfo) -> Member:
-    path = PurePosixPath(info.filename.replace("\\", "/"))
     mode = info.external_attr >> 16
-    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise UnsafeArchive(
-            f"{source.name} holds {info.filename!r}, a path that leaves its folder: nothing was unpacked."
-        )
+    fault = fault_of_path(info.filename)
+    if fault is not None:
+        raise UnsafeArchive(f"{source.name} holds {info.filename[:80]!r}, {fault}: nothing was unpacked.")
     if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise UnsafeArchive(
             f"{source.name} holds {info.filename!r}, which is a link or not a file: nothing was unpacked."
@@ -145,16 +141,12 @@ def _archive_member(source: Path, info: zipfile.ZipInfo) -> Member:
             "accepted.",
             "Unpack it yourself first.",
         )
-    if max(len(part.encode()) for part in path.parts) > NAME_LIMIT_BYTES:
-        raise UnsafeArchive(
-            f"{source.name} holds a name of more than {NAME_LIMIT_BYTES} bytes: {info.filename[:80]!r}…."
-        )
     if info.file_size > COPY_BYTES and info.file_size > COMPRESSION_LIMIT * max(1, info.compress_size):
         raise UnsafeArchive(
             f"{source.name} holds {info.filename!r}, {info.compress_size} bytes that unpack to {info.file_size}: "
             "weights do not compress like that."
         )
-    return Member(path, info.file_size, source, info.filename)
+    return Member(relative_path(info.filename), info.file_size, source, info.filename)
 
 
 def _unique(source: Path, members: list[Member]) -> list[Member]:

@@ -17,6 +17,7 @@ from services.errors import InvalidName, ModelExists, ModelNotFound, NotReady, S
 from services.kinds.model_summary import ModelSummary
 from services.models.staging import Staging
 from services.models.summary import describe_folder
+from services.models.uploads import Uploads
 from services.names import NAME_RULE, is_model_name
 
 INCOMING, RESULTS, TRASH = "incoming", "results", ".trash"
@@ -37,6 +38,7 @@ class ModelStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.staging = Staging(root)
+        self.uploads = Uploads(root)
 
     # ---- reading ----
 

@@ -61,7 +61,8 @@ def test_the_document_has_exactly_the_routes(document: Json) -> None:
         ("POST", "/api/jobs/{job_id}/retry"), ("GET", "/api/events"), ("GET", "/api/models"),
         ("GET", "/api/models/{name}"), ("DELETE", "/api/models/{name}"),
         ("GET", "/api/models/{name}/files/{file}"), ("GET", "/api/models/{name}/archive"),
-        ("GET", "/api/system"), ("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz"),
+        ("POST", "/api/uploads"), ("GET", "/api/uploads/{upload_id}"), ("PATCH", "/api/uploads/{upload_id}"),
+        ("DELETE", "/api/uploads/{upload_id}"), ("GET", "/api/system"), ("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz"),
         ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"), ("POST", "/v1/embeddings"),
     }  # fmt: skip

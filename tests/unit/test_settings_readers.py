@@ -7,8 +7,8 @@ from services.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
-NOT_READ_YET = {"hub_enabled", "upload_limit_bytes"}
-"""Settings that wait for their readers: imports from the Hub and uploads."""
+NOT_READ_YET = {"hub_enabled"}
+"""Settings that wait for their readers: imports from the Hub."""
 
 
 def attributes_read() -> set[str]:
