@@ -1,5 +1,7 @@
 """Description of a checkpoint: one list of Hugging Face tensors and their parts, for either layout.
 
+A tensor's name is that of the checkpoint's own file, which all outputs keep; an original checkpoint's have LLaMA's names.
+
 An original checkpoint's tensor has one part per rank; a Hugging Face checkpoint's has one part. Code that reads a
 checkpoint does not know which layout it was: one rank is the special case of many.
 """
@@ -54,6 +56,28 @@ class Checkpoint:
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.size_bytes for tensor in self.tensors.values())
+
+    @property
+    def embeddings(self) -> str:
+        """Name of the input embedding."""
+        return self.own_names[self.config.model_class.embeddings]
+
+    @property
+    def head(self) -> str | None:
+        """Name of the output head, None if it is tied to the input embedding."""
+        return self.own_names.get(self.config.model_class.head)
+
+    @property
+    def token_tensors(self) -> tuple[str, ...]:
+        """Names of the tensors with one row per token: the input embedding, and the head if it is not tied."""
+        return (self.embeddings,) if self.head is None else (self.embeddings, self.head)
+
+    @property
+    def own_names(self) -> Mapping[str, str]:
+        """Names of the text model's tensors by those of the family's table."""
+        model_class = self.config.model_class
+        found = {model_class.text_name(name): name for name in self.tensors}
+        return {text: name for text, name in found.items() if text is not None}
 
     @property
     def stored(self) -> dict[str, tuple[str, Shape]]:

@@ -4,15 +4,20 @@ Sizes come from the tensors and are compared with those in the files; only value
 of heads, epsilon, rotary base, context) are taken from a file.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from services.architectures.dense_types import DENSE_TYPES, class_of
+from services.architectures.families import FAMILIES, family_of
+from services.architectures.family import Family, ModelClass
 from services.architectures.vocabulary import Vocabulary
 from services.errors import ConfigMismatch, UnsupportedFormat
 from services.files.json_file import Json, optional, read_json, require
+from services.files.tensors import DTYPE_NAMES
 
 ROPE_THETA_DEFAULT = 10000.0
 LLAMA3_ROPE = {
@@ -24,9 +29,10 @@ LLAMA3_ROPE = {
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Configuration of a LLaMA model in Hugging Face's terms; sizes in elements.
+    """Configuration of a dense model in Hugging Face's terms; sizes in elements.
 
-    Its `repr` is part of the identity of work in journals: renaming a field disowns old ones.
+    Values that only one family has are read from `text_source`. Its `repr` is part of the identity of work in journals: renaming
+    a field disowns old ones.
     """
 
     hidden_size: int
@@ -50,6 +56,28 @@ class ModelConfig:
         default_factory=dict
     )  # config.json as it was: unknown keys are passed on
     params: Mapping[str, Any] = field(default_factory=dict)  # params.json as it was, if the model had one
+
+    @property
+    def model_type(self) -> str:
+        """The `model_type` of `config.json`; "llama" for an original checkpoint."""
+        return str(self.source.get("model_type", "llama"))
+
+    @property
+    def model_class(self) -> ModelClass:
+        """Transformers' class of the model and the names of its tensors."""
+        found = class_of(self.model_type)
+        assert found is not None, "read_config refuses other types"
+        return found
+
+    @property
+    def family(self) -> Family | None:
+        """Family of the model, None for a dense type without one."""
+        return family_of(self.model_type)
+
+    @property
+    def text_source(self) -> Mapping[str, Any]:
+        """Configuration of the text model as `config.json` has it: the whole file, or the object nested in it."""
+        return text_values(self.source, self.model_class)
 
     @property
     def rope_type(self) -> str | None:
@@ -219,42 +247,80 @@ def read_config(path: Path, dtype: str) -> ModelConfig:
         IncompleteCheckpoint: A number is missing.
     """
     raw = read_json(path)
-    if raw.get("model_type") != "llama":
-        raise UnsupportedFormat(
-            f"config.json says model_type = {raw.get('model_type')!r}; supported is 'llama'.",
-            "Graftwerk works on LLaMA-family models only.",
-        )
+    model_class = _known_class(raw)
     if raw.get("quantization_config"):
         raise UnsupportedFormat(
             "config.json has a quantization_config: quantized weights cannot be converted or merged faithfully.",
             "Use the unquantized weights.",
         )
+    own = text_values(raw, model_class)
+    rope = _rope_parameters(own)
+    values = {key: own.get(model_class.keys.get(key, key)) for key in ModelConfig.__dataclass_fields__}
+    values = {key: model_class.config_defaults.get(key) if v is None else v for key, v in values.items()}
 
     def number(key: str, default: float) -> Any:
-        return optional(raw, key, default, file="config.json")
+        return optional(values, key, default, file="config.json")
 
-    heads = require(raw, "num_attention_heads", int, file="config.json")
-    hidden = require(raw, "hidden_size", int, file="config.json")
-    rope: Json = raw["rope_parameters"] if isinstance(raw.get("rope_parameters"), dict) else {}
-    theta = optional(rope, "rope_theta", ROPE_THETA_DEFAULT, file="config.json, rope_parameters")
+    heads = require(values, "num_attention_heads", int, file="config.json")
+    hidden = require(values, "hidden_size", int, file="config.json")
+    theta = float(model_class.config_defaults.get("rope_theta", ROPE_THETA_DEFAULT))
+    stated = optional(rope, "rope_theta", theta, file="config.json, rope_parameters")
     return ModelConfig(
         hidden_size=hidden, num_attention_heads=heads,
-        intermediate_size=require(raw, "intermediate_size", int, file="config.json"),
-        num_hidden_layers=require(raw, "num_hidden_layers", int, file="config.json"),
+        intermediate_size=require(values, "intermediate_size", int, file="config.json"),
+        num_hidden_layers=require(values, "num_hidden_layers", int, file="config.json"),
         num_key_value_heads=number("num_key_value_heads", heads), head_dim=number("head_dim", hidden // heads),
-        vocab_size=require(raw, "vocab_size", int, file="config.json"),
-        rms_norm_eps=number("rms_norm_eps", 1e-6), rope_theta=number("rope_theta", theta),
+        vocab_size=require(values, "vocab_size", int, file="config.json"),
+        rms_norm_eps=number("rms_norm_eps", 1e-6),
+        rope_theta=optional(dict(own), "rope_theta", stated, file="config.json"),
         max_position_embeddings=number("max_position_embeddings", 2048),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        attention_bias=bool(raw.get("attention_bias", False)), mlp_bias=bool(raw.get("mlp_bias", False)),
-        rope_scaling=raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None),
-        bos_token_id=raw.get("bos_token_id"), eos_token_id=raw.get("eos_token_id"),
+        tie_word_embeddings=_tied(raw, own, model_class),
+        attention_bias=bool(values["attention_bias"]), mlp_bias=bool(values["mlp_bias"]),
+        rope_scaling=own.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None),
+        bos_token_id=own.get("bos_token_id", raw.get("bos_token_id")),
+        eos_token_id=own.get("eos_token_id", raw.get("eos_token_id")),
         dtype=dtype, source=raw,
     )  # fmt: skip
 
 
+def text_values(source: Mapping[str, Any], model_class: ModelClass) -> Mapping[str, Any]:
+    """Returns the object of a `config.json` that describes the text model: the whole, or one nested in it."""
+    nested = source.get(model_class.config_key) if model_class.config_key else source
+    return nested if isinstance(nested, Mapping) else {}
+
+
+def _known_class(raw: Json) -> ModelClass:
+    model_type = raw.get("model_type")
+    found = class_of(model_type) if isinstance(model_type, str) else None
+    if found is None:
+        dense = f", and without a family {', '.join(sorted(DENSE_TYPES))}" if DENSE_TYPES else ""
+        raise UnsupportedFormat(
+            f"config.json says model_type = {model_type!r}; supported are {', '.join(FAMILIES)}{dense}.",
+            "Use a model of one of these types.",
+        )
+    return found
+
+
+def _rope_parameters(own: Mapping[str, Any]) -> Json:
+    """Returns `rope_parameters`; of a model with several kinds of layers, those of its layers of full attention."""
+    found = own.get("rope_parameters")
+    if not isinstance(found, dict):
+        return {}
+    full = found.get("full_attention")
+    return full if isinstance(full, dict) else found
+
+
+def _tied(raw: Json, own: Mapping[str, Any], model_class: ModelClass) -> bool:
+    """Returns `tie_word_embeddings`; where a text model nests, the value outside counts, since the head is outside too."""
+    default = model_class.config_defaults.get("tie_word_embeddings", False)
+    stated = raw.get("tie_word_embeddings", own.get("tie_word_embeddings"))
+    return bool(default if stated is None else stated)
+
+
 def config_to_json(config: ModelConfig, dtype_name: str) -> Json:
     """Returns the `config.json` of a model: the source's own keys, if it had the file, and the known values."""
+    if config.model_type != "llama":
+        return _changed_source(config, dtype_name)
     known: Json = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
@@ -274,3 +340,31 @@ def config_to_json(config: ModelConfig, dtype_name: str) -> Json:
     }
     stated = ("vocab_size", "torch_dtype", "tie_word_embeddings")
     return {**kept, **{key: known[key] for key in known if key not in kept or key in stated}}
+
+
+DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+def _changed_source(config: ModelConfig, dtype_name: str) -> Json:
+    """Returns the source's `config.json` with the vocabulary, the tie and the dtype of this configuration."""
+    values: Json = copy.deepcopy(
+        {k: v for k, v in config.source.items() if k not in ("transformers_version", "_name_or_path")}
+    )
+    text = cast("Json", text_values(values, config.model_class))
+    text["vocab_size"] = config.vocab_size
+    for part in (values, text):
+        if part is values or "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = config.tie_word_embeddings
+        if "vocab_size" in part:
+            part["vocab_size"] = config.vocab_size
+    _set_dtype(values, dtype_name, everywhere=DTYPE_NAMES[config.dtype] != dtype_name)
+    return values
+
+
+def _set_dtype(values: Json, name: str, *, everywhere: bool) -> None:
+    """Sets the dtype where the configuration has it, in nested ones only if it was changed."""
+    for key in [key for key in DTYPE_KEYS if key in values] or ["torch_dtype"]:
+        values[key] = name
+    for part in values.values():
+        if everywhere and isinstance(part, dict):
+            part.update(dict.fromkeys((key for key in DTYPE_KEYS if key in part), name))

@@ -1,5 +1,6 @@
 """Hugging Face model folders: `config.json` and weights, single or sharded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from services.architectures.checkpoint import Checkpoint, TensorSource
@@ -11,10 +12,12 @@ from services.architectures.checkpoint_checks import (
     only_floats,
 )
 from services.architectures.config import ModelConfig, read_config
-from services.architectures.key_map import BY_HUGGINGFACE, Expected, Join, expected_tensors, kind_of
+from services.architectures.dense_layout import dense_sources
+from services.architectures.expected_tensors import Expected, expected_tensors
+from services.architectures.family import Family, ModelClass
 from services.errors import ConfigMismatch, IncompleteCheckpoint, ShapeMismatch, UnknownTensor
 from services.files.tensors import TensorHeader
-from services.files.weight_files import read_weights
+from services.files.weight_files import Tensors, read_weights
 
 
 def read_huggingface(folder: Path) -> Checkpoint:
@@ -23,7 +26,7 @@ def read_huggingface(folder: Path) -> Checkpoint:
             f"{folder.name} has neither consolidated.*.pth nor config.json.",
             "A base model is an original LLaMA checkpoint or a Hugging Face folder.",
         )
-    found = only_floats(read_weights(folder))
+    found = read_weights(folder)
     if not found:
         raise IncompleteCheckpoint(
             f"The weights of {folder.name} hold no tensors.",
@@ -31,29 +34,76 @@ def read_huggingface(folder: Path) -> Checkpoint:
         )
     dtype = max(found.values(), key=lambda tensor: tensor.size_bytes).dtype
     config = read_config(folder / "config.json", dtype)
-    dropped = tuple(
-        n for n in found if (row := BY_HUGGINGFACE.get(kind_of(n)[0])) and row.join is Join.DROPPED
-    )
-    kept = {name: tensor for name, tensor in found.items() if name not in dropped}
-    for name, tensor in kept.items():
-        if kind_of(name)[0] not in BY_HUGGINGFACE:
-            raise UnknownTensor(
-                f"{tensor.path.name} holds {name!r}, which is not a tensor of a LLaMA model.",
-                "Only LLaMA-family models can be read; nothing was dropped or written.",
-            )
+    dropped = _dropped(config, found)
+    kept = only_floats({name: tensor for name, tensor in found.items() if name not in dropped})
     check_layers(config.num_hidden_layers, kept)
-    wanted = expected_tensors(config)
-    if config.tie_word_embeddings and "lm_head.weight" in kept:
-        raise ConfigMismatch(
-            "config.json says tie_word_embeddings = true and the weights hold a lm_head.weight of their own.",
-            "Set tie_word_embeddings to false if the two differ, or leave lm_head.weight out of the files.",
-        )
-    check_complete({tensor.huggingface for tensor in wanted}, set(kept), kept)
-    sources = {e.huggingface: _whole(e, kept[e.huggingface], config) for e in wanted}
+    if config.family is not None:
+        sources = _family_sources(config, config.family, kept)
+    else:
+        sources = dense_sources(config, kept)
     vocabulary = find_vocabulary(folder)
     check_vocabulary(config, vocabulary, exact=False)
     files = tuple(dict.fromkeys(tensor.path for tensor in found.values()))
     return Checkpoint(folder, "huggingface", config, sources, dropped, 1, folder, vocabulary, files)
+
+
+def _dropped(config: ModelConfig, found: Tensors) -> tuple[str, ...]:
+    """Returns the names of tensors that the class computes, and of a tied head whose bytes are those of the embedding."""
+    model_class = config.model_class
+    return tuple(n for n in found if model_class.is_dropped(n)) + _shared_head(config, model_class, found)
+
+
+def _shared_head(config: ModelConfig, model_class: ModelClass, found: Tensors) -> tuple[str, ...]:
+    """Returns the name of a tied head that is stored as the embedding's own bytes, as torch saves tied weights.
+
+    Raises:
+        ConfigMismatch: A tied head has bytes of its own.
+    """
+    names = {model_class.text_name(name): name for name in found}
+    head, embeddings = names.get(model_class.head), names.get(model_class.embeddings)
+    if not config.tie_word_embeddings or head is None:
+        return ()
+    if embeddings is not None and replace(found[head], name=embeddings) == found[embeddings]:
+        return (head,)
+    raise ConfigMismatch(
+        f"config.json says tie_word_embeddings = true and the weights hold a {head} of their own.",
+        f"Set tie_word_embeddings to false if the two differ, or leave {head} out of the files.",
+    )
+
+
+def _family_sources(config: ModelConfig, family: Family, kept: Tensors) -> dict[str, TensorSource]:
+    """Returns the tensors of the text model in the table's order, then those of the towers."""
+    names = _text_names(family, kept)
+    wanted = {tensor.huggingface: tensor for tensor in expected_tensors(config)}
+    check_complete(set(wanted), set(names), {text: kept[name] for text, name in names.items()})
+    sources = {names[text]: _whole(tensor, kept[names[text]], config) for text, tensor in wanted.items()}
+    towers = (tensor for name, tensor in kept.items() if name not in sources)
+    return sources | {t.name: TensorSource(t.name, t.dtype, t.shape, (t,)) for t in towers}
+
+
+def _text_names(family: Family, kept: Tensors) -> dict[str, str]:
+    """Returns the names in the files by those of the table.
+
+    Raises:
+        UnknownTensor: A tensor has no row, or two have the same.
+    """
+    names: dict[str, str] = {}
+    for name, tensor in kept.items():
+        text = family.text_name(name)
+        if text is None:
+            continue
+        if family.row_of(name) is None or text in names:
+            again = (
+                f"the same tensor as {names[text]!r}"
+                if text in names
+                else f"not a tensor of a {family.title} model"
+            )
+            raise UnknownTensor(
+                f"{tensor.path.name} holds {name!r}, which is {again}.",
+                f"config.json says model_type = {family.model_types[0]!r}; nothing was dropped or written.",
+            )
+        names[text] = name
+    return names
 
 
 def _whole(expected: Expected, part: TensorHeader, config: ModelConfig) -> TensorSource:
@@ -63,4 +113,4 @@ def _whole(expected: Expected, part: TensorHeader, config: ModelConfig) -> Tenso
             f" (vocab_size {config.vocab_size}, hidden_size {config.hidden_size}).",
             "Use the config.json that belongs to these weights.",
         )
-    return TensorSource(expected.huggingface, part.dtype, part.shape, (part,))
+    return TensorSource(part.name, part.dtype, part.shape, (part,))

@@ -14,13 +14,12 @@ from services.architectures.checkpoint_checks import (
     only_floats,
 )
 from services.architectures.config import MetaSizes, ModelConfig, params_to_config, read_params
+from services.architectures.expected_tensors import Expected, expected_tensors
+from services.architectures.families.llama import BY_META
 from services.architectures.key_map import (
-    BY_META,
-    Expected,
     Join,
     Row,
     Shape,
-    expected_tensors,
     kind_of,
     rotary_heads,
 )

@@ -10,7 +10,8 @@ from math import prod
 from typing import Literal
 
 from services.architectures.config import ModelConfig
-from services.architectures.key_map import BY_HUGGINGFACE, Join, Shape, kind_of, rotary_heads
+from services.architectures.expected_tensors import row_of
+from services.architectures.key_map import Join, Shape, kind_of, rotary_heads
 from services.architectures.params import config_to_params, params_warnings
 from services.architectures.vocabulary import Vocabulary
 from services.errors import UnsupportedFormat, UnsupportedOption, VocabularyMismatch
@@ -134,13 +135,14 @@ def split_of(output: OutputSpec, name: str) -> Split:
     Source: facebookresearch/llama `model.py`; published 13B files hold 24976 and 24977 rows of Chinese-LLaMA's
     49953.
     """
-    kind, layer = kind_of(name)
-    row = BY_HUGGINGFACE[kind]
+    row = row_of(output.config, name)
     assert row.meta is not None
     dim = {Join.ROWS: 0, Join.COLUMNS: 1, Join.EMBEDDING: 0 if _is_llama3(output) else 1}.get(row.join)
     size = 0 if dim is None else output.tensors[name][1][dim]
     edges = [size // output.ranks * rank for rank in range(output.ranks)] + [size]
-    return Split(row.meta.format(layer), dim, tuple(pairwise(edges)), rotary_heads(row, output.config))
+    return Split(
+        row.meta.format(kind_of(name)[1]), dim, tuple(pairwise(edges)), rotary_heads(row, output.config)
+    )
 
 
 def _is_llama3(output: OutputSpec) -> bool:
@@ -151,8 +153,13 @@ def _is_llama3(output: OutputSpec) -> bool:
 
 def _check_meta(output: OutputSpec) -> None:
     config = output.config
+    if config.family is None or not config.family.writes_meta:
+        raise UnsupportedFormat(
+            f"The model is of type {config.model_type!r}; Meta's layout holds LLaMA models only.",
+            "Keep it in Hugging Face's layout.",
+        )
     for name in output.tensors:
-        if BY_HUGGINGFACE[kind_of(name)[0]].meta is None:
+        if row_of(config, name).meta is None:
             raise UnsupportedFormat(
                 f"The model has {name!r}; Meta's layout has no biases.", "Keep it in Hugging Face's layout."
             )
@@ -221,6 +228,11 @@ def _takes_blocks(output: OutputSpec, shape: Shape) -> bool:
 
 
 def _check_gguf(output: OutputSpec) -> None:
+    if output.config.family is None or output.config.family.name != "llama":
+        raise UnsupportedFormat(
+            f"The model is of type {output.config.model_type!r}; GGUF files are written of LLaMA models only.",
+            "Keep it in Hugging Face's layout.",
+        )
     if output.vocabulary is None:
         raise UnsupportedFormat(
             "A GGUF file carries its tokenizer, which is written from tokenizer.model; the model has none.",

@@ -2,7 +2,8 @@
 
 import gguf
 
-from services.architectures.key_map import BY_HUGGINGFACE, kind_of, rotary_heads
+from services.architectures.expected_tensors import row_of
+from services.architectures.key_map import rotary_heads
 from services.architectures.output_spec import OutputSpec, gguf_encoding
 from services.checkpoints.write_ledger import TensorPlan
 
@@ -22,4 +23,4 @@ def gguf_plans(output: OutputSpec) -> dict[str, TensorPlan]:
 
 def interleaved_heads(output: OutputSpec, name: str) -> int:
     """Returns the number of heads by which the rows of a tensor are interleaved; 0 if they are not."""
-    return rotary_heads(BY_HUGGINGFACE[kind_of(name)[0]], output.config)
+    return rotary_heads(row_of(output.config, name), output.config)

@@ -37,7 +37,7 @@ def checked_output(
     Raises:
         UnsupportedOption, UnsupportedFormat, VocabularyMismatch: the format cannot hold it.
     """
-    rows = tensors["model.embed_tokens.weight"][1][0]
+    rows = tensors[base.embeddings][1][0]
     output = plan_output(
         request.output_format, replace(base.config, vocab_size=rows), tensors, vocabulary=vocabulary,
         dtype=OUTPUT_DTYPES[request.dtype] if request.dtype else None, ranks=request.ranks or base.ranks,

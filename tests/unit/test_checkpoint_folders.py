@@ -82,7 +82,7 @@ def test_a_thousand_million_layers_are_refused_at_once(tmp_path: Path) -> None:
         ({"num_hidden_layers": 4}, IncompleteCheckpoint, ("9 of 39 tensors", "layers.3")),
         ({"num_hidden_layers": 2}, UnknownTensor, ("layers.2",)),
         ({"tie_word_embeddings": True}, ConfigMismatch, ("tie_word_embeddings", "lm_head.weight")),
-        ({"model_type": "mistral"}, UnsupportedFormat, ("'mistral'", "'llama'")),
+        ({"model_type": "mamba"}, UnsupportedFormat, ("'mamba'", "llama, mistral, qwen2")),
         ({"quantization_config": {"bits": 4}}, UnsupportedFormat, ("quantization_config",)),
     ],
 )
