@@ -82,7 +82,7 @@ class PromptOptions(TypedDict, total=False):
 class ImportRequest(JobOptions, total=False):
     """Fields of an `import` request."""
 
-    source: Required[dict[str, str]]
+    source: Required[dict[str, str | list[str]]]
     target: Required[str]
     sha256: dict[str, str]
 

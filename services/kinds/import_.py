@@ -1,6 +1,6 @@
-"""`import`: files of the volume become a model."""
+"""`import`: files of the volume, of a model hub or of uploads become a model."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -51,8 +51,24 @@ class HubSource(Source):
         return self.hub if self.revision is None else f"{self.hub}@{self.revision}"
 
 
+class UploadSource(Source):
+    """Finished uploads: together they make one folder; a single zip archive is unpacked."""
+
+    upload: list[Annotated[str, Field(min_length=1, max_length=255)]] = Field(
+        min_length=1,
+        max_length=10_000,
+        description="Ids of uploads, as their address ends with.",
+        examples=[["0a1b2c3d4e5f60718293a4b5c6d7e8f9"]],
+    )
+
+    @property
+    def name(self) -> str:
+        """Count of the uploads: their ids mean nothing once they are published."""
+        return "1 upload" if len(self.upload) == 1 else f"{len(self.upload)} uploads"
+
+
 class ImportRequest(MakeRequest):
-    """Import files of the volume (a folder, a file or a zip archive) as a model."""
+    """Import files as a model: of the volume (a folder, a file or a zip archive), or uploaded ones."""
 
     example: ClassVar[dict[str, Any]] = {
         "summary": "Import a folder of the volume as a model",
@@ -60,8 +76,13 @@ class ImportRequest(MakeRequest):
     }
 
     kind: Literal["import"]
-    source: PathSource | ZipSource | HubSource
+    source: PathSource | ZipSource | HubSource | UploadSource
     sha256: dict[str, Sha256] = Field(default={}, description="Digests to check, by path inside the source.")
+
+    @property
+    def uploads(self) -> list[str]:
+        """Ids of the uploads of its source."""
+        return self.source.upload if isinstance(self.source, UploadSource) else []
 
 
 class ImportResult(MadeModel):

@@ -5,12 +5,13 @@ import hashlib
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from services.errors import (
     DigestMismatch,
+    GraftwerkError,
     InvalidRequest,
     UnreadableFile,
     UnsafeArchive,
@@ -41,6 +42,8 @@ class Member:
     size_bytes: int
     source: Path
     inside: str | None = None  # the member's name where `source` is an archive
+    archive: str = ""  # the archive's name for messages
+    is_linkable: bool = False  # `source` does not change any more: a link to it is as good as a copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def list_folder(source: Path) -> list[Member]:
     members = []
     for path in sorted(source.rglob("*")):
         relative = PurePosixPath(path.relative_to(source).as_posix())
-        if _is_junk(relative) or (path.is_dir() and not path.is_symlink()):
+        if is_junk(relative) or (path.is_dir() and not path.is_symlink()):
             continue
         if not _resolved(path).is_relative_to(root):
             raise UnsafeArchive(
@@ -92,93 +95,90 @@ def _resolved(path: Path) -> Path:
         raise UnsafeArchive(f"{path.name} is a link in a circle.", "Remove it from the folder.") from error
 
 
-def list_archive(source: Path, *, limit_bytes: int) -> list[Member]:
+def list_archive(source: Path, *, limit_bytes: int, name: str | None = None) -> list[Member]:
     """Returns the files of a zip archive, checked before anything is unpacked; one folder around everything is left out.
+
+    Args:
+        name: the archive's name for messages; by default that of the file.
 
     Raises:
         UnsafeArchive: a path that escapes, a link, too many files, too many bytes, or a bomb.
         UnreadableFile: it is not a zip archive, or it is damaged.
     """
+    name = name or source.name
     try:
         with zipfile.ZipFile(source) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
     except (*ARCHIVE_FAULTS, OSError) as error:
         raise UnreadableFile(
-            f"{source.name} ({source.stat().st_size} bytes) is not a readable zip archive ({error}).",
+            f"{name} ({source.stat().st_size} bytes) is not a readable zip archive ({error}).",
             "The download may be truncated: fetch it again and compare its SHA-256.",
         ) from error
     if len(infos) > ARCHIVE_FILES_LIMIT:
-        raise UnsafeArchive(
-            f"{source.name} holds {len(infos)} files; at most {ARCHIVE_FILES_LIMIT} are accepted."
-        )
+        raise UnsafeArchive(f"{name} holds {len(infos)} files; at most {ARCHIVE_FILES_LIMIT} are accepted.")
     total = sum(info.file_size for info in infos)
     if total > limit_bytes:
         raise UnsafeArchive(
-            f"{source.name} unpacks to {total} bytes; at most {limit_bytes} are accepted.",
+            f"{name} unpacks to {total} bytes; at most {limit_bytes} are accepted.",
             "Raise GRAFTWERK_UNPACK_LIMIT_BYTES if this is right.",
         )
-    members = [_archive_member(source, info) for info in infos]
-    members = [member for member in members if not _is_junk(member.path)]
-    return _without_wrapper(_unique(source, members))
+    members = [_archive_member(source, name, info) for info in infos]
+    members = [member for member in members if not is_junk(member.path)]
+    return without_wrapper(unique(members, name))
 
 
-def _archive_member(source: Path, info: zipfile.ZipInfo) -> Member:
+def _archive_member(source: Path, name: str, info: zipfile.ZipInfo) -> Member:
     mode = info.external_attr >> 16
     fault = fault_of_path(info.filename)
     if fault is not None:
-        raise UnsafeArchive(f"{source.name} holds {info.filename[:80]!r}, {fault}: nothing was unpacked.")
+        raise UnsafeArchive(f"{name} holds {info.filename[:80]!r}, {fault}: nothing was unpacked.")
     if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise UnsafeArchive(
-            f"{source.name} holds {info.filename!r}, which is a link or not a file: nothing was unpacked."
+            f"{name} holds {info.filename!r}, which is a link or not a file: nothing was unpacked."
         )
     if info.flag_bits & 1:
         raise UnsafeArchive(
-            f"{source.name} holds {info.filename!r}, which is encrypted.", "Unpack it yourself first."
+            f"{name} holds {info.filename!r}, which is encrypted.", "Unpack it yourself first."
         )
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UnsafeArchive(
-            f"{source.name} holds {info.filename!r}, compressed by method {info.compress_type}; stored and deflated are "
+            f"{name} holds {info.filename!r}, compressed by method {info.compress_type}; stored and deflated are "
             "accepted.",
             "Unpack it yourself first.",
         )
     if info.file_size > COPY_BYTES and info.file_size > COMPRESSION_LIMIT * max(1, info.compress_size):
         raise UnsafeArchive(
-            f"{source.name} holds {info.filename!r}, {info.compress_size} bytes that unpack to {info.file_size}: "
+            f"{name} holds {info.filename!r}, {info.compress_size} bytes that unpack to {info.file_size}: "
             "weights do not compress like that."
         )
-    return Member(relative_path(info.filename), info.file_size, source, info.filename)
+    return Member(relative_path(info.filename), info.file_size, source, info.filename, name)
 
 
-def _unique(source: Path, members: list[Member]) -> list[Member]:
-    """Returns the members; raises UnsafeArchive if two names are equal ignoring case, or one is a file and a folder."""
+def unique(members: list[Member], name: str, error: type[GraftwerkError] = UnsafeArchive) -> list[Member]:
+    """Returns the members; raises the error if two names are equal ignoring case, or one is a file and a folder."""
     seen: dict[str, Member] = {}
     folders: dict[str, Member] = {}
     for member in members:
-        name = str(member.path).lower()
+        key = str(member.path).lower()
         folders |= {str(folder).lower(): member for folder in member.path.parents}
-        other = seen.setdefault(name, member)
+        other = seen.setdefault(key, member)
         if other is not member:
-            raise UnsafeArchive(
-                f"{source.name} holds {str(other.path)!r} and {str(member.path)!r}: names clash."
-            )
-    for name in sorted(seen.keys() & folders.keys()):
-        raise UnsafeArchive(
-            f"{source.name} holds {str(seen[name].path)!r} and {str(folders[name].path)!r}: names clash."
-        )
+            raise error(f"{name} holds {str(other.path)!r} and {str(member.path)!r}: names clash.")
+    for key in sorted(seen.keys() & folders.keys()):
+        raise error(f"{name} holds {str(seen[key].path)!r} and {str(folders[key].path)!r}: names clash.")
     return members
 
 
-def _without_wrapper(members: list[Member]) -> list[Member]:
+def without_wrapper(members: list[Member]) -> list[Member]:
+    """Returns the members without the one folder around all of them, if there is one."""
     tops = {member.path.parts[0] for member in members}
     if len(tops) != 1 or any(len(member.path.parts) == 1 for member in members):
         return members
-    return [
-        Member(PurePosixPath(*member.path.parts[1:]), member.size_bytes, member.source, member.inside)
-        for member in members
-    ]
+    return [replace(member, path=PurePosixPath(*member.path.parts[1:])) for member in members]
 
 
-def _is_junk(path: PurePosixPath) -> bool:
+def is_junk(path: PurePosixPath) -> bool:
+    """Returns True for files of operating systems and version control, which are not part of a model."""
     return any(part in JUNK or part.startswith("._") for part in path.parts)
 
 
@@ -245,6 +245,11 @@ def _recognized(staging: Path, members: list[Member]) -> ModelKind:
 def _copy(member: Member, target: Path, digest: "hashlib._Hash") -> Iterator[int]:
     """Copies one member and yields the bytes of each piece."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if member.is_linkable and _is_linked(member.source, target):
+        for chunk in _chunks(member):
+            digest.update(chunk)
+            yield len(chunk)
+        return
     copied = 0
     try:
         with disk_full_as_error(target, member.size_bytes), target.open("xb") as out:
@@ -255,20 +260,25 @@ def _copy(member: Member, target: Path, digest: "hashlib._Hash") -> Iterator[int
                 out.write(chunk)
                 digest.update(chunk)
                 yield len(chunk)
-    except ARCHIVE_FAULTS as error:
+    except (*ARCHIVE_FAULTS, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # EINVAL: a damaged directory makes zipfile seek to nowhere
+        archive = member.archive or member.source.name
         raise UnreadableFile(
-            f"{member.path} in {member.source.name} is damaged ({error}).", "Fetch it again."
+            f"{member.path} in {archive} is damaged ({error}).", "Fetch it again."
         ) from error
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # a damaged directory makes zipfile seek to nowhere
-            raise UnreadableFile(
-                f"{member.path} in {member.source.name} is damaged.", "Fetch it again."
-            ) from error
-        raise
     if copied != member.size_bytes:
         raise UnreadableFile(
             f"{member.path} changed while it was copied.", "Import it when no process writes to it."
         )
+
+
+def _is_linked(source: Path, target: Path) -> bool:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # the file system has no links
+        return False
+    return True
 
 
 def _chunks(member: Member) -> Iterable[bytes]:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 
 from services.errors import InvalidRequest, UnsupportedOption
-from services.kinds.import_ import HubSource, ImportRequest, PathSource, Source, ZipSource
+from services.kinds.import_ import HubSource, ImportRequest, PathSource, Source, UploadSource, ZipSource
 from services.models.imports import Member, list_archive, list_folder
 from services.models.store import ModelStore
+from services.models.uploaded_files import UploadedFiles, uploaded_files
 from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, PlannedWrite
 
 MAX_LISTED_FILES = 1000
@@ -55,10 +56,33 @@ def _of_hub(source: Source, inputs: Inputs) -> list[PlannedRead]:
     )
 
 
+def import_uploads(source: UploadSource, store: ModelStore, *, limit_bytes: int) -> UploadedFiles:
+    """Returns the files that uploads make.
+
+    Args:
+        limit_bytes: size that an archive may unpack to.
+
+    Raises:
+        UploadNotFound: an upload is unknown or has expired.
+        UploadUnfinished, InvalidRequest, UnsafeArchive, UnreadableFile: as `uploaded_files`.
+    """
+    return uploaded_files([store.uploads.get(found) for found in source.upload], limit_bytes=limit_bytes)
+
+
+def _of_uploads(source: Source, inputs: Inputs) -> list[PlannedRead]:
+    assert isinstance(source, UploadSource)
+    files = import_uploads(source, inputs.store, limit_bytes=inputs.limits.unpack_bytes)
+    return [
+        PlannedRead(path=str(member.path), size_bytes=member.size_bytes, linked=member.is_linkable)
+        for member in files.members
+    ]
+
+
 LISTINGS: Mapping[type[Source], Callable[[Source, Inputs], list[PlannedRead]]] = {
     PathSource: _of_volume,
     ZipSource: _of_volume,
     HubSource: _of_hub,
+    UploadSource: _of_uploads,
 }
 """Function that lists the files of each type of source."""
 
@@ -71,5 +95,6 @@ def plan(request: ImportRequest, inputs: Inputs) -> Plan:
         reads=files[:MAX_LISTED_FILES],
         writes=PlannedWrite(name=request.target, files=len(files)),
         output_bytes=sum(file.size_bytes or 0 for file in files),
+        linked_bytes=sum(file.size_bytes or 0 for file in files if file.linked),
         peak_memory_bytes=PROCESS_BYTES,
     )

@@ -36,7 +36,10 @@ def _is_none(value: object) -> bool:
 
 
 class PlannedRead(BaseModel):
-    """A model (`name`, `role`) or a file (`path`) that a job reads; `backend` is the address of the server that has it."""
+    """A model (`name`, `role`) or a file (`path`) that a job reads; `backend` is the address of the server that has it.
+
+    A `linked` file takes no new space.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,6 +48,7 @@ class PlannedRead(BaseModel):
     path: str | None = Field(default=None, exclude_if=_is_none)
     size_bytes: int | None = Field(default=None, exclude_if=_is_none)
     backend: str | None = Field(default=None, exclude_if=_is_none)
+    linked: bool = Field(default=False, exclude=True)
 
     @classmethod
     def of_adapter(cls, adapter: Adapter) -> Self:
@@ -77,6 +81,7 @@ class Plan(BaseModel):
     writes: PlannedWrite | None = None
     output_bytes: int = 0
     peak_memory_bytes: int = 0
+    linked_bytes: int = Field(default=0, exclude=True)  # part of the output that takes no new space
     disk_needed_bytes: int = 0
     disk_free_bytes: int = 0
     disk_reserved_bytes: int = Field(
@@ -102,7 +107,7 @@ class Plan(BaseModel):
         Raises:
             DiskFull: less is free.
         """
-        needed = self.output_bytes + DISK_MARGIN_BYTES if self.output_bytes else 0
+        needed = self.output_bytes - self.linked_bytes + DISK_MARGIN_BYTES if self.output_bytes else 0
         need = DiskNeed(needed, store.free_bytes() + use.staged_bytes, store.staging.bytes_of)
         need.check(use.reserved_bytes)
         plan = self.model_copy(
