@@ -6,7 +6,6 @@ from services.architectures.checkpoint import Checkpoint
 from services.checkpoints.folder_spec import WrittenModel
 from services.convert import ConvertOptions, convert
 from services.kinds.convert import ConvertRequest, ConvertResult
-from services.models.manifest import write_manifest
 from worker.lifecycle import JobContext
 from worker.models.publish import (
     checkpoint_manifest,
@@ -19,6 +18,7 @@ from worker.models.publish import (
     output_template,
     planned,
     publishing,
+    write_description,
     write_hooks,
 )
 from worker.models.reuse import find_identical, link_identical, request_identity
@@ -49,7 +49,7 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
             warnings=[*plan.warnings, *tokenizer.warnings], identity=identity,
             result={**_figures(checkpoint, written), "tokenizer_parity": tokenizer.parity},
         )  # fmt: skip
-        write_manifest(staging, manifest)
+        write_description(staging, manifest, context)
     return made_result(ConvertResult, request, context, manifest)
 
 

@@ -3,13 +3,13 @@
 from services.files.json_file import write_json
 from services.kinds.extend_tokenizer import ExtendTokenizerRequest, ExtendTokenizerResult
 from services.models.digests import digest_file
-from services.models.manifest import InputEntry, new_manifest, write_manifest
+from services.models.manifest import InputEntry, new_manifest
 from services.preflight.extend_tokenizer import tokenizer_file
 from services.progress import Progress
 from services.tokenizers import complete_tokenizer
 from services.tokenizers.extend import extend_vocabulary, sample_tokenizations
 from worker.lifecycle import JobContext
-from worker.models.publish import idempotent, made_result, planned, publishing
+from worker.models.publish import idempotent, made_result, planned, publishing, write_description
 
 
 @idempotent(ExtendTokenizerResult)
@@ -42,5 +42,5 @@ def run(request: ExtendTokenizerRequest, context: JobContext) -> ExtendTokenizer
             kind="tokenizer", operation=request.kind, inputs=inputs, tensors={}, files=files, job_id=context.execution.job_id,
             options={"pad_token": request.pad_token}, warnings=[*plan.warnings, *tokenizer.warnings], result=figures,
         )  # fmt: skip
-        write_manifest(staging, manifest)
+        write_description(staging, manifest, context)
     return made_result(ExtendTokenizerResult, request, context, manifest)

@@ -10,7 +10,7 @@ from services.generate import resolve_device
 from services.kinds.merge import MergeRequest, MergeResult, MergeVerification
 from services.merge import Merged, MergeOptions, merge
 from services.models.digests import weights_digest
-from services.models.manifest import InputEntry, Manifest, write_manifest
+from services.models.manifest import InputEntry, Manifest
 from services.preflight import Plan
 from services.verify import ChangeNorms, change_norms, nothing_changed, verify_merge
 from worker.lifecycle import JobContext
@@ -26,6 +26,7 @@ from worker.models.publish import (
     output_template,
     planned,
     publishing,
+    write_description,
     write_hooks,
 )
 from worker.models.reuse import find_identical, link_identical, request_identity
@@ -48,7 +49,7 @@ def run(request: MergeRequest, context: JobContext) -> MergeResult:
     else:
         with publishing(request, plan, context, take_over=True) as staging:
             manifest = _merge_into(staging, request, context, plan, options)
-            write_manifest(staging, manifest.model_copy(update={"identity": identity}))
+            write_description(staging, manifest.model_copy(update={"identity": identity}), context)
     return made_result(MergeResult, request, context, manifest)
 
 

@@ -24,7 +24,9 @@ from services.models.manifest import (
     TensorEntry,
     new_manifest,
     read_manifest,
+    write_manifest,
 )
+from services.models.model_card import write_model_card
 from services.models.staging import journal_of
 from services.preflight import Limits, Plan, preflight
 from services.preflight.output import FORMAT_OF_KIND
@@ -187,6 +189,13 @@ def checkpoint_manifest(
         kind=MANIFEST_KINDS[request.output_format], operation=request.kind, inputs=[inputs[0], *earlier, *inputs[1:]],
         tensors=tensors, files=_digests_of_small_files(written.folder), options=options, job_id=context.execution.job_id, **more,
     )  # fmt: skip
+
+
+def write_description(staging: Path, manifest: Manifest, context: JobContext) -> Manifest:
+    """Writes the model card and then the manifest of a made model; returns the manifest, which has the card's digest."""
+    described = write_model_card(staging, manifest, context.store)
+    write_manifest(staging, described)
+    return described
 
 
 def _digests_of_small_files(staging: Path) -> dict[str, str]:

@@ -1,0 +1,82 @@
+"""Licence of a model folder, from its model card or its licence file."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import metadata_load
+
+CARD_NAME = "README.md"
+CARD_LIMIT_BYTES = 2**20
+"""Largest model card whose front matter is read."""
+
+LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+LICENSE_START = 4096
+"""Bytes of a licence file that are looked at."""
+
+LICENSE_TEXTS: Sequence[tuple[str, str]] = (
+    (r"apache license\s+version 2\.0", "apache-2.0"),
+    (r"llama 3\.3 community license", "llama3.3"),
+    (r"llama 3\.2 community license", "llama3.2"),
+    (r"llama 3\.1 community license", "llama3.1"),
+    (r"llama 3 community license", "llama3"),
+    (r"llama 2 community license", "llama2"),
+    (r"gemma terms of use", "gemma"),
+    (r"mit license|permission is hereby granted, free of charge", "mit"),
+)
+"""Patterns in the first lines of a licence file (ignoring case), and the Hub's name of the licence."""
+
+
+@dataclass(frozen=True, slots=True)
+class License:
+    """The Hub's id of a licence; `name` and `link` belong to the id `other`."""
+
+    id: str
+    name: str | None = None
+    link: str | None = None
+
+
+def license_of(folder: Path) -> License | None:
+    """Returns the licence that a folder states, None if it states none."""
+    card = front_matter(folder)
+    stated = card.get("license")
+    if isinstance(stated, list) and len(stated) == 1:
+        stated = stated[0]
+    if isinstance(stated, str) and stated:
+        name, link = card.get("license_name"), card.get("license_link")
+        absolute = link if isinstance(link, str) and link.startswith("https://") else None
+        return License(stated, name if isinstance(name, str) else None, absolute)
+    return _license_of_file(folder)
+
+
+def front_matter(folder: Path) -> Mapping[str, object]:
+    """Returns the metadata of a folder's model card, empty if it has none that can be read."""
+    path = folder / CARD_NAME
+    if not path.is_file() or path.stat().st_size > CARD_LIMIT_BYTES:
+        return {}
+    try:
+        return metadata_load(path) or {}
+    except (ValueError, RecursionError, yaml.YAMLError):  # of the card only the licence matters
+        return {}
+
+
+def _license_of_file(folder: Path) -> License | None:
+    for path in (folder / name for name in LICENSE_FILES):
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            start = file.read(LICENSE_START).decode("utf-8", "replace")
+        text = " ".join(start.lower().split())
+        found = next((license for pattern, license in LICENSE_TEXTS if re.search(pattern, text)), None)
+        return License(found) if found else License("other", "unrecognized")
+    return None
+
+
+def joint_license(licenses: Sequence[License | None]) -> License | None:
+    """Returns the licence of a model that was made from inputs with these: the only one, or `other` if they differ."""
+    stated = list(dict.fromkeys(license for license in licenses if license is not None))
+    if len(stated) < 2:
+        return stated[0] if stated else None
+    return License("other", "several")
