@@ -1,14 +1,14 @@
 """Models on the volume and their files."""
 
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
-from flask import Response, send_file
+from flask import Response, request, send_file
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, Field
 from werkzeug.exceptions import NotFound
+from werkzeug.wsgi import FileWrapper
 
 from api.errors import problems
 from api.openapi import FILE, SECURITY, TAR
@@ -16,6 +16,7 @@ from api.responses import ModelList, json_response
 from api.state import state
 from services.errors import ModelInUse, ModelNotFound
 from services.kinds.model_summary import ModelSummary
+from services.models.archive import Archive, is_inside
 from services.names import MODEL_NAME_PATTERN, is_model_name
 
 CHUNK_BYTES = 1024 * 1024
@@ -86,20 +87,32 @@ def download(path: FilePath) -> Response:
     """
     folder = _folder(path)
     found = folder / path.file
-    if not _is_inside(found, folder):
+    if not is_inside(found, folder):
         raise NotFound(f"The model {path.name!r} has no file {path.file!r}.")
     mimetype = TEXT_TYPES.get(found.suffix, "application/octet-stream")
     return send_file(found, mimetype, as_attachment=True, download_name=found.name, conditional=True)
 
 
-@api.get("/models/<name>/archive", responses={200: TAR, **problems(404)})
+@api.get("/models/<name>/archive", responses={200: TAR, 206: TAR, **problems(404, 412, 416)})
 def archive(path: ModelPath) -> Response:
-    """Download all files of a model as one tar stream, in a folder with its name."""
-    folder = _folder(path)
-    files = sorted(found for found in folder.rglob("*") if _is_inside(found, folder))
-    headers = [_tar_header(found, f"{path.name}/{found.relative_to(folder).as_posix()}") for found in files]
-    response = Response(_tar(files, headers), mimetype="application/x-tar")
+    """Download all files of a model as one tar archive, in a folder with its name.
+
+    Its length is known, and ranges are supported: `ETag` changes with the files, so that a download that continues with
+    `If-Range` or `If-Match` never mixes two versions. A download whose files change meanwhile breaks off.
+    """
+    try:
+        content = Archive(_folder(path), path.name)
+    except FileNotFoundError as error:  # it was deleted a moment ago
+        raise state().store.not_found(path.name) from error
+    response = Response(
+        FileWrapper(cast(IO[bytes], content), CHUNK_BYTES),
+        mimetype="application/x-tar",
+        direct_passthrough=True,
+    )
     response.headers["Content-Disposition"] = f'attachment; filename="{path.name}.tar"'
+    response.content_length = content.size_bytes
+    response.set_etag(content.etag)
+    response.make_conditional(request, accept_ranges=True, complete_length=content.size_bytes)
     return response
 
 
@@ -107,40 +120,3 @@ def _folder(path: ModelPath) -> Path:
     if not is_model_name(path.name):
         raise ModelNotFound(f"There is no model {path.name!r}.", "GET /api/models lists the models.")
     return state().store.path(path.name)
-
-
-def _is_inside(file: Path, folder: Path) -> bool:
-    """Returns True for a regular file that is inside the folder after all links are resolved."""
-    try:
-        real = file.resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):  # missing, a loop of links, a NUL in the name
-        return False
-    return real.is_file() and real.is_relative_to(folder.resolve())
-
-
-def _tar_header(file: Path, name: str) -> tarfile.TarInfo:
-    status = file.stat()
-    header = tarfile.TarInfo(name)
-    header.size, header.mtime, header.mode = status.st_size, int(status.st_mtime), 0o644
-    return header
-
-
-def _tar(files: list[Path], headers: list[tarfile.TarInfo]) -> Iterator[bytes]:
-    """Yields a tar archive (POSIX.1-2001, pax): headers and contents in blocks of 512 bytes, then two empty blocks."""
-    for file, header in zip(files, headers, strict=True):
-        yield header.tobuf(tarfile.PAX_FORMAT)
-        yield from _exactly(file, header.size)
-        yield bytes(-header.size % tarfile.BLOCKSIZE)
-    yield bytes(2 * tarfile.BLOCKSIZE)
-
-
-def _exactly(file: Path, size_bytes: int) -> Iterator[bytes]:
-    left = size_bytes
-    with file.open("rb") as stream:
-        while left:
-            chunk = stream.read(min(left, CHUNK_BYTES))
-            if not chunk:
-                # the header is sent already: only a broken connection can still report the error
-                raise OSError(f"{file.name} shrank by {left} bytes while it was sent")
-            left -= len(chunk)
-            yield chunk

@@ -1,6 +1,8 @@
 """Models over HTTP: list, summary, files, archive, deletion."""
 
 import io
+import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -101,8 +103,9 @@ def test_the_archive_holds_every_file_under_the_name_of_the_model(
     deep.mkdir()
     (deep / ("long" * 50 + ".bin")).write_bytes(bytes(range(256)) * 5)
     (tmp_path / "zh" / "out.json").symlink_to(tmp_path / "secret.json")
-    response = client.get("/api/models/zh/archive")
+    response = client.get("/api/models/zh/archive", buffered=True)
     assert response.mimetype == "application/x-tar"
+    assert response.content_length == len(response.data)
     assert response.headers["Content-Disposition"] == 'attachment; filename="zh.tar"'
     with tarfile.open(fileobj=io.BytesIO(response.data)) as archive:
         files = {member.name: archive.extractfile(member) for member in archive.getmembers()}
@@ -112,6 +115,100 @@ def test_the_archive_holds_every_file_under_the_name_of_the_model(
         "zh/page.html": b"<script>alert(1)</script>",
         f"zh/shards/{'long' * 50}.bin": bytes(range(256)) * 5,
     }
+
+
+ARCHIVE = "/api/models/zh/archive"
+
+
+def test_the_archive_depends_on_names_and_contents_alone(client: FlaskClient, tmp_path: Path) -> None:
+    first = client.get(ARCHIVE, buffered=True).data
+    copied = tmp_path / "copied"
+    for path in sorted((tmp_path / "zh").iterdir(), reverse=True):
+        copied.mkdir(exist_ok=True)
+        (copied / path.name).write_bytes(path.read_bytes())
+    shutil.rmtree(tmp_path / "zh")
+    os.utime(copied / "page.html", (5, 5))
+    (copied / "page.html").chmod(0o600)
+    copied.rename(tmp_path / "zh")
+    assert client.get(ARCHIVE, buffered=True).data == first
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 1), (0, 512), (510, 514), (512, 520), (519, 521), (100, 2500), (-1024, None), (-1, None), (1500, None)]
+)  # fmt: skip
+def test_any_part_of_the_archive_can_be_requested(client: FlaskClient, start: int, stop: int | None) -> None:
+    whole = client.get(ARCHIVE, buffered=True)
+    assert whole.headers["Accept-Ranges"] == "bytes"
+    last = "" if stop is None else str(stop - 1)
+    wanted = f"bytes={start}" if start < 0 else f"bytes={start}-{last}"
+    part = client.get(ARCHIVE, headers={"Range": wanted}, buffered=True)
+    expected = whole.data[start:stop]
+    assert (part.status_code, part.data, part.content_length) == (206, expected, len(expected))
+    begin = start % len(whole.data)
+    assert part.headers["Content-Range"] == f"bytes {begin}-{begin + len(expected) - 1}/{len(whole.data)}"
+
+
+def test_a_part_behind_the_end_of_the_archive_is_416_with_its_length(client: FlaskClient) -> None:
+    length = client.head(ARCHIVE).content_length
+    response = client.get(ARCHIVE, headers={"Range": f"bytes={length}-"})
+    problem(response, 416, "range_not_satisfiable")
+    assert response.headers["Content-Range"] == f"bytes */{length}"
+
+
+@pytest.mark.parametrize("change", ["content", "time", "added", "removed", "replaced"])
+def test_a_download_never_mixes_two_versions(client: FlaskClient, tmp_path: Path, change: str) -> None:
+    whole = client.get(ARCHIVE, buffered=True)
+    etag = whole.headers["ETag"]
+    resumed = {"Range": "bytes=600-", "If-Range": etag}
+    part = client.get(ARCHIVE, headers=resumed, buffered=True)
+    assert (part.status_code, part.data) == (206, whole.data[600:])
+    assert client.get(ARCHIVE, headers={"If-None-Match": etag}, buffered=True).status_code == 304
+    folder = tmp_path / "zh"
+    match change:
+        case "content":
+            (folder / "page.html").write_text("other")
+        case "time":
+            os.utime(folder / "page.html", (5, 5))
+        case "added":
+            (folder / "new.txt").write_text("new")
+        case "removed":
+            (folder / "page.html").unlink()
+        case "replaced":
+            shutil.copytree(folder, tmp_path / "copied")
+            shutil.rmtree(folder)
+            (tmp_path / "copied").rename(folder)
+    changed = client.get(ARCHIVE, headers=resumed, buffered=True)
+    assert changed.status_code == 200
+    assert changed.headers["ETag"] != etag
+    with tarfile.open(fileobj=io.BytesIO(changed.data)) as archive:
+        assert len(archive.getnames()) == {"added": 3, "removed": 1}.get(change, 2)
+    assert client.get(ARCHIVE, headers={"If-Match": etag}, buffered=True).status_code == 412
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted", "shortened", "written"])
+def test_a_download_whose_files_change_breaks_off(client: FlaskClient, tmp_path: Path, change: str) -> None:
+    folder, big = tmp_path / "zh", tmp_path / "zh" / "weights.bin"
+    big.write_bytes(bytes(3 * 2**20))
+    (folder / "z.txt").write_text("the last one")
+    blocks = client.get(ARCHIVE).iter_encoded()
+    received = 0
+    while received < 2**20:
+        received += len(next(blocks))
+    match change:
+        case "replaced":
+            shutil.copytree(folder, tmp_path / "copied")
+            client.delete("/api/models/zh")
+            (tmp_path / "copied").rename(folder)
+        case "deleted":
+            client.delete("/api/models/zh")
+        case "shortened":
+            os.truncate(big, 2**20)
+        case "written":
+            with big.open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"x")
+    with pytest.raises(OSError, match=r"weights\.bin (changed|shrank)|z\.txt"):
+        list(blocks)
 
 
 # ---- deleting -----------------------------------------------------------------------------------------
