@@ -50,6 +50,12 @@ STATUS_OF: dict[type[e.GraftwerkError], int] = {
     e.UploadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     e.UploadQuotaExceeded: HTTPStatus.INSUFFICIENT_STORAGE,
     e.ChecksumMismatch: CHECKSUM_MISMATCH,
+    # the Hub
+    e.HubDisabled: HTTPStatus.UNPROCESSABLE_ENTITY,
+    e.HubNotFound: HTTPStatus.NOT_FOUND,
+    e.HubGated: HTTPStatus.FORBIDDEN,
+    e.HubUnreachable: HTTPStatus.SERVICE_UNAVAILABLE,
+    e.HubFileChanged: HTTPStatus.CONFLICT,
     # contents of files
     e.UnreadableFile: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.UnsafePickle: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -24,7 +24,7 @@ from services.jobs.status import ENDED, Job, JobStatus, UnknownRequest
 from services.kinds import JobKind
 from services.kinds.shared import JobRequest
 from services.models.store import LINES, PREDICTIONS
-from services.preflight import Limits, Plan, preflight
+from services.preflight import Limits, Plan, Servers, preflight
 
 UUID_PATTERN = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
@@ -249,9 +249,8 @@ def _plan(request: JobRequest) -> Plan:
     promised = state().queue.promised([str(job_id) for job_id in request.after])
     store, limits = state().store, Limits(unpack_bytes=state().settings.unpack_limit_bytes)
     disk_use = DiskUse(reserved_bytes=state().queue.reserved_bytes(store.staging.bytes_of))
-    return preflight(
-        request, store, promised, limits=limits, served=state().served(request), disk_use=disk_use
-    )
+    servers = Servers(state().served(request), state().hub)
+    return preflight(request, store, promised, limits=limits, servers=servers, disk_use=disk_use)
 
 
 def _submit(request: JobRequest, job_id: str | None) -> tuple[Job, bool]:

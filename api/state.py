@@ -7,6 +7,7 @@ from flask import current_app
 from services.backend import Backend, ServedModel
 from services.jobs.queue import JobQueue
 from services.kinds.shared import JobRequest
+from services.models.hub import Hub
 from services.models.store import ModelStore
 from services.settings import Settings
 
@@ -21,6 +22,11 @@ class AppState:
     queue: JobQueue
     store: ModelStore
     backend: Backend | None
+
+    @property
+    def hub(self) -> Hub:
+        """The Hub of the settings."""
+        return Hub.of(self.settings)
 
     def served(self, request: JobRequest) -> ServedModel | None:
         """Returns the other server's model that runs this request, None if a local model does.

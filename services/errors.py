@@ -217,6 +217,40 @@ class ChecksumMismatch(GraftwerkError):
     transient = True
 
 
+# ---- the Hub ------------------------------------------------------------------------------------------
+
+
+class HubDisabled(GraftwerkError):
+    """The request needs a model hub, and `HUB_ENABLED` is off."""
+
+    code = "hub_disabled"
+
+
+class HubNotFound(GraftwerkError):
+    """The Hub has no repository, revision or file of this name, or does not show it without a token."""
+
+    code = "hub_not_found"
+
+
+class HubGated(GraftwerkError):
+    """The Hub gives access to this repository only to accounts that its owner has accepted."""
+
+    code = "hub_gated"
+
+
+class HubUnreachable(GraftwerkError):
+    """The Hub does not answer, or answers with an error of its own."""
+
+    code = "hub_unreachable"
+    transient = True
+
+
+class HubFileChanged(GraftwerkError):
+    """A file of the Hub is not the one that its commit lists, or it changed during the download."""
+
+    code = "hub_file_changed"
+
+
 # ---- files -----------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from services.timestamps import utc_text
 
 TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
-QUIET = ("httpx", "httpcore")
+QUIET = ("httpx", "httpcore", "httpx2", "httpcore2")
 """Loggers of HTTP clients: they log each request, with an address that may hold a password."""
 
 

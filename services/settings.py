@@ -1,5 +1,6 @@
 """Settings of all processes: one frozen class, read from `GRAFTWERK_*` in the entry points only."""
 
+import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+HUB_ENDPOINT = "https://huggingface.co"
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
@@ -51,6 +53,11 @@ class Settings(BaseSettings):
         400 * 2**30, ge=1, description="Largest size that one archive may unpack to."
     )
     hub_enabled: bool = Field(False, description="Imports may read a model hub over the network.")
+    hub_token: SecretStr | None = Field(None, description="Token of an account of the Hub.")
+    hub_token_file: Path | None = Field(None, description="A file that holds that token.")
+    hf_endpoint: str | None = Field(
+        None, description="Address of the Hub or of a mirror; `HF_ENDPOINT` if unset."
+    )
     log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
     torch_threads: int = Field(
         0,
@@ -62,6 +69,13 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
+
+    @field_validator("hf_endpoint")
+    @classmethod
+    def _hub_address(cls, value: str | None) -> str | None:
+        if value and not re.match(r"https?://[^/]+", value):
+            raise ValueError(f'The address must look like "{HUB_ENDPOINT}", not {value!r}.')
+        return value or None
 
     @field_validator("generate_backend_url")
     @classmethod
@@ -80,6 +94,20 @@ class Settings(BaseSettings):
         if self.generate_backend_key_file is not None:
             return self.generate_backend_key_file.read_text(encoding="utf-8").strip()
         return None
+
+    @property
+    def hub_secret(self) -> str | None:
+        """Token for the Hub, from the setting or from its file; an empty one is none."""
+        if self.hub_token is not None:
+            return self.hub_token.get_secret_value().strip() or None
+        if self.hub_token_file is not None:
+            return self.hub_token_file.read_text(encoding="utf-8").strip() or None
+        return None
+
+    @property
+    def hub_endpoint(self) -> str:
+        """Address of the Hub without a slash at its end: the setting, `HF_ENDPOINT`, or the public Hub."""
+        return (self.hf_endpoint or os.environ.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/")
 
     @cached_property
     def redis_address(self) -> str:

@@ -11,6 +11,7 @@ from services.errors import GraftwerkError, InternalError
 from services.jobs.execution import JobExecution, as_error, assigned, traceback_of
 from services.kinds import parse_request
 from services.kinds.shared import JobRequest, JobResult
+from services.models.hub import WORKER_SECONDS, Hub
 from services.models.store import ModelStore
 from services.settings import Settings
 
@@ -27,6 +28,11 @@ class JobContext:
     def of(cls, execution: JobExecution, settings: Settings) -> "JobContext":
         """Returns the context of an execution."""
         return cls(ModelStore(settings.models_dir), settings, execution)
+
+    @property
+    def hub(self) -> Hub:
+        """The Hub of the settings; a cancellation of the job interrupts every wait for it."""
+        return Hub.of(self.settings, seconds=WORKER_SECONDS, check_canceled=self.execution.check_canceled)
 
 
 Work = Callable[[JobRequest, JobContext], JobResult]

@@ -247,7 +247,7 @@ def read_config(path: Path, dtype: str) -> ModelConfig:
         IncompleteCheckpoint: A number is missing.
     """
     raw = read_json(path)
-    model_class = _known_class(raw)
+    model_class = known_class(raw)
     if raw.get("quantization_config"):
         raise UnsupportedFormat(
             "config.json has a quantization_config: quantized weights cannot be converted or merged faithfully.",
@@ -289,7 +289,12 @@ def text_values(source: Mapping[str, Any], model_class: ModelClass) -> Mapping[s
     return nested if isinstance(nested, Mapping) else {}
 
 
-def _known_class(raw: Json) -> ModelClass:
+def known_class(raw: Json) -> ModelClass:
+    """Returns the class of model that a `config.json` names.
+
+    Raises:
+        UnsupportedFormat: It is not one that can be read.
+    """
     model_type = raw.get("model_type")
     found = class_of(model_type) if isinstance(model_type, str) else None
     if found is None:

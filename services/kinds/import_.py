@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from services.kinds.made_model import MadeModel
 from services.kinds.shared import MakeRequest, Sha256, Shape
@@ -39,11 +39,40 @@ class ZipSource(Source):
         return self.zip
 
 
+PART = "[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+"""Either half of an id of the Hub."""
+
+
+def _check_repository(name: str) -> str:
+    if "--" in name or ".." in name or name.endswith(".git"):
+        raise ValueError('an id of the Hub looks like "org/name", without "--", ".." and ".git"')
+    return name
+
+
+Repository = Annotated[
+    str,
+    Field(pattern=f"^{PART}/{PART}$", max_length=193, examples=["org/name"]),
+    AfterValidator(_check_repository),
+]
+"""Id of a repository of the Hub: an organization or a person, and a name."""
+
+Revision = Annotated[str, Field(pattern=r"^[^\s?#%\\]{1,255}$", examples=["main"])]
+FilePattern = Annotated[str, Field(min_length=1, max_length=255, examples=["*.safetensors"])]
+
+
 class HubSource(Source):
     """A repository of a model hub (only where `HUB_ENABLED` is set)."""
 
-    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["org/name"])
-    revision: str | None = None
+    hub: Repository
+    revision: Revision | None = Field(
+        default=None, description="A branch, a tag or a commit; null: the main branch."
+    )
+    files: list[FilePattern] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Shell patterns of the files to fetch; null: what the repository's one model needs.",
+    )
 
     @property
     def name(self) -> str:
@@ -68,7 +97,7 @@ class UploadSource(Source):
 
 
 class ImportRequest(MakeRequest):
-    """Import files as a model: of the volume (a folder, a file or a zip archive), or uploaded ones."""
+    """Import files as a model: of the volume (a folder, a file or a zip archive), of a model hub, or uploaded ones."""
 
     example: ClassVar[dict[str, Any]] = {
         "summary": "Import a folder of the volume as a model",

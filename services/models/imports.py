@@ -4,7 +4,7 @@ import errno
 import hashlib
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -202,12 +202,7 @@ def import_members(
         DiskFull: the volume is full.
         UnsupportedFormat: the files are not a model.
     """
-    expected = {path.removeprefix("./"): digest.lower() for path, digest in (expected or {}).items()}
-    unknown = sorted(set(expected) - {str(member.path) for member in members})
-    if unknown:
-        raise InvalidRequest(
-            f"sha256 names {unknown[0]!r}; the source holds {', '.join(str(m.path) for m in members[:10]) or 'nothing'}."
-        )
+    wanted = expected_digests(expected or {}, [str(member.path) for member in members])
     total = sum(member.size_bytes for member in members)
     digests: dict[str, str] = {}
     done = 0
@@ -218,25 +213,44 @@ def import_members(
             check_canceled()
             report(Progress("copying files", done, total))
         digests[str(member.path)] = digest.hexdigest()
-        _check_digest(member, expected.get(str(member.path)), digest.hexdigest())
-    return Imported(_recognized(staging, members), digests, total)
+        check_digest(str(member.path), wanted.get(str(member.path)), digest.hexdigest())
+    return Imported(recognized(staging, list(digests)), digests, total)
 
 
-def _check_digest(member: Member, wanted: str | None, found: str) -> None:
+def expected_digests(expected: Mapping[str, str], paths: list[str]) -> Mapping[str, str]:
+    """Returns the digests of a request by path, in lower case.
+
+    Raises:
+        InvalidRequest: one is given for a file that is not among the paths.
+    """
+    digests = {path.removeprefix("./"): digest.lower() for path, digest in expected.items()}
+    unknown = sorted(set(digests) - set(paths))
+    if unknown:
+        raise InvalidRequest(
+            f"sha256 names {unknown[0]!r}; the source holds {', '.join(paths[:10]) or 'nothing'}."
+        )
+    return digests
+
+
+def check_digest(path: str, wanted: str | None, found: str) -> None:
+    """Raises DigestMismatch if a file has another digest than the wanted one, if there is one."""
     if wanted is not None and wanted != found:
         raise DigestMismatch(
-            f"{member.path} has SHA-256 {found}; {wanted} was expected.",
-            "The download is damaged: fetch it again.",
+            f"{path} has SHA-256 {found}; {wanted} was expected.", "The download is damaged: fetch it again."
         )
 
 
-def _recognized(staging: Path, members: list[Member]) -> ModelKind:
+def recognized(staging: Path, paths: Sequence[str]) -> ModelKind:
+    """Returns the kind of model that imported files are.
+
+    Raises:
+        UnsupportedFormat: they are not a model.
+    """
     kind = kind_of_folder(staging)
     if kind == "unknown":
-        names = ", ".join(str(member.path) for member in members[:10]) or "no files"
         raise UnsupportedFormat(
-            f"The files are not a model: found {names}; needed are consolidated.NN.pth with params.json, a config.json with "
-            "weights, an adapter_config.json with weights, or a tokenizer.model.",
+            f"The files are not a model: found {', '.join(paths[:10]) or 'no files'}; needed are consolidated.NN.pth with "
+            "params.json, a config.json with weights, an adapter_config.json with weights, or a tokenizer.model.",
             "Name the folder or archive that holds the model's files themselves.",
         )
     return kind

@@ -38,7 +38,8 @@ class TensorEntry(BaseModel):
 class InputEntry(BaseModel):
     """An input of the job: its role, name, and the digest of its weight file or its tensors.
 
-    The name is a model's or, for an import, the path of the source under `incoming/`.
+    The name is a model's or, for an import, the path of the source under `incoming/` or the id on the Hub (with `@revision` if
+    one was named), whose `commit` was taken.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +48,7 @@ class InputEntry(BaseModel):
     name: str
     digest: str | None = None
     scale: float | None = None
+    commit: str | None = Field(default=None, exclude_if=lambda commit: commit is None)
 
     @field_validator("name")
     @classmethod

@@ -7,13 +7,12 @@ Each kind has a file here, named as `services.kinds.module_name` says, with a fu
 from collections.abc import Collection
 from importlib import import_module
 
-from services.backend import ServedModel
 from services.jobs.disk_reservations import NO_DISK_USE, DiskUse
 from services.kinds import JobRequest, module_name
 from services.models.store import ModelStore
-from services.preflight.plan import NO_ARCHIVES, Inputs, Limits, Plan
+from services.preflight.plan import NO_ARCHIVES, NO_SERVERS, Inputs, Limits, Plan, Servers
 
-__all__ = ["Limits", "Plan", "preflight"]
+__all__ = ["Limits", "Plan", "Servers", "preflight"]
 
 
 def preflight(
@@ -22,7 +21,7 @@ def preflight(
     promised: Collection[str],
     *,
     limits: Limits = NO_ARCHIVES,
-    served: ServedModel | None = None,
+    servers: Servers = NO_SERVERS,
     disk_use: DiskUse = NO_DISK_USE,
 ) -> Plan:
     """Returns the plan of a request, with the bytes to reserve for it (`disk_need`).
@@ -30,7 +29,7 @@ def preflight(
     Args:
         promised: names of models that are not there yet and that jobs before this one will make.
         limits: the settings' limits; without them no archive is accepted.
-        served: the model of another server that runs a generate job, if one does.
+        servers: the Hub, and the model of another server that runs a generate job, if one does.
         disk_use: bytes of the volume that are taken or reserved already.
 
     Raises:
@@ -42,5 +41,5 @@ def preflight(
     if request.makes is not None:
         store.require_free(request.makes)
     module = import_module(f"{__name__}.{module_name(request.kind)}")
-    plan: Plan = module.plan(request, Inputs(request, store, promised, limits, served))
+    plan: Plan = module.plan(request, Inputs(request, store, promised, limits, servers))
     return plan.with_disk(store, disk_use)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from services.errors import InvalidRequest, UnsupportedOption
+from services.errors import InvalidRequest
 from services.kinds.import_ import HubSource, ImportRequest, PathSource, Source, UploadSource, ZipSource
 from services.models.imports import Member, list_archive, list_folder
 from services.models.store import ModelStore
@@ -50,10 +50,14 @@ def _of_volume(source: Source, inputs: Inputs) -> list[PlannedRead]:
 
 
 def _of_hub(source: Source, inputs: Inputs) -> list[PlannedRead]:
-    raise UnsupportedOption(
-        "This version does not import from a model hub.",
-        "Download the files yourself and put them into incoming/ on the model volume.",
-    )
+    assert isinstance(source, HubSource)
+    repository, files = inputs.hub.selection(source)
+    return [
+        PlannedRead(
+            name=repository.name, path=file.path, commit=repository.commit, size_bytes=file.size_bytes
+        )
+        for file in files
+    ]
 
 
 def import_uploads(source: UploadSource, store: ModelStore, *, limit_bytes: int) -> UploadedFiles:

@@ -17,6 +17,7 @@ from services.errors import InternalError, WrongModelKind
 from services.jobs.disk_reservations import DiskNeed, DiskUse
 from services.kinds import JobRequest
 from services.kinds.shared import AdapterChoice
+from services.models.hub import NO_HUB, Hub
 from services.models.store import ModelStore
 from services.models.summary import kind_of_folder
 from services.names import is_model_name
@@ -38,7 +39,7 @@ def _is_none(value: object) -> bool:
 class PlannedRead(BaseModel):
     """A model (`name`, `role`) or a file (`path`) that a job reads; `backend` is the address of the server that has it.
 
-    A `linked` file takes no new space.
+    A `linked` file takes no new space. A file of the Hub has the repository's id as its `name`, and the `commit`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +47,7 @@ class PlannedRead(BaseModel):
     name: str | None = Field(default=None, exclude_if=_is_none)
     role: str | None = Field(default=None, exclude_if=_is_none)
     path: str | None = Field(default=None, exclude_if=_is_none)
+    commit: str | None = Field(default=None, exclude_if=_is_none)
     size_bytes: int | None = Field(default=None, exclude_if=_is_none)
     backend: str | None = Field(default=None, exclude_if=_is_none)
     linked: bool = Field(default=False, exclude=True)
@@ -136,11 +138,26 @@ NO_ARCHIVES = Limits()
 """Limits for requests that are not imports: an archive is refused until the entry point passes its settings."""
 
 
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Other servers that a preflight may ask.
+
+    `served` is the model of another server that runs a generate job, if one does. `hub` is the Hub of imports.
+    """
+
+    served: ServedModel | None = None
+    hub: Hub = NO_HUB
+
+
+NO_SERVERS = Servers()
+"""For requests that no other server takes part in."""
+
+
 class Inputs:
     """The models that a request names, each resolved to its folder once, and the limits that apply.
 
-    `waiting` are the names of models that earlier jobs will make; they have no folder yet. `served` is the model of
-    another server that runs a generate job, if one does.
+    `waiting` are the names of models that earlier jobs will make; they have no folder yet. `served` and `hub` are those of
+    `Servers`.
     """
 
     def __init__(
@@ -149,11 +166,12 @@ class Inputs:
         store: ModelStore,
         promised: Collection[str],
         limits: Limits,
-        served: ServedModel | None,
+        servers: Servers,
     ) -> None:
         self.store = store
         self.limits = limits
-        self.served = served
+        self.served = servers.served
+        self.hub = servers.hub
         self.waiting = [name for name in request.reads if name in promised]
         self._names = [name for name in request.reads if name not in promised]
 

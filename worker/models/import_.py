@@ -2,11 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.errors import UploadLocked, UploadNotFound
-from services.kinds.import_ import ImportRequest, ImportResult, PathSource, Source, UploadSource, ZipSource
-from services.models.imports import Imported, import_members
+from services.kinds.import_ import (
+    HubSource,
+    ImportRequest,
+    ImportResult,
+    PathSource,
+    Source,
+    UploadSource,
+    ZipSource,
+)
+from services.models.hub_download import Download
+from services.models.imports import Imported, check_digest, expected_digests, import_members, recognized
 from services.models.manifest import InputEntry, new_manifest, write_manifest
 from services.models.uploaded_files import digests_to_check, verify_archive
 from services.preflight import Plan
@@ -46,21 +56,48 @@ def _remove_uploads(request: ImportRequest, context: JobContext) -> None:
             context.store.uploads.delete(upload_id)
 
 
-FETCHES: Mapping[type[Source], Callable[[ImportRequest, Plan, JobContext, Path], Imported]] = {
-    PathSource: _from_volume,
-    ZipSource: _from_volume,
-    UploadSource: _from_uploads,
+def _from_hub(request: ImportRequest, plan: Plan, context: JobContext, staging: Path) -> Imported:
+    assert isinstance(request.source, HubSource)
+    hub = context.hub
+    # the commit of the plan, whose bytes are reserved: its branch may have moved since
+    repository, files = hub.selection(request.source.model_copy(update={"revision": plan.reads[0].commit}))
+    wanted = expected_digests(request.sha256, [file.path for file in files])
+    download = Download(hub, repository, files, staging, context.execution.report)
+    digests = download.run()
+    for path, digest in digests.items():
+        check_digest(path, wanted.get(path), digest)
+    context.execution.log(f"{repository.name} at commit {repository.commit}: {download.account}")
+    return Imported(recognized(staging, list(digests)), digests, download.total_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Function that brings the files of a source into the staging folder.
+
+    `resumes`: it continues with what a killed execution of the same job has left there.
+    """
+
+    run: Callable[[ImportRequest, Plan, JobContext, Path], Imported]
+    resumes: bool = False
+
+
+FETCHES: Mapping[type[Source], Fetch] = {
+    PathSource: Fetch(_from_volume),
+    ZipSource: Fetch(_from_volume),
+    HubSource: Fetch(_from_hub, resumes=True),
+    UploadSource: Fetch(_from_uploads),
 }
-"""Function that brings the files of each type of source into the staging folder."""
+"""Fetch of the files of each type of source."""
 
 
 @idempotent(ImportResult)
 def run(request: ImportRequest, context: JobContext) -> ImportResult:
     """Imports the files of the source and publishes them under the target's name."""
     plan = planned(request, context)
-    with publishing(request, plan, context) as staging:
-        taken = FETCHES[type(request.source)](request, plan, context, staging)
-        source = InputEntry(role="source", name=request.source.name)
+    fetch = FETCHES[type(request.source)]
+    with publishing(request, plan, context, take_over=fetch.resumes) as staging:
+        taken = fetch.run(request, plan, context, staging)
+        source = InputEntry(role="source", name=request.source.name, commit=plan.reads[0].commit)
         manifest = new_manifest(
             kind=taken.kind, operation="import", inputs=[source], tensors={}, files=dict(taken.digests),
             job_id=context.execution.job_id, result={"bytes_written": taken.size_bytes, "files": len(taken.digests)},

@@ -28,7 +28,7 @@ from services.models.manifest import (
 )
 from services.models.model_card import write_model_card
 from services.models.staging import journal_of
-from services.preflight import Limits, Plan, preflight
+from services.preflight import Limits, Plan, Servers, preflight
 from services.preflight.output import FORMAT_OF_KIND
 from services.tokenizers import CompletedTokenizer, add_chat_template, complete_tokenizer
 from worker.lifecycle import JobContext
@@ -88,7 +88,10 @@ def planned(request: JobRequest, context: JobContext) -> Plan:
     """
     limits = Limits(digest_bytes=ANY_SIZE, unpack_bytes=context.settings.unpack_limit_bytes)
     staged_bytes = context.store.staging.bytes_of(context.execution.job_id)
-    return preflight(request, context.store, (), limits=limits, disk_use=DiskUse(staged_bytes=staged_bytes))
+    return preflight(
+        request, context.store, (), limits=limits, servers=Servers(hub=context.hub),
+        disk_use=DiskUse(staged_bytes=staged_bytes),
+    )  # fmt: skip
 
 
 @contextmanager
