@@ -9,6 +9,7 @@ from api import (
     errors,
     headers,
     health,
+    hub,
     jobs,
     metrics,
     models,
@@ -65,13 +66,21 @@ def create_app(
     app.before_request(auth.guard(settings))
     headers.register(app)
     errors.register(app)
-    for noun in (jobs, models, uploads, openai, metrics, health):
+    for noun in (jobs, models, uploads, hub, openai, metrics, health):
         app.register_api(noun.api)
     app.register_blueprint(pages.pages)
     app.register_blueprint(pages.swagger)
 
     bodies: list[type[BaseModel]] = [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody]
     returned: list[type[BaseModel]] = [responses.JobResponse, responses.JobPage, Plan, responses.ModelList]
-    returned += [uploads.UploadState, errors.Problem, metrics.System, health.Health, health.Readiness]
+    returned += [
+        hub.HubModelList,
+        hub.HubRepository,
+        uploads.UploadState,
+        errors.Problem,
+        metrics.System,
+        health.Health,
+        health.Readiness,
+    ]
     openapi.complete(app, bodies, returned)
     return app

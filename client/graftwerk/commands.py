@@ -20,6 +20,7 @@ from graftwerk.chat import Conversation, converse
 from graftwerk.demo import demo
 from graftwerk.display import complain, open_console
 from graftwerk.errors import ClientError, UsageError
+from graftwerk.import_source import default_target, parse_source
 from graftwerk.options import (
     Connection,
     Output,
@@ -76,12 +77,32 @@ ModelName = Annotated[str, typer.Argument(help="Name of the model.", show_defaul
 @expanded
 def import_(
     source: Annotated[
-        str, typer.Argument(help="A file, folder or zip on the volume: incoming/…", show_default=False)
+        str,
+        typer.Argument(
+            help="incoming/…: a file, folder or zip on the volume; hub:org/name[@revision]: a model of the Hub.",
+            show_default=False,
+        ),
     ],
     *,
-    target: Target,
     connection: Connection,
     submission: Submission,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="Name of the new model. Default: the source's last name.",
+            show_default=False,
+        ),
+    ] = None,
+    files: Annotated[
+        list[str],
+        typer.Option(
+            help="Of the Hub: files to take, such as '*Q4_K_M.gguf'. May be repeated.",
+            metavar="PATTERN",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006  (typer reads the default and copies it)
     is_zip: Annotated[
         bool, typer.Option("--zip", help="It is a zip archive, regardless of its name.")
     ] = False,
@@ -90,10 +111,17 @@ def import_(
         typer.Option(help="A digest to check. May be repeated.", metavar="PATH=HEX", show_default=False),
     ] = [],  # noqa: B006  (typer reads the default and copies it)
 ) -> None:
-    """Import files of the volume as a model."""
-    name = "zip" if is_zip or source.lower().endswith(".zip") else "path"
-    request = given(kind="import", source={name: source}, target=target, sha256=parse_digests(sha256))
-    run_job(connection, submission, request)
+    """Import files of the volume or of the Hub as a model."""
+    run_job(
+        connection,
+        submission,
+        given(
+            kind="import",
+            source=parse_source(source, files=files, is_zip=is_zip),
+            target=target or default_target(source),
+            sha256=parse_digests(sha256),
+        ),
+    )
 
 
 @app.command()

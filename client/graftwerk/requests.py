@@ -79,10 +79,18 @@ class PromptOptions(TypedDict, total=False):
     fit_context: bool | Literal["answer"]
 
 
+class HubSource(TypedDict, total=False):
+    """A repository of the Hub; `files` are shell patterns."""
+
+    hub: Required[str]
+    revision: str | None
+    files: list[str] | None
+
+
 class ImportRequest(JobOptions, total=False):
     """Fields of an `import` request."""
 
-    source: Required[dict[str, str | list[str]]]
+    source: Required[dict[str, str | list[str]] | HubSource]
     target: Required[str]
     sha256: dict[str, str]
 

@@ -70,6 +70,15 @@ class Repository:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """A repository with the files that an import would fetch, or the reason why it would be refused."""
+
+    repository: Repository
+    selected: tuple[HubFile, ...]
+    refusal: GraftwerkError | None
+
+
+@dataclass(frozen=True, slots=True)
 class Location:
     """Address from which a file's bytes come, and the headers for it."""
 
@@ -194,15 +203,30 @@ class Hub:
         """
         return self.ask(lambda: self._selection(source), repository=source.hub, revision=source.revision)
 
+    def listing(self, source: HubSource) -> Listing:
+        """Returns what `selection` returns, with the refusal of an import if its files are the reason. Raises what `ask` raises."""
+
+        def answer() -> Listing:
+            repository = self._repository(source.hub, source.revision)
+            try:
+                return Listing(repository, self._selected(repository, source), None)
+            except GraftwerkError as refusal:
+                return Listing(repository, (), refusal)
+
+        return self.ask(answer, repository=source.hub, revision=source.revision)
+
     def _selection(self, source: HubSource) -> tuple[Repository, tuple[HubFile, ...]]:
         repository = self._repository(source.hub, source.revision)
+        return repository, self._selected(repository, source)
+
+    def _selected(self, repository: Repository, source: HubSource) -> tuple[HubFile, ...]:
         files = chosen_files(repository.name, repository.files, source.files)
         config = next((file for file in files if file.path == "config.json"), None)
         if config is not None:
             known_class(self._json(repository, config))
         else:
             self._locate(repository, files[0])
-        return repository, files
+        return files
 
     def _json(self, repository: Repository, file: HubFile) -> dict[str, Any]:
         if file.size_bytes > CONFIG_LIMIT_BYTES:

@@ -5,6 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.models import hub_download
+from tests.contract.hub_models import FILES
+from tests.hub_server import HubServer, Repo, hub_server
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
@@ -20,3 +24,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub with the repository `org/name`; retries come at once."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(hub_download, "RETRY_SECONDS", (0.001,) * 4)
+    with hub_server() as server:
+        server.repos["org/name"] = Repo()
+        server.repos["org/name"].commit(FILES)
+        yield server

@@ -2,10 +2,8 @@
 
 import json
 import multiprocessing
-import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +25,17 @@ from services.errors import (
     UnsupportedFormat,
 )
 from services.kinds.import_ import ImportRequest
-from services.models import hub_download
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.progress import Progress
 from tests.api_client import client_of, problem
 from tests.contract.hub_child import hub_context, import_until_killed
-from tests.hub_server import HubServer, Repo, hub_server, sha256
+from tests.contract.hub_models import FETCHED, FILES, SIZE, WEIGHTS
+from tests.hub_server import HubServer, Repo, sha256
 from worker.models import import_
 
 FORK = multiprocessing.get_context("fork")
 """As workers do it: the child has everything imported."""
-
-SIZE = 2 * 2**20
-WEIGHTS = random.Random(3).randbytes(SIZE)
-CONFIG = json.dumps({"model_type": "llama"}).encode()
-FILES = {
-    "config.json": CONFIG, "model.safetensors": WEIGHTS, "README.md": b"# A model\n", "tokenizer.json": b"{}",
-    "pytorch_model.bin": b"the same weights", "onnx/model.onnx": b"the same weights", "original/params.json": b"{}",
-}  # fmt: skip
-FETCHED = {"config.json", "model.safetensors", "README.md", "tokenizer.json"}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setattr(hub_download, "RETRY_SECONDS", (0.001,) * 4)
-    with hub_server() as server:
-        server.repos["org/name"] = Repo()
-        server.repos["org/name"].commit(FILES)
-        yield server
 
 
 @pytest.fixture

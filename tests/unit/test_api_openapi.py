@@ -63,6 +63,7 @@ def test_the_document_has_exactly_the_routes(document: Json) -> None:
         ("GET", "/api/models/{name}/files/{file}"), ("GET", "/api/models/{name}/archive"),
         ("POST", "/api/uploads"), ("GET", "/api/uploads/{upload_id}"), ("PATCH", "/api/uploads/{upload_id}"),
         ("DELETE", "/api/uploads/{upload_id}"), ("GET", "/api/system"), ("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz"),
+        ("GET", "/api/hub/models"), ("GET", "/api/hub/models/{org}/{name}"),
         ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"), ("POST", "/v1/embeddings"),
     }  # fmt: skip

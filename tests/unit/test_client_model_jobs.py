@@ -23,6 +23,30 @@ def test_import_knows_a_zip_by_its_ending_or_by_the_option(
     assert service.body["source"] == {"zip": arguments[0]}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "source", "target"),
+    [
+        (["hub:org/Qwen2.5-0.5B"], {"hub": "org/Qwen2.5-0.5B"}, "Qwen2.5-0.5B"),
+        (["hub:org/name@refs/pr/1", "-t", "x"], {"hub": "org/name", "revision": "refs/pr/1"}, "x"),
+        (["hub:o/n", "--files", "*.gguf", "--files", "R*"], {"hub": "o/n", "files": ["*.gguf", "R*"]}, "n"),
+        (["incoming/my-adapter.zip"], {"zip": "incoming/my-adapter.zip"}, "my-adapter"),
+        (["incoming/Qwen2.5-0.5B/"], {"path": "incoming/Qwen2.5-0.5B/"}, "Qwen2.5-0.5B"),
+        (["incoming/some.GGUF"], {"path": "incoming/some.GGUF"}, "some"),
+    ],
+)
+def test_import_from_the_hub_and_the_target_by_default(
+    service: Service, run: Run, arguments: list[str], source: dict[str, object], target: str
+) -> None:
+    assert run("import", *arguments).exit_code == 0
+    assert service.body == {"kind": "import", "source": source, "target": target}
+
+
+def test_files_are_chosen_on_the_hub_only(service: Service, run: Run) -> None:
+    result = run("import", "incoming/x", "--files", "*.gguf")
+    assert result.exit_code == 2
+    assert "incoming/x is not there" in result.stderr
+
+
 def test_convert_sends_only_what_was_given(service: Service, run: Run) -> None:
     run("convert", "a", "b")
     assert service.body == {"kind": "convert", "source": "a", "target": "b"}
