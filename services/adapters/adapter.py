@@ -8,7 +8,8 @@ from typing import Any
 from services.adapters.adapter_config import check_config
 from services.adapters.lora_tensors import LoraPair, is_saved_module, pair_factors, sort_tensors
 from services.adapters.tuners import TokenRows, TunerLayer, split_token_rows, tuner_layers, uses_layers
-from services.architectures.vocabulary import Vocabulary, read_vocabulary
+from services.architectures.json_vocabulary import read_folder_vocabulary
+from services.architectures.vocabulary import Vocabulary
 from services.errors import IncompleteAdapter, UnsupportedAdapter
 from services.files.json_file import read_json
 from services.files.tensors import FLOAT_DTYPES, TensorHeader
@@ -110,8 +111,7 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
     halves, replaced = sort_tensors(name, rest)
     pairs = pair_factors(name, config, halves)
     _check_declared(name, config, [*pairs, *layers, *rows], replaced)
-    tokenizer = folder / "tokenizer.model"
-    vocabulary = read_vocabulary(tokenizer) if tokenizer.is_file() else None
+    vocabulary = read_folder_vocabulary(folder)
     return Adapter(name, folder, weights, config, pairs, replaced, vocabulary, layers, rows)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from services.adapters.adapter import Adapter
 from services.architectures.checkpoint import Checkpoint
+from services.architectures.json_vocabulary import read_json_vocabulary
 from services.architectures.key_map import Shape
 from services.architectures.vocabulary import Vocabulary
 from services.errors import (
@@ -119,7 +120,10 @@ def _add(base: Checkpoint, stack: Stack, adapter: Adapter) -> Stack:
     stack = replace(stack, vocabulary_rows=rows)
     if adapter.vocabulary is None:
         return stack
-    _check_vocabulary(stack, adapter)
+    earlier = _earlier_vocabulary(stack, adapter.vocabulary)
+    _check_vocabulary(stack, adapter, earlier)
+    if _only_repeats(adapter.vocabulary, earlier):
+        return stack
     if rows > adapter.vocabulary.size:
         warning = (
             f"Adapter {adapter.name}: its embeddings have {rows} rows and its tokenizer {adapter.vocabulary.size} tokens; "
@@ -166,7 +170,7 @@ def _rows_after(base: Checkpoint, stack: Stack, adapter: Adapter) -> int:
     if rows > stack.vocabulary_rows and adapter.vocabulary is None:
         raise VocabularyMismatch(
             f"Adapter {adapter.name} extends the vocabulary from {stack.vocabulary_rows} to {rows} rows and has no "
-            "tokenizer.model.",
+            "tokenizer.model or tokenizer.json.",
             "Add the tokenizer files that were published with the adapter.",
         )
     return rows
@@ -196,16 +200,31 @@ def _check_shapes(base: Checkpoint, adapter: Adapter, rows: int) -> None:
             )
 
 
-def _check_vocabulary(stack: Stack, adapter: Adapter) -> None:
+def _earlier_vocabulary(stack: Stack, vocabulary: Vocabulary) -> Vocabulary | None:
+    """Returns the vocabulary before an adapter, from the file of the same name if there is one.
+
+    A `tokenizer.json` next to a `tokenizer.model` has the added tokens too, and may write pieces differently.
+    """
+    same = stack.tokenizer_folder / "tokenizer.json"
+    if vocabulary.file == "tokenizer.json" and same.is_file():
+        return read_json_vocabulary(same)
+    return stack.vocabulary
+
+
+def _only_repeats(vocabulary: Vocabulary, earlier: Vocabulary | None) -> bool:
+    """Returns True for a `tokenizer.json` without new tokens: trainers save the base's own, as their library writes it."""
+    return vocabulary.file == "tokenizer.json" and earlier is not None and vocabulary.size <= earlier.size
+
+
+def _check_vocabulary(stack: Stack, adapter: Adapter, earlier: Vocabulary | None) -> None:
     vocabulary = adapter.vocabulary
     assert vocabulary is not None
-    if vocabulary.size > stack.vocabulary_rows:
+    if vocabulary.size > max(stack.vocabulary_rows, earlier.size if earlier else 0):
         raise VocabularyMismatch(
             f"Adapter {adapter.name} has a tokenizer of {vocabulary.size} tokens; the embeddings have "
             f"{stack.vocabulary_rows} rows.",
             "The adapter's embeddings are missing, or an adapter that extends the vocabulary must come before it.",
         )
-    earlier = stack.vocabulary
     if earlier is None or vocabulary.continues(earlier):
         return
     at = vocabulary.first_difference(earlier)

@@ -55,15 +55,16 @@ def find_vocabulary(folder: Path) -> Vocabulary | None:
 def check_vocabulary(config: ModelConfig, vocabulary: Vocabulary | None, *, exact: bool) -> None:
     """Refuses embeddings with fewer rows than the tokenizer has tokens, or with `exact` also more.
 
-    Hugging Face models may have rows of padding; original checkpoints have none.
+    Hugging Face models may have rows of padding; original checkpoints have none. Added tokens of a `tokenizer.json` need no
+    row: the text models of Gemma 3 have none for the image token.
 
     Raises:
         VocabularyMismatch: The sizes do not fit.
     """
     if vocabulary is None:
         return
-    if vocabulary.size > config.vocab_size or (exact and vocabulary.size != config.vocab_size):
+    if vocabulary.text_size > config.vocab_size or (exact and vocabulary.size != config.vocab_size):
         raise VocabularyMismatch(
-            f"tokenizer.model knows {vocabulary.size} tokens; the embeddings have {config.vocab_size} rows.",
-            "Use the tokenizer.model that belongs to these weights.",
+            f"{vocabulary.file} knows {vocabulary.text_size} tokens; the embeddings have {config.vocab_size} rows.",
+            f"Use the {vocabulary.file} that belongs to these weights.",
         )

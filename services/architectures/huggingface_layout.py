@@ -8,13 +8,13 @@ from services.architectures.checkpoint_checks import (
     check_complete,
     check_layers,
     check_vocabulary,
-    find_vocabulary,
     only_floats,
 )
 from services.architectures.config import ModelConfig, read_config
 from services.architectures.dense_layout import dense_sources
 from services.architectures.expected_tensors import Expected, expected_tensors
 from services.architectures.family import Family, ModelClass
+from services.architectures.json_vocabulary import read_folder_vocabulary
 from services.errors import ConfigMismatch, IncompleteCheckpoint, ShapeMismatch, UnknownTensor
 from services.files.tensors import TensorHeader
 from services.files.weight_files import Tensors, read_weights
@@ -41,7 +41,7 @@ def read_huggingface(folder: Path) -> Checkpoint:
         sources = _family_sources(config, config.family, kept)
     else:
         sources = dense_sources(config, kept)
-    vocabulary = find_vocabulary(folder)
+    vocabulary = read_folder_vocabulary(folder)
     check_vocabulary(config, vocabulary, exact=False)
     files = tuple(dict.fromkeys(tensor.path for tensor in found.values()))
     return Checkpoint(folder, "huggingface", config, sources, dropped, 1, folder, vocabulary, files)

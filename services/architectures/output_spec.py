@@ -170,9 +170,14 @@ def _check_meta(output: OutputSpec) -> None:
             "Keep it in Hugging Face's layout.",
         )
     _check_ranks(output)
-    if output.vocabulary is not None and output.vocabulary.size != config.vocab_size:
+    vocabulary = output.vocabulary
+    if (
+        vocabulary is not None
+        and vocabulary.file == "tokenizer.model"
+        and vocabulary.size != config.vocab_size
+    ):
         raise VocabularyMismatch(
-            f"The embeddings have {config.vocab_size} rows and the tokenizer {output.vocabulary.size} tokens; Meta's layout "
+            f"The embeddings have {config.vocab_size} rows and the tokenizer {vocabulary.size} tokens; Meta's layout "
             "takes the vocabulary from the tokenizer: the two must be equal.",
             "Keep it in Hugging Face's layout, which allows rows of padding.",
         )
@@ -233,7 +238,7 @@ def _check_gguf(output: OutputSpec) -> None:
             f"The model is of type {output.config.model_type!r}; GGUF files are written of LLaMA models only.",
             "Keep it in Hugging Face's layout.",
         )
-    if output.vocabulary is None:
+    if output.vocabulary is None or output.vocabulary.file != "tokenizer.model":
         raise UnsupportedFormat(
             "A GGUF file carries its tokenizer, which is written from tokenizer.model; the model has none.",
             "Add the original tokenizer.model.",

@@ -1,4 +1,4 @@
-"""Pieces of a tokenizer's file, read without a tokenizer library.
+"""Pieces of a `tokenizer.model`, read without a tokenizer library.
 
 A SentencePiece `tokenizer.model` is a protocol buffer (google/sentencepiece `sentencepiece_model.proto`: ModelProto
 field 1 = repeated SentencePiece {1: piece, 2: score, 3: type}). Llama 3's file of the same name is tiktoken's: lines of
@@ -17,32 +17,55 @@ from services.errors import InvalidRequest, UnreadableTokenizer
 
 SIZE_LIMIT_BYTES = 64 * 2**20
 
+VocabularyKind = Literal["sentencepiece", "tiktoken", "byte-level", "words"]
+"""Form of the pieces: text with "▁" for a space, bytes (with or without a tokenizer.json around them), or words."""
+
 TIKTOKEN_SPECIAL_TOKENS = 256
 """Number of special tokens that follow the ranks of Llama 3's file (meta-llama/llama3 `tokenizer.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer's pieces in the order of their ids."""
+    """A tokenizer's pieces in the order of their ids.
 
-    kind: Literal["sentencepiece", "tiktoken"]
+    `special_tokens` follow the pieces and have no known text. `model_pieces` is one more than the largest id that plain text
+    can become, None if that is any piece.
+    """
+
+    kind: VocabularyKind
     pieces: tuple[bytes, ...]
     sha256: str
     special_tokens: int = 0
+    file: Literal["tokenizer.model", "tokenizer.json"] = "tokenizer.model"
+    model_pieces: int | None = None
 
     @property
     def size(self) -> int:
         """Number of token ids."""
         return len(self.pieces) + self.special_tokens
 
-    def continues(self, earlier: "Vocabulary") -> bool:
-        """Returns True if the pieces begin with all those of an earlier vocabulary."""
-        return self.kind == earlier.kind and self.pieces[: len(earlier.pieces)] == earlier.pieces
+    @property
+    def text_size(self) -> int:
+        """Number of rows that an embedding needs for plain text; added tokens may follow."""
+        return self.size if self.model_pieces is None else self.model_pieces
 
-    def first_difference(self, other: "Vocabulary") -> int:
-        """Returns the first id at which the two differ (the shorter one's size if none does)."""
-        pairs = enumerate(zip(self.pieces, other.pieces, strict=False))
-        return next((i for i, (a, b) in pairs if a != b), min(len(self.pieces), len(other.pieces)))
+    def continues(self, earlier: "Vocabulary") -> bool:
+        """Returns True if the pieces begin with all those of an earlier vocabulary.
+
+        tiktoken's file has the same pieces as a byte-level `tokenizer.json`, without the names of its special tokens.
+        """
+        comparable = self.kind == earlier.kind or {self.kind, earlier.kind} == {"tiktoken", "byte-level"}
+        at = self.first_difference(earlier)
+        return comparable and self.size >= earlier.size and at == min(len(self.pieces), len(earlier.pieces))
+
+    def first_difference(self, earlier: "Vocabulary") -> int:
+        """Returns the first id at which the two differ (the shorter one's size if none does).
+
+        An id that an earlier vocabulary leaves free (an empty piece) may have any piece.
+        """
+        pairs = enumerate(zip(self.pieces, earlier.pieces, strict=False))
+        different = (number for number, (own, other) in pairs if other and own != other)
+        return next(different, min(len(self.pieces), len(earlier.pieces)))
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -51,11 +74,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     Raises:
         UnreadableTokenizer: The file is neither SentencePiece nor tiktoken, or is damaged or too large.
     """
-    if path.stat().st_size > SIZE_LIMIT_BYTES:
-        raise UnreadableTokenizer(
-            f"{path.name} has {path.stat().st_size} bytes; at most {SIZE_LIMIT_BYTES} are read."
-        )
-    data = path.read_bytes()
+    data = read_within_limit(path)
     digest = hashlib.sha256(data).hexdigest()
     tiktoken = _tiktoken_pieces(data)
     if tiktoken is not None:
@@ -72,6 +91,18 @@ def read_vocabulary(path: Path) -> Vocabulary:
             f"{path.name} holds no pieces.", "Take tokenizer.model from the original download."
         )
     return Vocabulary("sentencepiece", pieces, digest)
+
+
+def read_within_limit(path: Path) -> bytes:
+    """Returns the content of a tokenizer's file.
+
+    Raises:
+        UnreadableTokenizer: It is too large.
+    """
+    size_bytes = path.stat().st_size
+    if size_bytes > SIZE_LIMIT_BYTES:
+        raise UnreadableTokenizer(f"{path.name} has {size_bytes} bytes; at most {SIZE_LIMIT_BYTES} are read.")
+    return path.read_bytes()
 
 
 def new_pieces(base: Sequence[bytes], addition: Sequence[bytes], pad_token: str | None = None) -> list[bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 from services.adapters.adapter import Adapter, is_adapter, read_adapter
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.checkpoint_reader import read_checkpoint
+from services.architectures.json_vocabulary import read_json_vocabulary
 from services.architectures.original_layout import original_folder
 from services.architectures.vocabulary import Vocabulary, read_vocabulary
 from services.errors import GraftwerkError, UnsupportedFormat
@@ -40,7 +41,7 @@ def kind_of_folder(folder: Path) -> ModelKind:
         return "huggingface"
     if any(folder.glob("*.gguf")):
         return "gguf"
-    if (folder / "tokenizer.model").is_file() or any(folder.glob("*.model")):
+    if any(folder.glob("*.model")) or (folder / "tokenizer.json").is_file():
         return "tokenizer"
     return "unknown"
 
@@ -104,15 +105,15 @@ def _of_kind(folder: Path, name: str, kind: ModelKind) -> dict[str, Any]:
         case "original" | "huggingface":
             return _of_checkpoint(read_checkpoint(folder))
         case "tokenizer":
-            path = next(iter(sorted(folder.glob("*.model"))))
-            vocabulary = read_vocabulary(path)
+            path = next(iter(sorted(folder.glob("*.model"))), None)
+            vocabulary = read_vocabulary(path) if path else read_json_vocabulary(folder / "tokenizer.json")
             return {"tokenizer": _tokenizer(vocabulary), "vocabulary_size": vocabulary.size}
         case "gguf":
             return _of_gguf(read_gguf_header(next(iter(sorted(folder.glob("*.gguf"))))))
         case "unknown":
             raise UnsupportedFormat(
                 "it is neither an original LLaMA checkpoint (consolidated.NN.pth), a Hugging Face model (config.json), "
-                "an adapter (adapter_config.json), a GGUF file (*.gguf) nor a tokenizer (tokenizer.model).",
+                "an adapter (adapter_config.json), a GGUF file (*.gguf) nor a tokenizer (tokenizer.model, tokenizer.json).",
                 "Add the files that are missing.",
             )
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from services.architectures.json_vocabulary import read_json_vocabulary
 from services.architectures.original_layout import original_folder
 from services.architectures.vocabulary import Vocabulary, new_pieces, read_vocabulary
 from services.errors import UnsupportedFormat, WrongModelKind
@@ -18,11 +19,16 @@ def tokenizer_file(folder: Path) -> Path:
 
     Raises:
         WrongModelKind: the folder has none, or several and none of them is called tokenizer.model.
+        UnsupportedFormat: the folder has a `tokenizer.json` alone.
     """
     weights = original_folder(folder)
     named = [place / "tokenizer.model" for place in (folder, weights) if place is not None]
     others = sorted(folder.glob("*.model"))
     found = [path for path in named if path.is_file()] or (others if len(others) == 1 else [])
+    if not found and (folder / "tokenizer.json").is_file():
+        raise _no_sentencepiece(
+            f"The tokenizer.json of {folder.name!r}", read_json_vocabulary(folder / "tokenizer.json")
+        )
     if not found:
         there = ", ".join(path.name for path in others) or "no *.model"
         raise WrongModelKind(
@@ -66,8 +72,13 @@ def plan(request: ExtendTokenizerRequest, inputs: Inputs) -> Plan:
 def _sentencepiece_only(role: str, path: Path) -> Vocabulary:
     vocabulary = read_vocabulary(path)
     if vocabulary.kind != "sentencepiece":
-        raise UnsupportedFormat(
-            f"The {role}'s {path.name} is a {vocabulary.kind} tokenizer; only SentencePiece vocabularies are extended.",
-            "Llama 3 has tiktoken's; LLaMA 1 and 2 have SentencePiece's.",
-        )
+        raise _no_sentencepiece(f"The {role}'s {path.name}", vocabulary)
     return vocabulary
+
+
+def _no_sentencepiece(subject: str, vocabulary: Vocabulary) -> UnsupportedFormat:
+    return UnsupportedFormat(
+        f"{subject} is a {vocabulary.kind} tokenizer; only SentencePiece models (tokenizer.model) are "
+        "extended.",
+        "LLaMA 1 and 2 have one; Llama 3, Qwen and most models with a tokenizer.json alone do not.",
+    )

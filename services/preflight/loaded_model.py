@@ -25,7 +25,7 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
             "Convert it first." if found == "original" else "Merge the adapter into a base first.",
         )
     checkpoint = read_checkpoint(folder)
-    if checkpoint.vocabulary is None and not (folder / "tokenizer.json").is_file():
+    if checkpoint.vocabulary is None:
         raise VocabularyMismatch(
             f"{request.model!r} has no tokenizer (tokenizer.model or tokenizer.json).",
             "Add the model's tokenizer files.",

@@ -57,9 +57,6 @@ def planned_write(request: ConvertRequest | MergeRequest, output: OutputSpec) ->
 def tokenizer_warnings(base: Checkpoint, output: OutputSpec) -> list[str]:
     """Returns a warning if the output will have no tokenizer."""
     if output.vocabulary is not None:
-        return []
-    if (base.tokenizer_folder / "tokenizer.json").is_file():
-        return ["Meta's layout has no tokenizer.json: the output will have no tokenizer"] * (
-            output.format == "meta"
-        )
+        lost = output.format == "meta" and output.vocabulary.file == "tokenizer.json"
+        return ["Meta's layout has no tokenizer.json: the output will have no tokenizer"] * lost
     return ["no tokenizer.model next to the weights or one level up: the output will have no tokenizer"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sentencepiece
 from pydantic import ValidationError
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
 
 from services.errors import (
@@ -190,6 +191,11 @@ def extended_by_a_job(volume: Path, tokenizers: TokenizerSet) -> dict[str, Any]:
         ({"base": "addition", "addition": "base"}, InvalidRequest, "All 5 pieces of the addition"),
         ({"pad_token": "国"}, InvalidRequest, "'国' is a piece of the vocabulary already"),
         ({"base": "bare"}, WrongModelKind, "'bare' is of kind 'unknown' and has no tokenizer.model"),
+        (
+            {"base": "bytes"},
+            UnsupportedFormat,
+            "The tokenizer.json of 'bytes' is a byte-level tokenizer; only SentencePiece",
+        ),
         ({"base": "two"}, WrongModelKind, "it has a.model, b.model"),
         ({"target": "Llama-3"}, ModelExists, "exists already"),
     ],
@@ -199,6 +205,10 @@ def test_what_cannot_work_is_refused_before_it_is_queued(
 ) -> None:
     (store.root / "bare").mkdir()
     (store.root / "two").mkdir()
+    (store.root / "bytes").mkdir()
+    table = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    table.decoder = decoders.ByteLevel()
+    table.save(str(store.root / "bytes" / "tokenizer.json"))
     for name in ("a", "b"):
         (store.root / "two" / f"{name}.model").write_bytes(BASE)
     with pytest.raises(error) as caught:

@@ -133,6 +133,79 @@ def test_a_base_without_a_tokenizer_takes_the_adapters(tmp_path: Path) -> None:
     assert check_stack(read_checkpoint(folder), [one]).tokenizer_folder == one.folder
 
 
+# ---- tokenizer.json -----------------------------------------------------------------------------------
+
+
+def byte_level(folder: Path, count: int, **names: str) -> Path:
+    """Writes a byte-level tokenizer.json of this many tokens, those after the 90th added; `names` gives some other texts."""
+    pieces = {chr(0x21 + number): number for number in range(90)}
+    added = [
+        {"id": number, "content": names.get(f"token_{number}", f"<|{number}|>"), "special": True,
+         "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        for number in range(90, count)
+    ]  # fmt: skip
+    content = {
+        "added_tokens": added, "pre_tokenizer": {"type": "ByteLevel"}, "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": pieces, "merges": []},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def byte_base(tmp_path: Path) -> Checkpoint:
+    folder = write_base(tmp_path / "bytes")
+    (folder / "tokenizer.model").unlink()
+    return read_checkpoint(byte_level(folder, 95))
+
+
+def byte_adapter(folder: Path, count: int, rows: int | None = None, **names: str) -> Adapter:
+    shapes = {**pair_shapes(), **(embedding_shapes(rows) if rows else {})}
+    return read_adapter(byte_level(write_adapter(folder, shapes), count, **names))
+
+
+def test_a_byte_level_tokenizer_is_extended_by_an_adapters(byte_base: Checkpoint, tmp_path: Path) -> None:
+    one = byte_adapter(tmp_path / "one", 104, rows=104)
+    stack = check_stack(byte_base, [one])
+    assert byte_base.vocabulary is not None
+    assert (byte_base.vocabulary.kind, byte_base.vocabulary.size) == ("byte-level", 95)
+    assert (stack.vocabulary_rows, stack.tokenizer_folder, stack.vocabulary) == (
+        104,
+        one.folder,
+        one.vocabulary,
+    )
+
+
+def test_new_tokens_may_take_rows_of_padding(byte_base: Checkpoint, tmp_path: Path) -> None:
+    one = byte_adapter(tmp_path / "one", 97)
+    assert check_stack(byte_base, [one]).tokenizer_folder == one.folder
+    large = byte_adapter(tmp_path / "large", 102)
+    with pytest.raises(VocabularyMismatch, match="tokenizer of 102 tokens; the embeddings have 101 rows"):
+        check_stack(byte_base, [large])
+
+
+def test_a_copy_of_the_bases_table_leaves_its_tokenizer(byte_base: Checkpoint, tmp_path: Path) -> None:
+    stack = check_stack(byte_base, [byte_adapter(tmp_path / "one", 95)])
+    assert (stack.tokenizer_folder, stack.vocabulary) == (byte_base.folder, byte_base.vocabulary)
+
+
+def test_another_byte_level_tokenizer_is_refused_with_the_token(
+    byte_base: Checkpoint, tmp_path: Path
+) -> None:
+    one = byte_adapter(tmp_path / "one", 95, token_92="<|other|>")
+    with pytest.raises(VocabularyMismatch, match=r"token 92 is '<\|other\|>'; before it that is '<\|92\|>'"):
+        check_stack(byte_base, [one])
+
+
+def test_a_table_is_compared_with_the_table_next_to_a_tokenizer_model(tmp_path: Path) -> None:
+    """tokenizer.model lacks the added tokens; the adapter's table brings nothing that the base's does not have."""
+    folder = byte_level(write_base(tmp_path / "both"), 95)
+    base = read_checkpoint(folder)
+    assert base.vocabulary is not None
+    assert base.vocabulary.file == "tokenizer.model"
+    assert check_stack(base, [byte_adapter(tmp_path / "one", 95)]).tokenizer_folder == folder
+
+
 # ---- rank and scale -----------------------------------------------------------------------------------
 
 
