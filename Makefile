@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo serve test unit e2e client-wheel up down e2e-compose bench lint fmt clean
+.PHONY: help demo serve test unit e2e client-wheel up down e2e-compose e2e-consumers bench lint fmt clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ down: ## stop the compose services; models and jobs stay in their volumes
 
 e2e-compose: $(READY) ## the end-to-end tests against the compose services
 	@PYTHON=$(BIN)/python deploy/e2e-compose.sh
+
+e2e-consumers: $(READY) ## load our models with llama.cpp and vLLM, in environments of their own (needs a package index)
+	@$(BIN)/python -m tests.consumers.environments
+	@$(BIN)/pytest -q tests/consumers
 
 bench: $(READY) ## measure converting, merging and generating, as ratios within one run
 	@$(BIN)/python -m bench weights

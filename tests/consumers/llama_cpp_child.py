@@ -1,0 +1,28 @@
+"""Script of llama.cpp's environment: `llama_cpp_child.py MODEL [ADAPTER …]` serves a model over HTTP until its stdin is closed.
+
+The first line on stdout is the address. Keys and values leak between adapters through the default prompt cache, so it is off.
+"""
+
+import sys
+
+from xllamacpp import CommonAdapterLoraInfo, CommonParams, Server
+
+
+def main() -> None:
+    model, *adapters = sys.argv[1:]
+    params = CommonParams()
+    params.model.path = model
+    params.n_ctx, params.n_parallel = 512, 1
+    params.cpuparams.n_threads = 1
+    params.cache_ram_mib = 0
+    params.verbosity = -1
+    if adapters:
+        params.lora_adapters = [CommonAdapterLoraInfo(path, 1.0) for path in adapters]
+    server = Server(params)
+    sys.stdout.write(f"{server.listening_address}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
