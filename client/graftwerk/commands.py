@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -22,6 +22,7 @@ from graftwerk.display import complain, open_console
 from graftwerk.errors import ClientError, UsageError
 from graftwerk.import_source import default_target, parse_source
 from graftwerk.options import (
+    Arithmetic,
     Connection,
     Output,
     Prompts,
@@ -154,18 +155,11 @@ def merge(
     connection: Connection,
     submission: Submission,
     output: Output,
-    rounding: Annotated[
-        Literal["per_adapter", "once"] | None,
-        typer.Option(help="Default: per_adapter.", show_default=False),
-    ] = None,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Skip the verification of the result.")
-    ] = False,
+    arithmetic: Arithmetic,
 ) -> None:
     """Merge adapters into a base model, in the order given."""
     names = given(kind="merge", base=base, adapters=parse_adapters(adapters), target=target)
-    options = given(rounding=rounding, verify=False if no_verify else None)
-    run_job(connection, submission, names | options | output.as_request())
+    run_job(connection, submission, names | arithmetic.as_request() | output.as_request())
 
 
 @app.command()

@@ -134,6 +134,24 @@ class MergeVerification(ComputedChecks):
     digests_equal: int
 
 
+class BaseQuantization(Result):
+    """Rounding of the base's linear weights to 4 bits and back; `stored`: the base's files hold them in 4 bits."""
+
+    tensors: int
+    quant_type: str
+    block_size: int
+    double_quantization: bool
+    stored: bool
+
+
+class PrecisionDifference(Result):
+    """Difference between the merges into the original and into the dequantized base, for one kind of module."""
+
+    relative_norm: float | None
+    differing_elements: int
+    elements: int
+
+
 class MergeResult(WrittenCheckpoint):
     """Figures of a merge; `verification` is null if it was switched off."""
 
@@ -141,6 +159,8 @@ class MergeResult(WrittenCheckpoint):
     verification: MergeVerification | None
     vocabulary_size: int
     device: str
+    base_quantization: BaseQuantization | None = None
+    precisions: dict[str, PrecisionDifference] | None = None
 
 
 class Difference(Result):

@@ -136,6 +136,36 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """Computation of a merge."""
+
+    rounding: Annotated[
+        Literal["per_adapter", "once"] | None,
+        typer.Option(help="Default: per_adapter.", show_default=False),
+    ] = None
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the verification of the result.")] = (
+        False
+    )
+    base_precision: Annotated[
+        Literal["original", "dequantized"] | None,
+        typer.Option(
+            help="dequantized: round the base to 4 bits and back first, as QLoRA has seen it. Default: original.",
+            show_default=False,
+        ),
+    ] = None
+    compare_precisions: Annotated[
+        bool, typer.Option("--compare-precisions", help="Measure the difference between both precisions.")
+    ] = False
+
+    def as_request(self) -> dict[str, Any]:
+        """Returns the fields of a request that were given."""
+        return given(
+            rounding=self.rounding, verify=False if self.no_verify else None, base_precision=self.base_precision,
+            compare_precisions=self.compare_precisions or None,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Prompts and their template."""
 

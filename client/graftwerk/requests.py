@@ -111,6 +111,8 @@ class MergeRequest(JobOptions, OutputOptions, total=False):
     target: Required[str]
     rounding: Literal["per_adapter", "once"]
     verify: bool
+    base_precision: Literal["original", "dequantized"]
+    compare_precisions: bool
 
 
 class VerifyRequest(JobOptions, total=False):

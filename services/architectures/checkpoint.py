@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.architectures.config import ModelConfig
+from services.architectures.four_bit import FourBit
 from services.architectures.key_map import Shape
 from services.architectures.vocabulary import Vocabulary
 from services.files.tensors import TensorHeader
@@ -22,7 +23,8 @@ from services.files.tensors import TensorHeader
 class TensorSource:
     """One tensor under Hugging Face's name: `parts` are joined on `join_dim` (None: all parts are equal).
 
-    `rotary_heads` is the number of heads by which its rows are un-interleaved after joining, 0 if they are not.
+    `rotary_heads` is the number of heads by which its rows are un-interleaved after joining, 0 if they are not. `four_bit` is set for
+    a weight that is stored in 4 bits, or that is rounded to them.
     """
 
     name: str
@@ -31,11 +33,12 @@ class TensorSource:
     parts: tuple[TensorHeader, ...]
     join_dim: int | None = None
     rotary_heads: int = 0
+    four_bit: FourBit | None = None
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the joined tensor."""
-        return replace(self.parts[0], shape=self.shape).size_bytes
+        """Bytes of the joined tensor in its dtype."""
+        return replace(self.parts[0], dtype=self.dtype, shape=self.shape).size_bytes
 
 
 @dataclass(frozen=True, slots=True)

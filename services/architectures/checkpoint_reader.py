@@ -7,11 +7,12 @@ from services.architectures.huggingface_layout import read_huggingface
 from services.architectures.original_layout import original_folder, read_original
 
 
-def read_checkpoint(folder: Path, *, instruct: bool = False) -> Checkpoint:
+def read_checkpoint(folder: Path, *, instruct: bool = False, dequantized: bool = False) -> Checkpoint:
     """Returns the description of a base model of either layout from its headers; no tensor is read.
 
     Args:
         instruct: Llama 3: the model is an instruct model, which has several tokens that end an output.
+        dequantized: Weights that bitsandbytes has stored in 4 bits are accepted, as what they are dequantized.
 
     Raises:
         IncompleteCheckpoint: A file, a tensor or a number in a configuration is missing.
@@ -21,9 +22,9 @@ def read_checkpoint(folder: Path, *, instruct: bool = False) -> Checkpoint:
         VocabularyMismatch: Tokenizer and embeddings differ in size.
         UnreadableFile: A file is truncated or damaged.
         UnsafePickle: A pickle names something other than tensors.
-        UnsupportedFormat: The model is of another family or format.
+        UnsupportedFormat: The model is of another family or format, or its weights are stored quantized.
     """
     original = original_folder(folder)
     if original is not None:
         return read_original(folder, original, instruct=instruct)
-    return read_huggingface(folder)
+    return read_huggingface(folder, dequantized=dequantized)

@@ -14,6 +14,7 @@ from typing import Any, cast
 from services.architectures.dense_types import DENSE_TYPES, class_of
 from services.architectures.families import FAMILIES, family_of
 from services.architectures.family import Family, ModelClass
+from services.architectures.quantized import without_quantization
 from services.architectures.vocabulary import Vocabulary
 from services.errors import ConfigMismatch, UnsupportedFormat
 from services.files.json_file import Json, optional, read_json, require
@@ -239,20 +240,17 @@ def _special_ids(vocabulary: Vocabulary | None, instruct: bool) -> tuple[int, in
 def read_config(path: Path, dtype: str) -> ModelConfig:
     """Returns the configuration of a Hugging Face folder; the caller compares its sizes with the tensors.
 
+    What it says about quantization is left out.
+
     Args:
         dtype: Code of the weights' dtype.
 
     Raises:
-        UnsupportedFormat: The model is of another type, or its weights are quantized.
+        UnsupportedFormat: The model is of another type.
         IncompleteCheckpoint: A number is missing.
     """
-    raw = read_json(path)
+    raw = without_quantization(read_json(path))
     model_class = known_class(raw)
-    if raw.get("quantization_config"):
-        raise UnsupportedFormat(
-            "config.json has a quantization_config: quantized weights cannot be converted or merged faithfully.",
-            "Use the unquantized weights.",
-        )
     own = text_values(raw, model_class)
     rope = _rope_parameters(own)
     values = {key: own.get(model_class.keys.get(key, key)) for key in ModelConfig.__dataclass_fields__}

@@ -14,19 +14,23 @@ from services.architectures.config import ModelConfig, read_config
 from services.architectures.dense_layout import dense_sources
 from services.architectures.expected_tensors import Expected, expected_tensors
 from services.architectures.family import Family, ModelClass
+from services.architectures.four_bit import FourBit, unpacked
 from services.architectures.json_vocabulary import read_folder_vocabulary
+from services.architectures.quantized import check_quantization
 from services.errors import ConfigMismatch, IncompleteCheckpoint, ShapeMismatch, UnknownTensor
+from services.files.json_file import read_json
 from services.files.tensors import TensorHeader
 from services.files.weight_files import Tensors, read_weights
 
 
-def read_huggingface(folder: Path) -> Checkpoint:
+def read_huggingface(folder: Path, *, dequantized: bool = False) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise IncompleteCheckpoint(
             f"{folder.name} has neither consolidated.*.pth nor config.json.",
             "A base model is an original LLaMA checkpoint or a Hugging Face folder.",
         )
-    found = read_weights(folder)
+    is_four_bit = check_quantization(read_json(folder / "config.json"), folder, dequantized=dequantized)
+    found, four_bit = unpacked(read_weights(folder)) if is_four_bit else (read_weights(folder), {})
     if not found:
         raise IncompleteCheckpoint(
             f"The weights of {folder.name} hold no tensors.",
@@ -41,10 +45,17 @@ def read_huggingface(folder: Path) -> Checkpoint:
         sources = _family_sources(config, config.family, kept)
     else:
         sources = dense_sources(config, kept)
+    sources = {name: _stored(source, four_bit.get(name)) for name, source in sources.items()}
     vocabulary = read_folder_vocabulary(folder)
     check_vocabulary(config, vocabulary, exact=False)
     files = tuple(dict.fromkeys(tensor.path for tensor in found.values()))
     return Checkpoint(folder, "huggingface", config, sources, dropped, 1, folder, vocabulary, files)
+
+
+def _stored(source: TensorSource, four_bit: FourBit | None) -> TensorSource:
+    if four_bit is None:
+        return source
+    return replace(source, parts=tuple(four_bit.stored.values()), four_bit=four_bit)
 
 
 def _dropped(config: ModelConfig, found: Tensors) -> tuple[str, ...]:

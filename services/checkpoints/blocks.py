@@ -23,7 +23,8 @@ def source_blocks(reader: TensorReader, source: TensorSource) -> Iterator[torch.
         ConfigMismatch: The ranks hold different values of a tensor that each must have whole.
         NonFiniteTensor: The tensor holds NaN or infinity.
     """
-    if source.join_dim is None and len(source.parts) > 1:  # norms, which every rank has
+    if source.four_bit is not None or (source.join_dim is None and len(source.parts) > 1):
+        # scales that share an offset, or norms, which every rank has
         yield reader.load(source)
         return
     blocks: Iterable[torch.Tensor] = _joined(reader, source)

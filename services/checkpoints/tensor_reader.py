@@ -9,6 +9,7 @@ from typing import Self
 import torch
 
 from services.architectures.checkpoint import TensorSource
+from services.checkpoints.four_bit import dequantized, rounded
 from services.checkpoints.rotary import interleaved_to_halves
 from services.errors import ConfigMismatch, NonFiniteTensor
 from services.files.tensors import TensorHeader
@@ -86,7 +87,10 @@ class TensorReader:
 
         Raises:
             ConfigMismatch: The ranks hold different values of a tensor that each must have whole.
+            UnsupportedOption: It is rounded to 4 bits, and bitsandbytes is not installed.
         """
+        if source.four_bit is not None and source.four_bit.stored:
+            return dequantized(self.view, source.four_bit)
         parts = [self.view(part) for part in source.parts]
         if source.join_dim is None:
             _check_replicated(source, parts)
@@ -95,7 +99,7 @@ class TensorReader:
             tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=source.join_dim)
         if source.rotary_heads:
             tensor = interleaved_to_halves(tensor, source.rotary_heads)
-        return tensor
+        return tensor if source.four_bit is None else rounded(tensor, source.four_bit)
 
     def release(self, source: TensorSource) -> None:
         """Releases the pages of a tensor to the kernel, so that resident memory stays flat."""

@@ -29,6 +29,16 @@ class MergeRequest(MakeRequest, OutputOptions):
         default="per_adapter", description="per_adapter equals merging one after another with PEFT."
     )
     verify: bool = True
+    base_precision: Literal["original", "dequantized"] = Field(
+        default="original",
+        description=(
+            "dequantized: the base's linear weights are rounded to 4 bits (nf4) and back before the adapters are added, as an "
+            "adapter that was trained on a 4-bit base has seen them. Needs bitsandbytes."
+        ),
+    )
+    compare_precisions: bool = Field(
+        default=False, description="Measure the difference between the merges into both forms of the base."
+    )
 
     @property
     def reads(self) -> list[str]:
@@ -56,6 +66,27 @@ class MergeVerification(ComputedChecks):
     digests_equal: int
 
 
+class BaseQuantization(Result):
+    """Rounding of the base's linear weights to 4 bits and back; `stored`: the base's files hold them in 4 bits."""
+
+    tensors: int
+    quant_type: str
+    block_size: int
+    double_quantization: bool
+    stored: bool
+
+
+class PrecisionDifference(Result):
+    """Difference between the merges into the original and into the dequantized base, for one kind of module.
+
+    `relative_norm` is the Frobenius norm of the difference relative to that of the original's merge; null if that is zero.
+    """
+
+    relative_norm: float | None
+    differing_elements: int
+    elements: int
+
+
 class MergeResult(WrittenCheckpoint):
     """Figures of a merge; `verification` is null if it was switched off."""
 
@@ -63,3 +94,9 @@ class MergeResult(WrittenCheckpoint):
     verification: MergeVerification | None
     vocabulary_size: int
     device: str
+    base_quantization: BaseQuantization | None = Field(
+        default=None, description="Set for a dequantized base, by which adapters see 4 bits."
+    )
+    precisions: dict[str, PrecisionDifference] | None = Field(
+        default=None, description="By kind of module, with compare_precisions."
+    )

@@ -1,7 +1,7 @@
 """Merge: each tensor of the base is read, changed by the adapters in order, cast and written."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from services.checkpoints.write_hooks import WriteHooks
 from services.checkpoints.writers import write_model
 from services.kinds.merge import AdapterAccount
 from services.merge.accounts import ChangeLedger, ScaledAdapter, release_tensor
+from services.merge.base_precision import BasePrecision, at_precision
 from services.merge.delta import Change, changed_blocks
 from services.merge.devices import CPU, device_name, exact_products
 from services.tokenizers import check_tokenizer
@@ -37,6 +38,8 @@ class MergeOptions:
         ranks: Number of ranks of Meta's layout; None keeps the base's.
         template: Name of a prompt template for GGUF's metadata and Modelfile.
         device: "cpu" or "cuda:N", which multiplies and adds. A CPU gives PEFT's bits.
+        base_precision: "original", or "dequantized": the base's linear weights are rounded to 4 bits and back first. Absent from the
+            `repr`, which journals of versions without it have; `identity` is the whole.
     """
 
     rounding: Literal["per_adapter", "once"] = "per_adapter"
@@ -46,6 +49,12 @@ class MergeOptions:
     ranks: int | None = None
     template: str | None = None
     device: str = "cpu"
+    base_precision: BasePrecision = field(default="original", repr=False)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Everything that distinguishes the work of these options from that of others, by its `repr`."""
+        return (self,) if self.base_precision == "original" else (self, self.base_precision)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +83,18 @@ def merge(
     With a journal (`WriteHooks`) `target` may hold the files of a killed run, whose finished tensors are reused. Errors of
     `read_checkpoint`, `read_adapter`, `check_stack` and `check_output` are raised as they are.
 
-    Peak memory: a few blocks of rows (delta.BLOCK_ELEMENTS); from an original base also two of its joined tensors.
+    Peak memory: a few blocks of rows (delta.BLOCK_ELEMENTS); from an original base also two of its joined tensors; for a
+    dequantized base two tensors and three copies of each in float32.
 
     Raises:
         NonFiniteTensor: The base, an adapter or a sum holds NaN or infinity.
+        UnsupportedOption: A dequantized base needs bitsandbytes, which is not installed.
         DiskFull: The volume has no space for the tensors.
         JobCanceled: The caller has canceled the work.
     """
     options, hooks = options or MergeOptions(), hooks or WriteHooks()
-    checkpoint = read_checkpoint(base)
+    dequantized = options.base_precision == "dequantized"
+    checkpoint = at_precision(read_checkpoint(base, dequantized=dequantized), options.base_precision)
     scaled = [ScaledAdapter(read_adapter(folder, name), scale) for name, folder, scale in adapters]
     stack = check_stack(checkpoint, [item.adapter for item in scaled])
     check_scales([(item.adapter, item.scale) for item in scaled])
@@ -93,7 +105,7 @@ def merge(
         output=output, base_folder=checkpoint.folder, tokenizer_folder=stack.tokenizer_folder, max_shard_bytes=options.max_shard_bytes,
         template=options.template,
         identity=work_identity(
-            "merge", options, output.config, output.tensors, stamps(checkpoint.weight_files), changes
+            "merge", *options.identity, output.config, output.tensors, stamps(checkpoint.weight_files), changes
         ),
     )  # fmt: skip
     ledger = ChangeLedger(scaled)

@@ -1,16 +1,11 @@
 """Licence of a model folder, from its model card or its licence file."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from huggingface_hub import metadata_load
-
-CARD_NAME = "README.md"
-CARD_LIMIT_BYTES = 2**20
-"""Largest model card whose front matter is read."""
+from services.files.front_matter import front_matter
 
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
 LICENSE_START = 4096
@@ -49,17 +44,6 @@ def license_of(folder: Path) -> License | None:
         absolute = link if isinstance(link, str) and link.startswith("https://") else None
         return License(stated, name if isinstance(name, str) else None, absolute)
     return _license_of_file(folder)
-
-
-def front_matter(folder: Path) -> Mapping[str, object]:
-    """Returns the metadata of a folder's model card, empty if it has none that can be read."""
-    path = folder / CARD_NAME
-    if not path.is_file() or path.stat().st_size > CARD_LIMIT_BYTES:
-        return {}
-    try:
-        return metadata_load(path) or {}
-    except (ValueError, RecursionError, yaml.YAMLError):  # of the card only the licence matters
-        return {}
 
 
 def _license_of_file(folder: Path) -> License | None:

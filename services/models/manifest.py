@@ -21,6 +21,7 @@ VERSIONED_PACKAGES = (
     "sentencepiece",
     "safetensors",
     "gguf",
+    "bitsandbytes",
 )
 """Distributions whose versions a manifest records. Manifests of version 0.1.0 call the first one `graftwerk`."""
 

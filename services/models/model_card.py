@@ -13,11 +13,12 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from services.files.front_matter import CARD_NAME
 from services.files.tensors import DTYPE_NAMES
 from services.models.card_texts import CHECKS, LOADING
 from services.models.digests import digest_file
 from services.models.known_artifacts import KNOWN_ADAPTERS
-from services.models.licenses import CARD_NAME, License, joint_license, license_of
+from services.models.licenses import License, joint_license, license_of
 from services.models.manifest import InputEntry, Manifest, read_manifest
 from services.models.store import ModelStore
 

@@ -103,7 +103,7 @@ def _of_kind(folder: Path, name: str, kind: ModelKind) -> dict[str, Any]:
         case "adapter":
             return _of_adapter(read_adapter(folder, name))
         case "original" | "huggingface":
-            return _of_checkpoint(read_checkpoint(folder))
+            return _of_checkpoint(read_checkpoint(folder, dequantized=True))
         case "tokenizer":
             path = next(iter(sorted(folder.glob("*.model"))), None)
             vocabulary = read_vocabulary(path) if path else read_json_vocabulary(folder / "tokenizer.json")

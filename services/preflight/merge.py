@@ -1,12 +1,14 @@
 """Preflight of `merge`: do base and adapters fit together, and in this order?"""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from services.adapters.adapter import Adapter
 from services.adapters.stack import merged_tensors
+from services.architectures.checkpoint import Checkpoint
 from services.architectures.output_spec import output_bytes, output_warnings
-from services.errors import InvalidRequest, WrongAdapterOrder
+from services.errors import InvalidRequest, UnsupportedOption, WrongAdapterOrder
 from services.kinds.merge import MergeRequest
 from services.models.digests import weights_digest
 from services.models.known_artifacts import check_known_order
@@ -26,7 +28,8 @@ def plan(request: MergeRequest, inputs: Inputs) -> Plan:
     """
     if inputs.waiting:
         return deferred_plan(request, inputs)
-    base = inputs.base(request.base)
+    base = inputs.base(request.base, dequantized=request.base_precision == "dequantized")
+    _check_comparable(request, base)
     adapters, stack = inputs.stack(base, request.adapters)
     merged = _merged_adapters(inputs.folders[request.base])
     _check_lineage(
@@ -44,12 +47,27 @@ def plan(request: MergeRequest, inputs: Inputs) -> Plan:
             update={"vocabulary_size": stack.vocabulary_rows, "tokenizer_of": stack.tokenizer_folder.name}
         ),
         output_bytes=output_bytes(output),
-        peak_memory_bytes=PROCESS_BYTES + 2 * (4 + 2 + 2) * widest,
+        peak_memory_bytes=PROCESS_BYTES + 2 * (4 + 2 + 2) * widest + _rounding_bytes(request, base),
         warnings=[
             *stack.warnings, *_merged_warnings(request.base, merged), *tokenizer_warnings(base, output),
             *_scale_warnings(request, adapters), *output_warnings(output),
         ],
     )  # fmt: skip
+
+
+def _check_comparable(request: MergeRequest, base: Checkpoint) -> None:
+    if request.compare_precisions and any(source.four_bit for source in base.tensors.values()):
+        raise UnsupportedOption(
+            f"compare_precisions needs the original weights; {request.base} is stored in 4 bits.",
+            "Leave compare_precisions out, or merge into the original.",
+        )
+
+
+def _rounding_bytes(request: MergeRequest, base: Checkpoint) -> int:
+    """Returns the peak memory of rounding to 4 bits and back: three copies in float32 of the widest tensor of two threads."""
+    if request.base_precision == "original" and not request.compare_precisions:
+        return 0
+    return 2 * 3 * 4 * max(math.prod(source.shape) for source in base.tensors.values())
 
 
 def _merged_adapters(base: Path) -> list[InputEntry]:

@@ -189,8 +189,8 @@ class Inputs:
             raise self.store.not_found(name)
         return self.store.path(name)
 
-    def base(self, name: str, *, instruct: bool = False) -> Checkpoint:
-        """Returns the checkpoint of a base model, from its headers.
+    def base(self, name: str, *, instruct: bool = False, dequantized: bool = False) -> Checkpoint:
+        """Returns the checkpoint of a base model, from its headers; see `read_checkpoint`.
 
         Raises:
             WrongModelKind: it is not an original or a Hugging Face model.
@@ -204,7 +204,7 @@ class Inputs:
                 if kind == "adapter"
                 else "",
             )
-        return read_checkpoint(folder, instruct=instruct)
+        return read_checkpoint(folder, instruct=instruct, dequantized=dequantized)
 
     def adapter(self, name: str) -> Adapter:
         """Returns an adapter, from its headers.

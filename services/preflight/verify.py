@@ -1,5 +1,8 @@
 """Preflight of `verify`."""
 
+from pathlib import Path
+from typing import Literal
+
 from services.errors import InvalidRequest, WrongModelKind
 from services.kinds.verify import VerifyRequest
 from services.models.manifest import read_manifest
@@ -33,7 +36,7 @@ def plan(request: VerifyRequest, inputs: Inputs) -> Plan:
             f"{request.model!r} is of kind {kind!r}; a merge or conversion makes one of {', '.join(FORMAT_OF_KIND)}.",
             "Name the model that was made.",
         )
-    base = inputs.base(request.base)
+    base = inputs.base(request.base, dequantized=base_precision_of(folder) == "dequantized")
     adapters, stack = inputs.stack(base, request.adapters)
     return Plan(
         kind=request.kind,
@@ -45,3 +48,10 @@ def plan(request: VerifyRequest, inputs: Inputs) -> Plan:
         peak_memory_bytes=PROCESS_BYTES,
         warnings=list(stack.warnings),
     )
+
+
+def base_precision_of(folder: Path) -> Literal["original", "dequantized"]:
+    """Returns the precision of the base that a model says it was merged into."""
+    manifest = read_manifest(folder)
+    found = manifest.options.get("base_precision") if manifest else None
+    return "dequantized" if found == "dequantized" else "original"

@@ -2,6 +2,7 @@
 
 from services.verify.expected import ExpectedMerge, expected_merge
 from services.verify.norms import ChangeNorms, change_norms, nothing_changed
+from services.verify.precisions import compare_precisions
 from services.verify.report import ModelVerification, verify_merge, verify_model
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "ExpectedMerge",
     "ModelVerification",
     "change_norms",
+    "compare_precisions",
     "expected_merge",
     "nothing_changed",
     "verify_merge",

@@ -13,6 +13,7 @@ from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader
 from services.merge import MergeOptions, ScaledAdapter, merged_output
+from services.merge.base_precision import BasePrecision, at_precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +31,17 @@ class ExpectedMerge:
 
 
 def expected_merge(
-    base: Path, adapters: Sequence[tuple[str, Path, float]], output_format: OutputFormat
+    base: Path,
+    adapters: Sequence[tuple[str, Path, float]],
+    output_format: OutputFormat,
+    base_precision: BasePrecision = "original",
 ) -> ExpectedMerge:
     """Returns the merge of a base and adapters (name, folder, scale) in a format.
 
     Errors of `read_checkpoint`, `read_adapter` and `check_stack` are raised as they are: there can be no such merge.
     """
-    checkpoint = read_checkpoint(base)
+    found = read_checkpoint(base, dequantized=base_precision == "dequantized")
+    checkpoint = at_precision(found, base_precision)
     scaled = [ScaledAdapter(read_adapter(folder, name), scale) for name, folder, scale in adapters]
     stack = check_stack(checkpoint, [item.adapter for item in scaled])
     options = MergeOptions(output_format=output_format)

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from services.architectures.checkpoint import Checkpoint
 from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.generate import resolve_device
-from services.kinds.merge import MergeRequest, MergeResult, MergeVerification
+from services.kinds.merge import BaseQuantization, MergeRequest, MergeResult, MergeVerification
 from services.merge import Merged, MergeOptions, merge
 from services.models.digests import weights_digest
 from services.models.manifest import InputEntry, Manifest
 from services.preflight import Plan
-from services.verify import ChangeNorms, change_norms, nothing_changed, verify_merge
+from services.verify import ChangeNorms, change_norms, compare_precisions, nothing_changed, verify_merge
 from worker.lifecycle import JobContext
 from worker.models.publish import (
     ANY_SIZE,
@@ -40,7 +41,7 @@ def run(request: MergeRequest, context: JobContext) -> MergeResult:
         request.rounding, output_dtype(request), request.max_shard_bytes, request.output_format,
         request.ranks, output_template(context, request.base, [choice.name for choice in request.adapters]),
         # resolved here, in the job's own process: one that forks must not touch CUDA
-        str(resolve_device(context.settings.device)),
+        str(resolve_device(context.settings.device)), request.base_precision,
     )  # fmt: skip
     identity = request_identity(request, options, context.store)
     if not request.force and (same := find_identical(context.store, identity)):
@@ -63,12 +64,13 @@ def _merge_into(
     log_resumed(merged.written, context)
     report = verify_merge(merged, options, hooks) if request.verify else None
     norms = _norms(merged, hooks)
+    precisions = compare_precisions(merged, options, hooks) if request.compare_precisions else None
     tokenizer = completed_tokenizer(staging, request.output_format, options.template)
     inputs = [input_entry("base", request.base, base), *_adapter_entries(merged)]
     return checkpoint_manifest(
         request, merged.written, context, inputs,
         warnings=[*plan.warnings, *nothing_changed(merged.adapters, norms), *tokenizer.warnings],
-        result={**_figures(merged, report, norms), "tokenizer_parity": tokenizer.parity},
+        result={**_figures(merged, report, norms), "tokenizer_parity": tokenizer.parity, "precisions": precisions},
     )  # fmt: skip
 
 
@@ -88,7 +90,18 @@ def _figures(
         "bytes_read": merged.base.size_bytes, "bytes_written": merged.written.size_bytes,
         "tensors": len(merged.written.plans), "adapters": accounts, "verification": report,
         "vocabulary_size": merged.stack.vocabulary_rows, "device": merged.device, "resumed": merged.written.resumed,
+        "base_quantization": _base_quantization(merged.base),
     }  # fmt: skip
+
+
+def _base_quantization(base: Checkpoint) -> BaseQuantization | None:
+    found = [source.four_bit for source in base.tensors.values() if source.four_bit is not None]
+    if not found:
+        return None
+    return BaseQuantization(
+        tensors=len(found), quant_type=found[0].quant_type, block_size=found[0].block_size,
+        double_quantization=found[0].double, stored=bool(found[0].stored),
+    )  # fmt: skip
 
 
 def _adapter_entries(merged: Merged) -> list[InputEntry]:

@@ -35,10 +35,18 @@ def request_identity(request: ConvertRequest | MergeRequest, options: object, st
         options: the options of the use case, distinguished by their `repr`.
     """
     contents = [content_identity(store.path(name)) for name in request.reads]
-    more = [request.verify, [choice.scale for choice in request.adapters]] if request.kind == "merge" else []
+    more = _more_of_merge(request) if request.kind == "merge" else []
     versions = {name: version for name, version in package_versions().items() if name in DECIDING_PACKAGES}
     facts = (request.kind, options, more, contents, sorted(versions.items()))
     return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _more_of_merge(request: MergeRequest) -> list[object]:
+    """Returns what a merge depends on in addition to its options; a base in full precision is as in versions that had no other."""
+    more: list[object] = [request.verify, [choice.scale for choice in request.adapters]]
+    if request.base_precision == "original" and not request.compare_precisions:
+        return more
+    return [*more, request.base_precision, request.compare_precisions, package_versions().get("bitsandbytes")]
 
 
 def find_identical(store: ModelStore, identity: str) -> str | None:

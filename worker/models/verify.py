@@ -13,6 +13,7 @@ from services.models.digests import digest_file
 from services.models.manifest import MANIFEST_NAME, Manifest, read_manifest
 from services.models.summary import kind_of_folder
 from services.preflight.output import FORMAT_OF_KIND
+from services.preflight.verify import base_precision_of
 from services.progress import Progress
 from services.verify import ModelVerification, expected_merge, verify_model
 from worker.lifecycle import JobContext
@@ -115,5 +116,7 @@ def against_base(request: VerifyRequest, context: JobContext, hooks: WriteHooks)
     assert request.base is not None
     folder = store.path(request.model)
     adapters = [(choice.name, store.path(choice.name), choice.scale) for choice in request.adapters]
-    merge = expected_merge(store.path(request.base), adapters, FORMAT_OF_KIND[kind_of_folder(folder)])
+    merge = expected_merge(
+        store.path(request.base), adapters, FORMAT_OF_KIND[kind_of_folder(folder)], base_precision_of(folder)
+    )
     return verify_model(folder, merge, hooks)
