@@ -7,7 +7,7 @@ from flask import Response, request, send_file
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, Field
-from werkzeug.exceptions import NotFound
+from werkzeug.exceptions import NotFound, PreconditionFailed
 from werkzeug.wsgi import FileWrapper
 
 from api.errors import problems
@@ -104,6 +104,9 @@ def archive(path: ModelPath) -> Response:
         content = Archive(_folder(path), path.name)
     except FileNotFoundError as error:  # it was deleted a moment ago
         raise state().store.not_found(path.name) from error
+    # werkzeug ignores If-Match next to a range
+    if request.if_match and not request.if_match.contains(content.etag):
+        raise PreconditionFailed("The model has changed since the version in If-Match.")
     response = Response(
         FileWrapper(cast(IO[bytes], content), CHUNK_BYTES),
         mimetype="application/x-tar",

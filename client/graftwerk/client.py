@@ -8,6 +8,8 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Self, Unpack, cast
 
 import httpx
@@ -17,6 +19,7 @@ from graftwerk.errors import ApiError, UnreachableError
 from graftwerk.http import HttpService, model_path
 from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
 from graftwerk.job_handle import JobHandle
+from graftwerk.local_files import default_name, list_local
 from graftwerk.model_results import (
     ConvertResult,
     ExtendTokenizerResult,
@@ -25,6 +28,11 @@ from graftwerk.model_results import (
     VerifyResult,
 )
 from graftwerk.models import Job, JsonObject, ResultT_co
+from graftwerk.progress_display import transfer_report
+from graftwerk.pull import PulledModel, pull
+from graftwerk.remote_archive import RemoteArchive
+from graftwerk.upload import Uploader
+from graftwerk.upload_memory import UploadMemory
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -153,6 +161,54 @@ class Client:
     def delete_model(self, name: str) -> None:
         """Deletes a model from the volume; refused while a job needs it."""
         self._service.send("DELETE", model_path(name))
+
+    def push(
+        self, source: str | Path, name: str | None = None, *, progress: bool = False
+    ) -> JobHandle[ImportResult]:
+        """Uploads a local folder, file or zip archive and submits its import.
+
+        Chunks that a broken connection lost are sent again; a repeated call continues where an earlier one was killed.
+
+        Args:
+            name: name of the new model; by default that of the folder, or of the file without its suffix.
+            progress: show the progress of the upload on stderr.
+
+        Raises:
+            UsageError: there are no files, or their name cannot name a model.
+        """
+        target = name or default_name(str(source))
+        return self.import_(source={"upload": self.upload(source, target, progress=progress)}, target=target)
+
+    def upload(self, source: str | Path, name: str, *, progress: bool = False) -> list[str]:
+        """Uploads the files of a local folder, or a local file, and returns the ids of the uploads, for `import_`.
+
+        Args:
+            name: name of the new model, for the display of the progress.
+
+        Raises:
+            UsageError: there are no files.
+        """
+        files = list_local(Path(source))
+        with transfer_report("push", name, shown=progress) as report:
+            return Uploader(self._service, UploadMemory(self.url), report).upload(files)
+
+    def pull(self, name: str, into: str | Path = ".", *, progress: bool = False) -> PulledModel:
+        """Downloads a model into the folder `into/name`, verified against its manifest.
+
+        A broken download is continued; a repeated call continues where an earlier one was killed.
+
+        Args:
+            progress: show the progress on stderr.
+
+        Raises:
+            UsageError: something of that name is in `into` already.
+            ClientError: the model changed meanwhile, or a digest differs.
+        """
+        with (
+            closing(RemoteArchive(self._service, f"{model_path(name)}/archive")) as archive,
+            transfer_report("pull", name, shown=progress) as report,
+        ):
+            return pull(archive, name, Path(into), report)
 
     def system(self) -> JsonObject:
         """Returns workers, devices, memory and queues of the service."""

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from graftwerk import job_commands, model_commands
+from graftwerk import job_commands, model_commands, transfer_commands
 from graftwerk.arguments import (
     parse_adapters,
-    parse_digests,
     parse_variant,
     prompt_fields,
     read_lines,
@@ -20,7 +19,6 @@ from graftwerk.chat import Conversation, converse
 from graftwerk.demo import demo
 from graftwerk.display import complain, open_console
 from graftwerk.errors import ClientError, UsageError
-from graftwerk.import_source import default_target, parse_source
 from graftwerk.options import (
     Arithmetic,
     Connection,
@@ -58,6 +56,9 @@ app = typer.Typer(
 )
 app.add_typer(job_commands.app, name="jobs")
 app.add_typer(model_commands.app, name="models")
+app.command("import")(transfer_commands.import_)
+app.command()(transfer_commands.push)
+app.command()(transfer_commands.pull)
 app.command()(serve)
 app.command()(demo)
 
@@ -72,57 +73,6 @@ Adapters = Annotated[
     ),
 ]
 ModelName = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
-
-
-@app.command("import")
-@expanded
-def import_(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="incoming/…: a file, folder or zip on the volume; hub:org/name[@revision]: a model of the Hub.",
-            show_default=False,
-        ),
-    ],
-    *,
-    connection: Connection,
-    submission: Submission,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--target",
-            "-t",
-            help="Name of the new model. Default: the source's last name.",
-            show_default=False,
-        ),
-    ] = None,
-    files: Annotated[
-        list[str],
-        typer.Option(
-            help="Of the Hub: files to take, such as '*Q4_K_M.gguf'. May be repeated.",
-            metavar="PATTERN",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006  (typer reads the default and copies it)
-    is_zip: Annotated[
-        bool, typer.Option("--zip", help="It is a zip archive, regardless of its name.")
-    ] = False,
-    sha256: Annotated[
-        list[str],
-        typer.Option(help="A digest to check. May be repeated.", metavar="PATH=HEX", show_default=False),
-    ] = [],  # noqa: B006  (typer reads the default and copies it)
-) -> None:
-    """Import files of the volume or of the Hub as a model."""
-    run_job(
-        connection,
-        submission,
-        given(
-            kind="import",
-            source=parse_source(source, files=files, is_zip=is_zip),
-            target=target or default_target(source),
-            sha256=parse_digests(sha256),
-        ),
-    )
 
 
 @app.command()

@@ -100,14 +100,14 @@ class HttpService:
             raise self._not_graftwerk() from error
 
     @contextmanager
-    def download(self, path: str, params: dict[str, str]) -> Iterator[Iterator[bytes]]:
-        """Yields the blocks of a response's body."""
+    def download(self, path: str, **content: Any) -> Iterator[httpx.Response]:
+        """Yields a successful response whose body is not read yet."""
         try:
-            with self._http.stream("GET", path, params=params, timeout=_stream_timeout()) as response:
+            with self._http.stream("GET", path, timeout=_stream_timeout(), **content) as response:
                 if not response.is_success:
                     response.read()
                     raise _refusal(response)
-                yield response.iter_bytes()
+                yield response
         except httpx.HTTPError as error:
             raise UnreachableError(f"The download from {self.url} broke: {error}.", "Try again.") from error
 

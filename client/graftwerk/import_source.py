@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 
 from graftwerk.errors import UsageError
+from graftwerk.local_files import default_name
 from graftwerk.models import JsonObject
 from graftwerk.options import given
 
 HUB = "hub:"
-SUFFIXES = (".zip", ".gguf", ".model", ".safetensors", ".pth", ".bin")
-"""Suffixes of files; a dot in the name of a folder is part of it, as in `Qwen2.5-0.5B`."""
+VOLUME = "incoming/"
+"""Beginnings of sources that the service reaches itself; anything else is a local path."""
+
+
+def is_local(text: str) -> bool:
+    """Returns True for a path on this machine."""
+    return not text.startswith((HUB, VOLUME))
 
 
 def parse_source(text: str, *, files: Sequence[str] = (), is_zip: bool = False) -> JsonObject:
@@ -36,6 +42,4 @@ def default_target(text: str) -> str:
     """Returns the name of the model if none is given: the source's last name, without the suffix of a file."""
     if text.startswith(HUB):
         return text.partition("@")[0].rpartition("/")[2]
-    name = text.rstrip("/").rpartition("/")[2]
-    suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
-    return name.removesuffix(name[len(name) - len(suffix) :])
+    return default_name(text)

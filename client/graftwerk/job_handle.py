@@ -124,10 +124,10 @@ class JobHandle(Generic[ResultT_co]):
         """Writes the results of a job with a file of prompts to a local file, completely or not at all."""
         part = file.with_name(f"{file.name}.part")
         with (
-            self._service.download(f"{self._path}/results", {"format": format}) as blocks,
+            self._service.download(f"{self._path}/results", params={"format": format}) as response,
             part.open("wb") as target,
         ):
-            for block in blocks:
+            for block in response.iter_bytes():
                 target.write(block)
         part.replace(file)
 

@@ -1,5 +1,7 @@
 """Progress of running jobs: moving bars on a terminal, lines in a log."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -9,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from graftwerk.display import COLOR_OF
+from graftwerk.display import COLOR_OF, open_console
 from graftwerk.models import Job
 from graftwerk.models import Progress as JobProgress
 
@@ -32,6 +34,18 @@ class ProgressView(Protocol):
 def progress_view(console: Console) -> ProgressView:
     """Returns moving bars for a terminal and lines for a log."""
     return Bars(console) if console.is_terminal else Lines(console)
+
+
+@contextmanager
+def transfer_report(kind: str, name: str, *, shown: bool) -> Iterator[Callable[[JobProgress], None]]:
+    """Yields a function that shows the progress of an upload or a download on stderr, as that of a job is shown."""
+    if not shown:
+        yield lambda _: None
+        return
+    transfer = Job(id=kind, kind=kind, status="running", request={"target": name})
+    with progress_view(open_console(stderr=True)) as view:
+        yield lambda progress: view.show(transfer.model_copy(update={"progress": progress}))
+        view.show(transfer.model_copy(update={"status": "succeeded"}))
 
 
 class Bars(Progress):

@@ -33,12 +33,12 @@ def uploaded_files(uploads: Sequence[Upload], *, limit_bytes: int) -> UploadedFi
 
     Raises:
         UploadUnfinished: bytes of an upload are missing.
-        InvalidRequest: an upload has no filename, two have the same, or an archive is not alone.
+        InvalidRequest: an upload has no filename, or two have the same.
         UnsafeArchive, UnreadableFile: the archive is not accepted.
     """
     for upload in uploads:
-        _check(upload, is_alone=len(uploads) == 1)
-    if _is_archive(uploads[0]):
+        _check(upload)
+    if len(uploads) == 1 and _is_archive(uploads[0]):
         name = str(uploads[0].filename)
         members = list_archive(uploads[0].data, limit_bytes=limit_bytes, name=name)
         found = UploadedFiles(members, {}, uploads[0])
@@ -50,7 +50,7 @@ def uploaded_files(uploads: Sequence[Upload], *, limit_bytes: int) -> UploadedFi
     return found
 
 
-def _check(upload: Upload, *, is_alone: bool) -> None:
+def _check(upload: Upload) -> None:
     if not upload.is_finished:
         raise UploadUnfinished(
             f"The upload {upload.id} ({upload.filename}) has {upload.received_bytes} of {upload.size_bytes} bytes.",
@@ -59,10 +59,6 @@ def _check(upload: Upload, *, is_alone: bool) -> None:
     if upload.filename is None:
         raise InvalidRequest(
             f"The upload {upload.id} has no filename.", "Create it with `filename` in Upload-Metadata."
-        )
-    if _is_archive(upload) and not is_alone:
-        raise InvalidRequest(
-            f"{upload.filename!r} is an archive and was given with other uploads.", "Import an archive alone."
         )
 
 

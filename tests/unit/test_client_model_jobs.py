@@ -1,5 +1,7 @@
 """Commands for jobs that make or check a model: the request that each makes of its options."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.client_service import Run, Service
@@ -45,6 +47,33 @@ def test_files_are_chosen_on_the_hub_only(service: Service, run: Run) -> None:
     result = run("import", "incoming/x", "--files", "*.gguf")
     assert result.exit_code == 2
     assert "incoming/x is not there" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["import", "push"])
+def test_a_local_source_that_is_not_there_is_reported_without_a_request(
+    service: Service, run: Run, command: str, tmp_path: Path
+) -> None:
+    result = run(command, str(tmp_path / "absent"))
+    assert result.exit_code == 2
+    assert "absent" in result.stderr
+    assert service.seen == []
+
+
+@pytest.mark.parametrize("command", ["import", "push"])
+def test_nothing_is_uploaded_under_a_name_that_a_model_has(
+    service: Service, run: Run, command: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ab.zip").write_bytes(b"x")
+    result = run(command, str(tmp_path / "ab.zip"))
+    assert result.exit_code == 2
+    assert "'ab' exists already" in result.stderr
+    assert [request.method for request in service.seen] == ["GET"]
+
+
+def test_a_local_source_has_no_dry_run(service: Service, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "ab.zip").write_bytes(b"x")
+    assert run("push", str(tmp_path / "ab.zip"), "--dry-run").exit_code == 2
+    assert service.seen == []
 
 
 def test_convert_sends_only_what_was_given(service: Service, run: Run) -> None:
