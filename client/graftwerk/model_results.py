@@ -77,6 +77,7 @@ class WrittenCheckpoint(MadeModel):
     bytes_read: int
     bytes_written: int
     tensors: int
+    bits_per_weight: float | None = None
     tensor_digest: str | None = None
     tokenizer_parity: TokenizerParity | None = None
     resumed: ResumedWork = ResumedWork(tensors=0, bytes=0)

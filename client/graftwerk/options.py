@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
 import typer
 
 from graftwerk.client import DEFAULT_URL, Client
+from graftwerk.requests import DType
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -103,8 +104,8 @@ class Submission:
     ] = False
 
 
-def _option(panel: str, help_text: str, *names: str) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
+def _option(panel: str, help_text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help_text, metavar=metavar, rich_help_panel=panel, show_default=False)
 
 
 _output_option = functools.partial(_option, "Output")
@@ -121,8 +122,11 @@ class Output:
         Literal["huggingface", "meta", "gguf"] | None, _output_option("Default: huggingface.")
     ] = None
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16", "q8_0"] | None,
-        _output_option("Default: each tensor's own. q8_0 needs gguf."),
+        DType | None,
+        _output_option(
+            "Default: each tensor's own. float32, float16, bfloat16; of gguf also q8_0, q4_k_m and the other types.",
+            metavar="DTYPE",
+        ),
     ] = None
     max_shard_size: Annotated[str | None, _output_option("For example 5GB.")] = None
     ranks: Annotated[int | None, _output_option("Number of rank files of a meta output.")] = None

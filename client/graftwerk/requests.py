@@ -47,11 +47,19 @@ class JobOptions(TypedDict, total=False):
     metadata: dict[str, str]
 
 
+DType = Literal[
+    "float32", "float16", "bfloat16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q2_k_s", "q3_k", "q3_k_s", "q3_k_m",
+    "q3_k_l", "q4_k", "q4_k_s", "q4_k_m", "q5_k", "q5_k_s", "q5_k_m", "q6_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s",
+    "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m", "iq4_nl", "iq4_xs",
+]  # fmt: skip
+"""Dtypes of a written model; those with a q are encodings of GGUF, by llama-quantize's names."""
+
+
 class OutputOptions(TypedDict, total=False):
     """Layout of a written model."""
 
     output_format: Literal["huggingface", "meta", "gguf"]
-    dtype: Literal["float32", "float16", "bfloat16", "q8_0"] | None
+    dtype: DType | None
     max_shard_size: str
     ranks: int | None
     force: bool

@@ -11,16 +11,22 @@ from typing import Literal
 
 from services.architectures.config import ModelConfig
 from services.architectures.expected_tensors import row_of
+from services.architectures.gguf_mixes import ALIASES, MIXES
+from services.architectures.gguf_output import check_gguf, gguf_bytes, gguf_warnings
 from services.architectures.key_map import Join, Shape, kind_of, rotary_heads
 from services.architectures.params import config_to_params, params_warnings
 from services.architectures.vocabulary import Vocabulary
 from services.errors import UnsupportedFormat, UnsupportedOption, VocabularyMismatch
-from services.files.tensors import BLOCKS, DTYPE_CODES, size_of
+from services.files.tensors import DTYPE_CODES, size_of
 
 OutputFormat = Literal["huggingface", "meta", "gguf"]
 
-OUTPUT_DTYPES = {**DTYPE_CODES, "q8_0": "Q8_0"}
-"""Codes of the dtypes by their names in requests; the block encodings are GGUF's."""
+OUTPUT_DTYPES = {
+    **DTYPE_CODES,
+    **{name.lower(): name for name in MIXES},
+    **{name.lower(): mix for name, mix in ALIASES.items()},
+}
+"""Codes of the dtypes by their names in requests; the mixes of block encodings are GGUF's."""
 
 LLAMA3_BOS = 128000
 
@@ -30,7 +36,7 @@ class OutputSpec:
     """A model that is to be written.
 
     `tensors` are under Hugging Face's names, with the dtype and shape in which they are computed; `dtype` is the code that was
-    requested, None to keep each tensor's own. `ranks` applies to Meta's layout.
+    requested, None to keep each tensor's own. `ranks` applies to Meta's layout, `has_imatrix` to GGUF.
     """
 
     format: OutputFormat
@@ -39,6 +45,7 @@ class OutputSpec:
     vocabulary: Vocabulary | None
     dtype: str | None = None
     ranks: int = 1
+    has_imatrix: bool = False
 
 
 def plan_output(
@@ -49,13 +56,14 @@ def plan_output(
     vocabulary: Vocabulary | None,
     dtype: str | None = None,
     ranks: int = 1,
+    has_imatrix: bool = False,
 ) -> OutputSpec:
     """Returns the output of a model whose tensors have these dtypes and shapes, in the requested dtype."""
     computed = {
         name: (_computed_dtype(output_format, dtype, own, shape), shape)
         for name, (own, shape) in tensors.items()
     }
-    return OutputSpec(output_format, config, computed, vocabulary, dtype, ranks)
+    return OutputSpec(output_format, config, computed, vocabulary, dtype, ranks, has_imatrix)
 
 
 def _computed_dtype(output_format: OutputFormat, dtype: str | None, own: str, shape: Shape) -> str:
@@ -63,7 +71,7 @@ def _computed_dtype(output_format: OutputFormat, dtype: str | None, own: str, sh
 
     GGUF stores vectors (norms) as float32 in any case, as llama.cpp's converter does.
     """
-    if dtype is None or dtype in BLOCKS or (output_format == "gguf" and len(shape) == 1):
+    if dtype is None or dtype in MIXES or (output_format == "gguf" and len(shape) == 1):
         return own
     return dtype
 
@@ -81,8 +89,7 @@ def check_output(output: OutputSpec) -> None:
 
 def output_bytes(output: OutputSpec) -> int:
     """Returns the bytes of all tensors as they are written."""
-    size = FORMATS[output.format].size_of_tensor
-    return sum(size(output, name) for name in output.tensors)
+    return FORMATS[output.format].size_bytes(output)
 
 
 def output_warnings(output: OutputSpec) -> list[str]:
@@ -93,7 +100,7 @@ def output_warnings(output: OutputSpec) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class _Format:
     check: Callable[[OutputSpec], None]
-    size_of_tensor: Callable[[OutputSpec, str], int]
+    size_bytes: Callable[[OutputSpec], int]
     warnings: Callable[[OutputSpec], list[str]]
 
 
@@ -102,6 +109,10 @@ class _Format:
 
 def _check_huggingface(output: OutputSpec) -> None:
     """Accepts every model: the description of a model is in this layout's terms."""
+
+
+def _plain_bytes(output: OutputSpec) -> int:
+    return sum(_plain_size(output, name) for name in output.tensors)
 
 
 def _plain_size(output: OutputSpec, name: str) -> int:
@@ -202,6 +213,10 @@ def _check_ranks(output: OutputSpec) -> None:
         )
 
 
+def _meta_bytes(output: OutputSpec) -> int:
+    return sum(_meta_size(output, name) for name in output.tensors)
+
+
 def _meta_size(output: OutputSpec, name: str) -> int:
     copies = output.ranks if split_of(output, name).dim is None else 1
     return copies * _plain_size(output, name)
@@ -213,84 +228,7 @@ def _meta_warnings(output: OutputSpec) -> list[str]:
     return params_warnings(output.config, dtype=dtype, tokenizer=tokenizer)
 
 
-# ---- GGUF ---------------------------------------------------------------------------------------------
-
-
-def gguf_encoding(output: OutputSpec, name: str) -> str:
-    """Returns the encoding of a stored tensor: float32 for vectors, else the requested one or the tensor's own dtype.
-
-    Rows that are not a whole number of blocks keep their dtype; llama.cpp's converter makes them float16.
-    """
-    computed, shape = output.tensors[name]
-    if len(shape) == 1:
-        return "F32"
-    return output.dtype or computed if _takes_blocks(output, shape) else computed
-
-
-def _takes_blocks(output: OutputSpec, shape: Shape) -> bool:
-    block, _ = BLOCKS.get(output.dtype or "", (0, 0))
-    return len(shape) == 2 and block > 0 and shape[-1] % block == 0
-
-
-def _check_gguf(output: OutputSpec) -> None:
-    if output.config.family is None or output.config.family.name != "llama":
-        raise UnsupportedFormat(
-            f"The model is of type {output.config.model_type!r}; GGUF files are written of LLaMA models only.",
-            "Keep it in Hugging Face's layout.",
-        )
-    if output.vocabulary is None or output.vocabulary.file != "tokenizer.model":
-        raise UnsupportedFormat(
-            "A GGUF file carries its tokenizer, which is written from tokenizer.model; the model has none.",
-            "Add the original tokenizer.model.",
-        )
-    kind = output.config.rope_type
-    if kind not in (None, "default", "linear", "llama3"):
-        raise UnsupportedFormat(
-            f"The model's rotary scaling is of type {kind!r}; GGUF has 'linear' and 'llama3'.",
-            "Use llama.cpp's own converter on the Hugging Face model.",
-        )
-    for name in output.tensors:
-        if gguf_encoding(output, name) == "F64":
-            raise UnsupportedOption(
-                f"{name!r} is of float64, which llama.cpp does not compute with.",
-                'Ask for dtype "float32", "float16" or "bfloat16".',
-            )
-    _check_blocks(output)
-
-
-def _check_blocks(output: OutputSpec) -> None:
-    """Refuses a block encoding that no tensor can take."""
-    if output.dtype not in BLOCKS or any(
-        _takes_blocks(output, shape) for _, shape in output.tensors.values()
-    ):
-        return
-    block, _ = BLOCKS[output.dtype]
-    row = output.config.hidden_size
-    raise UnsupportedOption(
-        f"The model has rows of {row} elements; {output.dtype} encodes blocks of {block} ({row % block} are left), so no tensor "
-        "could be encoded.",
-        'Ask for dtype "float16", "bfloat16" or "float32".',
-    )
-
-
-def _gguf_warnings(output: OutputSpec) -> list[str]:
-    if output.dtype not in BLOCKS:
-        return []
-    whole = [
-        name
-        for name, (_, shape) in output.tensors.items()
-        if len(shape) == 2 and not _takes_blocks(output, shape)
-    ]
-    if not whole:
-        return []
-    return [
-        f"{len(whole)} matrices, {whole[0]} the first, have rows that are not a whole number of blocks of {BLOCKS[output.dtype][0]}: they "
-        "keep their dtype."
-    ]
-
-
-def _gguf_size(output: OutputSpec, name: str) -> int:
-    return size_of(gguf_encoding(output, name), prod(output.tensors[name][1]))
+# ---- all ----------------------------------------------------------------------------------------------
 
 
 def _no_warnings(output: OutputSpec) -> list[str]:
@@ -298,8 +236,8 @@ def _no_warnings(output: OutputSpec) -> list[str]:
 
 
 FORMATS: Mapping[OutputFormat, _Format] = {
-    "huggingface": _Format(_check_huggingface, _plain_size, _no_warnings),
-    "meta": _Format(_check_meta, _meta_size, _meta_warnings),
-    "gguf": _Format(_check_gguf, _gguf_size, _gguf_warnings),
+    "huggingface": _Format(_check_huggingface, _plain_bytes, _no_warnings),
+    "meta": _Format(_check_meta, _meta_bytes, _meta_warnings),
+    "gguf": _Format(check_gguf, gguf_bytes, gguf_warnings),
 }
-"""One row per format: its check, the bytes of a tensor, and its warnings."""
+"""One row per format: its check, the bytes of all tensors, and its warnings."""

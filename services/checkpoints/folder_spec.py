@@ -1,5 +1,6 @@
 """Specification of a model folder before it is written, and the account of it afterwards."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ class WrittenModel:
     size_bytes: int
     reused: frozenset[str] = frozenset()
     reused_bytes: int = 0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of an average element, to two decimals, as llama-quantize states them."""
+        return round(8 * self.size_bytes / sum(math.prod(plan.shape) for plan in self.plans), 2)
 
     @property
     def resumed(self) -> ResumedWork:

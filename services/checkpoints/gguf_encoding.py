@@ -1,50 +1,80 @@
-"""Encodings of GGUF tensors: rows of values to rows of bytes, and back with a bound on the error."""
+"""Encodings of GGUF tensors: rows of values to rows of bytes, by the encoders of `gguf` and `libgguf`.
+
+Both give the bytes of ggml's own encoders. `gguf` takes precedence; `libgguf` has those that it lacks, and importance matrices.
+"""
+
+import os
+import threading
 
 import gguf
+import libgguf
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from services.checkpoints.tensor_reader import check_finite
+from services.checkpoints.streaming import THREADS
+from services.checkpoints.tensor_reader import TORCH_DTYPES, check_finite
 from services.errors import NonFiniteTensor
+from services.files.tensors import BLOCKS
 
-Q8_0_LARGEST = 127 * 65504.0
-"""Largest value of a block whose scale a float16 can hold."""
+FLOAT16_LARGEST = 65504.0
+
+LARGEST = {"Q8_0": 127 * FLOAT16_LARGEST}
+"""Largest values of a block whose scale a float16 can hold. Of the other encodings some hold a block's value itself as float16."""
+
+BY_GGUF = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
+"""Block encodings that `gguf` encodes."""
+
+_lock = threading.Lock()
+_prepared: set[str] = set()
+
+Importance = NDArray[np.float32]
+"""Weights of a matrix's columns: float32 of shape (columns,), positive or zero."""
 
 
-def encode(name: str, block: torch.Tensor, encoding: str) -> torch.Tensor:
+def share_cores() -> None:
+    """Gives each of the threads that write tensors its share of the cores within libgguf, which reads its setting at each call."""
+    os.environ.setdefault("LIBGGUF_NUM_THREADS", str(max(1, torch.get_num_threads() // THREADS)))
+
+
+def encode(
+    name: str, block: torch.Tensor, encoding: str, importance: Importance | None = None
+) -> torch.Tensor:
     """Returns rows of shape (rows, columns) in an encoding: in its dtype, or as rows of bytes (uint8).
+
+    Args:
+        importance: Weights of the columns, None to weigh all alike.
 
     Raises:
         NonFiniteTensor: A value is too large for the encoding.
     """
-    if encoding == "Q8_0":
-        return _to_q8_0(name, block)
-    if encoding == "F32" and block.dtype != torch.float32:
-        block = block.float()  # a vector: exact from float16 and bfloat16
-        check_finite(name, block)
-    return block
+    if encoding in BLOCKS:
+        return _to_blocks(name, block, encoding, importance)
+    converted = block.to(TORCH_DTYPES[encoding])
+    if converted is not block:
+        check_finite(name, converted)
+    return converted
 
 
-def _to_q8_0(name: str, block: torch.Tensor) -> torch.Tensor:
-    values = block.float()
-    largest = float(values.abs().max())
-    if largest > Q8_0_LARGEST:
+def _to_blocks(name: str, block: torch.Tensor, encoding: str, importance: Importance | None) -> torch.Tensor:
+    values = block.float().contiguous()
+    largest, limit = float(values.abs().max()), LARGEST.get(encoding, FLOAT16_LARGEST)
+    if not largest <= limit:  # NaN and infinity, which the encoders take silently, are too large as well
         raise NonFiniteTensor(
-            f"{name!r} holds {largest:.4g}; Q8_0 encodes values up to {Q8_0_LARGEST:.4g}.",
+            f"{name!r} holds {largest:.4g}; {encoding} encodes values up to {limit:.4g}.",
             "Choose another dtype.",
         )
-    encoded = gguf.quants.quantize(values.numpy(), gguf.GGMLQuantizationType.Q8_0)
-    return torch.from_numpy(encoded)
+    code = gguf.GGMLQuantizationType[encoding]
+    if encoding in BY_GGUF and importance is None:
+        return torch.from_numpy(gguf.quants.quantize(values.numpy(), code))
+    _prepare(encoding)
+    return torch.from_numpy(libgguf.quantize_rows(values.numpy(), code, importance))
 
 
-def decode_q8_0(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the values of rows of bytes in Q8_0 and a bound on the error of each; both float64 of shape (rows, columns).
-
-    A block is a float16 scale d and 32 signed bytes q (ggml `ggml-common.h`, block_q8_0): rounding q costs d / 2, rounding d
-    half a unit in its last place, 127 times.
-    """
-    blocks = rows.view(rows.shape[0], -1, 34)
-    scales = blocks[..., :2].contiguous().view(torch.float16).double()
-    values = blocks[..., 2:].contiguous().view(torch.int8).double() * scales
-    unit = torch.exp2(torch.floor(torch.log2(scales.clamp(min=2.0**-14)))) * torch.finfo(torch.float16).eps
-    slack = (1.001 * (scales / 2 + 127 * unit / 2)).expand_as(values)
-    return values.reshape(rows.shape[0], -1), slack.reshape(rows.shape[0], -1)
+def _prepare(encoding: str) -> None:
+    """Has libgguf make its tables of an encoding: it does so at the first call, and two first calls at once crash the process."""
+    with _lock:
+        if encoding not in _prepared:
+            block, _ = BLOCKS[encoding]
+            libgguf.quantize_rows(np.ones((1, block), np.float32), gguf.GGMLQuantizationType[encoding])
+            _prepared.add(encoding)

@@ -12,6 +12,7 @@ import gguf
 import torch
 
 from services.architectures.config import ModelConfig
+from services.architectures.gguf_mixes import MIXES
 from services.architectures.output_spec import OutputSpec
 from services.checkpoints.folder_spec import FolderSpec
 from services.checkpoints.gguf_plans import gguf_plans
@@ -22,9 +23,10 @@ from services.files.disk_full import disk_full_as_error
 ROPE_FACTORS = "rope_freqs.weight"
 
 FILE_TYPES = {
-    "F32": gguf.LlamaFileType.ALL_F32, "F16": gguf.LlamaFileType.MOSTLY_F16,
-    "BF16": gguf.LlamaFileType.MOSTLY_BF16, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-}  # fmt: skip
+    "F32": gguf.LlamaFileType.ALL_F32,
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
+}
 
 
 def encode_header(path: Path, spec: FolderSpec, plans: Iterable[TensorPlan]) -> bytes:
@@ -71,7 +73,8 @@ def _add_parameters(writer: gguf.GGUFWriter, output: OutputSpec) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     _add_scaling(writer, config)
-    writer.add_file_type(FILE_TYPES["Q8_0" if output.dtype == "Q8_0" else _main_encoding(output)])
+    mix = MIXES.get(output.dtype or "")
+    writer.add_file_type(mix.file_type if mix else FILE_TYPES[_main_encoding(output)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 

@@ -16,7 +16,7 @@ import torch
 from services.architectures.output_spec import check_output
 from services.checkpoints.blocks import aligned_blocks, halves_to_interleaved_blocks, tensor_bytes
 from services.checkpoints.folder_spec import FolderSpec, WrittenModel
-from services.checkpoints.gguf_encoding import encode
+from services.checkpoints.gguf_encoding import encode, share_cores
 from services.checkpoints.gguf_metadata import encode_header, rope_factors
 from services.checkpoints.gguf_plans import MODEL_FILE, gguf_plans, interleaved_heads
 from services.checkpoints.journal import Journal, open_journal
@@ -51,6 +51,7 @@ def write_gguf(target: Path, spec: FolderSpec, produce: Produce, hooks: WriteHoo
         *(_extra_plan(name, tensor) for name, tensor in extra.items()),
     ]
     with GgufFile(path, encode_header(path, spec, plans), spec, journal) as writer:
+        share_cores()
         writer.write_extra(extra)
         stream_tensors(spec.plans, produce, writer, hooks)
     write_modelfile(target, MODEL_FILE, spec.template)

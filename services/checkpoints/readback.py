@@ -11,25 +11,31 @@ from services.architectures.checkpoint import TensorSource
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec
 from services.checkpoints.blocks import tensor_bytes
-from services.checkpoints.gguf_encoding import decode_q8_0
+from services.checkpoints.gguf_decoding import decode
 from services.checkpoints.gguf_plans import MODEL_FILE, gguf_plans, interleaved_heads
 from services.checkpoints.rotary import interleaved_to_halves
 from services.checkpoints.tensor_reader import TensorReader
 from services.files.gguf_header import GgufHeader, read_gguf_header
+from services.files.tensors import BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor of a written model: `key` is its name in the digests, `source` the position of its bytes.
 
-    `dtype` is a safetensors code; for a block encoding that of the encoded values.
+    `dtype` is a safetensors code; for a block encoding that of the encoded values. `blocks` is the encoding's name.
     """
 
     name: str
     key: str
     dtype: str
     source: TensorSource
-    by_blocks: bool = False
+    blocks: str | None = None
+
+    @property
+    def by_blocks(self) -> bool:
+        """True for a block encoding."""
+        return self.blocks is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,7 +45,7 @@ class StoredTensor:
     @property
     def encoding(self) -> str:
         """Name of the block encoding, or the dtype."""
-        return "Q8_0" if self.by_blocks else self.dtype
+        return self.blocks or self.dtype
 
     def digest(self, reader: TensorReader) -> str:
         """Returns the SHA-256 of the bytes whose digest was recorded on writing: for GGUF those in the file."""
@@ -55,11 +61,11 @@ class StoredTensor:
         Returns:
             Values of shape (rows, columns), and the bounds of the same shape, or one zero of shape (1,) if it is exact.
         """
-        if not self.by_blocks:
+        if self.blocks is None:
             return reader.joined(self.source)[rows].double(), torch.zeros(1, dtype=torch.float64)
         if self.source.rotary_heads:
             rows = interleaved_to_halves(torch.arange(self.shape[0]), self.source.rotary_heads)[rows]
-        return decode_q8_0(reader.view(self.source.parts[0])[rows])
+        return decode(reader.view(self.source.parts[0])[rows], self.blocks)
 
 
 def tensors_of(folder: Path) -> dict[str, StoredTensor]:
@@ -121,9 +127,9 @@ def _read_gguf(folder: Path, output: OutputSpec) -> StoredModel:
 def _stored(header: GgufHeader, output: OutputSpec, name: str, key: str) -> StoredTensor:
     raw, found = header.raw(key), header.tensors[key]
     source = TensorSource(name, raw.dtype, found.shape, (raw,), None, interleaved_heads(output, name))
-    by_blocks = raw.dtype == "U8"
-    dtype = output.tensors[name][0] if by_blocks else raw.dtype
-    return StoredTensor(name, key, dtype, source, by_blocks)
+    blocks = found.encoding if found.encoding in BLOCKS else None
+    dtype = output.tensors[name][0] if blocks else raw.dtype
+    return StoredTensor(name, key, dtype, source, blocks)
 
 
 READERS: Mapping[OutputFormat, Callable[[Path, OutputSpec], StoredModel]] = {

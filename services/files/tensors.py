@@ -10,9 +10,13 @@ DTYPE_SIZES = {
 }  # fmt: skip
 """Bytes of one element, by safetensors' names of the dtypes."""
 
-BLOCKS = {"Q8_0": (32, 34)}
-"""GGML's block encodings: elements of a row and bytes that they take together (ggml `ggml-common.h`, block_q8_0: one
-float16 scale and 32 signed bytes)."""
+BLOCKS = {
+    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34), "Q2_K": (256, 84),
+    "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210), "IQ2_XXS": (256, 66),
+    "IQ2_XS": (256, 74), "IQ3_XXS": (256, 98), "IQ1_S": (256, 50), "IQ4_NL": (32, 18), "IQ3_S": (256, 110),
+    "IQ2_S": (256, 82), "IQ4_XS": (256, 136), "IQ1_M": (256, 56),
+}  # fmt: skip
+"""GGML's block encodings: elements of a row and bytes that they take together (ggml `ggml-common.h`)."""
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights of this family."""

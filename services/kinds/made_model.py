@@ -33,6 +33,9 @@ class WrittenCheckpoint(MadeModel):
     bytes_read: int
     bytes_written: int
     tensors: int
+    bits_per_weight: float | None = Field(
+        default=None, description="Bits of an average element of a `gguf` output; null for the other formats."
+    )
     tensor_digest: str | None = Field(
         default=None, description="SHA-256 over the tensors' names, dtypes, shapes and digests."
     )

@@ -1,6 +1,6 @@
 """Parts that several kinds of job share: the root of requests and results, model names, adapters, prompts, outputs."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from uuid import UUID
 
 from pydantic import (
@@ -61,7 +61,14 @@ ServedName = Annotated[str, Field(pattern=SERVED_NAME_PATTERN), AfterValidator(_
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN), AfterValidator(_check_not_reserved)]
 Size = Annotated[str, AfterValidator(_check_size), Field(examples=["5GB"])]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
-DType = Literal["float32", "float16", "bfloat16", "q8_0"]
+GgufDType = Literal[
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q2_k_s", "q3_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k", "q4_k_s", "q4_k_m",
+    "q5_k", "q5_k_s", "q5_k_m", "q6_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s",
+    "iq3_m", "iq4_nl", "iq4_xs",
+]  # fmt: skip
+"""Mixes of block encodings by llama-quantize's names."""
+
+DType = Literal["float32", "float16", "bfloat16"] | GgufDType
 OutputFormat = Literal["huggingface", "meta", "gguf"]
 Quantization = Literal["8bit", "4bit"]
 
@@ -172,7 +179,7 @@ class OutputOptions(Shape):
 
     output_format: OutputFormat = "huggingface"
     dtype: DType | None = Field(
-        default=None, description="null keeps each tensor's own; q8_0 is an encoding of `gguf`."
+        default=None, description="null keeps each tensor's own; q8_0, q4_k_m and the like are of `gguf`."
     )
     max_shard_size: Size = Field(default="5GB", description="Of a `huggingface` output.")
     ranks: int | None = Field(
@@ -196,9 +203,9 @@ class OutputOptions(Shape):
             raise ValueError(
                 f"ranks = {self.ranks} applies to output_format 'meta' only, the request has {self.output_format!r}"
             )
-        if self.dtype == "q8_0" and self.output_format != "gguf":
+        if self.dtype in get_args(GgufDType) and self.output_format != "gguf":
             raise ValueError(
-                f"dtype 'q8_0' is an encoding of output_format 'gguf', the request has {self.output_format!r}"
+                f"dtype {self.dtype!r} is an encoding of output_format 'gguf', the request has {self.output_format!r}"
             )
         return self
 

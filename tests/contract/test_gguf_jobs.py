@@ -90,11 +90,13 @@ def test_a_job_publishes_a_file_of_the_planned_size_and_says_what_it_is(tmp_path
 
     stored = tensors_of(tmp_path / "new")
     assert plan.output_bytes == result.bytes_written == sum(tensor.n_bytes for tensor in stored.values())
+    elements = sum(math.prod(int(n) for n in tensor.shape) for tensor in stored.values())
+    assert result.bits_per_weight == round(8 * result.bytes_written / elements, 2)
     model = result.model.model_dump()
     assert (model["kind"], model["problems"], model["dtypes"]) == ("gguf", [], ["q8_0", "float32"])
     assert (model["vocabulary_size"], model["architecture"]["name"]) == (101, "llama")
     assert (model["architecture"]["file_type"], model["architecture"]["tensors"]) == (7, 30)
-    assert model["parameters"] == sum(math.prod(int(n) for n in tensor.shape) for tensor in stored.values())
+    assert model["parameters"] == elements
     manifest = read_manifest(tmp_path / "new")
     assert manifest is not None
     assert manifest.kind == "gguf"

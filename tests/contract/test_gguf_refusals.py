@@ -57,7 +57,9 @@ def test_matrices_whose_rows_are_no_whole_blocks_keep_their_dtype_and_are_told(t
     kinds = {name: tensor.tensor_type.name for name, tensor in found.items() if ".1." in name}
     assert kinds["blk.1.ffn_down.weight"] == "BF16"
     assert {kind for name, kind in kinds.items() if "norm" not in name and "down" not in name} == {"Q8_0"}
-    assert "3 matrices, model.layers.0.mlp.down_proj.weight the first" in plan.warnings[0]
+    assert plan.warnings == [
+        "3 of 23 matrices have rows that are not a whole number of blocks and fall back: 3 from Q8_0 (blocks of 32) to BF16."
+    ]
 
 
 def test_a_model_without_a_sentencepiece_tokenizer_is_refused(tmp_path: Path) -> None:

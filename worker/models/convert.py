@@ -10,6 +10,7 @@ from worker.lifecycle import JobContext
 from worker.models.publish import (
     checkpoint_manifest,
     completed_tokenizer,
+    gguf_figures,
     idempotent,
     input_entry,
     log_resumed,
@@ -47,7 +48,7 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
         manifest = checkpoint_manifest(
             request, written, context, [input_entry("source", request.source, source)],
             warnings=[*plan.warnings, *tokenizer.warnings], identity=identity,
-            result={**_figures(checkpoint, written), "tokenizer_parity": tokenizer.parity},
+            result={**_figures(checkpoint, written), **gguf_figures(request, written), "tokenizer_parity": tokenizer.parity},
         )  # fmt: skip
         write_description(staging, manifest, context)
     return made_result(ConvertResult, request, context, manifest)

@@ -19,6 +19,7 @@ from worker.models.publish import (
     ANY_SIZE,
     checkpoint_manifest,
     completed_tokenizer,
+    gguf_figures,
     idempotent,
     input_entry,
     log_resumed,
@@ -70,7 +71,10 @@ def _merge_into(
     return checkpoint_manifest(
         request, merged.written, context, inputs,
         warnings=[*plan.warnings, *nothing_changed(merged.adapters, norms), *tokenizer.warnings],
-        result={**_figures(merged, report, norms), "tokenizer_parity": tokenizer.parity, "precisions": precisions},
+        result={
+            **_figures(merged, report, norms), **gguf_figures(request, merged.written),
+            "tokenizer_parity": tokenizer.parity, "precisions": precisions,
+        },
     )  # fmt: skip
 
 

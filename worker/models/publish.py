@@ -135,6 +135,11 @@ def output_dtype(request: ConvertRequest | MergeRequest) -> str | None:
     return OUTPUT_DTYPES[request.dtype] if request.dtype else None
 
 
+def gguf_figures(request: ConvertRequest | MergeRequest, written: WrittenModel) -> dict[str, Any]:
+    """Returns the figures of a result that only GGUF outputs have."""
+    return {"bits_per_weight": written.bits_per_weight} if request.output_format == "gguf" else {}
+
+
 def output_template(context: JobContext, model: str, adapters: list[str] | None = None) -> str | None:
     """Returns the prompt template of the model, as far as the names of the inputs imply one."""
     return template_of_lineage(context.store, model, adapters or [])
