@@ -29,6 +29,7 @@ function subject(details) {
     case "compare": return details.variants
       .map(({ label, model, adapters }) => label ?? [model, ...adapters.map(({ name }) => name)].join(" + ")).join(" | ");
     case "merge": return `${[details.base, ...details.adapters.map(({ name }) => name)].join(" + ")} → ${details.target}`;
+    case "extract": return `${details.model} - ${details.base} → ${details.target}`;
     case "extend-tokenizer": return `${details.base} + ${details.addition} → ${details.target}`;
     default: {
       const source = typeof details.source === "string" ? details.source : Object.values(details.source)[0];

@@ -23,6 +23,7 @@ from graftwerk.local_files import default_name, list_local
 from graftwerk.model_results import (
     ConvertResult,
     ExtendTokenizerResult,
+    ExtractResult,
     ImportResult,
     MergeResult,
     VerifyResult,
@@ -104,6 +105,10 @@ class Client:
     ) -> JobHandle[ExtendTokenizerResult]:
         """Submits an `extend-tokenizer`: pieces of one vocabulary are appended to another."""
         return self._submit("extend-tokenizer", request, ExtendTokenizerResult)
+
+    def extract(self, **request: Unpack[requests.ExtractRequest]) -> JobHandle[ExtractResult]:
+        """Submits an `extract`: the difference of a fine-tuned model and its base becomes a LoRA adapter."""
+        return self._submit("extract", request, ExtractResult)
 
     def generate(self, **request: Unpack[requests.GenerateRequest]) -> JobHandle[GenerateResult]:
         """Submits a `generate`: a model completes prompts or continues a conversation."""

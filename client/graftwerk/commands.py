@@ -154,6 +154,25 @@ def extend_tokenizer(
 
 @app.command()
 @expanded
+def extract(
+    base: Annotated[str, typer.Argument(help="Name of the base model.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="Name of the model that was trained from it.", show_default=False)
+    ],
+    *,
+    rank: Annotated[
+        int, typer.Option("--rank", "-r", help="Rank of the adapter.", min=1, show_default=False)
+    ],
+    target: Target,
+    connection: Connection,
+    submission: Submission,
+) -> None:
+    """Extract a LoRA adapter from a fine-tuned model and its base."""
+    run_job(connection, submission, given(kind="extract", base=base, model=model, rank=rank, target=target))
+
+
+@app.command()
+@expanded
 def generate(
     model: ModelName,
     *,

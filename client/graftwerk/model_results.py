@@ -210,3 +210,34 @@ class ExtendTokenizerResult(MadeModel):
     sha256: str
     samples: list[SampleTokenization]
     tokenizer_parity: TokenizerParity | None = None
+
+
+class TensorError(Result):
+    """Relative Frobenius error of the product that an adapter holds for one change; 0 for a tensor that is held whole."""
+
+    tensor: str
+    error: float
+    norm: float | None = None
+    rounding: float | None = None
+
+
+class MadeAdapter(MadeModel):
+    """Figures of an adapter that was computed; `error` is that of all LoRA pairs together."""
+
+    rank: int
+    error: float
+    errors: list[TensorError]
+    pairs: int
+    replaced: int
+    bytes_read: int
+    bytes_written: int
+    tensors: int
+    tensor_digest: str | None = None
+    same_as: str | None = None
+
+
+class ExtractResult(MadeAdapter):
+    """Figures of an extracted adapter; `unchanged` counts the tensors that are equal in both models."""
+
+    unchanged: int
+    vocabulary_size: int

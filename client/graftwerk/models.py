@@ -11,6 +11,7 @@ from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResu
 from graftwerk.model_results import (
     ConvertResult,
     ExtendTokenizerResult,
+    ExtractResult,
     ImportResult,
     MergeResult,
     VerifyResult,
@@ -27,6 +28,7 @@ RESULTS: Mapping[str, type[JobResult]] = {
     "merge": MergeResult,
     "verify": VerifyResult,
     "extend-tokenizer": ExtendTokenizerResult,
+    "extract": ExtractResult,
     "generate": GenerateResult,
     "compare": CompareResult,
     "embed": EmbedResult,

@@ -140,6 +140,15 @@ class ExtendTokenizerRequest(JobOptions, total=False):
     pad_token: str | None
 
 
+class ExtractRequest(JobOptions, total=False):
+    """Fields of an `extract` request."""
+
+    base: Required[str]
+    model: Required[str]
+    rank: Required[int]
+    target: Required[str]
+
+
 class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
     """Fields of a `generate` request."""
 

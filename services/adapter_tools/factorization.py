@@ -34,30 +34,15 @@ START_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Factors:
-    """Product of rank r and the knowledge about the rest of the matrix.
+class Spectrum:
+    """Knowledge about a matrix: its largest singular values, largest first, and the sum of the squares of all of them."""
 
-    Attributes:
-        a: Float32 of shape (r, columns).
-        b: Float32 of shape (rows, r).
-        singular: Known singular values, largest first; at least the r of the product, fewer only if the matrix has no more.
-        energy: Sum of the squares of all singular values.
-    """
+    singular: Sequence[float] = ()
+    energy: float = 0.0
 
-    a: torch.Tensor
-    b: torch.Tensor
-    singular: Sequence[float]
-    energy: float
-
-    @property
-    def rank(self) -> int:
-        """Inner dimension of the product."""
-        return self.a.shape[0]
-
-    @property
-    def error(self) -> float:
-        """Relative Frobenius error of the product that follows from the singular values."""
-        kept = sum(value**2 for value in self.singular[: self.rank])
+    def error(self, rank: int) -> float:
+        """Returns the relative Frobenius error of the best product of a rank among the known singular values."""
+        kept = sum(value**2 for value in self.singular[:rank])
         return math.sqrt(max(0.0, self.energy - kept) / self.energy) if self.energy > 0 else 0.0
 
     def rank_for(self, error: float) -> int:
@@ -69,6 +54,24 @@ class Factors:
             rest -= value**2
         last = self.singular[-1] if self.singular else 0.0
         return len(self.singular) + (math.ceil(rest / last**2) if rest > 0 and last > 0 else 0)
+
+
+EXACT = Spectrum()
+"""Spectrum of a product that is the matrix itself: it has no error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Factors of a product, and the spectrum of the matrix that it approximates.
+
+    Attributes:
+        a: Float32 of shape (r, columns).
+        b: Float32 of shape (rows, r).
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    spectrum: Spectrum = EXACT
 
 
 def factorize(matrix: Matrix, rank: int) -> Factors:
@@ -106,7 +109,7 @@ def _factors(
     signs = torch.where(b[at, torch.arange(kept)] < 0, -1.0, 1.0)
     filled_b, filled_a = torch.zeros(b.shape[0], rank), torch.zeros(rank, a.shape[1])
     filled_b[:, :kept], filled_a[:kept] = b * signs, a * signs[:, None]
-    return Factors(filled_a, filled_b, singular.tolist(), energy)
+    return Factors(filled_a, filled_b, Spectrum(singular.tolist(), energy))
 
 
 def _iterated(matrix: Matrix, rank: int) -> Factors:

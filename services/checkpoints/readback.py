@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from services.adapters.adapter import is_adapter, read_adapter
 from services.architectures.checkpoint import TensorSource
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec
@@ -69,11 +70,15 @@ class StoredTensor:
 
 
 def tensors_of(folder: Path) -> dict[str, StoredTensor]:
-    """Returns every tensor of a model of any format under its name in the manifest, which is Hugging Face's or GGUF's.
+    """Returns every tensor of a model or adapter of any format under its name in the manifest, which is that of its file.
 
-    Errors of `read_checkpoint` and `read_gguf_header` are raised as they are.
+    Errors of `read_checkpoint`, `read_adapter` and `read_gguf_header` are raised as they are.
     """
     path = folder / MODEL_FILE
+    if is_adapter(folder):
+        headers = read_adapter(folder).headers
+        sources = {raw.name: TensorSource(raw.name, raw.dtype, raw.shape, (raw,), None, 0) for raw in headers}
+        return {name: StoredTensor(name, name, source.dtype, source) for name, source in sources.items()}
     if not path.is_file():
         found = read_checkpoint(folder).tensors
         return {name: StoredTensor(name, name, source.dtype, source) for name, source in found.items()}

@@ -33,14 +33,22 @@ def split_shards(plans: Sequence[TensorPlan], max_shard_bytes: int) -> list[list
 
 
 class SafetensorsWriter(PositionedWriter):
-    """Writer of a model's shards and their index into a folder."""
+    """Writer of a model's shards and their index into a folder; `stem` begins the names of the files."""
 
     def __init__(
-        self, folder: Path, plans: Sequence[TensorPlan], max_shard_bytes: int, journal: Journal | None = None
+        self,
+        folder: Path,
+        plans: Sequence[TensorPlan],
+        max_shard_bytes: int,
+        journal: Journal | None = None,
+        *,
+        stem: str = "model",
     ) -> None:
         super().__init__(folder, plans, journal)
         shards = split_shards(plans, max_shard_bytes)
-        self._shards = {_shard_name(number, len(shards)): shard for number, shard in enumerate(shards, 1)}
+        self._shards = {
+            _shard_name(stem, number, len(shards)): shard for number, shard in enumerate(shards, 1)
+        }
 
     def _open(self, files: ExitStack) -> None:
         for name, shard in self._shards.items():
@@ -64,8 +72,8 @@ class SafetensorsWriter(PositionedWriter):
         (self._target / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _shard_name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+def _shard_name(stem: str, number: int, count: int) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.safetensors"
 
 
 def _header(shard: list[TensorPlan]) -> tuple[bytes, int]:

@@ -15,6 +15,7 @@ from services.kinds.compare import CompareRequest, CompareResult
 from services.kinds.convert import ConvertRequest, ConvertResult
 from services.kinds.embed import EmbedRequest, EmbedResult
 from services.kinds.extend_tokenizer import ExtendTokenizerRequest, ExtendTokenizerResult
+from services.kinds.extract import ExtractRequest, ExtractResult
 from services.kinds.generate import GenerateRequest, GenerateResult
 from services.kinds.import_ import ImportRequest, ImportResult
 from services.kinds.merge import MergeRequest, MergeResult
@@ -47,6 +48,7 @@ KINDS: Mapping[str, Kind] = {
     "embed": Kind(request=EmbedRequest, result=EmbedResult, queue="generate"),
     "perplexity": Kind(request=PerplexityRequest, result=PerplexityResult, queue="generate"),
     "extend-tokenizer": Kind(request=ExtendTokenizerRequest, result=ExtendTokenizerResult, queue="convert"),
+    "extract": Kind(request=ExtractRequest, result=ExtractResult, queue="merge"),
     "verify": Kind(request=VerifyRequest, result=VerifyResult, queue="merge"),
 }
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from services.adapter_tools import factorization
 from services.adapter_tools.blocks import Matrix, deviation_of
-from services.adapter_tools.factorization import Factors, factorize, factorize_product
+from services.adapter_tools.factorization import Spectrum, factorize, factorize_product
 
 RANK = 7
 
@@ -66,9 +66,9 @@ def test_the_error_is_the_smallest_that_the_rank_allows(
     product = found.b.double().numpy() @ found.a.double().numpy()
     measured = float(np.linalg.norm(product - values.numpy()) / np.linalg.norm(values.numpy()))
     assert measured == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert found.error == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert found.spectrum.error(RANK) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert deviation_of(in_blocks(values), found.a, found.b).error == pytest.approx(measured, rel=1e-9)
-    assert np.allclose(found.singular[:RANK], singular_values(values)[:RANK], rtol=1e-3)
+    assert np.allclose(found.spectrum.singular[:RANK], singular_values(values)[:RANK], rtol=1e-3)
 
 
 @pytest.mark.parametrize("exact_size", [512, 0], ids=["exact", "iterated"])
@@ -86,7 +86,7 @@ def test_a_product_is_reduced_as_its_whole_matrix_is() -> None:
     b, a = draw(90, 20, seed=5).float(), draw(20, 110, seed=6).float()
     found = factorize_product(b, a, RANK)
     expected = best_error(b.double() @ a.double(), RANK)
-    assert found.error == pytest.approx(expected, rel=1e-6)
+    assert found.spectrum.error(RANK) == pytest.approx(expected, rel=1e-6)
     product = found.b.double() @ found.a.double()
     assert deviation_of(in_blocks(b.double() @ a.double()), found.a, found.b).error == pytest.approx(
         expected, rel=1e-6
@@ -113,7 +113,7 @@ def test_a_rank_beyond_the_matrix_is_filled_up_with_zeros() -> None:
 def test_no_change_at_all_gives_zeros_and_no_error() -> None:
     found = factorize(in_blocks(torch.zeros(5, 12, dtype=torch.float64)), 3)
     assert not found.b.any()
-    assert found.error == 0
+    assert found.spectrum.error(3) == 0
     assert deviation_of(in_blocks(torch.zeros(5, 12, dtype=torch.float64)), found.a, found.b).error == 0
 
 
@@ -129,11 +129,11 @@ def test_float16_holds_both_factors(scale: float) -> None:
 def test_the_rank_for_an_error_is_the_smallest_one() -> None:
     values = MATRICES["slow decay"]
     found = factorize(in_blocks(values), RANK)
-    rank = found.rank_for(0.1)
+    rank = found.spectrum.rank_for(0.1)
     assert best_error(values, rank) <= 0.1 < best_error(values, rank - 1)
 
 
 def test_the_rank_for_an_error_is_a_lower_bound_where_fewer_values_are_known() -> None:
-    found = Factors(torch.zeros(1, 4), torch.zeros(4, 1), [3.0, 2.0], 9 + 4 + 3 * 1.5**2)
+    found = Spectrum([3.0, 2.0], 9 + 4 + 3 * 1.5**2)
     assert found.rank_for(0.0) == 2 + 2  # 6.75 left; a further direction takes 4 at most
     assert found.rank_for(0.9) == 1

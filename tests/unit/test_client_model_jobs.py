@@ -151,3 +151,14 @@ def test_verify_sends_the_base_and_the_adapters(service: Service, run: Run) -> N
     run("verify", "ab", "--base", "llama", "-a", "a,b@0.5")
     rest = {"base": "llama", "adapters": ["a", {"name": "b", "scale": 0.5}]}
     assert service.body == {"kind": "verify", "model": "ab"} | rest
+
+
+def test_extract_sends_the_rank(service: Service, run: Run) -> None:
+    assert run("extract", "llama", "vicuna", "--rank", "8", "-t", "lora").exit_code == 0
+    assert service.body == {
+        "kind": "extract",
+        "base": "llama",
+        "model": "vicuna",
+        "rank": 8,
+        "target": "lora",
+    }

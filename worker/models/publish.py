@@ -6,6 +6,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+from services.adapter_tools import WrittenAdapter
 from services.architectures.output_spec import OUTPUT_DTYPES, OutputFormat
 from services.checkpoints.folder_spec import WrittenModel
 from services.checkpoints.write_hooks import WriteHooks
@@ -188,14 +189,11 @@ def checkpoint_manifest(
         plan.name: TensorEntry(dtype=plan.dtype, shape=list(plan.shape), sha256=written.digests[plan.name])
         for plan in written.plans
     }
-    options = request.model_dump(
-        mode="json", exclude={"kind", "after", "metadata", "webhook", "target", "force"}
-    )
     base = read_manifest(context.store.path(inputs[0].name))
     earlier = [entry for entry in (base.inputs if base else []) if entry.role == "adapter"]
     return new_manifest(
         kind=MANIFEST_KINDS[request.output_format], operation=request.kind, inputs=[inputs[0], *earlier, *inputs[1:]],
-        tensors=tensors, files=_digests_of_small_files(written.folder), options=options, job_id=context.execution.job_id, **more,
+        tensors=tensors, files=_digests_of_small_files(written.folder), options=_options(request), job_id=context.execution.job_id, **more,
     )  # fmt: skip
 
 
@@ -204,6 +202,31 @@ def write_description(staging: Path, manifest: Manifest, context: JobContext) ->
     described = write_model_card(staging, manifest, context.store)
     write_manifest(staging, described)
     return described
+
+
+def adapter_manifest(
+    request: MakeRequest, written: WrittenAdapter, context: JobContext, inputs: list[InputEntry], **more: Any
+) -> Manifest:
+    """Returns the manifest of a written adapter: digests of its tensors, and of every file, by which adapters are recognized.
+
+    Args:
+        more: `warnings` and `result` of the manifest.
+    """
+    tensors = {
+        plan.name: TensorEntry(dtype=plan.dtype, shape=list(plan.shape), sha256=written.digests[plan.name])
+        for plan in written.plans
+    }
+    files = {path.name: digest_file(path) for path in sorted(written.folder.iterdir())}
+    return new_manifest(
+        kind="adapter", operation=request.kind, inputs=inputs, tensors=tensors, files=files,
+        options=_options(request), job_id=context.execution.job_id, **more,
+    )  # fmt: skip
+
+
+def _options(request: MakeRequest) -> dict[str, Any]:
+    return request.model_dump(
+        mode="json", exclude={"kind", "after", "metadata", "webhook", "target", "force"}
+    )
 
 
 def _digests_of_small_files(staging: Path) -> dict[str, str]:

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from services.errors import UnreadableFile
-from services.kinds.convert import ConvertRequest
 from services.kinds.merge import MergeRequest
+from services.kinds.shared import MakeRequest
 from services.models.digests import content_identity
 from services.models.manifest import (
     MANIFEST_NAME,
@@ -18,8 +19,10 @@ from services.models.manifest import (
     write_manifest,
 )
 from services.models.store import ModelStore
+from services.preflight import Plan
 from services.progress import Progress
 from worker.lifecycle import JobContext
+from worker.models.publish import publishing, write_description
 
 DECIDING_PACKAGES = ("graftwerk-service", "torch", "peft")
 """Distributions that compute: another version of one of these may give other bits."""
@@ -28,14 +31,34 @@ LEAST_LINKED_BYTES = 2**20
 """Smaller files are copied: people do edit a configuration in place."""
 
 
-def request_identity(request: ConvertRequest | MergeRequest, options: object, store: ModelStore) -> str:
+def made_or_linked(
+    request: MakeRequest,
+    plan: Plan,
+    context: JobContext,
+    identity: str,
+    make: Callable[[Path], Manifest],
+) -> Manifest:
+    """Publishes the target and returns its manifest: the files of an identical model if there is one, else what `make` makes.
+
+    Args:
+        make: Fills the staging folder and returns the manifest, which is written with the identity and a model card.
+    """
+    same = find_identical(context.store, identity)
+    with publishing(request, plan, context) as staging:
+        if same is not None:
+            return link_identical(same, staging, context)
+        manifest = make(staging).model_copy(update={"identity": identity})
+        return write_description(staging, manifest, context)
+
+
+def request_identity(request: MakeRequest, options: object, store: ModelStore) -> str:
     """Returns one digest of everything that a result depends on: the content of its inputs, in order, and every option.
 
     Args:
         options: the options of the use case, distinguished by their `repr`.
     """
     contents = [content_identity(store.path(name)) for name in request.reads]
-    more = _more_of_merge(request) if request.kind == "merge" else []
+    more = _more_of_merge(request) if isinstance(request, MergeRequest) else []
     versions = {name: version for name, version in package_versions().items() if name in DECIDING_PACKAGES}
     facts = (request.kind, options, more, contents, sorted(versions.items()))
     return hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -84,7 +107,8 @@ def link_identical(same: str, staging: Path, context: JobContext) -> Manifest:
         _link(path, target)
     manifest = read_manifest(folder)
     assert manifest is not None
-    figures = {**manifest.result, "same_as": same, "resumed": {"tensors": 0, "bytes": 0}}
+    resumed = {"resumed": {"tensors": 0, "bytes": 0}} if "resumed" in manifest.result else {}
+    figures = {**manifest.result, "same_as": same, **resumed}
     renewed = manifest.model_copy(update={"job_id": context.execution.job_id, "result": figures})
     write_manifest(staging, renewed)
     return renewed

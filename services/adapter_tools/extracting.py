@@ -1,0 +1,191 @@
+"""Extraction of a LoRA adapter: fine-tuned minus base, each linear weight by the best product of the rank.
+
+Differences are computed in float64, which is exact for weights in halves. Three passes read the models: which tensors differ,
+their factors, and the comparison of what was written with the differences.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from services.adapter_tools.blocks import Deviation, Matrix, overall, relative
+from services.adapter_tools.difference import changed_tensors, difference, rounding_norm
+from services.adapter_tools.factorization import Factors, Spectrum, factorize
+from services.adapter_tools.folder import AdapterSpec, PairPlan, WrittenAdapter, write_adapter
+from services.adapter_tools.readback import check_products, read_back
+from services.adapters.adapter import Adapter
+from services.adapters.extraction import Extraction, TensorPair, plan_extraction
+from services.adapters.stack import check_stack
+from services.adapters.tuners import PREFIX
+from services.architectures.checkpoint import Checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
+from services.checkpoints.blocks import source_blocks
+from services.checkpoints.tensor_reader import TensorReader
+from services.checkpoints.write_hooks import WriteHooks
+from services.checkpoints.write_ledger import TensorPlan
+from services.errors import InvalidRequest, VerificationFailed
+from services.kinds.adapter_tools import TensorError
+
+LARGE_ERROR = 0.1
+"""Relative error from which a tensor is named in a warning, unless rounding explains it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractOptions:
+    """Options of an extraction; their `repr` identifies the work in manifests.
+
+    Attributes:
+        base_name: Name of the base that the adapter's configuration records.
+    """
+
+    rank: int
+    base_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extracted:
+    """Output of an extraction and its errors."""
+
+    extraction: Extraction
+    written: WrittenAdapter
+    errors: Sequence[TensorError]
+    error: float
+    unchanged: int
+    warnings: Sequence[str]
+
+
+def extract(
+    base: Path, model: Path, target: Path, options: ExtractOptions, hooks: WriteHooks | None = None
+) -> Extracted:
+    """Writes the adapter into the empty folder `target`.
+
+    Errors of `read_checkpoint` and `plan_extraction` are raised as they are.
+
+    Raises:
+        InvalidRequest: The models are equal.
+        UnsupportedFormat: A parameter differs that is not the weight or bias of a module.
+        NonFiniteTensor: One of the models holds NaN or infinity.
+        VerificationFailed: The written adapter is not what it should be.
+        DiskFull: The volume has no space for the adapter.
+        JobCanceled: The caller has canceled the work.
+    """
+    hooks = hooks or WriteHooks()
+    checkpoint = read_checkpoint(base)
+    extraction = plan_extraction(checkpoint, read_checkpoint(model), options.rank)
+    with TensorReader() as reader:
+        changed = changed_tensors(reader, extraction, hooks)
+        if not changed:
+            raise InvalidRequest(
+                f"There is nothing to extract: {base.name} and {model.name} hold the same values in all "
+                f"{len(extraction.tensors)} tensors.",
+                "Name a model that was trained from this base.",
+            )
+        work = _Work(reader, _spec(extraction, changed, options), changed, hooks)
+        written = work.write(target)
+        deviations = work.verify(target, checkpoint, written.spectra)
+        errors = work.errors(deviations)
+    return Extracted(
+        extraction=extraction, written=written, errors=errors, error=overall(list(deviations.values())),
+        unchanged=len(extraction.tensors) - len(changed),
+        warnings=[*extraction.warnings, *_rank_warnings(errors, written.spectra, options.rank)],
+    )  # fmt: skip
+
+
+def _spec(extraction: Extraction, changed: Sequence[TensorPair], options: ExtractOptions) -> AdapterSpec:
+    pairs = [PairPlan(pair.module, pair.shape) for pair in changed if pair.low_rank]
+    linear = {pair.module for pair in extraction.tensors if pair.low_rank}
+    whole = [pair for pair in changed if not pair.low_rank]
+    saved = [pair.module for pair in whole if pair.module not in linear]
+    adapted = {pair.module for pair in pairs}
+    return AdapterSpec(
+        rank=options.rank, base_name=options.base_name, pairs=pairs,
+        whole=[TensorPlan(_key(pair, adapted), pair.model.dtype, pair.model.shape) for pair in whole],
+        saved_modules=list(dict.fromkeys(saved)), biases=any(pair.module in linear for pair in whole),
+        tied=extraction.tied, tokenizer_folder=extraction.tokenizer_folder,
+    )  # fmt: skip
+
+
+def _key(pair: TensorPair, adapted: set[str]) -> str:
+    """Returns the key of a whole tensor; a bias of a module with a LoRA pair is that of its base layer (`bias` of PEFT)."""
+    layer = ".base_layer" if pair.module in adapted else ""
+    return f"{PREFIX}{pair.module}{layer}.{pair.leaf}"
+
+
+class _Work:
+    """Passes over the tensors that differ."""
+
+    def __init__(
+        self, reader: TensorReader, spec: AdapterSpec, changed: Sequence[TensorPair], hooks: WriteHooks
+    ) -> None:
+        self._reader, self._spec, self._hooks = reader, spec, hooks
+        self._changed = changed
+        self._linear = {pair.module: pair for pair in changed if pair.low_rank}
+        whole = (pair for pair in changed if not pair.low_rank)
+        self._whole = {plan.name: pair for plan, pair in zip(spec.whole, whole, strict=True)}
+
+    def write(self, target: Path) -> WrittenAdapter:
+        """Writes the folder."""
+
+        def compute(plan: PairPlan) -> Factors:
+            return factorize(self._difference(plan), self._spec.rank)
+
+        return write_adapter(
+            target,
+            self._spec,
+            compute,
+            lambda key: source_blocks(self._reader, self._whole[key].model),
+            self._hooks,
+        )
+
+    def verify(
+        self, target: Path, base: Checkpoint, spectra: Mapping[str, Spectrum]
+    ) -> Mapping[str, Deviation]:
+        """Reads the folder again; returns the measured deviations by module."""
+        adapter = read_back(target, target.name, self._spec)
+        check_stack(base, [adapter])
+        self._check_whole(adapter)
+        return check_products(adapter, self._spec, self._difference, spectra, self._hooks)
+
+    def _difference(self, plan: PairPlan) -> Matrix:
+        return difference(self._reader, self._linear[plan.module])
+
+    def _check_whole(self, adapter: Adapter) -> None:
+        headers = {header.name: header for header in adapter.headers}
+        with TensorReader() as reader:
+            for key, pair in self._whole.items():
+                self._hooks.check_canceled()
+                if not torch.equal(reader.view(headers[key]), self._reader.joined(pair.model)):
+                    raise VerificationFailed(
+                        f"The stored tensor {key!r} is not that of the model.",
+                        "Nothing was published. This is a bug: please report it with the log of this job.",
+                    )
+                self._reader.release(pair.model)
+
+    def errors(self, deviations: Mapping[str, Deviation]) -> list[TensorError]:
+        """Returns the error of each tensor, in the order of the file of the base."""
+        return [self._error(pair, deviations.get(pair.module)) for pair in self._changed]
+
+    def _error(self, pair: TensorPair, deviation: Deviation | None) -> TensorError:
+        if not pair.low_rank or deviation is None:
+            return TensorError(tensor=pair.name, error=0.0)
+        rounding = rounding_norm(self._reader, pair)
+        share = min(1.0, relative(rounding, deviation.norm))
+        return TensorError(tensor=pair.name, error=deviation.error, norm=deviation.norm, rounding=share)
+
+
+def _rank_warnings(errors: Sequence[TensorError], spectra: Mapping[str, Spectrum], rank: int) -> list[str]:
+    """Returns a warning if the rank is too small for some tensors, with the rank that they need."""
+    large = [item for item in errors if item.error > max(LARGE_ERROR, 1.5 * (item.rounding or 0.0))]
+    if not large:
+        return []
+    worst = max(large, key=lambda item: item.error)
+    needed = max(
+        spectra[item.tensor.removesuffix(".weight")].rank_for(max(LARGE_ERROR, item.rounding or 0.0))
+        for item in large
+    )
+    return [
+        f"rank {rank} leaves an error above {LARGE_ERROR} in {len(large)} of {len(spectra)} weights, the largest is "
+        f"{worst.error:.3f} in {worst.tensor}; an error of {LARGE_ERROR} in each would take a rank of at least {needed}"
+    ]
