@@ -1,4 +1,4 @@
-"""Description of a checkpoint: one list of Hugging Face tensors and their parts, for either layout.
+"""Description of a checkpoint: one list of Hugging Face tensors and their parts, for every layout.
 
 A tensor's name is that of the checkpoint's own file, which all outputs keep; an original checkpoint's have LLaMA's names.
 
@@ -25,6 +25,8 @@ class TensorSource:
 
     `rotary_heads` is the number of heads by which its rows are un-interleaved after joining, 0 if they are not. `four_bit` is set for
     a weight that is stored in 4 bits, or that is rounded to them.
+    A GGUF file's tensor is stored as `encoding` says, in rows of bytes if that is a block encoding, and `offset` is subtracted from its
+    values. Its blocks come as they are stored or in float32; `dtype` is the one that is written by default.
     """
 
     name: str
@@ -34,10 +36,14 @@ class TensorSource:
     join_dim: int | None = None
     rotary_heads: int = 0
     four_bit: FourBit | None = None
+    encoding: str | None = None
+    offset: float = 0.0
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the joined tensor in its dtype."""
+        """Bytes of the joined tensor in its dtype; of a GGUF file's tensor, as it is stored."""
+        if self.encoding is not None:
+            return self.parts[0].size_bytes
         return replace(self.parts[0], dtype=self.dtype, shape=self.shape).size_bytes
 
 
@@ -46,7 +52,7 @@ class Checkpoint:
     """A base model on disk: configuration, tensors in Hugging Face's order, tokenizer, and the files read."""
 
     folder: Path
-    layout: Literal["meta", "huggingface"]
+    layout: Literal["meta", "huggingface", "gguf"]
     config: ModelConfig
     tensors: Mapping[str, TensorSource]
     dropped: tuple[str, ...]

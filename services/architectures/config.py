@@ -249,7 +249,11 @@ def read_config(path: Path, dtype: str) -> ModelConfig:
         UnsupportedFormat: The model is of another type.
         IncompleteCheckpoint: A number is missing.
     """
-    raw = without_quantization(read_json(path))
+    return config_of(without_quantization(read_json(path)), dtype)
+
+
+def config_of(raw: Json, dtype: str) -> ModelConfig:
+    """Returns the configuration in the content of a `config.json`. Raises as `read_config`."""
     model_class = known_class(raw)
     own = text_values(raw, model_class)
     rope = _rope_parameters(own)

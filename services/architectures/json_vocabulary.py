@@ -64,7 +64,7 @@ def _read(data: bytes) -> tuple[VocabularyKind, tuple[bytes, ...], int]:
     if not by_id:
         raise ValueError("it holds no pieces")
     texts = [by_id.get(number, "") for number in range(max(by_id) + 1)]
-    pieces = _as_bytes(texts) if kind == "byte-level" else [text.encode() for text in texts]
+    pieces = pieces_as_bytes(texts) if kind == "byte-level" else [text.encode() for text in texts]
     return kind, tuple(pieces), max(ids.values(), default=-1) + 1
 
 
@@ -130,7 +130,7 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ELEMENTS
 
 
-def _as_bytes(texts: Sequence[str]) -> list[bytes]:
+def pieces_as_bytes(texts: Sequence[str]) -> list[bytes]:
     """Returns pieces of a byte-level model as bytes: each character is a byte; a text with others is an added token's own."""
     byte_of = {character: chr(byte) for byte, character in enumerate(byte_alphabet())}
     table = {byte: byte_of.get(chr(byte), "\u0100") for byte in range(0x100)}  # U+0100 is not in Latin-1

@@ -6,7 +6,7 @@ import torch
 
 from services.architectures.checkpoint import TensorSource
 from services.checkpoints.rotary import halves_to_interleaved, interleaved_to_halves
-from services.checkpoints.tensor_reader import CODES, TensorReader, check_finite
+from services.checkpoints.tensor_reader import CODES, TensorReader, check_finite, stored_values
 from services.checkpoints.write_ledger import TensorPlan
 from services.errors import InternalError, NonFiniteTensor
 
@@ -17,7 +17,7 @@ BLOCK_ELEMENTS = 1 << 20
 def source_blocks(reader: TensorReader, source: TensorSource) -> Iterator[torch.Tensor]:
     """Yields the tensor of `reader.load` as blocks of rows in order, and releases the pages that were read.
 
-    Ranks are joined and rotary rows reordered.
+    Ranks are joined, blocks decoded and rotary rows reordered.
 
     Raises:
         ConfigMismatch: The ranks hold different values of a tensor that each must have whole.
@@ -51,7 +51,8 @@ def _joined(reader: TensorReader, source: TensorSource) -> Iterator[torch.Tensor
             yield torch.cat([part[start : start + step] for part in parts], dim=1)
         return
     for part in parts:
-        yield from (part[start : start + step] for start in range(0, part.shape[0], step))
+        for start in range(0, part.shape[0], step):
+            yield stored_values(source, part[start : start + step])
 
 
 def checked_blocks(plan: TensorPlan, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:

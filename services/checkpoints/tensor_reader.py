@@ -9,6 +9,7 @@ from typing import Self
 import torch
 
 from services.architectures.checkpoint import TensorSource
+from services.checkpoints.block_decoding import decode
 from services.checkpoints.four_bit import dequantized, rounded
 from services.checkpoints.rotary import interleaved_to_halves
 from services.errors import ConfigMismatch, NonFiniteTensor
@@ -94,7 +95,7 @@ class TensorReader:
         parts = [self.view(part) for part in source.parts]
         if source.join_dim is None:
             _check_replicated(source, parts)
-            tensor = parts[0]
+            tensor = stored_values(source, parts[0])
         else:
             tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=source.join_dim)
         if source.rotary_heads:
@@ -113,6 +114,13 @@ class TensorReader:
         mapped = self._mapped(header.path)
         if length > 0 and start + length <= len(mapped):
             mapped.madvise(mmap.MADV_DONTNEED, start, length)
+
+
+def stored_values(source: TensorSource, rows: torch.Tensor) -> torch.Tensor:
+    """Returns rows of a tensor's only part with its encoding and its offset undone, in float32 if it has one of these."""
+    if source.encoding and rows.dtype == torch.uint8:
+        rows = decode(rows, source.encoding).reshape(-1, *source.shape[1:])
+    return rows.float() - source.offset if source.offset else rows
 
 
 def _check_replicated(source: TensorSource, parts: list[torch.Tensor]) -> None:

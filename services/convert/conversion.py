@@ -1,13 +1,16 @@
-"""Conversion: each tensor of a checkpoint is joined, reordered, cast and written in the other layout."""
+"""Conversion: each tensor of a checkpoint is joined or decoded, reordered, cast and written in the other layout."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.checkpoint_reader import read_checkpoint
+from services.architectures.gguf_vocabulary import ARRAYS, read_gguf_vocabulary
 from services.architectures.output_spec import OutputFormat, plan_output
 from services.checkpoints.blocks import source_blocks
 from services.checkpoints.folder_spec import MAX_SHARD_BYTES, FolderSpec, WrittenModel
@@ -15,7 +18,9 @@ from services.checkpoints.journal import stamps, work_identity
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check_finite
 from services.checkpoints.write_hooks import WriteHooks
 from services.checkpoints.writers import write_model
+from services.files.gguf_files import read_gguf_model
 from services.tokenizers import check_tokenizer
+from services.tokenizers.gguf_tokenizer import write_gguf_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +62,33 @@ def convert(
     """
     options, hooks = options or ConvertOptions(), hooks or WriteHooks()
     checkpoint = read_checkpoint(source, instruct=options.instruct)
-    check_tokenizer(checkpoint.tokenizer_folder)
+    with _tokenizer_folder(checkpoint) as tokenizer_folder:
+        check_tokenizer(tokenizer_folder)
+        return checkpoint, _written(target, checkpoint, tokenizer_folder, options, hooks)
+
+
+@contextmanager
+def _tokenizer_folder(checkpoint: Checkpoint) -> Iterator[Path]:
+    """Yields the folder of the tokenizer's files, which are rebuilt for a GGUF file."""
+    if checkpoint.layout != "gguf":
+        yield checkpoint.tokenizer_folder
+        return
+    with TemporaryDirectory(prefix="tokenizer-") as folder:
+        vocabulary = read_gguf_vocabulary(read_gguf_model(checkpoint.folder, ARRAYS))
+        write_gguf_tokenizer(vocabulary, Path(folder))
+        yield Path(folder)
+
+
+def _written(
+    target: Path, checkpoint: Checkpoint, tokenizer_folder: Path, options: ConvertOptions, hooks: WriteHooks
+) -> WrittenModel:
     output = plan_output(
         options.output_format, checkpoint.config, checkpoint.stored, vocabulary=checkpoint.vocabulary,
         dtype=options.dtype, ranks=options.ranks or checkpoint.ranks,
     )  # fmt: skip
     spec = FolderSpec(
-        output=output, base_folder=checkpoint.folder, tokenizer_folder=checkpoint.tokenizer_folder, max_shard_bytes=options.max_shard_bytes,
+        output=output, base_folder=checkpoint.folder, tokenizer_folder=tokenizer_folder,
+        max_shard_bytes=options.max_shard_bytes,
         template=options.template,
         identity=work_identity("convert", options, output.config, output.tensors, stamps(checkpoint.weight_files)),
     )  # fmt: skip
@@ -73,8 +98,7 @@ def convert(
             for block in source_blocks(reader, checkpoint.tensors[name]):
                 yield cast(name, block, output.tensors[name][0])
 
-        written = write_model(target, spec, produce, hooks)
-    return checkpoint, written
+        return write_model(target, spec, produce, hooks)
 
 
 def cast(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:

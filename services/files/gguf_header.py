@@ -7,7 +7,7 @@ dimensions (the fastest first), type and offset of each tensor; data begins at t
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -29,6 +29,9 @@ STRING_LIMIT_BYTES = 2**20
 HEADER_LIMIT_BYTES = 256 * 2**20
 """Largest header. A vocabulary of 256,000 tokens with its merges takes about ten megabytes."""
 
+VALUES_LIMIT = 2**21
+"""Longest array whose values are kept: eight times the largest vocabulary."""
+
 NESTING_LIMIT = 2
 
 GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
@@ -38,7 +41,7 @@ GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
     16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
     20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1),
     25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
 }  # fmt: skip
 """Encodings by ggml's number: name, elements of a block, bytes of a block (ggml `ggml.h`, ggml_type)."""
 
@@ -50,9 +53,10 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
-    """Length of an array in the metadata; its values are not kept."""
+    """An array in the metadata: its length, and its values if they were asked for."""
 
     length: int
+    values: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +102,27 @@ class GgufHeader:
         return TensorHeader(name, "U8", (rows, tensor.size_bytes // rows), self.path, tensor.offset)
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
+def read_gguf_header(path: Path, arrays: Collection[str] = ()) -> GgufHeader:
     """Returns the header of a GGUF file.
+
+    Args:
+        arrays: Keys of the arrays whose values are kept; of others only the length is.
 
     Raises:
         UnreadableFile: The file is truncated or damaged, or has sizes beyond the limits.
         UnsupportedFormat: It is not a GGUF file, or of another version, or big-endian.
     """
     with path.open("rb") as file:
-        return _Reader(path, file).header()
+        return _Reader(path, file, arrays).header()
 
 
 class _Reader:
     """Reader of values one after another, never beyond the file or the limits."""
 
-    def __init__(self, path: Path, file: BufferedReader) -> None:
+    def __init__(self, path: Path, file: BufferedReader, arrays: Collection[str]) -> None:
         self._path = path
         self._file = file
+        self._arrays = arrays
         self._size = path.stat().st_size
 
     def header(self) -> GgufHeader:
@@ -123,7 +131,9 @@ class _Reader:
         metadata: dict[str, Any] = {}
         for _ in range(entry_count):
             key = self._string()
-            metadata[key] = self._value(self._number("<I"), NESTING_LIMIT)
+            if key in metadata:
+                raise self._damaged(f"has the metadata entry {key!r} twice")
+            metadata[key] = self._entry(key, int(self._number("<I")))
         described = [self._tensor() for _ in range(tensor_count)]
         start = self._data_start(metadata)
         return GgufHeader(self._path, version, metadata, self._placed(described, start))
@@ -169,6 +179,31 @@ class _Reader:
         if length > STRING_LIMIT_BYTES:
             raise self._damaged(f"has a string of {length} bytes, more than {STRING_LIMIT_BYTES}")
         return self._take(length).decode("utf-8", "replace")
+
+    def _entry(self, key: str, kind: int) -> Any:
+        return self._kept(key) if kind == _ARRAY and key in self._arrays else self._value(kind, NESTING_LIMIT)
+
+    def _kept(self, key: str) -> GgufArray:
+        kind, length = int(self._number("<I")), int(self._number("<Q"))
+        if length > VALUES_LIMIT:
+            raise self._damaged(f"has {length} values of {key}, more than {VALUES_LIMIT}")
+        if kind in _SCALARS:
+            data = self._take(length * struct.calcsize(_SCALARS[kind]))
+            return GgufArray(length, struct.unpack(f"<{length}{_SCALARS[kind][1]}", data))
+        if kind == _STRING:
+            return GgufArray(length, tuple(self._text(key) for _ in range(length)))
+        raise self._damaged(f"has values of type {kind} in {key}, which are neither numbers nor texts")
+
+    def _text(self, key: str) -> str:
+        """Returns a string whose every byte counts."""
+        length = int(self._number("<Q"))
+        if length > STRING_LIMIT_BYTES:
+            raise self._damaged(f"has a string of {length} bytes in {key}, more than {STRING_LIMIT_BYTES}")
+        data = self._take(length)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"has {data[:40]!r} in {key}, which is not UTF-8") from error
 
     def _value(self, kind: int, nesting: int) -> Any:
         if kind in _SCALARS:

@@ -90,6 +90,9 @@ class Manifest(BaseModel):
         default={},
         description="SHA-256 of each imported file, or of each file next to the weights of a made model",
     )
+    origin: dict[str, Any] = Field(
+        default={}, description="Of a GGUF source: its name, licence and base models, as the file states them"
+    )
     versions: dict[str, str] = {}
     warnings: list[str] = []
     result: dict[str, Any] = Field(default={}, description="Figures of the job that made it")

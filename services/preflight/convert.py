@@ -20,9 +20,11 @@ def plan(request: ConvertRequest, inputs: Inputs) -> Plan:
     """
     if inputs.waiting:
         return deferred_plan(request, inputs)
-    checkpoint = inputs.base(request.source, instruct=request.instruct)
+    checkpoint = inputs.source(request.source, instruct=request.instruct)
     if request.instruct:
         _require_original_llama_3(request.source, checkpoint)
+    if checkpoint.layout == "gguf":
+        _require_layout_for_gguf(request, checkpoint)
     output = checked_output(request, checkpoint, checkpoint.stored, checkpoint.vocabulary)
     return Plan(
         kind=request.kind,
@@ -41,4 +43,22 @@ def _require_original_llama_3(name: str, checkpoint: Checkpoint) -> None:
             f"instruct says how turns of an original Llama 3 checkpoint end; {name!r} is of the {checkpoint.layout} "
             f"layout with {kind} tokenizer.",
             "Leave instruct out: this model's own files say it.",
+        )
+
+
+def _require_layout_for_gguf(request: ConvertRequest, checkpoint: Checkpoint) -> None:
+    """Refuses a layout that a GGUF file is not converted to: another GGUF file, or one that would lose its tokenizer."""
+    hint = 'Ask for output_format "huggingface"; that model can be converted further.'
+    if request.output_format == "gguf":
+        raise UnsupportedOption(
+            f"{request.source!r} is a GGUF file already; values that were rounded once are not rounded again.",
+            hint,
+        )
+    if (
+        request.output_format == "meta"
+        and checkpoint.vocabulary
+        and checkpoint.vocabulary.file == "tokenizer.json"
+    ):
+        raise UnsupportedOption(
+            f"{request.source!r} has a byte-level tokenizer, which Meta's layout cannot hold.", hint
         )

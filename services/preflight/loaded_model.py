@@ -4,7 +4,14 @@ from services.architectures.checkpoint_reader import read_checkpoint
 from services.errors import VocabularyMismatch, WrongModelKind
 from services.kinds.shared import ModelRequest
 from services.models.summary import kind_of_folder
-from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, deferred_plan
+from services.preflight.plan import (
+    PROCESS_BYTES,
+    Inputs,
+    Plan,
+    PlannedRead,
+    convert_first,
+    deferred_plan,
+)
 
 
 def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
@@ -22,7 +29,9 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
     if found != "huggingface":
         raise WrongModelKind(
             f"{request.model!r} is of kind {found!r}; text is generated from a huggingface model.",
-            "Convert it first." if found == "original" else "Merge the adapter into a base first.",
+            convert_first(request.model)
+            if found in ("original", "gguf")
+            else "Merge the adapter into a base first.",
         )
     checkpoint = read_checkpoint(folder)
     if checkpoint.vocabulary is None:

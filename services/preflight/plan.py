@@ -16,6 +16,7 @@ from services.backend import ServedModel
 from services.errors import InternalError, WrongModelKind
 from services.jobs.disk_reservations import DiskNeed, DiskUse
 from services.kinds import JobRequest
+from services.kinds.model_summary import ModelKind
 from services.kinds.shared import AdapterChoice
 from services.models.hub import NO_HUB, Hub
 from services.models.store import ModelStore
@@ -134,6 +135,15 @@ class Limits:
     unpack_bytes: int = 0
 
 
+BASE_KINDS: Sequence[ModelKind] = ("original", "huggingface")
+"""Kinds of models that adapters are merged into."""
+
+
+def convert_first(name: str) -> str:
+    """Returns the hint for a model that is of use once it is converted."""
+    return f"Convert it first: graftwerk convert {name} {name}-hf"
+
+
 NO_ARCHIVES = Limits()
 """Limits for requests that are not imports: an archive is refused until the entry point passes its settings."""
 
@@ -189,22 +199,32 @@ class Inputs:
             raise self.store.not_found(name)
         return self.store.path(name)
 
-    def base(self, name: str, *, instruct: bool = False, dequantized: bool = False) -> Checkpoint:
+    def base(self, name: str, *, dequantized: bool = False) -> Checkpoint:
         """Returns the checkpoint of a base model, from its headers; see `read_checkpoint`.
 
         Raises:
             WrongModelKind: it is not an original or a Hugging Face model.
         """
+        return read_checkpoint(self._of_kind(name, BASE_KINDS), dequantized=dequantized)
+
+    def source(self, name: str, *, instruct: bool = False) -> Checkpoint:
+        """Returns the checkpoint of a model that is converted: a base model, or a GGUF file's.
+
+        Raises:
+            WrongModelKind: it is not a checkpoint.
+        """
+        return read_checkpoint(self._of_kind(name, (*BASE_KINDS, "gguf")), instruct=instruct)
+
+    def _of_kind(self, name: str, kinds: Sequence[ModelKind]) -> Path:
         folder = self.folders[name]
         kind = kind_of_folder(folder)
-        if kind not in ("original", "huggingface"):
+        if kind not in kinds:
+            hint = "Name adapters in the list of adapters of a merge, and a base model as its base."
             raise WrongModelKind(
                 f"{name!r} is of kind {kind!r}; a base model (original or huggingface) is needed.",
-                "Name adapters in the list of adapters of a merge, and a base model as its base."
-                if kind == "adapter"
-                else "",
+                convert_first(name) if kind == "gguf" else hint if kind == "adapter" else "",
             )
-        return read_checkpoint(folder, instruct=instruct, dequantized=dequantized)
+        return folder
 
     def adapter(self, name: str) -> Adapter:
         """Returns an adapter, from its headers.

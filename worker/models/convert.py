@@ -5,6 +5,8 @@ from typing import Any
 from services.architectures.checkpoint import Checkpoint
 from services.checkpoints.folder_spec import WrittenModel
 from services.convert import ConvertOptions, convert
+from services.files.gguf_files import read_gguf_model
+from services.files.gguf_origin import gguf_origin
 from services.kinds.convert import ConvertRequest, ConvertResult
 from worker.lifecycle import JobContext
 from worker.models.publish import (
@@ -48,10 +50,18 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
         manifest = checkpoint_manifest(
             request, written, context, [input_entry("source", request.source, source)],
             warnings=[*plan.warnings, *tokenizer.warnings], identity=identity,
+            origin=_origin(checkpoint),
             result={**_figures(checkpoint, written), **gguf_figures(request, written), "tokenizer_parity": tokenizer.parity},
         )  # fmt: skip
         write_description(staging, manifest, context)
     return made_result(ConvertResult, request, context, manifest)
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns what the file of a GGUF source states about its origin, nothing for other sources."""
+    if checkpoint.layout != "gguf":
+        return {}
+    return gguf_origin(read_gguf_model(checkpoint.folder).metadata)
 
 
 def _figures(checkpoint: Checkpoint, written: WrittenModel) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def checkpoint_manifest(
     """Returns the manifest of a written checkpoint; the first input passes its own adapters on.
 
     Args:
-        more: `warnings`, `result` and `identity` of the manifest.
+        more: `warnings`, `result`, `origin` and `identity` of the manifest.
     """
     tensors = {
         plan.name: TensorEntry(dtype=plan.dtype, shape=list(plan.shape), sha256=written.digests[plan.name])
