@@ -25,10 +25,16 @@ ROLES = ("bos_token", "eos_token", "pad_token")
 
 
 class AddedToken(NamedTuple):
-    """Token outside of the pieces; a special one is left out of decoded text."""
+    """Token outside of the pieces; a special one is left out of decoded text.
+
+    `lstrip` and `rstrip` take in the white space before and after it; a normalized one is searched in normalized text.
+    """
 
     content: str
     special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
 
 
 class TokenizerFiles:
@@ -70,8 +76,10 @@ class TokenizerFiles:
         for token_id, entry in listed.items():
             content = token_content(entry)
             if content is not None:
-                special = isinstance(entry, Mapping) and bool(entry.get("special"))
-                added[_token_id("tokenizer_config.json", token_id)] = AddedToken(content, special)
+                flags = entry if isinstance(entry, Mapping) else {}
+                added[_token_id("tokenizer_config.json", token_id)] = AddedToken(
+                    content, *(bool(flags.get(key)) for key in AddedToken._fields[1:])
+                )
         return added
 
     def named_tokens(self) -> list[str]:

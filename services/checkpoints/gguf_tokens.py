@@ -121,7 +121,7 @@ def _add_byte_pairs(
     writer.add_token_list([text for text, _, _ in tokens])
     writer.add_token_types([kind for _, _, kind in tokens])
     writer.add_token_merges([f"{texts[left]} {texts[right]}" for left, right in merges])
-    numbers = {text: number for number, (text, _) in added.items() if number < len(tokens)}
+    numbers = {text: number for number, (text, *_) in added.items() if number < len(tokens)}
     return _add_special(writer, numbers, files.tokenizer_config.get("eos_token"), config)
 
 
@@ -157,7 +157,7 @@ def _ends(config: ModelConfig) -> list[int]:
 
 def _extra_token(number: int, added: Added) -> Token:
     """Returns the token of a row after the pieces: an added one, or padding that no text gives."""
-    text, special = added.get(number, (None, False))
+    text, special, *_ = added.get(number, (None, False))
     if text is None:
         return f"[PAD{number}]", PADDING_SCORE, int(gguf.TokenType.UNUSED)
     kind = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED

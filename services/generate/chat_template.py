@@ -39,7 +39,7 @@ def render_chat_template(
     """
     if _NAMES_TOOL_ROLE.search(chat_template) is None:
         messages = tools_as_users(messages)
-    shielded = sorted({*tokenizer.special_tokens, _OPEN, _CLOSE}, key=len, reverse=True)
+    shielded = sorted({*tokenizer.guarded_tokens, _OPEN, _CLOSE}, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, shielded)))
     numbers = {piece: number for number, piece in enumerate(shielded)}
     turns = []

@@ -1,73 +1,176 @@
-"""Tokenizers of folders that have only Hugging Face's files (`tokenizer.json` and the like)."""
+"""Tokenizers of folders without a `tokenizer.model`: a `tokenizer.json`, run by `tokenizers` as it is.
 
+Classes of transformers may build another tokenizer from its pieces than the file describes, so they are asked only for folders
+of older files (`vocab.json`, `merges.txt`).
+"""
+
+import codecs
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+from tokenizers import decoders
 from transformers import AutoTokenizer
 
+from services.architectures.bpe_merges import byte_alphabet
+from services.architectures.tokenizer_files import AddedToken
 from services.errors import UnreadableTokenizer
+from services.tokenizers.tokenizer import encode_apart
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BYTES = {character: byte for byte, character in enumerate(byte_alphabet())}
+
+
+def read_table(folder: Path) -> tokenizers.Tokenizer:
+    """Returns the tokenizer of a folder's `tokenizer.json`, or of its older files through transformers.
+
+    Raises:
+        UnreadableTokenizer: It cannot be loaded, or needs code of its own.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        if path.is_file():
+            return tokenizers.Tokenizer.from_file(str(path))
+        loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        table: tokenizers.Tokenizer = loaded.backend_tokenizer
+        return table
+    except Exception as error:  # `tokenizers` raises Exception itself
+        raise UnreadableTokenizer(
+            f"The tokenizer of {folder.name} cannot be loaded ({error}).",
+            "Take tokenizer.json from the original model.",
+        ) from error
+
+
+def complete_table(
+    table: tokenizers.Tokenizer, special: Iterable[str], listed: dict[int, AddedToken]
+) -> tokenizers.Tokenizer:
+    """Returns the tokenizer with what the files next to it add: further tokens, and special ones that it does not call so.
+
+    Args:
+        special: Contents of the tokens that have a role.
+        listed: Added tokens by id, of `tokenizer_config.json` and `added_tokens.json`.
+
+    Raises:
+        UnreadableTokenizer: A listed token has another id in the tokenizer.
+    """
+    known = {token.content for token in table.get_added_tokens_decoder().values()}
+    for number, token in sorted(listed.items()):
+        if token.content not in known:
+            table.add_tokens([_rust(token, token.special or token.content in special)])
+        if table.token_to_id(token.content) != number:
+            raise UnreadableTokenizer(
+                f"{token.content!r} has the id {number} in tokenizer_config.json and {table.token_to_id(token.content)} in "
+                "tokenizer.json.",
+                "Use the tokenizer's files that belong together.",
+            )
+    added = {token.content: token.special for token in table.get_added_tokens_decoder().values()}
+    pieces = [content for content in special if table.token_to_id(content) is not None]
+    table.add_special_tokens([content for content in pieces if content not in added])
+    if all(added.get(content, True) for content in pieces):
+        return table
+    content = json.loads(table.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in pieces
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def _rust(token: AddedToken, special: bool) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(
+        token.content, special=special, lstrip=token.lstrip, rstrip=token.rstrip, normalized=token.normalized
+    )
 
 
 class HuggingFaceCodec:
-    """Codec of plain text by a tokenizer of transformers."""
+    """Codec of plain text by a tokenizer of `tokenizers`."""
 
-    def __init__(self, folder: Path) -> None:
-        """Loads the tokenizer of a folder.
-
-        Raises:
-            UnreadableTokenizer: transformers cannot load it, or it needs code of its own.
-        """
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-            raise UnreadableTokenizer(
-                f"transformers cannot load the tokenizer of {folder.name} ({error})."
-            ) from error
+    def __init__(self, table: tokenizers.Tokenizer) -> None:
+        """`table` is changed: it no longer cuts or pads, and takes special tokens in a text for text."""
+        table.no_truncation()
+        table.no_padding()
+        table.encode_special_tokens = True
+        self._table = table
+        self._is_bytes = isinstance(table.decoder, decoders.ByteLevel)
+        pieces = table.get_vocab(with_added_tokens=False)
+        self._size = max(pieces.values(), default=-1) + 1
 
     @property
     def size(self) -> int:
-        return int(self._tokenizer.vocab_size)
+        return self._size
 
     @property
-    def added_tokens(self) -> dict[int, Any]:
-        """Added tokens of `tokenizers` by id, with `content` and `special`."""
-        return dict(self._tokenizer.added_tokens_decoder)
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """Added tokens by their ids."""
+        return {
+            number: AddedToken(token.content, token.special, token.lstrip, token.rstrip, token.normalized)
+            for number, token in self._table.get_added_tokens_decoder().items()
+        }
 
     @property
-    def role_ids(self) -> tuple[int | None, int | None, int | None]:
-        """Ids of beginning, end and padding, None for those that the tokenizer does not have."""
-        tokenizer = self._tokenizer
-        return tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    def plain_contents(self) -> frozenset[str]:
+        return frozenset(token.content for token in self.added_tokens.values() if not token.special)
 
-    def begins_with_bos(self) -> bool:
-        """Returns True if the tokenizer itself puts the beginning-of-text token before a text."""
-        bos = self._tokenizer.bos_token_id
-        return bos is not None and self._tokenizer("x")["input_ids"][:1] == [bos]
+    @property
+    def first_id(self) -> int | None:
+        """Id of the token that the tokenizer itself puts before a text, None if it puts none."""
+        ids = self._table.encode("x").ids
+        return ids[0] if ids[:1] != self.encode("x")[:1] else None
 
     def encode(self, text: str) -> list[int]:
-        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        return list(encoded["input_ids"])
+        return list(self._table.encode(text, add_special_tokens=False).ids)
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Returns the ids of a text with special tokens in it, which is encoded as a whole.
+
+        What a text becomes may depend on its being the first one. If a part of the text looks like a special token, the
+        parts are encoded one by one.
+        """
+        wanted = [part for part in parts if isinstance(part, int)]
+        typed = [part for part in parts if isinstance(part, str)]
+        special = [token.content for token in self.added_tokens.values() if token.special] if wanted else []
+        if not wanted or any(content in text for text in typed for content in special):
+            return encode_apart(self, parts)
+        contents = [part if isinstance(part, str) else self.piece(part) for part in parts]
+        self._table.encode_special_tokens = False
+        ids = self.encode("".join(contents))
+        self._table.encode_special_tokens = True
+        found = [token_id for token_id in ids if token_id in wanted]
+        return ids if found == wanted else encode_apart(self, parts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(
-            self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        return str(self._table.decode(list(ids), skip_special_tokens=False))
 
     def piece(self, token_id: int) -> str:
-        return str(self._tokenizer.convert_ids_to_tokens(token_id) or "")
+        return self._table.id_to_token(token_id) or ""
 
     def id_of(self, piece: str) -> int | None:
-        found = self._tokenizer.get_vocab().get(piece)
-        return None if found is None else int(found)
+        return self._table.token_to_id(piece)
 
-    def stream(self) -> "HuggingFaceStream":
-        return HuggingFaceStream(self)
+    def byte_piece(self, token_id: int) -> bytes:
+        """Returns the bytes of a piece of a byte-level model."""
+        piece = self.piece(token_id)
+        if all(character in _BYTES for character in piece):
+            return bytes(_BYTES[character] for character in piece)
+        return piece.encode()
+
+    def stream(self) -> "ByteLevelStream | HuggingFaceStream":
+        return ByteLevelStream(self) if self._is_bytes else HuggingFaceStream(self)
+
+
+class ByteLevelStream:
+    """Stream decoder of pieces that are bytes."""
+
+    def __init__(self, codec: HuggingFaceCodec) -> None:
+        self._codec = codec
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token_id: int) -> str:
+        return self._utf8.decode(self._codec.byte_piece(token_id))
+
+    def flush(self) -> str:
+        return self._utf8.decode(b"", final=True)
 
 
 class HuggingFaceStream:

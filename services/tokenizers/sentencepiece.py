@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from services.errors import UnreadableTokenizer
+from services.tokenizers.tokenizer import encode_apart
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of pieces (google/sentencepiece `sentencepiece_model.proto`)."""
@@ -58,8 +59,15 @@ class SentencePieceCodec:
     def size(self) -> int:
         return int(self._processor.get_piece_size())
 
+    @property
+    def plain_contents(self) -> frozenset[str]:
+        return frozenset()
+
     def encode(self, text: str) -> list[int]:
         return list(self._processor.encode(text))
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        return encode_apart(self, parts)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._processor.decode(list(ids)))

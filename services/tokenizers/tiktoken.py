@@ -14,6 +14,7 @@ from itertools import pairwise
 import tiktoken
 
 from services.errors import UnreadableTokenizer
+from services.tokenizers.tokenizer import encode_apart
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -47,9 +48,16 @@ class TiktokenCodec:
     def size(self) -> int:
         return self._encoding.n_vocab
 
+    @property
+    def plain_contents(self) -> frozenset[str]:
+        return frozenset()
+
     def encode(self, text: str) -> list[int]:
         parts = split_long_runs(text)
         return [token_id for part in parts for token_id in self._encoding.encode_ordinary(part)]
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        return encode_apart(self, parts)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode_bytes(ids).decode("utf-8", errors="replace")

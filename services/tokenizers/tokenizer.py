@@ -29,7 +29,12 @@ class Codec(Protocol):
     @property
     def size(self) -> int: ...
 
+    @property
+    def plain_contents(self) -> frozenset[str]: ...
+
     def encode(self, text: str) -> list[int]: ...
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -40,16 +45,27 @@ class Codec(Protocol):
     def stream(self) -> TextStream: ...
 
 
+def encode_apart(codec: Codec, parts: Sequence[str | int]) -> list[int]:
+    """Returns the ids of texts and special tokens, each text encoded on its own."""
+    encoded = (codec.encode(part) if isinstance(part, str) else [part] for part in parts)
+    return [token_id for ids in encoded for token_id in ids]
+
+
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
     """Tokens in addition to the codec's own vocabulary.
 
     `ids` maps the text of each special or added token to its id; `hidden` are the ids that `decode` omits by default (an
     added token that is not special is shown). Each of `eos_ids` ends an output; `eos_id` is the one that templates write.
+    `plain` are texts of added tokens that the codec itself finds in plain text, whoever wrote it.
+    White space before the tokens `before`, and after the tokens `after`, belongs to them.
     """
 
     ids: Mapping[str, int] = field(default_factory=dict)
     hidden: frozenset[int] = frozenset()
+    before: frozenset[int] = frozenset()
+    after: frozenset[int] = frozenset()
+    plain: frozenset[str] = frozenset()
     bos_id: int | None = None
     eos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
@@ -64,7 +80,7 @@ class Tokenizer:
         self._codec = codec
         self._special = special
         self._contents = {token_id: content for content, token_id in special.ids.items()}
-        longest_first = sorted(special.ids, key=len, reverse=True)
+        longest_first = sorted(self.guarded_tokens, key=len, reverse=True)
         self._splitter = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
     @property
@@ -98,6 +114,11 @@ class Tokenizer:
     def special_tokens(self) -> Mapping[str, int]:
         """Id of every special or added token by its text."""
         return self._special.ids
+
+    @property
+    def guarded_tokens(self) -> frozenset[str]:
+        """Texts that become a token only where a template or the caller wants it."""
+        return frozenset(self._special.ids) - self._special.plain
 
     @property
     def hidden_ids(self) -> frozenset[int]:
@@ -135,19 +156,32 @@ class Tokenizer:
             InvalidRequest: A required special token is not in the vocabulary.
             InvalidText: A text has lone surrogates.
         """
-        ids: list[int] = []
+        parts: list[str | int] = []
         resolved = [self._resolved(segment) for segment in segments]
         for is_text, group in groupby(resolved, key=lambda part: isinstance(part, str)):
-            if is_text:
-                text = "".join(str(part) for part in group)
-                check_text(text)
-                ids += self._codec.encode(text)
-            else:
-                ids += [int(part) for part in group]
+            run = list(group)
+            parts += ["".join(map(str, run))] if is_text else run
+        for part in parts:
+            if isinstance(part, str):
+                check_text(part)
+        ids = self._codec.encode_parts(self._stripped(parts))
         wanted = self.add_bos if add_bos is None else add_bos
         if wanted and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
+
+    def _stripped(self, parts: Sequence[str | int]) -> list[str | int]:
+        """Returns the parts without the white space that belongs to special tokens next to it."""
+        found: list[str | int] = []
+        for number, part in enumerate(parts):
+            following = parts[number + 1] if number + 1 < len(parts) else None
+            if isinstance(part, str):
+                text = part.lstrip() if found and found[-1] in self._special.after else part
+                text = text.rstrip() if following in self._special.before else text
+                found += [text] if text else []
+            else:
+                found.append(part)
+        return found
 
     def _resolved(self, segment: Segment) -> str | int:
         if isinstance(segment, Text):

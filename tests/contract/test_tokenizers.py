@@ -351,7 +351,7 @@ def test_streaming_with_tokenizer_json_equals_decoding(json_folder: Path) -> Non
         ({"tokenizer.model": b"IQ== 0\nIg== 2\n"}, "ranks do not run from 0 to 1"),
         ({"tokenizer.model": b"IQ== 0\n", "tokenizer_config.json": b"{"}, "tokenizer_config.json"),
         ({"tokenizer.model": b"IQ== 0\n", "config.json": b"[]"}, "config.json holds a list"),
-        ({"tokenizer.json": b"{}"}, "cannot load the tokenizer"),
+        ({"tokenizer.json": b"{}"}, "cannot be loaded"),
     ],
 )
 def test_a_missing_or_damaged_tokenizer_is_refused_by_name(
