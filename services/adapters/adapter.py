@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from services.adapters.adapter_config import check_config
-from services.adapters.lora_tensors import LoraPair, is_saved_module, pair_factors, sort_tensors
-from services.adapters.tuners import TokenRows, TunerLayer, split_token_rows, tuner_layers, uses_layers
+from services.adapters.lora_tensors import LoraPair, pair_factors, sort_tensors
+from services.adapters.tuners import (
+    TokenRows,
+    TunerLayer,
+    is_layer_key,
+    split_token_rows,
+    tuner_layers,
+    uses_layers,
+)
+from services.architectures.dense_types import TOKEN_MODULES
 from services.architectures.json_vocabulary import read_folder_vocabulary
 from services.architectures.vocabulary import Vocabulary
 from services.errors import IncompleteAdapter, UnsupportedAdapter
@@ -21,7 +29,12 @@ WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter: the pairs that it adds (by tensor), the tensors that it replaces whole, and its tokenizer."""
+    """An adapter: the pairs that it adds (by tensor), the tensors that it replaces whole, and its tokenizer.
+
+    Tensors have the names of transformers' modules, or after `bind` (services/adapters/binding.py) those of the base's files.
+    `same` names a head that the base tied when the adapter was merged, and the input embedding, whose change it shares. `copies`
+    are tensors that the file holds a second time, under the head's name.
+    """
 
     name: str
     folder: Path
@@ -32,6 +45,8 @@ class Adapter:
     vocabulary: Vocabulary | None
     layers: Mapping[str, TunerLayer] = field(default_factory=dict)
     rows: Mapping[str, TokenRows] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, TensorHeader] = field(default_factory=dict)
 
     @property
     def config_file(self) -> Path:
@@ -49,6 +64,7 @@ class Adapter:
         for pair in self.pairs.values():
             yield from (pair.a, pair.b)
         yield from self.replaced.values()
+        yield from self.copies.values()
         yield from (rows.rows for rows in self.rows.values())
         for layer in self.layers.values():
             yield from layer.tensors.values()
@@ -58,9 +74,9 @@ class Adapter:
     def vocabulary_rows(self) -> int | None:
         """Rows of the embeddings that it replaces, None if it replaces none."""
         rows = [
-            self.replaced[n].shape[0]
-            for n in ("model.embed_tokens.weight", "lm_head.weight")
-            if n in self.replaced
+            tensor.shape[0]
+            for name, tensor in self.replaced.items()
+            if name.rsplit(".", 2)[-2] in TOKEN_MODULES
         ]
         return max(rows, default=None)
 
@@ -105,7 +121,7 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
     rows, rest = split_token_rows(name, config, tensors)
     layers: dict[str, TunerLayer] = {}
     if uses_layers(config):
-        own = {key: tensor for key, tensor in rest.items() if not is_saved_module(key)}
+        own = {key: tensor for key, tensor in rest.items() if is_layer_key(config, key)}
         layers = tuner_layers(name, config, own)
         rest = {key: tensor for key, tensor in rest.items() if key not in own}
     halves, replaced = sort_tensors(name, rest)

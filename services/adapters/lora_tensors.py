@@ -13,6 +13,9 @@ from services.files.tensors import TensorHeader
 _LORA = re.compile(
     r"(?P<module>.+)\.(?P<half>lora_(?:embedding_)?[AB])(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.weight)?"
 )
+_WHOLE = re.compile(r"(?!.*\.lora_)(?!.*\.base_layer\.weight).+\.(?:weight|bias)")
+"""A tensor that is saved whole: a module, a norm, or the bias of a module that the adapter changes."""
+
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(?:\.(?P<adapter>[^.]+))?\.(?P<leaf>weight|bias)")
 
 
@@ -45,16 +48,6 @@ class LoraPair:
         return (columns, rows) if self.transposed else (rows, columns)
 
 
-def is_saved_module(key: str) -> bool:
-    """Returns True if a tensor in a tuner's file is that of a saved module, not one of the tuner's own."""
-    rest = key.removeprefix(PREFIX)
-    return bool(_SAVED.fullmatch(rest)) or rest in (
-        "model.embed_tokens.weight",
-        "lm_head.weight",
-        "model.norm.weight",
-    )
-
-
 def sort_tensors(
     name: str, tensors: Mapping[str, TensorHeader]
 ) -> tuple[dict[str, dict[str, TensorHeader]], dict[str, TensorHeader]]:
@@ -66,13 +59,11 @@ def sort_tensors(
         if lora := _LORA.fullmatch(rest):
             inner_names.add(lora["adapter"] or "")
             _put(name, halves.setdefault(lora["module"], {}), lora["half"], key, tensor)
-        elif rest != key and rest.endswith((".base_layer.bias", "_proj.bias")):
-            _put(name, replaced, rest.replace(".base_layer.bias", ".bias"), key, tensor)
         elif saved := _SAVED.fullmatch(rest):
             inner_names.add(saved["adapter"] or "")
             _put(name, replaced, f"{saved['module']}.{saved['leaf']}", key, tensor)
-        elif rest != key and rest.endswith(".weight") and ".lora_" not in rest and ".base_layer." not in rest:
-            _put(name, replaced, rest, key, tensor)
+        elif rest != key and _WHOLE.fullmatch(rest):
+            _put(name, replaced, rest.replace(".base_layer.bias", ".bias"), key, tensor)
         else:
             raise UnknownAdapterKey(
                 f"Adapter {name} holds {key!r}, which is neither half of a LoRA pair nor a saved module.",

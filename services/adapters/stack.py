@@ -5,11 +5,12 @@ the one in which the vocabulary has grown: it may not shrink, and each tokenizer
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 
 from services.adapters.adapter import Adapter
+from services.adapters.binding import bind, share, tie, unties
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.json_vocabulary import read_json_vocabulary
 from services.architectures.key_map import Shape
@@ -24,21 +25,23 @@ from services.errors import (
     WrongAdapterOrder,
 )
 
-EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
-"""Tensors with one row per token."""
-
 MAX_REORDERED = 6
 """Largest number of adapters for which other orders are tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """State of a base after some adapters: rows of the embeddings, the tokenizer and its folder."""
+    """State of a base after some adapters: rows of the embeddings, the tokenizer and its folder.
+
+    `base` has a head of its own if an adapter unties it; `adapters` have the names of the base's tensors.
+    """
 
     vocabulary_rows: int
     vocabulary: Vocabulary | None
     tokenizer_folder: Path
     warnings: tuple[str, ...] = ()
+    base: Checkpoint = field(kw_only=True, compare=False, repr=False)
+    adapters: tuple[Adapter, ...] = field(default=(), kw_only=True, compare=False, repr=False)
 
 
 def check_stack(base: Checkpoint, adapters: Sequence[Adapter]) -> Stack:
@@ -49,7 +52,7 @@ def check_stack(base: Checkpoint, adapters: Sequence[Adapter]) -> Stack:
         AdapterMismatch: The shapes do not fit in any order.
         VocabularyMismatch: The vocabularies do not fit in any order.
         UnknownAdapterKey: An adapter changes a tensor that the base does not have.
-        UnsupportedAdapter: An adapter changes tied embeddings.
+        UnsupportedAdapter: An adapter changes a tied head in a way that is not understood, or a transposed weight.
         InvalidRequest: The same adapter is named twice.
     """
     digests = [adapter.weights.resolve() for adapter in adapters]
@@ -87,10 +90,18 @@ def check_scales(scaled: Sequence[tuple[Adapter, float]]) -> None:
 
 
 def merged_tensors(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, tuple[str, Shape]]:
-    """Returns dtype and shape of every tensor after the adapters: the base's dtype, the last replacing adapter's shape."""
+    """Returns dtype and shape of every tensor after the adapters: the base's dtype, the last replacing adapter's shape.
+
+    Args:
+        base: The base of a `Stack`.
+        adapters: The adapters of a `Stack`.
+    """
     tensors = base.stored
     for adapter in adapters:
-        tensors |= {name: (tensors[name][0], tensor.shape) for name, tensor in adapter.replaced.items()}
+        replaced = {name: adapter.replaced.get(adapter.same.get(name, name)) for name in tensors}
+        tensors |= {
+            name: (tensors[name][0], found.shape) for name, found in replaced.items() if found is not None
+        }
     return tensors
 
 
@@ -107,17 +118,23 @@ def _fitting_order(base: Checkpoint, adapters: Sequence[Adapter]) -> Sequence[Ad
 
 
 def _stacked(base: Checkpoint, adapters: Sequence[Adapter]) -> Stack:
-    stack = Stack(base.config.vocab_size, base.vocabulary, base.tokenizer_folder)
+    stack = Stack(base.config.vocab_size, base.vocabulary, base.tokenizer_folder, base=base)
     for adapter in adapters:
-        stack = _add(base, stack, adapter)
+        stack = _add(stack, adapter)
     return stack
 
 
-def _add(base: Checkpoint, stack: Stack, adapter: Adapter) -> Stack:
+def _add(stack: Stack, adapter: Adapter) -> Stack:
+    adapter = bind(stack.base, adapter)
+    if unties(stack.base, adapter):
+        shared = tuple(share(stack.base, other) for other in stack.adapters)
+        stack = replace(stack, base=stack.base.untied, adapters=shared)
+    adapter = tie(stack.base, adapter)
+    base = stack.base
     _check_names(base, adapter)
     rows = _rows_after(base, stack, adapter)
     _check_shapes(base, adapter, rows)
-    stack = replace(stack, vocabulary_rows=rows)
+    stack = replace(stack, vocabulary_rows=rows, adapters=(*stack.adapters, adapter))
     if adapter.vocabulary is None:
         return stack
     earlier = _earlier_vocabulary(stack, adapter.vocabulary)
@@ -137,21 +154,17 @@ def _check_names(base: Checkpoint, adapter: Adapter) -> None:
     for tensor in sorted(adapter.changed):
         if tensor in base.tensors:
             continue
-        if tensor == "lm_head.weight" and base.config.tie_word_embeddings:
-            raise UnsupportedAdapter(
-                f"Adapter {adapter.name} changes lm_head, and the base ties lm_head to embed_tokens.",
-                "Untie the base first, or use an adapter that leaves lm_head alone.",
-            )
         raise UnknownAdapterKey(
-            f"Adapter {adapter.name} changes {tensor!r}, which the base {base.folder.name} does not have "
-            f"({base.config.num_hidden_layers} layers).",
+            f"Adapter {adapter.name} changes {tensor!r}, which the base {base.folder.name}, a "
+            f"{base.config.model_class.architecture}, does not have ({base.config.num_hidden_layers} layers).",
             "The adapter was trained on another base: use that one.",
         )
 
 
 def _rows_after(base: Checkpoint, stack: Stack, adapter: Adapter) -> int:
     """Returns the rows of the embeddings after this adapter; embed_tokens and lm_head must agree on them."""
-    brought = {name: adapter.replaced[name].shape[0] for name in EMBEDDINGS if name in adapter.replaced}
+    present = base.token_tensors
+    brought = {name: adapter.replaced[name].shape[0] for name in present if name in adapter.replaced}
     rows = max(brought.values(), default=stack.vocabulary_rows)
     if rows < stack.vocabulary_rows:
         raise VocabularyMismatch(
@@ -159,7 +172,6 @@ def _rows_after(base: Checkpoint, stack: Stack, adapter: Adapter) -> int:
             "vocabulary would shrink.",
             "It belongs before the adapter that extends the vocabulary, or to another base.",
         )
-    present = [name for name in EMBEDDINGS if name in base.tensors]
     after = {name: brought.get(name, stack.vocabulary_rows) for name in present}
     if len(set(after.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in after.items())
@@ -179,7 +191,7 @@ def _rows_after(base: Checkpoint, stack: Stack, adapter: Adapter) -> int:
 def _check_shapes(base: Checkpoint, adapter: Adapter, rows: int) -> None:
     def wanted(name: str) -> tuple[int, ...]:
         shape = base.tensors[name].shape
-        return (rows, *shape[1:]) if name in EMBEDDINGS else shape
+        return (rows, *shape[1:]) if name in base.token_tensors else shape
 
     changes: dict[str, tuple[int, ...]] = {name: pair.shape for name, pair in adapter.pairs.items()}
     changes |= {name: tensor.shape for name, tensor in adapter.replaced.items()}

@@ -21,9 +21,11 @@ SHARED = {"RANDLORA": ("randlora_A", "randlora_B"), "VERA": ("vera_A", "vera_B")
 
 PREFIX = "base_model.model."
 
-_MODULE = re.compile(
-    r"(?P<module>(?:model\.layers\.\d+\.(?:self_attn|mlp)\.\w+_proj|lm_head|model\.embed_tokens))\.(?P<leaf>.+)"
+_LAYER_KEY = re.compile(
+    r"(?P<module>.+?)\.(?P<leaf>(?:lora|hada|lokr|ia3|oft|boft|fourierft|hra|miss|gralora|randlora|vera)_\w+(?:\..+)?)"
 )
+"""A module, and a parameter of one of the tuners: their names all begin with the tuner's."""
+
 _TOKEN_ROWS = re.compile(r"(?P<module>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?")
 
 
@@ -55,25 +57,30 @@ def uses_layers(config: Mapping[str, Any]) -> bool:
     return config.get("peft_type") in LAYER_TYPES or bool(config.get("use_dora"))
 
 
+def is_layer_key(config: Mapping[str, Any], key: str) -> bool:
+    """Returns True for a tensor of the tuner itself, False for one that the adapter saves whole."""
+    return _is_shared(config, key) or _LAYER_KEY.fullmatch(key.removeprefix(PREFIX)) is not None
+
+
 def tuner_layers(
     name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
 ) -> dict[str, TunerLayer]:
     """Returns the layers of a tuner by the tensor that each changes; every tensor is part of the result.
 
     Raises:
-        UnknownAdapterKey: A key does not name a module of a LLaMA model.
+        UnknownAdapterKey: A key is not that of a module's parameter.
         IncompleteAdapter: The file lacks tensors that all modules share.
         UnsupportedAdapter: The adapter was saved without the tensors that all modules share.
     """
     shared = {key: header for key, header in tensors.items() if _is_shared(config, key)}
     modules: dict[str, dict[str, TensorHeader]] = {}
     for key, header in tensors.items():
-        match = _MODULE.fullmatch(key.removeprefix(PREFIX)) if key.startswith(PREFIX) else None
+        match = _LAYER_KEY.fullmatch(key.removeprefix(PREFIX)) if key.startswith(PREFIX) else None
         if match is not None:
             modules.setdefault(match["module"], {})[key] = header
         elif key not in shared:
             raise UnknownAdapterKey(
-                f"Adapter {name} ({config.get('peft_type')}) holds {key!r}, which does not belong to a module of a LLaMA model.",
+                f"Adapter {name} ({config.get('peft_type')}) holds {key!r}, which is not a tensor of such a tuner.",
                 "Nothing is dropped without being understood: re-save the adapter with PEFT.",
             )
     _check_shared(name, config, modules, shared)

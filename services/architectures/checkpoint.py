@@ -77,6 +77,22 @@ class Checkpoint:
         return self.own_names.get(self.config.model_class.head)
 
     @property
+    def head_name(self) -> str:
+        """Name of the output head in the files of this checkpoint, or the one that it would have there if it is tied."""
+        model_class = self.config.model_class
+        renamed = model_class.module_name(self.embeddings) != self.embeddings
+        return self.head or model_class.file_name(model_class.head, renamed=renamed)
+
+    @property
+    def untied(self) -> "Checkpoint":
+        """This checkpoint with a head of its own, whose values are those of the input embedding."""
+        if self.head is not None:
+            return self
+        head = replace(self.tensors[self.embeddings], name=self.head_name)
+        config = replace(self.config, tie_word_embeddings=False)
+        return replace(self, config=config, tensors={**self.tensors, head.name: head})
+
+    @property
     def token_tensors(self) -> tuple[str, ...]:
         """Names of the tensors with one row per token: the input embedding, and the head if it is not tied."""
         return (self.embeddings,) if self.head is None else (self.embeddings, self.head)

@@ -35,6 +35,13 @@ DENSE_TYPES: Mapping[str, ModelClass] = MappingProxyType({
 })  # fmt: skip
 """Classes by the `model_type` of `config.json`."""
 
+_CLASSES = (*FAMILIES.values(), *DENSE_TYPES.values())
+
+TOKEN_MODULES = frozenset(
+    name.split(".")[-2] for found in _CLASSES for name in (found.embeddings, found.head)
+)
+"""Last parts of the names of modules with one row per token: embed_tokens, lm_head, …"""
+
 
 def class_of(model_type: str) -> ModelClass | None:
     """Returns the family or dense type of a model type, None if it is not supported."""

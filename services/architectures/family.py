@@ -31,6 +31,7 @@ class ModelClass:
         renames: Prefixes of names in a checkpoint's file and the prefixes of the class's names; the first that fits applies.
         text_prefixes: Prefix of the text model within the class, and the prefix that the table of rows has for it.
         towers: Prefixes of the class's names that do not belong to the text model: they are copied.
+        conv1d: Last parts of the names of modules that are transformers' Conv1D, whose weights are transposed.
         dropped: Regular expression of names that are dropped, since the class computes those tensors.
         embeddings: Name of the input embedding in the table of rows.
         head: Name of the output head in the table of rows.
@@ -43,6 +44,7 @@ class ModelClass:
     renames: tuple[tuple[str, str], ...] = ()
     text_prefixes: tuple[str, str] = ("", "")
     towers: tuple[str, ...] = ()
+    conv1d: tuple[str, ...] = ()
     dropped: str = INV_FREQ
     embeddings: str = EMBEDDINGS
     head: str = HEAD
@@ -53,6 +55,13 @@ class ModelClass:
             if name.startswith(own):
                 return module + name.removeprefix(own)
         return name
+
+    def file_name(self, module: str, *, renamed: bool) -> str:
+        """Returns the name that a tensor of the class has in a checkpoint's file, whose names are renamed ones or the class's own."""
+        for own, prefix in self.renames if renamed else ():
+            if module.startswith(prefix):
+                return own + module.removeprefix(prefix)
+        return module
 
     def text_name(self, name: str) -> str | None:
         """Returns the table's name of a tensor, from either of its other names; None if it is not of the text model."""

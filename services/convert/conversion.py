@@ -15,6 +15,7 @@ from services.architectures.output_spec import OutputFormat, plan_output
 from services.checkpoints.blocks import source_blocks
 from services.checkpoints.folder_spec import MAX_SHARD_BYTES, FolderSpec, WrittenModel
 from services.checkpoints.journal import stamps, work_identity
+from services.checkpoints.model_check import check_class
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check_finite
 from services.checkpoints.write_hooks import WriteHooks
 from services.checkpoints.writers import write_model
@@ -62,6 +63,8 @@ def convert(
     """
     options, hooks = options or ConvertOptions(), hooks or WriteHooks()
     checkpoint = read_checkpoint(source, instruct=options.instruct)
+    if checkpoint.config.model_type != "llama":  # LLaMA's is checked by its table alone, without transformers
+        check_class(checkpoint)
     with _tokenizer_folder(checkpoint) as tokenizer_folder:
         check_tokenizer(tokenizer_folder)
         return checkpoint, _written(target, checkpoint, tokenizer_folder, options, hooks)

@@ -15,7 +15,10 @@ class LogitsComparison(Result):
 
 
 class ComputedChecks(Result):
-    """Rows and logits that were computed again from base and adapters, in float64 and float32."""
+    """Rows and logits that were computed again from base and adapters, in float64 and float32.
+
+    `logits` is null if tensors differ, and for models of other families than LLaMA.
+    """
 
     tensors: int | None = None
     rows_recomputed: int | None = None

@@ -1,6 +1,6 @@
 """Merge of adapters into a base model, in order, tensor by tensor; every tensor of an adapter is used once."""
 
-from services.merge.accounts import ScaledAdapter, changes_of, release_tensor
+from services.merge.accounts import ScaledAdapter, changes_of, release_tensor, scaled_stack
 from services.merge.merging import Merged, MergeOptions, merge, merged_output
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "merge",
     "merged_output",
     "release_tensor",
+    "scaled_stack",
 ]

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from services.adapters.adapter import Adapter
-from services.architectures.checkpoint import TensorSource
+import torch
+
+from services.adapters.adapter import Adapter, read_adapter
+from services.adapters.stack import Stack, check_stack
+from services.architectures.checkpoint import Checkpoint, TensorSource
 from services.checkpoints.tensor_reader import TensorReader
-from services.errors import InternalError
+from services.errors import InternalError, UnsupportedAdapter
 from services.kinds.merge import AdapterAccount
 from services.merge.delta import Change
 
@@ -21,6 +25,33 @@ class ScaledAdapter:
     def change(self, name: str) -> Change | None:
         """Returns the change of the tensor of this name, None if the adapter leaves it as it is."""
         return Change.by(self.adapter, self.scale, name)
+
+
+def scaled_stack(
+    base: Checkpoint, adapters: Sequence[tuple[str, Path, float]]
+) -> tuple[Stack, list[ScaledAdapter]]:
+    """Returns the stack of adapters (name, folder, scale) on a base, and its adapters with their scales.
+
+    Errors of `read_adapter` and `check_stack` are raised as they are.
+
+    Raises:
+        UnsupportedAdapter: Two copies of a tensor in an adapter's file differ.
+    """
+    stack = check_stack(base, [read_adapter(folder, name) for name, folder, _ in adapters])
+    with TensorReader() as reader:
+        for adapter in stack.adapters:
+            _check_copies(reader, stack.base, adapter)
+    scales = [scale for _, _, scale in adapters]
+    return stack, [ScaledAdapter(a, scale) for a, scale in zip(stack.adapters, scales, strict=True)]
+
+
+def _check_copies(reader: TensorReader, base: Checkpoint, adapter: Adapter) -> None:
+    for name, copy in adapter.copies.items():
+        if not torch.equal(reader.view(copy), reader.view(adapter.replaced[base.embeddings])):
+            raise UnsupportedAdapter(
+                f"Adapter {adapter.name} holds a {name!r} that differs from its {base.embeddings!r}; the base ties the two.",
+                "Name both in modules_to_save without ensure_weight_tying if each was trained on its own.",
+            )
 
 
 def changes_of(adapters: Sequence[ScaledAdapter], name: str) -> list[Change]:
@@ -70,6 +101,6 @@ def _account(item: ScaledAdapter) -> AdapterAccount:
     adapter = item.adapter
     return AdapterAccount(
         adapter=adapter.name, scale=item.scale, tensors=adapter.tensor_count,
-        merged=len(adapter.pairs) + len(adapter.layers), replaced=len(adapter.replaced),
+        merged=len(adapter.pairs) + len(adapter.layers), replaced=len(adapter.replaced) + len(adapter.copies),
         rows_replaced=sum(len(rows.indices) for rows in adapter.rows.values()),
     )  # fmt: skip

@@ -8,18 +8,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from services.architectures.checkpoint import Checkpoint
-from services.architectures.config import config_to_json
 from services.architectures.four_bit import FourBit
 from services.checkpoints.four_bit import bitsandbytes
+from services.checkpoints.model_check import empty_model
 
 BasePrecision = Literal["original", "dequantized"]
 
@@ -52,7 +49,7 @@ def rounded_weights(base: Checkpoint) -> list[str]:
 
 def quantized_weights(base: Checkpoint) -> Mapping[str, FourBit]:
     """Returns the weights that `from_pretrained` of transformers would quantize with load_in_4bit, by their names in the files."""
-    model: Any = _empty_model(base)
+    model: Any = empty_model(base)
     kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     modules = {
         f"{path}.weight": FourBit(transposed=isinstance(module, Conv1D))
@@ -61,10 +58,3 @@ def quantized_weights(base: Checkpoint) -> Mapping[str, FourBit]:
     }
     names = {name: base.config.model_class.module_name(name) for name in base.tensors}
     return {name: modules[module] for name, module in names.items() if module in modules}
-
-
-def _empty_model(base: Checkpoint) -> PreTrainedModel:
-    values = config_to_json(base.config, "float32")
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    with torch.device("meta"):
-        return getattr(transformers, base.config.model_class.architecture)(config)  # type: ignore[no-any-return]

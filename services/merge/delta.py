@@ -44,6 +44,7 @@ class Change:
     @classmethod
     def by(cls, adapter: Adapter, scale: float, name: str) -> "Change | None":
         """Returns the change of the tensor of this name by an adapter, None if the adapter leaves it as it is."""
+        name = adapter.same.get(name, name)
         if name not in adapter.changed:
             return None
         pair, replaced = adapter.pairs.get(name), adapter.replaced.get(name)

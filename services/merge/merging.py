@@ -7,19 +7,19 @@ from typing import Literal
 
 import torch
 
-from services.adapters.adapter import read_adapter
-from services.adapters.stack import Stack, check_scales, check_stack, merged_tensors
+from services.adapters.stack import Stack, check_scales, merged_tensors
 from services.architectures.checkpoint import Checkpoint, TensorSource
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec, plan_output
 from services.checkpoints.blocks import source_blocks
 from services.checkpoints.folder_spec import MAX_SHARD_BYTES, FolderSpec, WrittenModel
 from services.checkpoints.journal import stamps, work_identity
+from services.checkpoints.model_check import check_class
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check_finite
 from services.checkpoints.write_hooks import WriteHooks
 from services.checkpoints.writers import write_model
 from services.kinds.merge import AdapterAccount
-from services.merge.accounts import ChangeLedger, ScaledAdapter, release_tensor
+from services.merge.accounts import ChangeLedger, ScaledAdapter, release_tensor, scaled_stack
 from services.merge.base_precision import BasePrecision, at_precision
 from services.merge.delta import Change, changed_blocks
 from services.merge.devices import CPU, device_name, exact_products
@@ -95,9 +95,10 @@ def merge(
     options, hooks = options or MergeOptions(), hooks or WriteHooks()
     dequantized = options.base_precision == "dequantized"
     checkpoint = at_precision(read_checkpoint(base, dequantized=dequantized), options.base_precision)
-    scaled = [ScaledAdapter(read_adapter(folder, name), scale) for name, folder, scale in adapters]
-    stack = check_stack(checkpoint, [item.adapter for item in scaled])
+    stack, scaled = scaled_stack(checkpoint, adapters)
+    checkpoint = stack.base
     check_scales([(item.adapter, item.scale) for item in scaled])
+    check_class(checkpoint)
     check_tokenizer(stack.tokenizer_folder)
     output = merged_output(checkpoint, scaled, stack, options)
     changes = [(item.scale, stamps([item.adapter.weights, item.adapter.config_file])) for item in scaled]

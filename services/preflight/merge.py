@@ -35,7 +35,7 @@ def plan(request: MergeRequest, inputs: Inputs) -> Plan:
     _check_lineage(
         request.base, merged, [(a.name, weights_digest(a, inputs.limits.digest_bytes)) for a in adapters]
     )
-    output = checked_output(request, base, merged_tensors(base, adapters), stack.vocabulary)
+    output = checked_output(request, stack.base, merged_tensors(stack.base, adapters), stack.vocabulary)
     widest = max((pair.shape[0] * pair.shape[1] for a in adapters for pair in a.pairs.values()), default=0)
     return Plan(
         kind=request.kind,

@@ -250,7 +250,7 @@ class Inputs:
         adapters = [self.adapter(choice.name) for choice in choices]
         stack = check_stack(base, adapters)
         check_scales([(a, choice.scale) for a, choice in zip(adapters, choices, strict=True)])
-        return adapters, stack
+        return list(stack.adapters), stack
 
 
 def deferred_plan(request: JobRequest, inputs: Inputs) -> Plan:

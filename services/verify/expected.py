@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from services.adapters.adapter import read_adapter
-from services.adapters.stack import Stack, check_stack
+from services.adapters.stack import Stack
+from services.adapters.tuners import TokenRows
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader
-from services.merge import MergeOptions, ScaledAdapter, merged_output
+from services.merge import MergeOptions, ScaledAdapter, changes_of, merged_output, scaled_stack
 from services.merge.base_precision import BasePrecision, at_precision
 
 
@@ -41,12 +41,10 @@ def expected_merge(
     Errors of `read_checkpoint`, `read_adapter` and `check_stack` are raised as they are: there can be no such merge.
     """
     found = read_checkpoint(base, dequantized=base_precision == "dequantized")
-    checkpoint = at_precision(found, base_precision)
-    scaled = [ScaledAdapter(read_adapter(folder, name), scale) for name, folder, scale in adapters]
-    stack = check_stack(checkpoint, [item.adapter for item in scaled])
+    stack, scaled = scaled_stack(at_precision(found, base_precision), adapters)
     options = MergeOptions(output_format=output_format)
-    output = merged_output(checkpoint, scaled, stack, options)
-    return ExpectedMerge(base=checkpoint, adapters=scaled, stack=stack, output=output)
+    output = merged_output(stack.base, scaled, stack, options)
+    return ExpectedMerge(base=stack.base, adapters=scaled, stack=stack, output=output)
 
 
 def rounding(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -70,21 +68,21 @@ def expected_rows(
     """
     source = base.tensors[name]
     dtype = TORCH_DTYPES[source.dtype]
-    last = max((i for i, item in enumerate(adapters) if name in item.adapter.replaced), default=None)
-    used = (
-        adapters if last is None else adapters[last:]
-    )  # a tensor that a later adapter replaces whole does not count
-    whole = reader.joined(source) if last is None else reader.view(used[0].adapter.replaced[name])
+    changes = changes_of(adapters, name)
+    last = max((i for i, change in enumerate(changes) if change.replaced is not None), default=0)
+    used = changes[last:]  # a tensor that a later adapter replaces whole does not count
+    replaced = used[0].replaced if used else None
+    whole = reader.joined(source) if replaced is None else reader.view(replaced)
     weight = whole[rows].double()
     tolerance = rounding(weight, dtype)
-    for item in used:
-        if name in item.adapter.rows:
-            weight = _with_rows(reader, item, name, rows, weight)
-        pair = item.adapter.pairs.get(name)
+    for change in used:
+        if change.rows is not None:
+            weight = _with_rows(reader, change.rows, rows, weight)
+        pair = change.pair
         if pair is not None:
             a, b = reader.view(pair.a).double(), reader.view(pair.b).double()
             left, right = (a[:, rows].T, b.T) if pair.transposed else (b[rows], a)
-            scaling = pair.scaling * item.scale
+            scaling = pair.scaling * change.scale
             delta = left @ right * scaling
             weight = weight + delta
             tolerance = tolerance + rounding(weight, dtype) + (rounding(delta, dtype) if pair.rounded else 0)
@@ -95,9 +93,8 @@ def expected_rows(
 
 
 def _with_rows(
-    reader: TensorReader, item: ScaledAdapter, name: str, rows: torch.Tensor, weight: torch.Tensor
+    reader: TensorReader, token_rows: TokenRows, rows: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
     """Returns the rows of a weight, with those that the adapter has trained in their place."""
-    token_rows = item.adapter.rows[name]
     trained = dict(zip(token_rows.indices, reader.view(token_rows.rows).double(), strict=True))
     return torch.stack([trained.get(int(row), kept) for row, kept in zip(rows, weight, strict=True)])

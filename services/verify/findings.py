@@ -104,7 +104,7 @@ def _digest_findings(reader: TensorReader, written: str, stored: StoredTensor) -
 def _value_findings(
     reader: TensorReader, merge: ExpectedMerge, stored: StoredTensor, observations: Observations
 ) -> Iterator[Finding]:
-    if any(stored.name in item.adapter.layers for item in merge.adapters):
+    if any(change.layer is not None for change in changes_of(merge.adapters, stored.name)):
         yield from _layer_findings(reader, merge, stored, observations)
         return
     rows = _sample(stored.shape[0])

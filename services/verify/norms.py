@@ -19,9 +19,6 @@ from services.merge import ScaledAdapter, changes_of
 from services.merge.delta import changed_blocks
 from services.progress import Progress
 
-NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
-"""Modules that count together, as `norms`."""
-
 
 @dataclass(frozen=True, slots=True)
 class ChangeNorms:
@@ -39,7 +36,7 @@ class ChangeNorms:
 def module_kind(tensor: str) -> str:
     """Returns the kind of module of a tensor (Hugging Face's name): q_proj, embed_tokens, …, or `norms`."""
     module = tensor.rsplit(".", 2)[-2]
-    return "norms" if module in NORMS else module
+    return "norms" if "norm" in module or module.startswith("ln_") else module
 
 
 def change_norms(

@@ -99,6 +99,7 @@ def randomize(model: nn.Module) -> None:
 def save_tiny_adapter(folder: Path, model: PreTrainedModel, *, seed: int = 1, **options: Any) -> Path:
     """Saves a LoRA adapter with random halves, by default on all linear layers; `options` are those of PEFT's LoraConfig."""
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
+    settings = copy.deepcopy(settings)  # PEFT adds to its lists
     torch.manual_seed(seed)
     peft_model = get_peft_model(copy.deepcopy(model), LoraConfig(**settings))
     with torch.no_grad():

@@ -51,7 +51,7 @@ def adapter(
 
 def test_no_change_of_the_vocabulary_keeps_the_bases_tokenizer(base: Checkpoint, tmp_path: Path) -> None:
     assert check_stack(base, [adapter(tmp_path / "a"), adapter(tmp_path / "b")]) == Stack(
-        101, base.vocabulary, base.folder, ()
+        101, base.vocabulary, base.folder, (), base=base
     )
 
 
@@ -101,15 +101,22 @@ def test_what_fits_in_no_order_keeps_its_own_reason(base: Checkpoint, tmp_path: 
         check_stack(base, [adapter(tmp_path / "mute", rows=113), adapter(tmp_path / "plain")])
 
 
-def test_a_head_that_the_base_ties_is_refused(tmp_path: Path) -> None:
+def test_embeddings_of_a_tied_base_grow_with_the_head_or_alone(tmp_path: Path) -> None:
+    """The base stays tied: the adapter does not name lm_head in modules_to_save, so its file holds one tensor twice."""
     folder = write_base(tmp_path / "tied", tie_word_embeddings=True)
     shapes = {name: shape for name, shape in llama_shapes().items() if name != "lm_head.weight"}
     (folder / "model.safetensors").write_bytes(safetensors_file(shapes))
     base = read_checkpoint(folder)
+    both = check_stack(base, [adapter(tmp_path / "a", rows=113, pieces=113)])
+    assert (both.vocabulary_rows, both.base.head, list(both.adapters[0].copies)) == (
+        113,
+        None,
+        ["lm_head.weight"],
+    )
     with pytest.raises(
-        UnsupportedAdapter, match="changes lm_head, and the base ties lm_head to embed_tokens"
+        UnsupportedAdapter, match=r"holds 'lm_head\.weight' and no 'model\.embed_tokens\.weight'"
     ):
-        check_stack(base, [adapter(tmp_path / "a", rows=113, pieces=113)])
+        check_stack(base, [adapter(tmp_path / "head", more={PREFIX + "lm_head.weight": (101, 48)})])
     alone = {PREFIX + "model.embed_tokens.weight": (113, 48)}
     assert check_stack(base, [adapter(tmp_path / "b", more=alone, pieces=113)]).vocabulary_rows == 113
 
