@@ -221,7 +221,7 @@ class ChecksumMismatch(GraftwerkError):
 
 
 class HubDisabled(GraftwerkError):
-    """The request needs a model hub, and `HUB_ENABLED` is off."""
+    """The settings do not allow what the request needs of the Hub: `HUB_ENABLED` is off, or there is no token."""
 
     code = "hub_disabled"
 

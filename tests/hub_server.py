@@ -200,10 +200,13 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(
                 409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
             )
-        repo = self.hub.repos[name] = Repo(private=bool(asked.get("private")))
+        repo = self.hub.repos[name] = Repo(private=asked.get("visibility") == "private")
         repo.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
         self._send(200, {"url": f"{self.hub.url}/{name}", "name": name})
         return None
+
+    def accept_card(self, body: bytes) -> None:
+        self._send(200, {"errors": [], "warnings": []})
 
     def preupload(self, body: bytes, name: str, revision: str) -> None:
         if not self._may_write():
@@ -313,6 +316,7 @@ ROUTES: list[tuple[str, Any]] = [
     (rf"/api/models/{NAME}/revision/(?P<revision>.+)", Handler.info),
     (rf"/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
     (r"/api/repos/create", Handler.create),
+    (r"/api/validate-yaml", Handler.accept_card),
     (rf"/api/models/{NAME}/preupload/(?P<revision>.+)", Handler.preupload),
     (rf"/{NAME}\.git/info/lfs/objects/batch", Handler.batch),
     (rf"/api/models/{NAME}/commit/(?P<revision>.+)", Handler.write),

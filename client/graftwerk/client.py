@@ -26,6 +26,7 @@ from graftwerk.model_results import (
     ExtractResult,
     ImportResult,
     MergeResult,
+    PublishToHubResult,
     VerifyResult,
 )
 from graftwerk.models import Job, JsonObject, ResultT_co
@@ -95,6 +96,12 @@ class Client:
     def merge(self, **request: Unpack[requests.MergeRequest]) -> JobHandle[MergeResult]:
         """Submits a `merge`: adapters are merged into a base model, in order."""
         return self._submit("merge", request, MergeResult)
+
+    def publish_to_hub(
+        self, **request: Unpack[requests.PublishToHubRequest]
+    ) -> JobHandle[PublishToHubResult]:
+        """Submits a `publish-to-hub`: the files of a model become a commit on the Hub."""
+        return self._submit("publish-to-hub", request, PublishToHubResult)
 
     def verify(self, **request: Unpack[requests.VerifyRequest]) -> JobHandle[VerifyResult]:
         """Submits a `verify`: a model is checked against its manifest, or against base and adapters."""

@@ -130,6 +130,21 @@ def verify(
     run_job(connection, submission, request)
 
 
+@app.command("publish-to-hub")
+@expanded
+def publish_to_hub(
+    model: ModelName,
+    repository: Annotated[str, typer.Argument(help="Repository of the Hub: org/name.", show_default=False)],
+    *,
+    connection: Connection,
+    submission: Submission,
+    public: Annotated[bool, typer.Option("--public", help="Everyone may read the repository.")] = False,
+) -> None:
+    """Upload a model to a repository of the Hub, a private one by default."""
+    names = given(kind="publish-to-hub", model=model, repository=repository)
+    run_job(connection, submission, names | ({"private": False} if public else {}))
+
+
 @app.command("extend-tokenizer")
 @expanded
 def extend_tokenizer(

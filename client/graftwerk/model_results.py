@@ -57,6 +57,17 @@ class ImportResult(MadeModel):
     files: int
 
 
+class PublishToHubResult(JobResult):
+    """The commit of an upload to the Hub."""
+
+    commit: str
+    repository: str
+    url: str
+    private: bool
+    files: int
+    size_bytes: int
+
+
 class ResumedWork(Result):
     """Work of a killed execution that was reused."""
 

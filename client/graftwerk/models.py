@@ -14,6 +14,7 @@ from graftwerk.model_results import (
     ExtractResult,
     ImportResult,
     MergeResult,
+    PublishToHubResult,
     VerifyResult,
 )
 from graftwerk.result import Failure, JobResult
@@ -26,6 +27,7 @@ RESULTS: Mapping[str, type[JobResult]] = {
     "import": ImportResult,
     "convert": ConvertResult,
     "merge": MergeResult,
+    "publish-to-hub": PublishToHubResult,
     "verify": VerifyResult,
     "extend-tokenizer": ExtendTokenizerResult,
     "extract": ExtractResult,
@@ -95,6 +97,8 @@ class Job(BaseModel, Generic[ResultT_co]):
         """Short name for people: `merge → ab`, `generate with ab`."""
         if self.kind == "compare":
             return f"compare {len(self.request.get('variants', []))} models"
+        if "repository" in self.request:
+            return f"{self.kind}: {self.request.get('model', '?')} → {self.request['repository']}"
         if "target" not in self.request:
             return f"{self.kind} with {self.request.get('model', '?')}"
         return f"{self.kind} → {self.request.get('target', '?')}"

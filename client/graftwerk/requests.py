@@ -123,6 +123,14 @@ class MergeRequest(JobOptions, OutputOptions, total=False):
     compare_precisions: bool
 
 
+class PublishToHubRequest(JobOptions, total=False):
+    """Fields of a `publish-to-hub` request."""
+
+    model: Required[str]
+    repository: Required[str]
+    private: bool
+
+
 class VerifyRequest(JobOptions, total=False):
     """Fields of a `verify` request."""
 

@@ -20,6 +20,7 @@ from services.kinds.generate import GenerateRequest, GenerateResult
 from services.kinds.import_ import ImportRequest, ImportResult
 from services.kinds.merge import MergeRequest, MergeResult
 from services.kinds.perplexity import PerplexityRequest, PerplexityResult
+from services.kinds.publish_to_hub import PublishToHubRequest, PublishToHubResult
 from services.kinds.shared import JobRequest as JobRequest
 from services.kinds.shared import JobResult as JobResult
 from services.kinds.verify import VerifyRequest, VerifyResult
@@ -49,6 +50,7 @@ KINDS: Mapping[str, Kind] = {
     "perplexity": Kind(request=PerplexityRequest, result=PerplexityResult, queue="generate"),
     "extend-tokenizer": Kind(request=ExtendTokenizerRequest, result=ExtendTokenizerResult, queue="convert"),
     "extract": Kind(request=ExtractRequest, result=ExtractResult, queue="merge"),
+    "publish-to-hub": Kind(request=PublishToHubRequest, result=PublishToHubResult, queue="convert"),
     "verify": Kind(request=VerifyRequest, result=VerifyResult, queue="merge"),
 }
 

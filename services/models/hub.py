@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import httpx
 import httpx2
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, set_client_factory
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, set_client_factory
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from services.architectures.config import known_class
 from services.errors import (
@@ -134,11 +135,22 @@ class Hub:
 
     def api(self) -> HfApi:
         """Returns the library's client. It never looks for a token of its own."""
-        _bound_silence()
+        _configure_library()
         return HfApi(endpoint=self.endpoint, token=self._token or False, library_name=LIBRARY_NAME)
 
-    def ask(self, question: Callable[[], T], *, repository: str = "", revision: str | None = None) -> T:
+    def ask(
+        self,
+        question: Callable[[], T],
+        *,
+        repository: str = "",
+        revision: str | None = None,
+        seconds: float | None = None,
+    ) -> T:
         """Returns the answer to a question, which runs in a thread of its own so that it can be left behind.
+
+        Args:
+            repository: its subject, for messages; `revision` too.
+            seconds: longest time for this one.
 
         Raises:
             HubDisabled: the settings do not allow it.
@@ -147,12 +159,13 @@ class Hub:
         """
         self.require_enabled()
         answer = _in_thread(question)
-        deadline = time.monotonic() + self.seconds
+        seconds = self.seconds if seconds is None else seconds
+        deadline = time.monotonic() + seconds
         while not answer.done():
             self.check_canceled()
             left = deadline - time.monotonic()
             if left <= 0:
-                raise unreachable(self.server, f"no answer within {self.seconds:g} s")
+                raise unreachable(self.server, f"no answer within {seconds:g} s")
             concurrent.futures.wait([answer], min(POLL_SECONDS, left))
         error = answer.exception()
         if isinstance(error, Exception) and not isinstance(error, GraftwerkError):
@@ -271,7 +284,7 @@ class Hub:
         )
 
     def _locate(self, repository: Repository, file: HubFile) -> Location:
-        _bound_silence()
+        _configure_library()
         url = hf_hub_url(repository.name, file.path, revision=repository.commit, endpoint=self.endpoint)
         found = get_hf_file_metadata(
             url,
@@ -315,8 +328,11 @@ os.register_at_fork(after_in_child=http_client.cache_clear)  # two processes mus
 
 
 @cache
-def _bound_silence() -> None:
+def _configure_library() -> None:
+    """Bounds the silence of the library's connections, and keeps it from a cache outside of the volume and from the screen."""
     set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=SILENCE))
+    constants.HF_HUB_DISABLE_XET = True
+    disable_progress_bars()
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from services.errors import InvalidName, ModelExists, ModelNotFound, NotReady, SourceNotFound
 from services.kinds.model_summary import ModelSummary
+from services.models.base_offer import BaseOffer
 from services.models.staging import Staging
 from services.models.summary import describe_folder
 from services.models.uploads import Uploads
@@ -93,12 +94,16 @@ class ModelStore:
 
     def describe(self, name: str) -> ModelSummary:
         """Returns a model's summary, from its files' headers. Raises what `path` raises."""
-        return describe_folder(self.path(name), name)
+        return self._bases().complete(describe_folder(self.path(name), name))
 
     def models(self) -> list[ModelSummary]:
         """Returns the summary of every model on the volume, by name, without those that are deleted meanwhile."""
-        summaries = [describe_folder(self.root / name, name) for name in self.names()]
+        bases = self._bases()
+        summaries = [bases.complete(describe_folder(self.root / name, name)) for name in self.names()]
         return [summary for summary in summaries if (self.root / summary.name).is_dir()]
+
+    def _bases(self) -> BaseOffer:
+        return BaseOffer(self.root / name for name in self.names())
 
     def free_bytes(self) -> int:
         """Returns the bytes of the volume that this process may use."""

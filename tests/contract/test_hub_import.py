@@ -346,9 +346,11 @@ def test_a_token_in_a_file(root: Path, hub: HubServer, tmp_path: Path) -> None:
         run(root, hub, asked("other"), settings={"hub_token": "hf_other"})
 
 
-def test_a_model_that_was_imported_is_described(root: Path, hub: HubServer) -> None:
+def test_an_adapter_that_was_imported_names_its_base_on_the_volume(root: Path, hub: HubServer) -> None:
     hub.repos["org/adapter"] = Repo()
-    adapter = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    adapter = {
+        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "base_model_name_or_path": "Org/name",
+    }  # fmt: skip
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
     hub.repos["org/adapter"].commit(
         {
@@ -363,3 +365,12 @@ def test_a_model_that_was_imported_is_described(root: Path, hub: HubServer) -> N
     assert result.model.kind == "adapter"
     assert not result.model.problems
     assert names(root / "taken") == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
+    assert result.model.adapter["base"] == {
+        "hub": "Org/name", "model": None, "hint": "graftwerk import hub:Org/name",
+    }  # fmt: skip
+    run(root, hub, asked("the-base", revision="main"), job_id="other")
+    expected = {"hub": "Org/name", "model": "the-base", "hint": None}
+    assert ModelStore(root).describe("taken").adapter["base"] == expected  # type: ignore[index]
+    listed = {model.name: model.adapter for model in ModelStore(root).models()}
+    assert listed["taken"]["base"] == expected  # type: ignore[index]
+    assert listed["the-base"] is None

@@ -23,6 +23,7 @@ from tests.e2e.product import (
     local_stack,
 )
 from tests.e2e.slow_model import write_slow_adapter, write_slow_model
+from tests.hub_server import HubServer, hub_server
 
 HERE = Path(__file__).parent
 MINIATURE = HERE.parent.parent / "examples" / "miniature"
@@ -39,15 +40,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group("e2e"))
         item.add_marker(pytest.mark.enable_socket)
     if URL:
-        away = [item for item in mine if item.path.name in ("test_processes.py", "test_backend.py")]
+        away = [
+            item for item in mine if item.path.name in ("test_processes.py", "test_backend.py", "test_hub.py")
+        ]
         config.hook.pytest_deselected(items=away)
         items[:] = [item for item in items if item not in away]
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+def hub() -> Iterator[HubServer]:
+    """The hub of the stack on this machine."""
+    with hub_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Iterator[LocalStack]:
     """Real processes on this machine, ended after the tests."""
-    with local_stack(tmp_path_factory.mktemp("stack") / "data") as running:
+    settings = {"HUB_ENABLED": "true", "HUB_TOKEN": hub.token}
+    more = {f"GRAFTWERK_{name}": value for name, value in settings.items()} | {
+        "HF_ENDPOINT": hub.url,
+        "NO_PROXY": "*",
+    }
+    with local_stack(tmp_path_factory.mktemp("stack") / "data", **more) as running:
         yield running
 
 

@@ -76,6 +76,14 @@ def test_a_local_source_has_no_dry_run(service: Service, run: Run, tmp_path: Pat
     assert service.seen == []
 
 
+@pytest.mark.parametrize(("options", "more"), [([], {}), (["--public"], {"private": False})])
+def test_an_upload_to_the_hub_is_private_unless_it_is_public(
+    service: Service, run: Run, options: list[str], more: dict[str, object]
+) -> None:
+    assert run("publish-to-hub", "merged", "org/name", *options).exit_code == 0
+    assert service.body == {"kind": "publish-to-hub", "model": "merged", "repository": "org/name", **more}
+
+
 def test_convert_sends_only_what_was_given(service: Service, run: Run) -> None:
     run("convert", "a", "b")
     assert service.body == {"kind": "convert", "source": "a", "target": "b"}
