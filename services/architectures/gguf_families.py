@@ -7,19 +7,26 @@ llama.cpp makes to tensors are those of its converter (ggml-org/llama.cpp `conve
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from services.architectures.config import ROPE_THETA_DEFAULT
-from services.architectures.gguf_rope import rope_scaling
+from services.architectures.gguf_configs import (
+    LONG_FACTORS,
+    SHORT_FACTORS,
+    gemma2_config,
+    gemma3_config,
+    llama_config,
+    phi3_config,
+    qwen2_config,
+    qwen3_config,
+)
+from services.architectures.gguf_rope import FACTORS
 from services.architectures.gguf_values import ArchitectureValues
 from services.architectures.key_map import kind_of
-from services.errors import ConfigMismatch, IncompleteCheckpoint
 from services.files.gguf_files import GgufModel
 from services.files.json_file import Json
 
-EMBEDDINGS, HEAD = "token_embd.weight", "output.weight"
-
 _HF, _GGUF = "model.layers.{}.", "blk.{}."
 
-_OUTSIDE_LAYERS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_TIED = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
+_OUTSIDE_LAYERS = _TIED | {"lm_head": "output"}
 _ATTENTION = {
     f"{_HF}self_attn.q_proj": f"{_GGUF}attn_q", f"{_HF}self_attn.k_proj": f"{_GGUF}attn_k",
     f"{_HF}self_attn.v_proj": f"{_GGUF}attn_v", f"{_HF}self_attn.o_proj": f"{_GGUF}attn_output",
@@ -29,22 +36,35 @@ _MLP = {
 }  # fmt: skip
 _NORMS = {f"{_HF}input_layernorm": f"{_GGUF}attn_norm", f"{_HF}post_attention_layernorm": f"{_GGUF}ffn_norm"}
 
+_HEAD_NORMS = {
+    f"{_HF}self_attn.q_norm": f"{_GGUF}attn_q_norm",
+    f"{_HF}self_attn.k_norm": f"{_GGUF}attn_k_norm",
+}
+_FUSED = {
+    f"{_HF}self_attn.qkv_proj": f"{_GGUF}attn_qkv", f"{_HF}self_attn.o_proj": f"{_GGUF}attn_output",
+    f"{_HF}mlp.gate_up_proj": f"{_GGUF}ffn_up", f"{_HF}mlp.down_proj": f"{_GGUF}ffn_down",
+}  # fmt: skip
+_GEMMA_NORMS = {
+    f"{_HF}input_layernorm": f"{_GGUF}attn_norm", f"{_HF}post_attention_layernorm": f"{_GGUF}post_attention_norm",
+    f"{_HF}pre_feedforward_layernorm": f"{_GGUF}ffn_norm", f"{_HF}post_feedforward_layernorm": f"{_GGUF}post_ffw_norm",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFamily:
     """One value of `general.architecture`.
 
     Attributes:
-        model_type: Of the `config.json` that is written.
         names: GGUF's names by Hugging Face's, both without `.weight` and `.bias` and with `{}` for the layer's number.
         config: Returns the keys of `config.json` that are not the tokenizer's.
         norm_offset: Number that llama.cpp adds to the weights of norms.
+        ignored: Tensors that `rope_scaling` stands for.
     """
 
-    model_type: str
     names: Mapping[str, str]
     config: Callable[[ArchitectureValues, GgufModel], Json]
     norm_offset: float = 0.0
+    ignored: tuple[str, ...] = ()
 
     def gguf_name(self, name: str) -> str:
         """Returns GGUF's name of a tensor, from Hugging Face's."""
@@ -57,55 +77,18 @@ class GgufFamily:
         return self.norm_offset if name.endswith("norm.weight") else 0.0
 
 
-def llama_config(values: ArchitectureValues, model: GgufModel) -> Json:
-    """Returns the configuration of a LLaMA model; what has experts or a window is refused."""
-    sizes = _sizes(values, model)
-    theta = values.number("rope.freq_base", ROPE_THETA_DEFAULT)
-    values.expect("rope.dimension_count", sizes["head_dim"])
-    for key in ("expert_count", "expert_used_count", "attention.sliding_window"):
-        values.expect(key, 0)
-    values.expect("attention.causal", True)
-    return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", **sizes,
-        "rope_theta": theta, "rope_scaling": rope_scaling(values, model, sizes["head_dim"], theta),
-        "attention_bias": "blk.0.attn_q.bias" in model.tensors, "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
-    }  # fmt: skip
-
-
-def _sizes(values: ArchitectureValues, model: GgufModel) -> Json:
-    """Returns the values that every family has."""
-    hidden, heads = values.size("embedding_length"), values.size("attention.head_count")
-    head_dim = values.size("attention.key_length", max(1, hidden // heads))
-    values.expect("attention.value_length", head_dim)
-    rows = _embedding_rows(values, model)
-    return {
-        "hidden_size": hidden, "intermediate_size": values.size("feed_forward_length"),
-        "num_hidden_layers": values.size("block_count"), "num_attention_heads": heads,
-        "num_key_value_heads": values.size("attention.head_count_kv", heads), "head_dim": head_dim,
-        "vocab_size": rows, "max_position_embeddings": values.size("context_length"),
-        "rms_norm_eps": values.number("attention.layer_norm_rms_epsilon"), "tie_word_embeddings": HEAD not in model.tensors,
-    }  # fmt: skip
-
-
-def _embedding_rows(values: ArchitectureValues, model: GgufModel) -> int:
-    embeddings = model.tensors.get(EMBEDDINGS)
-    if embeddings is None:
-        raise IncompleteCheckpoint(
-            f"{model.name} has no {EMBEDDINGS!r}.", "Fetch the model again; all its files are needed."
-        )
-    rows = embeddings.shape[0]
-    stated = values.size("vocab_size", rows)
-    if stated != rows:
-        raise ConfigMismatch(
-            f"{model.name} says vocab_size = {stated}; {EMBEDDINGS!r} has {rows} rows.",
-            "The file is damaged or was made by another program: fetch it again.",
-        )
-    return rows
-
-
 GGUF_FAMILIES: Mapping[str, GgufFamily] = {
-    "llama": GgufFamily(
-        model_type="llama", names=_OUTSIDE_LAYERS | _ATTENTION | _MLP | _NORMS, config=llama_config
+    "llama": GgufFamily(names=_OUTSIDE_LAYERS | _ATTENTION | _MLP | _NORMS, config=llama_config, ignored=(FACTORS,)),
+    "qwen2": GgufFamily(names=_OUTSIDE_LAYERS | _ATTENTION | _MLP | _NORMS, config=qwen2_config),
+    "qwen3": GgufFamily(names=_OUTSIDE_LAYERS | _ATTENTION | _HEAD_NORMS | _MLP | _NORMS, config=qwen3_config),
+    "phi3": GgufFamily(
+        names=_OUTSIDE_LAYERS | _FUSED | _NORMS, config=phi3_config, ignored=(LONG_FACTORS, SHORT_FACTORS)
     ),
-}
+    "gemma2": GgufFamily(
+        names=_TIED | _ATTENTION | _MLP | _GEMMA_NORMS, config=gemma2_config, norm_offset=1.0
+    ),
+    "gemma3": GgufFamily(
+        names=_OUTSIDE_LAYERS | _ATTENTION | _HEAD_NORMS | _MLP | _GEMMA_NORMS, config=gemma3_config, norm_offset=1.0
+    ),
+}  # fmt: skip
 """Families by `general.architecture`. Mistral's models and others of LLaMA's construction are "llama" in GGUF."""

@@ -13,7 +13,6 @@ from services.architectures.checkpoint import Checkpoint, TensorSource
 from services.architectures.config import ModelConfig, config_of
 from services.architectures.expected_tensors import Expected, expected_tensors
 from services.architectures.gguf_families import GGUF_FAMILIES, GgufFamily
-from services.architectures.gguf_rope import FACTORS
 from services.architectures.gguf_values import ArchitectureValues
 from services.architectures.gguf_vocabulary import ARRAYS, GgufVocabulary, read_gguf_vocabulary
 from services.architectures.key_map import rotary_heads
@@ -53,7 +52,7 @@ def read_gguf(folder: Path) -> Checkpoint:
     vocabulary = read_gguf_vocabulary(model)
     config = _config(model, family, vocabulary)
     wanted = {family.gguf_name(expected.huggingface): expected for expected in expected_tensors(config)}
-    ignored = {FACTORS} & set(model.tensors)
+    ignored = {*family.ignored} & set(model.tensors)
     _check_names(model, set(wanted), set(model.tensors) - ignored)
     sources = {
         expected.huggingface: _source(model, name, expected, config) for name, expected in wanted.items()

@@ -47,6 +47,14 @@ class ArchitectureValues:
             raise self._wrong(key, found, "a positive number")
         return shortest_decimal(float(found))
 
+    def optional_size(self, key: str) -> int | None:
+        """Returns a size, None if the file has none or has 0."""
+        return self.size(key) if self._find(key) else None
+
+    def optional_number(self, key: str) -> float | None:
+        """Returns a positive number, None if the file has none."""
+        return None if self._find(key) is None else self.number(key)
+
     def text(self, key: str) -> str | None:
         """Returns a text, None if the file has none."""
         found = self._find(key)

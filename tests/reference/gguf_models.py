@@ -51,9 +51,9 @@ def save_gguf(
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     for name, tensor in model.state_dict().items():
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert stored is not None, name
         if name in tied or stored in leave_out:
             continue
+        assert stored is not None, name
         offset = norm_offset if name.endswith("norm.weight") else 0.0
         held[name] = _add_tensor(writer, stored, name, tensor, model.config, architecture, encoding, offset)
     for name, tensor in (extra or {}).items():
@@ -69,13 +69,14 @@ def save_gguf(
 
 def parameters(config: Any) -> dict[str, Any]:
     """Metadata of a configuration below the architecture's name."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return {
         "block_count": config.num_hidden_layers, "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size, "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "attention.key_length": config.head_dim, "attention.value_length": config.head_dim,
-        "rope.dimension_count": config.head_dim,
+        "attention.key_length": head_dim, "attention.value_length": head_dim,
+        "rope.dimension_count": head_dim,
         "rope.freq_base": float(_rope(config)["rope_theta"]), "vocab_size": config.vocab_size,
     }  # fmt: skip
 
