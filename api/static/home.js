@@ -31,6 +31,7 @@ function subject(details) {
     case "merge": return `${[details.base, ...details.adapters.map(({ name }) => name)].join(" + ")} → ${details.target}`;
     case "extract": return `${details.model} - ${details.base} → ${details.target}`;
     case "publish-to-hub": return `${details.model} → ${details.repository}`;
+    case "combine": return `${details.adapters.map(({ name }) => name).join(" + ")} → ${details.target}`;
     case "extend-tokenizer": return `${details.base} + ${details.addition} → ${details.target}`;
     default: {
       const source = typeof details.source === "string" ? details.source : Object.values(details.source)[0];

@@ -13,7 +13,7 @@ TEXT_LIMIT = 1_000_000
 
 
 def parse_adapters(texts: list[str]) -> list[str | JsonObject]:
-    """Returns adapters in order, from `["a, b@0.5", "c"]`."""
+    """Returns adapters in order, from `["a, b@0.5", "c"]`; `b:0.5` is understood too."""
     choices = [choice.strip() for text in texts for choice in text.split(",")]
     return [_parse_adapter(choice) for choice in choices if choice]
 
@@ -26,7 +26,7 @@ def parse_variant(text: str) -> JsonObject:
 
 
 def _parse_adapter(choice: str) -> str | JsonObject:
-    name, at, scale = choice.partition("@")
+    name, at, scale = choice.replace(":", "@").partition("@")
     if not at:
         return name
     try:

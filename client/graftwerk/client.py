@@ -21,6 +21,7 @@ from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResu
 from graftwerk.job_handle import JobHandle
 from graftwerk.local_files import default_name, list_local
 from graftwerk.model_results import (
+    CombineResult,
     ConvertResult,
     ExtendTokenizerResult,
     ExtractResult,
@@ -116,6 +117,10 @@ class Client:
     def extract(self, **request: Unpack[requests.ExtractRequest]) -> JobHandle[ExtractResult]:
         """Submits an `extract`: the difference of a fine-tuned model and its base becomes a LoRA adapter."""
         return self._submit("extract", request, ExtractResult)
+
+    def combine(self, **request: Unpack[requests.CombineRequest]) -> JobHandle[CombineResult]:
+        """Submits a `combine`: several adapters of one base become one adapter."""
+        return self._submit("combine", request, CombineResult)
 
     def generate(self, **request: Unpack[requests.GenerateRequest]) -> JobHandle[GenerateResult]:
         """Submits a `generate`: a model completes prompts or continues a conversation."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from graftwerk import job_commands, model_commands, transfer_commands
+from graftwerk import adapter_commands, job_commands, model_commands, transfer_commands
 from graftwerk.arguments import (
     parse_adapters,
     parse_variant,
@@ -27,6 +27,7 @@ from graftwerk.options import (
     SamplingOptions,
     ScoredText,
     Submission,
+    Target,
     expanded,
     given,
 )
@@ -57,12 +58,13 @@ app = typer.Typer(
 app.add_typer(job_commands.app, name="jobs")
 app.add_typer(model_commands.app, name="models")
 app.command("import")(transfer_commands.import_)
+app.command()(adapter_commands.extract)
+app.command()(adapter_commands.combine)
 app.command()(transfer_commands.push)
 app.command()(transfer_commands.pull)
 app.command()(serve)
 app.command()(demo)
 
-Target = Annotated[str, typer.Option("--target", "-t", help="Name of the new model.", show_default=False)]
 Adapters = Annotated[
     list[str],
     typer.Option(
@@ -165,25 +167,6 @@ def extend_tokenizer(
     """Append to a vocabulary the pieces of another one that it lacks."""
     names = given(kind="extend-tokenizer", base=base, addition=addition, target=target)
     run_job(connection, submission, names | given(pad_token=pad_token))
-
-
-@app.command()
-@expanded
-def extract(
-    base: Annotated[str, typer.Argument(help="Name of the base model.", show_default=False)],
-    model: Annotated[
-        str, typer.Argument(help="Name of the model that was trained from it.", show_default=False)
-    ],
-    *,
-    rank: Annotated[
-        int, typer.Option("--rank", "-r", help="Rank of the adapter.", min=1, show_default=False)
-    ],
-    target: Target,
-    connection: Connection,
-    submission: Submission,
-) -> None:
-    """Extract a LoRA adapter from a fine-tuned model and its base."""
-    run_job(connection, submission, given(kind="extract", base=base, model=model, rank=rank, target=target))
 
 
 @app.command()

@@ -252,3 +252,7 @@ class ExtractResult(MadeAdapter):
 
     unchanged: int
     vocabulary_size: int
+
+
+class CombineResult(MadeAdapter):
+    """Figures of a combined adapter."""

@@ -9,6 +9,7 @@ from typing_extensions import TypeVar
 
 from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
 from graftwerk.model_results import (
+    CombineResult,
     ConvertResult,
     ExtendTokenizerResult,
     ExtractResult,
@@ -31,6 +32,7 @@ RESULTS: Mapping[str, type[JobResult]] = {
     "verify": VerifyResult,
     "extend-tokenizer": ExtendTokenizerResult,
     "extract": ExtractResult,
+    "combine": CombineResult,
     "generate": GenerateResult,
     "compare": CompareResult,
     "embed": EmbedResult,

@@ -104,6 +104,9 @@ class Submission:
     ] = False
 
 
+Target = Annotated[str, typer.Option("--target", "-t", help="Name of the new model.", show_default=False)]
+
+
 def _option(panel: str, help_text: str, *names: str, metavar: str | None = None) -> Any:
     return typer.Option(*names, help=help_text, metavar=metavar, rich_help_panel=panel, show_default=False)
 

@@ -157,6 +157,17 @@ class ExtractRequest(JobOptions, total=False):
     target: Required[str]
 
 
+class CombineRequest(JobOptions, total=False):
+    """Fields of a `combine` request."""
+
+    adapters: Required[list[str | Adapter]]
+    target: Required[str]
+    method: Literal["concatenate", "linear", "ties", "dare"]
+    density: float
+    seed: int
+    rank: int | None
+
+
 class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
     """Fields of a `generate` request."""
 

@@ -48,9 +48,9 @@ class Deviation:
 
 
 def relative(deviation: float, norm: float) -> float:
-    """Returns a deviation relative to a norm: 0 if both are 0, infinity if the norm alone is."""
+    """Returns a deviation relative to a norm; of a change of 0, 1 for any deviation."""
     if norm == 0:
-        return 0.0 if deviation == 0 else math.inf
+        return 0.0 if deviation == 0 else 1.0
     return deviation / norm
 
 

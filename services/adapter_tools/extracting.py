@@ -8,14 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from services.adapter_tools.blocks import Deviation, Matrix, overall, relative
 from services.adapter_tools.difference import changed_tensors, difference, rounding_norm
 from services.adapter_tools.factorization import Factors, Spectrum, factorize
 from services.adapter_tools.folder import AdapterSpec, PairPlan, WrittenAdapter, write_adapter
-from services.adapter_tools.readback import check_products, read_back
-from services.adapters.adapter import Adapter
+from services.adapter_tools.readback import check_products, check_whole, rank_warnings, read_back
 from services.adapters.extraction import Extraction, TensorPair, plan_extraction
 from services.adapters.stack import check_stack
 from services.adapters.tuners import PREFIX
@@ -25,11 +22,8 @@ from services.checkpoints.blocks import source_blocks
 from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.checkpoints.write_ledger import TensorPlan
-from services.errors import InvalidRequest, VerificationFailed
+from services.errors import InvalidRequest
 from services.kinds.adapter_tools import TensorError
-
-LARGE_ERROR = 0.1
-"""Relative error from which a tensor is named in a warning, unless rounding explains it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +83,7 @@ def extract(
     return Extracted(
         extraction=extraction, written=written, errors=errors, error=overall(list(deviations.values())),
         unchanged=len(extraction.tensors) - len(changed),
-        warnings=[*extraction.warnings, *_rank_warnings(errors, written.spectra, options.rank)],
+        warnings=[*extraction.warnings, *rank_warnings(errors, written.spectra, options.rank)],
     )  # fmt: skip
 
 
@@ -145,23 +139,12 @@ class _Work:
         """Reads the folder again; returns the measured deviations by module."""
         adapter = read_back(target, target.name, self._spec)
         check_stack(base, [adapter])
-        self._check_whole(adapter)
+        whole = ((key, self._reader.joined(pair.model)) for key, pair in self._whole.items())
+        check_whole(adapter, dict(whole), self._hooks)
         return check_products(adapter, self._spec, self._difference, spectra, self._hooks)
 
     def _difference(self, plan: PairPlan) -> Matrix:
         return difference(self._reader, self._linear[plan.module])
-
-    def _check_whole(self, adapter: Adapter) -> None:
-        headers = {header.name: header for header in adapter.headers}
-        with TensorReader() as reader:
-            for key, pair in self._whole.items():
-                self._hooks.check_canceled()
-                if not torch.equal(reader.view(headers[key]), self._reader.joined(pair.model)):
-                    raise VerificationFailed(
-                        f"The stored tensor {key!r} is not that of the model.",
-                        "Nothing was published. This is a bug: please report it with the log of this job.",
-                    )
-                self._reader.release(pair.model)
 
     def errors(self, deviations: Mapping[str, Deviation]) -> list[TensorError]:
         """Returns the error of each tensor, in the order of the file of the base."""
@@ -173,19 +156,3 @@ class _Work:
         rounding = rounding_norm(self._reader, pair)
         share = min(1.0, relative(rounding, deviation.norm))
         return TensorError(tensor=pair.name, error=deviation.error, norm=deviation.norm, rounding=share)
-
-
-def _rank_warnings(errors: Sequence[TensorError], spectra: Mapping[str, Spectrum], rank: int) -> list[str]:
-    """Returns a warning if the rank is too small for some tensors, with the rank that they need."""
-    large = [item for item in errors if item.error > max(LARGE_ERROR, 1.5 * (item.rounding or 0.0))]
-    if not large:
-        return []
-    worst = max(large, key=lambda item: item.error)
-    needed = max(
-        spectra[item.tensor.removesuffix(".weight")].rank_for(max(LARGE_ERROR, item.rounding or 0.0))
-        for item in large
-    )
-    return [
-        f"rank {rank} leaves an error above {LARGE_ERROR} in {len(large)} of {len(spectra)} weights, the largest is "
-        f"{worst.error:.3f} in {worst.tensor}; an error of {LARGE_ERROR} in each would take a rank of at least {needed}"
-    ]

@@ -11,7 +11,7 @@ neither overflows nor vanishes where they are stored in float16 later. The large
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,10 +35,14 @@ START_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Knowledge about a matrix: its largest singular values, largest first, and the sum of the squares of all of them."""
+    """Knowledge about a matrix: its largest singular values, largest first, and the sum of the squares of all of them.
+
+    `size` is the norm of the summands of a sum, to which the rounding of its factors is relative.
+    """
 
     singular: Sequence[float] = ()
     energy: float = 0.0
+    size: float = 0.0
 
     def error(self, rank: int) -> float:
         """Returns the relative Frobenius error of the best product of a rank among the known singular values."""
@@ -72,6 +76,10 @@ class Factors:
     a: torch.Tensor
     b: torch.Tensor
     spectrum: Spectrum = EXACT
+
+    def summed(self, size: float) -> "Factors":
+        """Returns the factors of a matrix that is a sum, with the norm of its summands."""
+        return replace(self, spectrum=replace(self.spectrum, size=size))
 
 
 def factorize(matrix: Matrix, rank: int) -> Factors:

@@ -1,7 +1,9 @@
 """Check of a written adapter: the file is read again, and its products are compared with the changes that they stand for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from services.adapter_tools.blocks import Deviation, Matrix, deviation_of
 from services.adapter_tools.factorization import Spectrum
@@ -10,6 +12,7 @@ from services.adapters.adapter import Adapter, read_adapter
 from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.errors import VerificationFailed
+from services.kinds.adapter_tools import TensorError
 from services.progress import Progress
 
 FLOAT32_ERROR = 1e-5
@@ -17,6 +20,10 @@ FLOAT32_ERROR = 1e-5
 
 SLACK = 1.01
 """Factor on the error that follows from the singular values."""
+
+
+LARGE_ERROR = 0.1
+"""Relative error from which a tensor is named in a warning, unless rounding explains it."""
 
 
 def read_back(folder: Path, name: str, spec: AdapterSpec) -> Adapter:
@@ -58,16 +65,52 @@ def check_products(
             hooks.report(Progress("verifying products", done, total, "parameters"))
             stored = pairs[plan.module]
             deviation = deviation_of(expected(plan), reader.view(stored.a), reader.view(stored.b))
-            _check(plan.module, deviation, spectra[plan.module].error(spec.rank))
+            _check(plan.module, deviation, spectra[plan.module], spec.rank)
             deviations[plan.module] = deviation
             done += plan.elements
     return deviations
 
 
-def _check(module: str, deviation: Deviation, explained: float) -> None:
-    if not deviation.error <= explained * SLACK + FLOAT32_ERROR:
+def _check(module: str, deviation: Deviation, spectrum: Spectrum, rank: int) -> None:
+    explained = spectrum.error(rank)
+    rounding = FLOAT32_ERROR * max(deviation.norm, spectrum.size)
+    if not deviation.deviation <= explained * SLACK * deviation.norm + rounding:
         raise VerificationFailed(
             f"The stored product of {module} deviates from its change by {deviation.error:.3g} of its norm; the rank explains "
             f"{explained:.3g}.",
             "Nothing was published. This is a bug: please report it with the log of this job.",
         )
+
+
+def check_whole(adapter: Adapter, expected: Mapping[str, torch.Tensor], hooks: WriteHooks) -> None:
+    """Compares the tensors that are held whole, by their keys.
+
+    Raises:
+        VerificationFailed: One differs.
+    """
+    headers = {header.name: header for header in adapter.headers}
+    with TensorReader() as reader:
+        for key, tensor in expected.items():
+            hooks.check_canceled()
+            if not torch.equal(reader.view(headers[key]), tensor):
+                raise VerificationFailed(
+                    f"The stored tensor {key!r} is not the one that was read.",
+                    "Nothing was published. This is a bug: please report it with the log of this job.",
+                )
+            reader.release_header(headers[key])
+
+
+def rank_warnings(errors: Sequence[TensorError], spectra: Mapping[str, Spectrum], rank: int) -> list[str]:
+    """Returns a warning if the rank is too small for some tensors, with the rank that they need."""
+    large = [item for item in errors if item.error > max(LARGE_ERROR, 1.5 * (item.rounding or 0.0))]
+    if not large:
+        return []
+    worst = max(large, key=lambda item: item.error)
+    needed = max(
+        spectra[item.tensor.removesuffix(".weight")].rank_for(max(LARGE_ERROR, item.rounding or 0.0))
+        for item in large
+    )
+    return [
+        f"rank {rank} leaves an error above {LARGE_ERROR} in {len(large)} of {len(spectra)} weights, the largest is "
+        f"{worst.error:.3f} in {worst.tensor}; an error of {LARGE_ERROR} in each would take a rank of at least {needed}"
+    ]

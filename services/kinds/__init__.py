@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
+from services.kinds.combine import CombineRequest, CombineResult
 from services.kinds.compare import CompareRequest, CompareResult
 from services.kinds.convert import ConvertRequest, ConvertResult
 from services.kinds.embed import EmbedRequest, EmbedResult
@@ -51,6 +52,7 @@ KINDS: Mapping[str, Kind] = {
     "extend-tokenizer": Kind(request=ExtendTokenizerRequest, result=ExtendTokenizerResult, queue="convert"),
     "extract": Kind(request=ExtractRequest, result=ExtractResult, queue="merge"),
     "publish-to-hub": Kind(request=PublishToHubRequest, result=PublishToHubResult, queue="convert"),
+    "combine": Kind(request=CombineRequest, result=CombineResult, queue="merge"),
     "verify": Kind(request=VerifyRequest, result=VerifyResult, queue="merge"),
 }
 

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 BLOCK_BYTES = 64 * 2**20
 """Blocks of rows in float64, of both models and their difference."""
 
+KEPT_BYTES = 256 * 2**20
+"""Largest combined change that `ties` and `dare` keep in memory."""
+
 FLOAT64 = 8
 
 FACTOR_COPIES = 4

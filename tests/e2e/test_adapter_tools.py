@@ -1,4 +1,4 @@
-"""Adapters that are extracted from the merged miniature."""
+"""Adapters that are extracted from the merged miniature, and combined."""
 
 import torch
 from safetensors.torch import load
@@ -45,3 +45,27 @@ def test_a_base_of_another_vocabulary_is_refused_before_it_is_queued(product: Pr
     )["detail"]
     assert "an adapter cannot remove rows" in detail
     assert "nothing" not in product.model_names()
+
+
+def test_a_combined_adapter_merges_to_the_same_answers(
+    product: Product, line: Line, questions: list[dict[str, str]]
+) -> None:
+    product.refusal(422, "unsupported_adapter", kind="combine", adapters=["zh", "alpaca"], target="nothing")
+    names = {"kind": "extract", "base": "llama-hf", "model": "merged"}
+    product.run(**names, rank=32, target="whole")
+    halves = [{"name": "whole", "scale": 0.5}]
+    product.run(kind="combine", adapters=halves, target="half")
+    adapters = [{"name": "half", "scale": 1.5}, {"name": "whole", "scale": 0.25}]
+
+    job = product.run(kind="combine", adapters=adapters, rank=32, target="sum")
+
+    assert job["result"]["error"] < 1e-5
+    product.run(kind="merge", base="llama-hf", adapters=["sum"], target="merged-sum")
+    answers = product.run(
+        kind="generate",
+        model="merged-sum",
+        prompts=[entry["question"] for entry in questions[:3]],
+        template=TEMPLATE,
+        sampling=GREEDY,
+    )["result"]["outputs"]
+    assert [answer["text"] for answer in answers] == [entry["answer"] for entry in questions[:3]]

@@ -170,3 +170,19 @@ def test_extract_sends_the_rank(service: Service, run: Run) -> None:
         "rank": 8,
         "target": "lora",
     }
+
+
+def test_combine_sends_scales_in_both_notations_and_only_what_was_given(service: Service, run: Run) -> None:
+    assert run("combine", "a", "b@0.5", "c:-1", "-t", "abc").exit_code == 0
+    names = {
+        "kind": "combine",
+        "adapters": ["a", {"name": "b", "scale": 0.5}, {"name": "c", "scale": -1.0}],
+        "target": "abc",
+    }
+    assert service.body == names
+
+
+def test_combine_sends_the_options_of_its_method(service: Service, run: Run) -> None:
+    run("combine", "a", "b", "-t", "ab", "--method", "dare", "--density", "0.3", "--seed", "7", "--rank", "9")
+    options = {"method": "dare", "density": 0.3, "seed": 7, "rank": 9}
+    assert service.body == {"kind": "combine", "adapters": ["a", "b"], "target": "ab"} | options
