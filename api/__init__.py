@@ -24,6 +24,7 @@ from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
 from services.backend import Backend
 from services.jobs.queue import JobQueue, connect
+from services.models.hub import Hub
 from services.models.store import ModelStore
 from services.preflight import Plan
 from services.settings import Settings
@@ -61,6 +62,7 @@ def create_app(
         queue=queue,
         store=store or ModelStore(settings.models_dir),
         backend=Backend.of(settings, queue.identity),
+        hub=Hub.of(settings),
     )
 
     app.before_request(auth.guard(settings))

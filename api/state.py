@@ -22,11 +22,7 @@ class AppState:
     queue: JobQueue
     store: ModelStore
     backend: Backend | None
-
-    @property
-    def hub(self) -> Hub:
-        """The Hub of the settings."""
-        return Hub.of(self.settings)
+    hub: Hub
 
     def served(self, request: JobRequest) -> ServedModel | None:
         """Returns the other server's model that runs this request, None if a local model does.

@@ -124,7 +124,7 @@ class Hub:
     ) -> "Hub":
         """Returns the Hub of the settings."""
         return cls(
-            settings.hub_endpoint, settings.hub_secret, enabled=settings.hub_enabled, seconds=seconds,
+            settings.hub_endpoint, settings.hub_secret if settings.hub_enabled else None, enabled=settings.hub_enabled, seconds=seconds,
             check_canceled=check_canceled,
         )  # fmt: skip
 
