@@ -7,6 +7,7 @@ from typing import Protocol
 
 from services.architectures.config import ModelConfig
 from services.architectures.gguf_mixes import MIXES, fitting_encoding, mixed_encodings, needs_imatrix
+from services.architectures.gguf_support import check_family, family_warnings
 from services.architectures.key_map import Shape
 from services.architectures.vocabulary import Vocabulary
 from services.errors import UnsupportedFormat, UnsupportedOption
@@ -70,24 +71,16 @@ def check_gguf(output: GgufOutput) -> None:
     """Refuses a model that a GGUF file cannot hold.
 
     Raises:
-        UnsupportedFormat: It is of another family, has no tokenizer that can be written, or another rotary scaling.
+        UnsupportedFormat: llama.cpp would compute something else, or the tokenizer cannot be written.
         UnsupportedOption: The dtype fits no tensor, or needs an importance matrix.
     """
-    if output.config.family is None or output.config.family.name != "llama":
+    check_family(output.config, output.tensors)
+    found = output.vocabulary
+    if found is None or not (found.file == "tokenizer.model" or found.kind == "byte-level"):
         raise UnsupportedFormat(
-            f"The model is of type {output.config.model_type!r}; GGUF files are written of LLaMA models only.",
-            "Keep it in Hugging Face's layout.",
-        )
-    if output.vocabulary is None or output.vocabulary.file != "tokenizer.model":
-        raise UnsupportedFormat(
-            "A GGUF file carries its tokenizer, which is written from tokenizer.model; the model has none.",
+            "A GGUF file carries its tokenizer, which is written from tokenizer.model or a byte-level tokenizer.json; "
+            f"the model has {'none' if found is None else 'another kind'}.",
             "Add the original tokenizer.model.",
-        )
-    kind = output.config.rope_type
-    if kind not in (None, "default", "linear", "llama3"):
-        raise UnsupportedFormat(
-            f"The model's rotary scaling is of type {kind!r}; GGUF has 'linear' and 'llama3'.",
-            "Use llama.cpp's own converter on the Hugging Face model.",
         )
     encodings = gguf_encodings(output)
     for name, encoding in encodings.items():
@@ -127,16 +120,18 @@ def _check_imatrix(output: GgufOutput, mix: str, encodings: Mapping[str, str]) -
 
 
 def gguf_warnings(output: GgufOutput) -> list[str]:
-    """Returns one sentence on the matrices whose rows do not fit the mix's blocks, if there are any."""
+    """Returns what a user should know: a window that is not computed, and matrices whose rows do not fit the mix's blocks."""
     encodings, counts = gguf_encodings(output), Counter[str]()
     mixed = _mixed(output)
     for name, wanted in mixed.items():
         if encodings[name] != wanted:
             block, _ = BLOCKS[wanted]
             counts[f"from {wanted} (blocks of {block}) to {encodings[name]}"] += 1
+    found = family_warnings(output.config)
     if not counts:
-        return []
+        return found
     listed = ", ".join(f"{count} {change}" for change, count in counts.items())
     return [
-        f"{sum(counts.values())} of {len(mixed)} matrices have rows that are not a whole number of blocks and fall back: {listed}."
+        *found,
+        f"{sum(counts.values())} of {len(mixed)} matrices have rows that are not a whole number of blocks and fall back: {listed}.",
     ]

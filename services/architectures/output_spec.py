@@ -58,10 +58,14 @@ def plan_output(
     ranks: int = 1,
     has_imatrix: bool = False,
 ) -> OutputSpec:
-    """Returns the output of a model whose tensors have these dtypes and shapes, in the requested dtype."""
+    """Returns the output of a model whose tensors have these dtypes and shapes, in the requested dtype.
+
+    A GGUF file holds the text model alone.
+    """
     computed = {
         name: (_computed_dtype(output_format, dtype, own, shape), shape)
         for name, (own, shape) in tensors.items()
+        if output_format != "gguf" or config.model_class.text_name(name) is not None
     }
     return OutputSpec(output_format, config, computed, vocabulary, dtype, ranks, has_imatrix)
 

@@ -1,10 +1,8 @@
 """Header of a GGUF file, written by the `gguf` package: metadata, tokenizer and the tensors' positions.
 
-Keys and values are those of llama.cpp's converter (ggml-org/llama.cpp `convert_hf_to_gguf.py`, LlamaModel:
-set_gguf_parameters, generate_extra_tensors).
+Keys and values are those of llama.cpp's converter (ggml-org/llama.cpp `conversion/`, set_gguf_parameters of each class).
 """
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,14 +11,14 @@ import torch
 
 from services.architectures.config import ModelConfig
 from services.architectures.gguf_mixes import MIXES
+from services.architectures.gguf_support import support_of, windowed_layers
 from services.architectures.output_spec import OutputSpec
 from services.checkpoints.folder_spec import FolderSpec
-from services.checkpoints.gguf_plans import gguf_plans
+from services.checkpoints.gguf_plans import architecture_of, gguf_plans
+from services.checkpoints.gguf_rope import add_rope
 from services.checkpoints.gguf_tokens import add_tokenizer
 from services.checkpoints.write_ledger import TensorPlan
 from services.files.disk_full import disk_full_as_error
-
-ROPE_FACTORS = "rope_freqs.weight"
 
 FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
@@ -39,7 +37,7 @@ def encode_header(path: Path, spec: FolderSpec, plans: Iterable[TensorPlan]) -> 
         UnreadableFile: A file of the tokenizer is damaged.
     """
     header_file = path.with_suffix(".header")
-    writer = gguf.GGUFWriter(path=None, arch=gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
+    writer = gguf.GGUFWriter(path=None, arch=architecture_of(spec.output.config))
     _add_parameters(writer, spec.output)
     add_tokenizer(writer, spec)
     for plan in plans:
@@ -69,19 +67,32 @@ def _add_parameters(writer: gguf.GGUFWriter, output: OutputSpec) -> None:
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
-    _add_scaling(writer, config)
+    add_rope(writer, config)
+    _add_gemma(writer, config)
     mix = MIXES.get(output.dtype or "")
     writer.add_file_type(mix.file_type if mix else FILE_TYPES[_main_encoding(output)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
-def _add_scaling(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
-    if config.rope_type == "linear" and config.rope_scaling:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(config.rope_scaling["factor"]))
+def _add_gemma(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+    """Adds the window, the layers that it applies to, and the limits of logits."""
+    windowed, own = windowed_layers(config), config.text_source
+    if architecture_of(config) == "phi3":
+        writer.add_sliding_window(own.get("sliding_window") or 0)
+    if windowed:
+        writer.add_sliding_window(own.get("sliding_window") or 4096)
+        facts = support_of(config)
+        period = facts.window_period if facts else 0
+        if windowed != [(layer + 1) % period != 0 for layer in range(config.num_hidden_layers)]:
+            writer.add_sliding_window_pattern(windowed)
+    for key, default, add in (
+        ("attn_logit_softcapping", 50.0, writer.add_attn_logit_softcapping),
+        ("final_logit_softcapping", 30.0, writer.add_final_logit_softcapping),
+    ):
+        value = own.get(key, default if architecture_of(config) == "gemma2" else None)
+        if value is not None and architecture_of(config).startswith("gemma"):
+            add(float(value))
 
 
 def _main_encoding(output: OutputSpec) -> str:
@@ -90,22 +101,3 @@ def _main_encoding(output: OutputSpec) -> str:
     for plan in gguf_plans(output).values():
         sizes[plan.dtype] = sizes.get(plan.dtype, 0) + plan.size_bytes
     return max(sizes, key=lambda encoding: sizes[encoding])
-
-
-def rope_factors(config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Returns Llama 3's frequency factors by name: float32 of shape (head_dim / 2,). Empty for other scalings.
-
-    Source: llama.cpp `convert_hf_to_gguf.py`, LlamaModel.generate_extra_tensors; the formula is apply_scaling of
-    meta-llama/llama-models `model.py`, whose frequency is divided by the factor.
-    """
-    scaling = config.rope_scaling or {}
-    if config.rope_type != "llama3":
-        return {}
-    factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    context = float(scaling["original_max_position_embeddings"])
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    wavelengths = 2 * math.pi * config.rope_theta**exponents
-    smooth = (context / wavelengths - low) / (high - low)
-    between = 1 / ((1 - smooth) / factor + smooth)
-    factors = torch.where(wavelengths > context / low, torch.full_like(between, factor), between)
-    return {ROPE_FACTORS: torch.where(wavelengths < context / high, torch.ones_like(between), factors)}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from services.architectures.bpe_merges import byte_alphabet, ranks_to_merges
 from services.architectures.config import ModelConfig
@@ -22,6 +22,7 @@ from services.architectures.llama3 import (
 from services.architectures.tokenizer_files import AddedToken, TokenizerFiles, token_content
 from services.architectures.vocabulary import read_vocabulary
 from services.checkpoints.folder_spec import FolderSpec
+from services.checkpoints.gguf_byte_level import add_byte_level, looks_special
 from services.templates import JINJA_NAMES, jinja_text
 
 PADDING_SCORE = -10000.0
@@ -35,7 +36,7 @@ Added = Mapping[int, AddedToken]
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, spec: FolderSpec) -> None:
-    """Adds the pieces of `tokenizer.model`, the tokens added after them, and padding up to the rows of the embeddings.
+    """Adds the pieces of `tokenizer.model`, or else of `tokenizer.json`, added tokens, and padding up to the embeddings' rows.
 
     The chat template is the tokenizer's or the base's own, or else that of the model's lineage.
 
@@ -43,15 +44,18 @@ def add_tokenizer(writer: gguf.GGUFWriter, spec: FolderSpec) -> None:
         UnreadableTokenizer: A file of the tokenizer is damaged.
     """
     folder, config = spec.tokenizer_folder, spec.output.config
-    vocabulary = read_vocabulary(folder / "tokenizer.model")
     files = TokenizerFiles(folder)
     template = files.chat_template() or TokenizerFiles(spec.base_folder).chat_template()
-    if vocabulary.kind == "tiktoken":
+    model = folder / "tokenizer.model"
+    vocabulary = read_vocabulary(model) if model.is_file() else None
+    bos = bool(files.tokenizer_config.get("add_bos_token", True))
+    if vocabulary is None:
+        bos = add_byte_level(writer, folder, files, config)
+    elif vocabulary.kind == "tiktoken":
         instruct = _add_byte_pairs(writer, vocabulary.pieces, files, config)
         template = template or (LLAMA_3_CHAT_TEMPLATE if instruct else None)
     else:
-        _add_sentencepiece(writer, folder / "tokenizer.model", files, config)
-    bos = bool(files.tokenizer_config.get("add_bos_token", True))
+        _add_sentencepiece(writer, model, files, config)
     if template is None and spec.template in JINJA_NAMES:
         template = jinja_text(spec.template, bos=bos)
     writer.add_add_bos_token(bos)
@@ -67,8 +71,10 @@ def _add_sentencepiece(
     writer: gguf.GGUFWriter, model: Path, files: TokenizerFiles, config: ModelConfig
 ) -> None:
     pieces = SentencePieceProcessor(model_file=str(model))
-    tokens = sentencepiece_tokens(pieces)
     added = files.added_tokens()
+    tokens = [
+        _with_role(token, added.get(number)) for number, token in enumerate(sentencepiece_tokens(pieces))
+    ]
     tokens += [_extra_token(number, added) for number in range(len(tokens), config.vocab_size)]
     texts, scores, types = zip(*tokens, strict=True)
     writer.add_tokenizer_model("llama")
@@ -80,6 +86,24 @@ def _add_sentencepiece(
     writer.add_bos_token_id(bos if isinstance(bos, int) else pieces.bos_id())
     writer.add_eos_token_id(eos[0] if eos else pieces.eos_id())
     writer.add_unk_token_id(pieces.unk_id())
+    writer.add_add_space_prefix(_adds_space(model))
+
+
+def _adds_space(model: Path) -> bool:
+    """Returns True if a space is put before a text, as the file's normalizer says (`add_dummy_prefix`)."""
+    messages: Any = sentencepiece_model_pb2  # made at import: no type checker sees them
+    found = messages.ModelProto()
+    found.ParseFromString(model.read_bytes())
+    return bool(found.normalizer_spec.add_dummy_prefix)
+
+
+def _with_role(token: Token, added: AddedToken | None) -> Token:
+    """Returns a normal piece as what the JSON files call it: a control token, or one that is split off first."""
+    if added is None or token[2] != gguf.TokenType.NORMAL:
+        return token
+    special = added.special or looks_special(added.content)
+    text = added.content if special else added.content.replace("\u2581", " ")
+    return text, ADDED_SCORE, int(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
 
 
 def sentencepiece_tokens(pieces: Any) -> list[Token]:

@@ -17,8 +17,9 @@ from services.architectures.output_spec import check_output
 from services.checkpoints.blocks import aligned_blocks, halves_to_interleaved_blocks, tensor_bytes
 from services.checkpoints.folder_spec import FolderSpec, WrittenModel
 from services.checkpoints.gguf_encoding import encode, share_cores
-from services.checkpoints.gguf_metadata import encode_header, rope_factors
-from services.checkpoints.gguf_plans import MODEL_FILE, gguf_plans, interleaved_heads
+from services.checkpoints.gguf_metadata import encode_header
+from services.checkpoints.gguf_plans import MODEL_FILE, gguf_plans, interleaved_heads, offset_of
+from services.checkpoints.gguf_rope import rope_factors
 from services.checkpoints.journal import Journal, open_journal
 from services.checkpoints.modelfile import write_modelfile
 from services.checkpoints.streaming import Produce, stream_tensors
@@ -109,7 +110,7 @@ class GgufFile(PositionedWriter):
                 self._extra_digests[name] = hashlib.sha256(tensor_bytes(tensor)).hexdigest()
 
     def _stored_blocks(self, plan: TensorPlan, blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Returns the blocks in GGUF's order of rows and in the tensor's encoding.
+        """Returns the blocks in GGUF's order of rows, with its offset, and in the tensor's encoding.
 
         Raises:
             NonFiniteTensor: A value is too large for the encoding.
@@ -120,6 +121,9 @@ class GgufFile(PositionedWriter):
             if heads
             else aligned_blocks(blocks, 1)
         )
+        offset = offset_of(self._output, plan.name)
+        if offset:
+            ordered = (block.float() + offset for block in ordered)
         return (encode(plan.name, block, stored.dtype) for block in ordered)
 
 

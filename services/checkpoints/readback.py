@@ -13,7 +13,7 @@ from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec
 from services.checkpoints.blocks import tensor_bytes
 from services.checkpoints.gguf_decoding import decode
-from services.checkpoints.gguf_plans import MODEL_FILE, gguf_plans, interleaved_heads
+from services.checkpoints.gguf_plans import MODEL_FILE, gguf_plans, interleaved_heads, offset_of
 from services.checkpoints.rotary import interleaved_to_halves
 from services.checkpoints.tensor_reader import TensorReader
 from services.files.gguf_header import GgufHeader, read_gguf_header
@@ -24,7 +24,8 @@ from services.files.tensors import BLOCKS
 class StoredTensor:
     """A tensor of a written model: `key` is its name in the digests, `source` the position of its bytes.
 
-    `dtype` is a safetensors code; for a block encoding that of the encoded values. `blocks` is the encoding's name.
+    `dtype` is a safetensors code; for a block encoding that of the encoded values. `blocks` is the encoding's name, `offset` a
+    number that was added to its values.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StoredTensor:
     dtype: str
     source: TensorSource
     blocks: str | None = None
+    offset: float = 0.0
 
     @property
     def by_blocks(self) -> bool:
@@ -60,10 +62,12 @@ class StoredTensor:
             rows: Indices, int64 of shape (rows,).
 
         Returns:
-            Values of shape (rows, columns), and the bounds of the same shape, or one zero of shape (1,) if it is exact.
+            Values of shape (rows, columns), and the bounds of the same shape, or one of shape (1,), zero if it is exact.
         """
         if self.blocks is None:
-            return reader.joined(self.source)[rows].double(), torch.zeros(1, dtype=torch.float64)
+            values = reader.joined(self.source)[rows].double()
+            slack = torch.full((1,), abs(self.offset) * 2.0**-23, dtype=torch.float64)
+            return values - self.offset, slack
         if self.source.rotary_heads:
             rows = interleaved_to_halves(torch.arange(self.shape[0]), self.source.rotary_heads)[rows]
         return decode(reader.view(self.source.parts[0])[rows], self.blocks)
@@ -134,7 +138,7 @@ def _stored(header: GgufHeader, output: OutputSpec, name: str, key: str) -> Stor
     source = TensorSource(name, raw.dtype, found.shape, (raw,), None, interleaved_heads(output, name))
     blocks = found.encoding if found.encoding in BLOCKS else None
     dtype = output.tensors[name][0] if blocks else raw.dtype
-    return StoredTensor(name, key, dtype, source, blocks)
+    return StoredTensor(name, key, dtype, source, blocks, offset_of(output, name))
 
 
 READERS: Mapping[OutputFormat, Callable[[Path, OutputSpec], StoredModel]] = {

@@ -4,7 +4,7 @@ from services.architectures.checkpoint import Checkpoint
 from services.architectures.output_spec import output_bytes, output_warnings
 from services.errors import UnsupportedOption
 from services.kinds.convert import ConvertRequest
-from services.preflight.output import checked_output, planned_write, tokenizer_warnings
+from services.preflight.output import checked_output, left_out_warnings, planned_write, tokenizer_warnings
 from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, deferred_plan
 
 BLOCKS_BYTES = 128 * 2**20
@@ -25,14 +25,20 @@ def plan(request: ConvertRequest, inputs: Inputs) -> Plan:
         _require_original_llama_3(request.source, checkpoint)
     if checkpoint.layout == "gguf":
         _require_layout_for_gguf(request, checkpoint)
-    output = checked_output(request, checkpoint, checkpoint.stored, checkpoint.vocabulary)
+    output = checked_output(
+        request, checkpoint, checkpoint.stored, checkpoint.vocabulary, checkpoint.tokenizer_folder
+    )
     return Plan(
         kind=request.kind,
         reads=[PlannedRead(name=request.source, role="source", size_bytes=checkpoint.size_bytes)],
         writes=planned_write(request, output),
         output_bytes=output_bytes(output),
         peak_memory_bytes=PROCESS_BYTES + BLOCKS_BYTES,
-        warnings=[*tokenizer_warnings(checkpoint, output), *output_warnings(output)],
+        warnings=[
+            *tokenizer_warnings(checkpoint, output),
+            *left_out_warnings(checkpoint.stored, output),
+            *output_warnings(output),
+        ],
     )
 
 

@@ -13,7 +13,7 @@ from services.kinds.merge import MergeRequest
 from services.models.digests import weights_digest
 from services.models.known_artifacts import check_known_order
 from services.models.manifest import InputEntry, read_manifest
-from services.preflight.output import checked_output, planned_write, tokenizer_warnings
+from services.preflight.output import checked_output, left_out_warnings, planned_write, tokenizer_warnings
 from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, deferred_plan
 
 
@@ -35,7 +35,8 @@ def plan(request: MergeRequest, inputs: Inputs) -> Plan:
     _check_lineage(
         request.base, merged, [(a.name, weights_digest(a, inputs.limits.digest_bytes)) for a in adapters]
     )
-    output = checked_output(request, stack.base, merged_tensors(stack.base, adapters), stack.vocabulary)
+    tensors = merged_tensors(stack.base, adapters)
+    output = checked_output(request, stack.base, tensors, stack.vocabulary, stack.tokenizer_folder)
     widest = max((pair.shape[0] * pair.shape[1] for a in adapters for pair in a.pairs.values()), default=0)
     return Plan(
         kind=request.kind,
@@ -50,7 +51,7 @@ def plan(request: MergeRequest, inputs: Inputs) -> Plan:
         peak_memory_bytes=PROCESS_BYTES + 2 * (4 + 2 + 2) * widest + _rounding_bytes(request, base),
         warnings=[
             *stack.warnings, *_merged_warnings(request.base, merged), *tokenizer_warnings(base, output),
-            *_scale_warnings(request, adapters), *output_warnings(output),
+            *_scale_warnings(request, adapters), *left_out_warnings(tensors, output), *output_warnings(output),
         ],
     )  # fmt: skip
 

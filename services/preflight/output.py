@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from services.architectures.checkpoint import Checkpoint
+from services.architectures.gguf_pretokenizer import pretokenizer_name
 from services.architectures.key_map import Shape
 from services.architectures.output_spec import (
     OUTPUT_DTYPES,
@@ -28,11 +30,13 @@ def checked_output(
     base: Checkpoint,
     tensors: Mapping[str, tuple[str, Shape]],
     vocabulary: Vocabulary | None,
+    tokenizer_folder: Path,
 ) -> OutputSpec:
     """Returns the output that the request describes.
 
     Args:
         tensors: dtype and shape by Hugging Face's names.
+        tokenizer_folder: folder of the tokenizer that is written.
 
     Raises:
         UnsupportedOption, UnsupportedFormat, VocabularyMismatch: the format cannot hold it.
@@ -43,7 +47,19 @@ def checked_output(
         dtype=OUTPUT_DTYPES[request.dtype] if request.dtype else None, ranks=request.ranks or base.ranks,
     )  # fmt: skip
     check_output(output)
+    if output.format == "gguf" and vocabulary is not None and vocabulary.file == "tokenizer.json":
+        pretokenizer_name(tokenizer_folder)
     return output
+
+
+def left_out_warnings(tensors: Mapping[str, tuple[str, Shape]], output: OutputSpec) -> list[str]:
+    """Returns a warning if the format leaves out parts of the model."""
+    left = [name for name in tensors if name not in output.tensors]
+    return (
+        [f"{len(left)} tensors do not belong to the text model and are left out, {left[0]} the first"]
+        if left
+        else []
+    )
 
 
 def planned_write(request: ConvertRequest | MergeRequest, output: OutputSpec) -> PlannedWrite:

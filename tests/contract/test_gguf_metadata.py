@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from services.architectures.checkpoint_reader import read_checkpoint
-from services.checkpoints.gguf_metadata import rope_factors
+from services.checkpoints.gguf_rope import rope_factors
 from tests.contract.gguf_models import field, tensors_of, to_gguf
 from tests.miniature import MINIATURE
 from tests.reference.huggingface_model import save_llama

@@ -71,7 +71,7 @@ def test_a_model_without_a_sentencepiece_tokenizer_is_refused(tmp_path: Path) ->
 def test_a_model_without_a_tokenizer_model_is_refused(tmp_path: Path) -> None:
     save_llama(tmp_path / "base")
     (tmp_path / "base" / "tokenizer.model").unlink()
-    refused(tmp_path / "base", UnsupportedFormat, "is written from tokenizer.model; the model has none")
+    refused(tmp_path / "base", UnsupportedFormat, "byte-level tokenizer.json; the model has none")
 
 
 def test_an_unknown_scaling_is_refused_by_its_type(tmp_path: Path) -> None:
