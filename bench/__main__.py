@@ -1,4 +1,4 @@
-"""`python -m bench weights|generate|batching|sharing`: each measures ratios within one run and prints JSON."""
+"""`python -m bench weights|generate|batching|sharing|uploads`: each measures within one run and prints JSON."""
 
 import argparse
 import json
@@ -8,13 +8,14 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 
-from bench import batching, generate, sharing, weights
+from bench import batching, generate, sharing, uploads, weights
 
 SUBJECTS: dict[str, ModuleType] = {
     "weights": weights,
     "generate": generate,
     "batching": batching,
     "sharing": sharing,
+    "uploads": uploads,
 }
 
 

@@ -1,6 +1,7 @@
 """Processes that are killed or terminated; only where they run on this machine."""
 
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from tests.e2e.conftest import MINIATURE
 from tests.e2e.product import Json, LocalStack, LocalVolume, Product, is_alive, local_stack, stop
+from tests.tus import BYTES, TUS, metadata
 
 
 def test_a_merge_whose_worker_is_killed_is_finished_by_its_successor(
@@ -35,6 +37,41 @@ def wait_until_half_written(product: Product, job_id: str) -> None:
         if progress and progress["stage"] == "writing tensors" and progress["fraction"] > 0.3:
             return
     raise AssertionError("the merge ended before its progress was seen")
+
+
+def test_the_api_holds_neither_uploads_nor_archives_in_memory(product: Product, stack: LocalStack) -> None:
+    content = random.Random(7).randbytes(64_000_000)
+    files = {
+        "tokenizer.model": (MINIATURE / "llama" / "tokenizer.model").read_bytes(),
+        "weights.dat": content,
+    }
+    processes = [pid for pid, line in stack.descendants().items() if "api.wsgi" in line]
+    assert len(processes) >= 3, "gunicorn's master and its two workers"
+    before = {pid: resident_bytes(pid, "VmRSS") for pid in processes}
+    for pid in processes:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak starts over, see proc(5)
+    ids = []
+    for name, data in files.items():
+        headers = {**TUS, "Upload-Length": str(len(data)), "Upload-Metadata": metadata(filename=name)}
+        url = product.http.post("/api/uploads", headers=headers).headers["Location"]
+        sent = product.http.patch(url, headers={**BYTES, "Upload-Offset": "0"}, content=data)
+        assert sent.headers["Upload-Offset"] == str(len(data))
+        ids.append(url.rpartition("/")[2])
+    product.run(kind="import", source={"upload": ids}, target="large")
+    received = 0
+    with product.http.stream("GET", "/api/models/large/archive") as response:
+        for block in response.iter_raw():
+            received += len(block)
+    assert received == int(response.headers["Content-Length"]) > len(content)
+    grown = {pid: resident_bytes(pid, "VmHWM") - before[pid] for pid in processes}
+    assert max(grown.values()) < 20_000_000, grown
+    product.http.delete("/api/models/large")
+
+
+def resident_bytes(pid: int, field: str) -> int:
+    """A process's resident memory at the moment (`VmRSS`) or at its peak (`VmHWM`)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def test_sigterm_ends_every_process_and_leaves_no_half_model(tmp_path: Path) -> None:
