@@ -51,6 +51,7 @@ bench: $(READY) ## measure converting, merging and generating, as ratios within 
 	@$(BIN)/python -m bench generate
 	@$(BIN)/python -m bench batching
 	@$(BIN)/python -m bench sharing
+	@$(BIN)/python -m bench uploads
 
 lint: $(READY) ## style, types and the layers of imports
 	@$(BIN)/ruff check

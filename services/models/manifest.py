@@ -134,8 +134,9 @@ def new_manifest(
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json` into a folder."""
+    """Writes `manifest.json` into a folder; one that was imported is replaced, not changed: it may be a link."""
     text = manifest.model_dump_json(indent=1, exclude_defaults=False)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 

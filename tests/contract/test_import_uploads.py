@@ -108,6 +108,19 @@ def test_files_are_linked_and_need_no_further_space(
     assert (tmp_path / "made" / "tokenizer.model").stat().st_ino == inode
 
 
+def test_the_manifest_of_a_model_that_is_uploaded_again_is_replaced(
+    client: FlaskClient, tmp_path: Path
+) -> None:
+    ids = [upload(client, TOKENIZER, "tokenizer.model"), upload(client, b'{"old": 1}', "manifest.json")]
+    data = tmp_path / ".uploads" / ids[1] / "data"
+    os.link(data, tmp_path / "kept")
+    run(tmp_path, *ids)
+    manifest = read_manifest(tmp_path / "made")
+    assert manifest is not None
+    assert manifest.files == {"tokenizer.model": sha256(TOKENIZER)}
+    assert (tmp_path / "kept").read_bytes() == b'{"old": 1}', "an upload is never written to"
+
+
 def test_files_are_copied_where_the_volume_has_no_links(
     client: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from services.kinds.import_ import (
 )
 from services.models.hub_download import Download
 from services.models.imports import Imported, check_digest, expected_digests, import_members, recognized
-from services.models.manifest import InputEntry, new_manifest, write_manifest
+from services.models.manifest import MANIFEST_NAME, InputEntry, new_manifest, write_manifest
 from services.models.uploaded_files import digests_to_check, verify_archive
 from services.preflight import Plan
 from services.preflight.import_ import import_source, import_uploads
@@ -98,9 +98,12 @@ def run(request: ImportRequest, context: JobContext) -> ImportResult:
     with publishing(request, plan, context, take_over=fetch.resumes) as staging:
         taken = fetch.run(request, plan, context, staging)
         source = InputEntry(role="source", name=request.source.name, commit=plan.reads[0].commit)
+        digests = {
+            path: digest for path, digest in taken.digests.items() if path != MANIFEST_NAME
+        }  # it is replaced
         manifest = new_manifest(
-            kind=taken.kind, operation="import", inputs=[source], tensors={}, files=dict(taken.digests),
-            job_id=context.execution.job_id, result={"bytes_written": taken.size_bytes, "files": len(taken.digests)},
+            kind=taken.kind, operation="import", inputs=[source], tensors={}, files=digests,
+            job_id=context.execution.job_id, result={"bytes_written": taken.size_bytes, "files": len(digests)},
         )  # fmt: skip
         write_manifest(staging, manifest)
     _remove_uploads(request, context)
