@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from services.adapters.adapter_config import check_config
+from services.adapters.expert_packs import ExpertPack, split_packs
 from services.adapters.lora_tensors import LoraPair, pair_factors, sort_tensors
 from services.adapters.tuners import (
     TokenRows,
@@ -33,7 +34,7 @@ class Adapter:
 
     Tensors have the names of transformers' modules, or after `bind` (services/adapters/binding.py) those of the base's files.
     `same` names a head that the base tied when the adapter was merged, and the input embedding, whose change it shares. `copies`
-    are tensors that the file holds a second time, under the head's name.
+    are tensors that the file holds a second time, under the head's name. `packs` are pairs for all experts, which `bind` turns into pairs.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Adapter:
     rows: Mapping[str, TokenRows] = field(default_factory=dict)
     same: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, TensorHeader] = field(default_factory=dict)
+    packs: Mapping[str, ExpertPack] = field(default_factory=dict)
 
     @property
     def config_file(self) -> Path:
@@ -61,8 +63,9 @@ class Adapter:
     @property
     def headers(self) -> Iterator[TensorHeader]:
         """Every tensor of the file, once."""
-        for pair in self.pairs.values():
-            yield from (pair.a, pair.b)
+        halves = [half for pair in self.pairs.values() for half in (pair.a, pair.b)]
+        halves += [half for pack in self.packs.values() for half in (pack.a, pack.b)]
+        yield from {header.name: header for header in halves}.values()
         yield from self.replaced.values()
         yield from self.copies.values()
         yield from (rows.rows for rows in self.rows.values())
@@ -91,8 +94,11 @@ def is_adapter(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (CONFIG_FILE, *WEIGHT_FILES))
 
 
-def read_adapter(folder: Path, name: str | None = None) -> Adapter:
+def read_adapter(folder: Path, name: str | None = None, *, experts: bool = False) -> Adapter:
     """Returns the description of an adapter; every tensor of its file is part of the result.
+
+    Args:
+        experts: Pairs for all experts of a layer are accepted: the caller binds the adapter to its base (`bind`).
 
     Raises:
         IncompleteAdapter: The configuration, the weights, half a pair or a declared module is missing.
@@ -125,10 +131,16 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
         layers = tuner_layers(name, config, own)
         rest = {key: tensor for key, tensor in rest.items() if key not in own}
     halves, replaced = sort_tensors(name, rest)
+    packs, halves = split_packs(name, config, halves)
+    if packs and not experts:
+        raise UnsupportedAdapter(
+            f"Adapter {name} changes experts by target_parameters; only a merge takes it.",
+            "Merge it into its base.",
+        )
     pairs = pair_factors(name, config, halves)
     _check_declared(name, config, [*pairs, *layers, *rows], replaced)
     vocabulary = read_folder_vocabulary(folder)
-    return Adapter(name, folder, weights, config, pairs, replaced, vocabulary, layers, rows)
+    return Adapter(name, folder, weights, config, pairs, replaced, vocabulary, layers, rows, packs=packs)
 
 
 def _weights_file(folder: Path, name: str) -> Path:

@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from services.adapters.adapter import Adapter
+from services.adapters.expert_packs import expert_pairs
 from services.adapters.lora_tensors import LoraPair
 from services.architectures.checkpoint import Checkpoint
+from services.architectures.mixtures import MixtureClass
 from services.errors import AdapterMismatch, UnknownAdapterKey, UnsupportedAdapter
 
 T = TypeVar("T")
@@ -24,16 +26,21 @@ def bind(base: Checkpoint, adapter: Adapter) -> Adapter:
     Raises:
         UnknownAdapterKey: The base has no tensor of such a name.
         AdapterMismatch: The adapter says that it was trained on another class.
-        UnsupportedAdapter: A tuner other than LoRA changes a transposed weight.
+        UnsupportedAdapter: A tuner other than LoRA changes a transposed weight, or the packing of experts is not known.
     """
     _check_class(base, adapter)
     names = _OwnNames(base)
+    packed = expert_pairs(adapter.name, adapter.packs, base.config.model_class, base.config.text_source)
+    adapter = replace(adapter, pairs={**adapter.pairs, **packed}, packs={})
     bound = replace(
         adapter,
         pairs=_renamed(names, adapter, adapter.pairs), replaced=_renamed(names, adapter, adapter.replaced),
         layers=_renamed(names, adapter, adapter.layers), rows=_renamed(names, adapter, adapter.rows),
     )  # fmt: skip
-    return _transposed(base, bound) if base.config.model_class.conv1d else bound
+    model_class = base.config.model_class
+    if isinstance(model_class, MixtureClass):
+        return _of_parameters(model_class, bound)
+    return _transposed(base, bound) if model_class.conv1d else bound
 
 
 class _OwnNames:
@@ -70,6 +77,27 @@ def _check_class(base: Checkpoint, adapter: Adapter) -> None:
             f"Adapter {adapter.name} was trained on a {trained}; the base {base.folder.name} is a {wanted}.",
             "Use the base that it was trained on.",
         )
+
+
+def _of_parameters(model_class: MixtureClass, adapter: Adapter) -> Adapter:
+    """Returns the adapter with its changes of experts and routers as PEFT merges them into parameters.
+
+    Adapters from transformers 4 name each expert's linear module; PEFT loads them as pairs of the parameters of transformers 5
+    (peft/utils/transformers_weight_conversion.py).
+    """
+    odd = sorted(name for name in adapter.layers if model_class.is_parameter(model_class.module_name(name)))
+    if odd:
+        raise UnsupportedAdapter(
+            f"Adapter {adapter.name} is of type {adapter.config.get('peft_type')} and changes {odd[0]!r}; experts and routers are changed "
+            "by plain LoRA pairs alone.",
+            "Merge it with the versions of PEFT and transformers that trained it.",
+        )
+
+    def rounded(name: str, pair: LoraPair) -> LoraPair:
+        is_parameter = model_class.is_parameter(model_class.module_name(name))
+        return replace(pair, rounded=True) if is_parameter else pair
+
+    return replace(adapter, pairs={name: rounded(name, pair) for name, pair in adapter.pairs.items()})
 
 
 def _transposed(base: Checkpoint, adapter: Adapter) -> Adapter:

@@ -20,10 +20,20 @@ _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(?:\.(?P<adapter>[^.]+))?\.
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertPart:
+    """Part of a pair for all experts that changes one tensor: the expert, the number of experts, and the rows of B."""
+
+    number: int
+    count: int
+    rows: slice
+
+
+@dataclass(frozen=True, slots=True)
 class LoraPair:
     """Factors of one module's change: `scaling * B @ A`, shapes A (r, in) and B (out, r).
 
-    For an embedding the change is `scaling * (B @ A)` transposed, shapes A (r, vocabulary) and B (hidden, r).
+    For an embedding the change is `scaling * (B @ A)` transposed, shapes A (r, vocabulary) and B (hidden, r). Of a pair for all
+    experts (services/adapters/expert_packs.py) `expert` is the part that changes this tensor.
     """
 
     module: str
@@ -35,6 +45,7 @@ class LoraPair:
     rounded: bool = (
         False  # to the weight's dtype before it is added, as PEFT does for embeddings and target parameters
     )
+    expert: ExpertPart | None = None
 
     @property
     def tensor(self) -> str:
@@ -45,6 +56,8 @@ class LoraPair:
     def shape(self) -> tuple[int, int]:
         """Shape of the tensor that it changes."""
         rows, columns = self.b.shape[0], self.a.shape[1]
+        if self.expert is not None:
+            rows = len(range(rows)[self.expert.rows])
         return (columns, rows) if self.transposed else (rows, columns)
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 from services.architectures.dense_types import DENSE_TYPES, class_of
 from services.architectures.families import FAMILIES, family_of
 from services.architectures.family import Family, ModelClass
+from services.architectures.mixtures import MIXTURES
 from services.architectures.quantized import without_quantization
 from services.architectures.vocabulary import Vocabulary
 from services.errors import ConfigMismatch, UnsupportedFormat
@@ -300,7 +301,9 @@ def known_class(raw: Json) -> ModelClass:
     model_type = raw.get("model_type")
     found = class_of(model_type) if isinstance(model_type, str) else None
     if found is None:
-        dense = f", and without a family {', '.join(sorted(DENSE_TYPES))}" if DENSE_TYPES else ""
+        dense = (
+            f", and for merges within Hugging Face's layout {', '.join(sorted({*DENSE_TYPES, *MIXTURES}))}"
+        )
         raise UnsupportedFormat(
             f"config.json says model_type = {model_type!r}; supported are {', '.join(FAMILIES)}{dense}.",
             "Use a model of one of these types.",

@@ -1,6 +1,6 @@
-"""Tensors of a dense model type that has no family, checked as far as headers and configuration say.
+"""Tensors of a model type that has no family, checked as far as headers and configuration say.
 
-All layers of a dense model have the same tensors. The worker also compares the names with transformers' class before it writes
+All layers of a model have the same tensors; the experts of a mixture follow from its configuration. The worker also compares the names with transformers' class before it writes
 anything.
 """
 
@@ -10,9 +10,11 @@ from services.architectures.checkpoint import TensorSource
 from services.architectures.checkpoint_checks import check_complete
 from services.architectures.config import ModelConfig
 from services.architectures.key_map import Shape
+from services.architectures.mixtures import MixtureClass
 from services.errors import IncompleteCheckpoint, ShapeMismatch
 from services.files.weight_files import Tensors
 
+EXPERTS = ".mlp.experts."
 _LAYER = re.compile(r"(?<=\.)[0-9]{1,6}(?=\.)")
 
 
@@ -38,6 +40,8 @@ def dense_sources(config: ModelConfig, kept: Tensors) -> dict[str, TensorSource]
         _LAYER.sub(str(layer), module, count=1): shape
         for layer in range(config.num_hidden_layers) for module, shape in first.items()
     }  # fmt: skip
+    experts = _experts(config)
+    layers = {name: shape for name, shape in layers.items() if EXPERTS not in name} | experts
     check_complete(ends | outside | set(layers), set(names), by_name)
     tokens: Shape = (config.vocab_size, config.hidden_size)
     for module, shape in (dict.fromkeys(sorted(ends), tokens) | layers).items():
@@ -49,6 +53,16 @@ def dense_sources(config: ModelConfig, kept: Tensors) -> dict[str, TensorSource]
                 "Use the config.json that belongs to these weights.",
             )
     return {name: TensorSource(name, t.dtype, t.shape, (t,)) for name, t in kept.items()}
+
+
+def _experts(config: ModelConfig) -> dict[str, Shape]:
+    """Returns the shapes of all experts' tensors, empty for a dense model."""
+    model_class = config.model_class
+    if not isinstance(model_class, MixtureClass):
+        return {}
+    shapes = model_class.expert_shapes(config.text_source)
+    layers = range(config.num_hidden_layers)
+    return {f"model.layers.{n}{EXPERTS}{name}": shape for n in layers for name, shape in shapes.items()}
 
 
 def _layer(module: str) -> str | None:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from services.architectures.families import FAMILIES
 from services.architectures.family import INV_FREQ, ModelClass
+from services.architectures.mixtures import MIXTURES
 
 _LAYER_NORM = {"rms_norm_eps": "layer_norm_eps"}
 _NEOX = ModelClass(
@@ -44,5 +45,5 @@ TOKEN_MODULES = frozenset(
 
 
 def class_of(model_type: str) -> ModelClass | None:
-    """Returns the family or dense type of a model type, None if it is not supported."""
-    return FAMILIES.get(model_type) or DENSE_TYPES.get(model_type)
+    """Returns the family, dense type or mixture of experts of a model type, None if it is not supported."""
+    return FAMILIES.get(model_type) or DENSE_TYPES.get(model_type) or MIXTURES.get(model_type)

@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.config import config_to_json
+from services.architectures.mixtures import MixtureClass
 from services.errors import ConfigMismatch, IncompleteCheckpoint, ShapeMismatch, UnknownTensor
 
 
@@ -22,6 +23,8 @@ def check_class(checkpoint: Checkpoint) -> None:
     """
     model_class = checkpoint.config.model_class
     wanted = {name: tuple(tensor.shape) for name, tensor in empty_model(checkpoint).state_dict().items()}
+    if isinstance(model_class, MixtureClass):
+        wanted = model_class.expanded(wanted)
     for name, source in checkpoint.tensors.items():
         module = model_class.module_name(name)
         if module not in wanted:

@@ -80,7 +80,7 @@ def tensors_of(folder: Path) -> dict[str, StoredTensor]:
     """
     path = folder / MODEL_FILE
     if is_adapter(folder):
-        headers = read_adapter(folder).headers
+        headers = read_adapter(folder, experts=True).headers
         sources = {raw.name: TensorSource(raw.name, raw.dtype, raw.shape, (raw,), None, 0) for raw in headers}
         return {name: StoredTensor(name, name, source.dtype, source) for name, source in sources.items()}
     if not path.is_file():

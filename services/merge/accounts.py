@@ -37,7 +37,7 @@ def scaled_stack(
     Raises:
         UnsupportedAdapter: Two copies of a tensor in an adapter's file differ.
     """
-    stack = check_stack(base, [read_adapter(folder, name) for name, folder, _ in adapters])
+    stack = check_stack(base, [read_adapter(folder, name, experts=True) for name, folder, _ in adapters])
     with TensorReader() as reader:
         for adapter in stack.adapters:
             _check_copies(reader, stack.base, adapter)

@@ -17,6 +17,7 @@ from services.adapters.tuners import TokenRows, TunerLayer
 from services.checkpoints.tensor_reader import TensorReader, check_finite
 from services.files.tensors import TensorHeader
 from services.merge.devices import CPU
+from services.merge.factors import pair_factors
 from services.merge.peft_layers import merge_layer
 
 BLOCK_ELEMENTS = 1 << 20
@@ -108,7 +109,7 @@ def changed_blocks(
     factors = []
     for change in changes[last:]:  # a tensor that a later adapter replaces whole does not count
         if change.replaced is not None:
-            weight = _checked(reader, change.adapter, change.replaced)
+            weight = _checked(change.adapter, change.replaced, reader.view(change.replaced))
         if change.pair is not None:
             factors.append(_factors(reader, change, change.pair, device))
     max_elements = BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
@@ -153,7 +154,7 @@ def _changed_whole(
             weight = torch.cat(list(blocks))
         if change.rows is not None:
             indices = torch.tensor(change.rows.indices, dtype=torch.long)
-            trained = _checked(reader, change.adapter, change.rows.rows).to(working)
+            trained = _checked(change.adapter, change.rows.rows, reader.view(change.rows.rows)).to(working)
             weight = weight.to(working).index_copy(0, indices, trained)
         if change.layer is not None:
             weight = merge_layer(reader, change.adapter, change.layer, weight.to(working))
@@ -161,11 +162,11 @@ def _changed_whole(
 
 
 def _factors(reader: TensorReader, change: Change, pair: LoraPair, device: torch.device) -> _Factors:
-    a, b = (_checked(reader, change.adapter, header).to(device).float() for header in (pair.a, pair.b))
+    halves = zip((pair.a, pair.b), pair_factors(reader, pair), strict=True)
+    a, b = (_checked(change.adapter, header, half).to(device).float() for header, half in halves)
     return _Factors(a, b, pair.scaling * change.scale, pair.transposed, pair.rounded)
 
 
-def _checked(reader: TensorReader, adapter: str, header: TensorHeader) -> torch.Tensor:
-    tensor = reader.view(header)
+def _checked(adapter: str, header: TensorHeader, tensor: torch.Tensor) -> torch.Tensor:
     check_finite(f"{adapter}: {header.name}", tensor)
     return tensor

@@ -101,7 +101,7 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
 def _of_kind(folder: Path, name: str, kind: ModelKind) -> dict[str, Any]:
     match kind:
         case "adapter":
-            return _of_adapter(read_adapter(folder, name))
+            return _of_adapter(read_adapter(folder, name, experts=True))
         case "original" | "huggingface":
             return _of_checkpoint(read_checkpoint(folder, dequantized=True))
         case "tokenizer":
@@ -160,7 +160,7 @@ def _of_adapter(adapter: Adapter) -> dict[str, Any]:
         "vocabulary_size": adapter.vocabulary_rows, "tokenizer": _tokenizer(adapter.vocabulary),
         "adapter": {
             "type": config["peft_type"], "r": config.get("r"), "lora_alpha": config.get("lora_alpha"),
-            "target_modules": sorted({_module(tensor) for tensor in (*adapter.pairs, *adapter.layers)}),
+            "target_modules": sorted({_module(tensor) for tensor in (*adapter.pairs, *adapter.layers)} | {p for pack in adapter.packs.values() for p in pack.parameters}),
             "replaces": sorted(adapter.replaced), "tensors": adapter.tensor_count,
             "base_model_name_or_path": config.get("base_model_name_or_path"),
         },

@@ -226,8 +226,8 @@ class Inputs:
             )
         return folder
 
-    def adapter(self, name: str) -> Adapter:
-        """Returns an adapter, from its headers.
+    def adapter(self, name: str, *, experts: bool = False) -> Adapter:
+        """Returns an adapter, from its headers; see `read_adapter`.
 
         Raises:
             WrongModelKind: it is not an adapter.
@@ -238,7 +238,7 @@ class Inputs:
             raise WrongModelKind(
                 f"{name!r} is of kind {kind!r}; an adapter is needed.", "Name an adapter, or use it as base."
             )
-        return read_adapter(folder, name)
+        return read_adapter(folder, name, experts=experts)
 
     def stack(self, base: Checkpoint, choices: Sequence[AdapterChoice]) -> tuple[list[Adapter], Stack]:
         """Returns the adapters and how they fit on the base and on each other.
@@ -247,7 +247,7 @@ class Inputs:
             WrongModelKind: one of them is not an adapter.
             AdapterMismatch, VocabularyMismatch, WrongAdapterOrder, UnsupportedAdapter: they do not fit.
         """
-        adapters = [self.adapter(choice.name) for choice in choices]
+        adapters = [self.adapter(choice.name, experts=True) for choice in choices]
         stack = check_stack(base, adapters)
         check_scales([(a, choice.scale) for a, choice in zip(adapters, choices, strict=True)])
         return list(stack.adapters), stack

@@ -14,6 +14,7 @@ from services.architectures.output_spec import OutputFormat, OutputSpec
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader
 from services.merge import MergeOptions, ScaledAdapter, changes_of, merged_output, scaled_stack
 from services.merge.base_precision import BasePrecision, at_precision
+from services.merge.factors import pair_factors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ def expected_rows(
             weight = _with_rows(reader, change.rows, rows, weight)
         pair = change.pair
         if pair is not None:
-            a, b = reader.view(pair.a).double(), reader.view(pair.b).double()
+            a, b = (half.double() for half in pair_factors(reader, pair))
             left, right = (a[:, rows].T, b.T) if pair.transposed else (b[rows], a)
             scaling = pair.scaling * change.scale
             delta = left @ right * scaling

@@ -17,6 +17,7 @@ from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.merge import ScaledAdapter, changes_of
 from services.merge.delta import changed_blocks
+from services.merge.factors import pair_factors
 from services.progress import Progress
 
 
@@ -97,7 +98,7 @@ def _square(reader: TensorReader, base: Checkpoint, adapters: Sequence[ScaledAda
 
 def pair_square(reader: TensorReader, pair: LoraPair, scale: float) -> float:
     """Returns ||s·BA||² of a pair without the product: the trace of BᵀB·AAᵀ, which is a sum over r×r."""
-    a, b = reader.view(pair.a).double(), reader.view(pair.b).double()
+    a, b = (half.double() for half in pair_factors(reader, pair))
     square = float(((b.T @ b) * (a @ a.T)).sum()) * (pair.scaling * scale) ** 2
     return max(square, 0.0)  # rounding may make the trace of a zero change negative
 

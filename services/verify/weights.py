@@ -16,6 +16,7 @@ from services.checkpoints.readback import StoredModel
 from services.checkpoints.tensor_reader import TensorReader
 from services.merge import ScaledAdapter, changes_of, release_tensor
 from services.merge.delta import Change, changed_blocks
+from services.merge.factors import pair_factors
 from services.merge.peft_layers import layer_model
 from services.verify.expected import expected_rows
 from services.verify.projections import Projection, product_of, row_blocks, weight_product
@@ -124,7 +125,7 @@ class UnmergedWeights:
         found = []
         for change in changes:
             if change.pair is not None:
-                a, b = self._reader.view(change.pair.a), self._reader.view(change.pair.b)
+                a, b = pair_factors(self._reader, change.pair)
                 halves = (b.T, a.T) if change.pair.transposed else (a, b)
                 found.append((*halves, change.pair.scaling * change.scale))
         return found

@@ -15,6 +15,7 @@ from services.architectures.config import config_to_json, read_config
 from services.architectures.dense_types import DENSE_TYPES
 from services.architectures.families import FAMILIES, family_of
 from services.architectures.family import ModelClass
+from services.architectures.mixtures import MIXTURES
 from services.errors import (
     ConfigMismatch,
     GraftwerkError,
@@ -32,7 +33,7 @@ SIZES = (
 
 
 def test_every_family_has_a_tiny_model() -> None:
-    assert set(OPTIONS) == set(FAMILIES)
+    assert set(OPTIONS) == {*FAMILIES, *MIXTURES}
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -43,6 +43,8 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
         },
         "mm_tokens_per_image": 4, "boi_token_index": 270, "eoi_token_index": 271, "image_token_index": 272,
     },
+    "mixtral": {**SIZES, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen3_moe": {**SIZES, "intermediate_size": 112, "moe_intermediate_size": 36, "num_experts": 5, "num_experts_per_tok": 2},
 }  # fmt: skip
 """Configurations by `model_type`."""
 
