@@ -11,7 +11,7 @@ from services.errors import GraftwerkError
 from services.kinds.computed_checks import LogitsComparison
 from services.tokenizers import load_tokenizer
 from services.verify.expected import ExpectedMerge
-from services.verify.forward_pass import forward_logits, llama_config
+from services.verify.forward_pass import forward_logits, text_model
 from services.verify.weights import ModelWeights, StoredWeights, UnmergedWeights
 
 TEXTS = (
@@ -50,13 +50,15 @@ def compare_logits(
     Raises:
         JobCanceled: The caller has canceled the work.
     """
-    rows = stored.tensors["model.embed_tokens.weight"].shape[0]
+    rows = stored.tensors[merge.base.embeddings].shape[0]
     ids = _token_ids(merge.stack.tokenizer_folder, rows)
     models: list[ModelWeights] = [
         StoredWeights(reader, stored),
         UnmergedWeights(reader, merge.base, merge.adapters),
     ]
-    found, expected = forward_logits(models, llama_config(merge.base.config, rows), ids, hooks)
+    found, expected = forward_logits(
+        models, text_model(merge.output.config, merge.output.tensors, rows), ids, hooks
+    )
     difference = (found - expected).double()
     size = float(expected.double().square().mean().sqrt())
     apart = float(difference.square().mean().sqrt())

@@ -25,14 +25,14 @@ from services.verify.projections import Projection, product_of, row_blocks, weig
 class ModelWeights(Protocol):
     """Weights of one of the two models that are compared."""
 
-    def embedding(self, ids: torch.Tensor) -> torch.Tensor:
-        """Returns rows of the embedding: float32 of shape (ids, hidden)."""
+    def rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Returns rows of a matrix: float32 of shape (rows, columns)."""
 
     def vector(self, name: str) -> torch.Tensor | None:
         """Returns a norm or a bias in float32 of shape (n,), None if the model has none of this name."""
 
-    def projection(self, module: str) -> nn.Module:
-        """Returns a linear module by its path."""
+    def projection(self, weight: str, bias: str | None) -> nn.Module:
+        """Returns the linear module of a weight and a bias."""
 
     def release(self) -> None:
         """Releases the pages that were read since the last call."""
@@ -51,22 +51,22 @@ class StoredWeights:
         while self._read:
             self._reader.release(self._read.pop())
 
-    def embedding(self, ids: torch.Tensor) -> torch.Tensor:
-        """Returns rows of the embedding: float32 of shape (ids, hidden)."""
-        return self._tensors["model.embed_tokens.weight"].rows(self._reader, ids)[0].float()
+    def rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Returns rows of a matrix: float32 of shape (rows, columns)."""
+        return self._tensors[name].rows(self._reader, rows)[0].float()
 
     def vector(self, name: str) -> torch.Tensor | None:
         """Returns a norm or a bias in float32 of shape (n,), None if the model has none of this name."""
         found = self._tensors.get(name)
         return None if found is None else found.rows(self._reader, torch.arange(found.shape[0]))[0].float()
 
-    def projection(self, module: str) -> nn.Module:
-        """Returns a linear module by its path."""
-        stored = self._tensors[f"{module}.weight"]
-        bias = self.vector(f"{module}.bias")
+    def projection(self, weight: str, bias: str | None) -> nn.Module:
+        """Returns the linear module of a weight and a bias."""
+        stored = self._tensors[weight]
+        added = None if bias is None else self.vector(bias)
         self._read.append(stored.source)
         if not stored.by_blocks:
-            return Projection(weight_product(self._reader.joined(stored.source)), bias=bias)
+            return Projection(weight_product(self._reader.joined(stored.source)), bias=added)
 
         numbers = torch.arange(stored.shape[0])
         blocks = [numbers[rows] for rows in row_blocks(stored.shape)]
@@ -74,7 +74,7 @@ class StoredWeights:
         def decoded() -> Iterator[torch.Tensor]:
             return (stored.rows(self._reader, rows)[0] for rows in blocks)
 
-        return Projection(product_of(stored.shape[0], decoded), bias=bias)
+        return Projection(product_of(stored.shape[0], decoded), bias=added)
 
 
 class UnmergedWeights:
@@ -91,35 +91,37 @@ class UnmergedWeights:
         while self._read:
             name = self._read.pop()
             changes = changes_of(self._adapters, name)
-            release_tensor(self._reader, self._base.tensors[name], changes)
+            release_tensor(self._reader, self._source(name), changes)
 
-    def embedding(self, ids: torch.Tensor) -> torch.Tensor:
-        """Returns rows of the embedding: float32 of shape (ids, hidden)."""
-        return self._expected("model.embed_tokens.weight", ids)
+    def rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Returns rows of a matrix: float32 of shape (rows, columns)."""
+        return self._expected(name, rows)
 
     def vector(self, name: str) -> torch.Tensor | None:
         """Returns a norm or a bias in float32 of shape (n,), as the last adapter that replaces it has it."""
         source = self._base.tensors.get(name)
         return None if source is None else self._expected(name, torch.arange(source.shape[0]))
 
-    def projection(self, module: str) -> nn.Module:
-        """Returns a linear module by its path."""
-        name = f"{module}.weight"
-        self._read.append(name)
-        changes = changes_of(self._adapters, name)
+    def projection(self, weight: str, bias: str | None) -> nn.Module:
+        """Returns the linear module of a weight and a bias."""
+        self._read.append(weight)
+        added = None if bias is None else self.vector(bias)
+        changes = changes_of(self._adapters, weight)
         if any(change.rows is not None for change in changes):
-            return Projection(self._expected_product(name), bias=self.vector(f"{module}.bias"))
+            return Projection(self._expected_product(weight), bias=added)
         last = max((i for i, change in enumerate(changes) if change.layer is not None), default=None)
         if last is not None:
-            return self._around_layer(name, changes, last)
+            return self._around_layer(weight, changes, last, added)
         start = max((i for i, change in enumerate(changes) if change.replaced is not None), default=0)
         replaced = changes[start].replaced if changes else None
-        weight = (
-            self._reader.joined(self._base.tensors[name]) if replaced is None else self._reader.view(replaced)
+        values = (
+            self._reader.joined(self._source(weight)) if replaced is None else self._reader.view(replaced)
         )
-        return Projection(
-            weight_product(weight), self._factors(changes[start:]), self.vector(f"{module}.bias")
-        )
+        return Projection(weight_product(values), self._factors(changes[start:]), added)
+
+    def _source(self, name: str) -> TensorSource:
+        """Returns a tensor of the base; a head that the adapters untie is its embedding."""
+        return self._base.tensors.get(name) or self._base.tensors[self._base.embeddings]
 
     def _factors(self, changes: Sequence[Change]) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
         found = []
@@ -130,16 +132,18 @@ class UnmergedWeights:
                 found.append((*halves, change.pair.scaling * change.scale))
         return found
 
-    def _around_layer(self, name: str, changes: Sequence[Change], last: int) -> nn.Module:
+    def _around_layer(
+        self, name: str, changes: Sequence[Change], last: int, bias: torch.Tensor | None
+    ) -> nn.Module:
         """Returns PEFT's own layer around the weight as it was before the last such tuner, plus the later adapters."""
-        weight = self._reader.load(self._base.tensors[name])
+        weight = self._reader.load(self._source(name))
         if last:
             weight = torch.cat(list(changed_blocks(self._reader, weight, changes[:last], once=True)))
         layer = changes[last].layer
         assert layer is not None
         model = layer_model(self._reader, changes[last].adapter, layer, weight.float())
         inner = model.get_submodule(f"base_model.model.{layer.module}")
-        return Projection(inner, self._factors(changes[last + 1 :]), self.vector(f"{layer.module}.bias"))
+        return Projection(inner, self._factors(changes[last + 1 :]), bias)
 
     def _expected(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         return expected_rows(self._reader, self._base, self._adapters, name, rows)[0].float()

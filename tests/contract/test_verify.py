@@ -24,7 +24,7 @@ from services.merge import ScaledAdapter
 from services.models.store import ModelStore
 from services.preflight import preflight
 from services.verify import expected_merge, verify_model
-from services.verify.forward_pass import forward_logits, llama_config
+from services.verify.forward_pass import forward_logits, text_model
 from services.verify.weights import StoredWeights, UnmergedWeights
 from tests.contract.resume_child import make
 from tests.job_context import job_context
@@ -68,7 +68,9 @@ def test_the_merged_sides_logits_are_those_of_transformers(tmp_path: Path) -> No
     claim = expected_merge(tmp_path / "m", [], "huggingface")
     with TensorReader() as reader, torch.no_grad():
         weights = StoredWeights(reader, read_stored(tmp_path / "m", claim.output))
-        found = forward_logits([weights], llama_config(checkpoint.config, 101), IDS, WriteHooks())[0]
+        found = forward_logits(
+            [weights], text_model(checkpoint.config, checkpoint.tensors, 101), IDS, WriteHooks()
+        )[0]
         assert torch.allclose(found, model(IDS).logits, atol=1e-5)
 
 
@@ -81,7 +83,7 @@ def test_the_other_sides_logits_are_those_of_peft_unmerged(tmp_path: Path) -> No
     scaled = [ScaledAdapter(read_adapter(folder, "a"), 1.0)]
     with TensorReader() as reader, torch.no_grad():
         weights = UnmergedWeights(reader, base, scaled)
-        found = forward_logits([weights], llama_config(base.config, 101), IDS, WriteHooks())[0]
+        found = forward_logits([weights], text_model(base.config, base.tensors, 101), IDS, WriteHooks())[0]
         expected = PeftModel.from_pretrained(model, folder)(IDS).logits
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(
