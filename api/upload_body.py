@@ -13,8 +13,11 @@ from services.models.upload_file import Appender, too_many_bytes
 
 PIECE_BYTES = 64 * 1024
 
-IDLE_SECONDS = 60
-"""Time without a byte after which a connection counts as broken, so that its upload is free for the next one."""
+IDLE_SECONDS = 20
+"""Time without a byte after which a connection counts as broken, so that its upload is free for the next one.
+
+Shorter than clients keep trying: a half-open connection locks its upload.
+"""
 
 
 def receive(appender: Appender) -> None:

@@ -1,5 +1,7 @@
 """`graftwerk push` and `graftwerk pull`, and the sources of `graftwerk import`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,7 @@ from graftwerk.import_source import HUB, VOLUME, default_target, is_local, parse
 from graftwerk.local_files import default_name, list_local
 from graftwerk.models import JsonObject
 from graftwerk.options import Connection, Submission, expanded, given
-from graftwerk.submission import run_job
+from graftwerk.submission import EXIT_CANCELED, run_job
 
 
 @expanded
@@ -47,7 +49,7 @@ def pull(
     ] = Path(),
 ) -> None:
     """Download a model into a folder with its name, verified. Continues where it broke."""
-    with connection.open() as client:
+    with connection.open() as client, stoppable():
         pulled = client.pull(name, into, progress=True)
     typer.echo(pulled.folder)
     if pulled.unverified:
@@ -104,6 +106,20 @@ def import_(
         run_job(connection, submission, {"kind": "import", "source": found, **fields})
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ends the command on Ctrl-C with a sentence.
+
+    Raises:
+        typer.Exit: the person has stopped the transfer.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        open_console(stderr=True).print("Stopped; the same command continues where it ended.", style="yellow")
+        raise typer.Exit(EXIT_CANCELED) from None
+
+
 def push_and_import(connection: Connection, submission: Submission, source: Path, fields: JsonObject) -> None:
     """Uploads local files and runs their import with these further fields."""
     if submission.dry_run:
@@ -111,7 +127,8 @@ def push_and_import(connection: Connection, submission: Submission, source: Path
     list_local(source)  # a wrong path is reported before the service is reached
     with connection.open() as client:
         _require_free(client, fields["target"])
-        ids = client.upload(source, fields["target"], progress=True)
+        with stoppable():
+            ids = client.upload(source, fields["target"], progress=True)
     run_job(connection, submission, {"kind": "import", "source": {"upload": ids}, **fields})
 
 

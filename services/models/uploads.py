@@ -38,6 +38,9 @@ DATA, RECORD, LOCK = "data", "upload.json", ".lock"
 SETTLE_SECONDS = 1.0
 """Time that a reader waits for a request whose connection broke a moment ago and that still writes what it received."""
 
+PATIENCE_SECONDS = 0.2
+"""Time that a writer waits for the lock: readers and ending requests hold it for a moment."""
+
 POLL_SECONDS = 0.02
 
 ID_PATTERN = r"^[0-9a-f]{32}$"
@@ -75,7 +78,7 @@ class Uploads:
         deadline = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < deadline:
             try:
-                with self._locked(self.get(upload_id)):
+                with self._locked(self.get(upload_id), patience_seconds=0):
                     break
             except UploadLocked:
                 time.sleep(POLL_SECONDS)
@@ -200,7 +203,7 @@ class Uploads:
                 with suppress(FileNotFoundError):
                     os.utime(upload.data)
             elif upload.is_expired:
-                with suppress(UploadLocked, UploadNotFound), self._locked(upload):
+                with suppress(UploadLocked, UploadNotFound), self._locked(upload, patience_seconds=0):
                     shutil.rmtree(self.root / upload.id, ignore_errors=True)
                     removed.append(upload.id)
         return removed
@@ -214,22 +217,31 @@ class Uploads:
                     shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
-    def _locked(self, upload: Upload) -> Iterator[FileIO]:
+    def _locked(self, upload: Upload, *, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[FileIO]:
         try:
             file = upload.data.open("r+b", buffering=0)
         except FileNotFoundError as error:
             raise _not_found(upload.id) from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            _lock(file, patience_seconds)
+            if not upload.data.exists():  # removed while this was waiting
+                raise _not_found(upload.id)
+            yield file
+
+
+def _lock(file: FileIO, patience_seconds: float) -> None:
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
                 raise UploadLocked(
                     "Another request writes to this upload.",
                     "Send one request at a time; try again in a moment if its connection broke.",
                 ) from error
-            if not upload.data.exists():  # removed while this was waiting
-                raise _not_found(upload.id)
-            yield file
+        time.sleep(POLL_SECONDS)
 
 
 def _check_file(new: NewUpload, limits: UploadLimits) -> None:

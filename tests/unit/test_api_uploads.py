@@ -13,6 +13,7 @@ import pytest
 from fakeredis import FakeRedis, FakeServer
 from flask.testing import FlaskClient
 
+from api.upload_body import IDLE_SECONDS
 from services.models.store import ModelStore
 from services.models.uploads import SETTLE_SECONDS
 from tests.api_client import client_of, problem
@@ -297,6 +298,41 @@ def test_bytes_that_the_server_still_buffers_when_a_connection_is_reset_are_kept
     )
     assert response.status_code == 400
     assert offset_of(client, url) == 100_007
+
+
+class Silent(io.BytesIO):
+    """A body that falls silent after its bytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if piece := super().read(size):
+            return piece
+        raise TimeoutError
+
+
+class Socket:
+    """A connection that records the timeouts that are set."""
+
+    def __init__(self) -> None:
+        self.timeouts: list[float | None] = []
+
+    def settimeout(self, seconds: float | None) -> None:
+        self.timeouts.append(seconds)
+
+
+def test_a_silent_connection_counts_as_broken(client: FlaskClient, url: str) -> None:
+    connection = Socket()
+    response = client.patch(
+        url,
+        headers={**BYTES, "Upload-Offset": "0"},
+        input_stream=Silent(CONTENT[:70_000]),
+        environ_overrides={
+            "wsgi.input_terminated": True, "CONTENT_LENGTH": str(len(CONTENT)), "gunicorn.socket": connection,
+        },
+    )  # fmt: skip
+    assert response.status_code == 400
+    assert connection.timeouts == [IDLE_SECONDS, None]
+    assert offset_of(client, url) == 70_000
+    assert patch(client, url, 70_000, b"abc").status_code == 204
 
 
 def test_one_request_at_a_time_writes_to_an_upload(client: FlaskClient, url: str, volume: Path) -> None:

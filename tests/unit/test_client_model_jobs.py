@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from graftwerk import Client, transfer_commands
 
 from tests.client_service import Run, Service
 
@@ -68,6 +69,22 @@ def test_nothing_is_uploaded_under_a_name_that_a_model_has(
     assert result.exit_code == 2
     assert "'ab' exists already" in result.stderr
     assert [request.method for request in service.seen] == ["GET"]
+
+
+@pytest.mark.parametrize(("method", "arguments"), [("upload", ("push", "new.zip")), ("pull", ("pull", "ab"))])
+def test_a_transfer_that_is_stopped_says_that_it_can_continue(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, arguments: tuple[str, str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.zip").write_bytes(b"x")
+    monkeypatch.setattr(Client, method, stop)
+    monkeypatch.setattr(transfer_commands, "_require_free", lambda *_: None)
+    result = run(*arguments)
+    assert result.exit_code == 130
+    assert "the same command continues" in result.stderr
 
 
 def test_a_local_source_has_no_dry_run(service: Service, run: Run, tmp_path: Path) -> None:
