@@ -4,7 +4,6 @@ Front matter: huggingface/hub-docs `modelcard.md`. The card names inputs and fig
 copy under another name has the same card.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from services.adapters.adapter import CONFIG_FILE
+from services.errors import GraftwerkError
 from services.files.front_matter import CARD_NAME
+from services.files.json_file import read_json_if_present
 from services.files.tensors import DTYPE_NAMES
 from services.models.card_texts import CHECKS, LOADING
 from services.models.digests import digest_file
@@ -60,12 +62,16 @@ RESULTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """An input as the card shows it: its id on the Hub or else its name, its licence, and its tuner type if it is an adapter."""
+    """An input as the card shows it: its id on the Hub or else its name, and its licence.
+
+    An adapter also has its tuner type and, if its configuration has one, the id on the Hub of the base it was trained on.
+    """
 
     entry: InputEntry
     id: str
-    license: License | None
-    tuner: str | None
+    license: License | None = None
+    tuner: str | None = None
+    trained_on: str | None = None
 
 
 def write_model_card(folder: Path, manifest: Manifest, store: ModelStore) -> Manifest:
@@ -102,8 +108,14 @@ def model_card(manifest: Manifest, store: ModelStore) -> str:
 def _origin(entry: InputEntry, store: ModelStore) -> Origin:
     folder = store.root / entry.name
     if entry.name not in store.names():
-        return Origin(entry, entry.name, None, None)
-    return Origin(entry, _hub_id(store, entry.name) or entry.name, license_of(folder), _tuner(folder))
+        return Origin(entry, entry.name)
+    config = _adapter_config(folder)
+    tuner, trained_on = config.get("peft_type"), config.get("base_model_name_or_path")
+    return Origin(
+        entry, _hub_id(store, entry.name) or entry.name, license_of(folder),
+        tuner.lower() if isinstance(tuner, str) else None,
+        trained_on if isinstance(trained_on, str) and HUB_ID.fullmatch(trained_on) else None,
+    )  # fmt: skip
 
 
 def _hub_id(store: ModelStore, name: str) -> str | None:
@@ -121,12 +133,12 @@ def _hub_id(store: ModelStore, name: str) -> str | None:
     return None
 
 
-def _tuner(folder: Path) -> str | None:
+def _adapter_config(folder: Path) -> Mapping[str, Any]:
+    """Returns an adapter's configuration, empty for another model: `read_adapter` reports what is wrong with it."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return str(config["peft_type"]).lower()
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return read_json_if_present(folder / CONFIG_FILE)
+    except GraftwerkError:
+        return {}
 
 
 # ---- front matter -------------------------------------------------------------------------------------
@@ -134,7 +146,10 @@ def _tuner(folder: Path) -> str | None:
 
 def _front_matter(manifest: Manifest, origins: Sequence[Origin]) -> ModelCardData:
     roles = BASE_ROLES.get(manifest.operation, ())
-    bases = [" ".join(origin.id.split()) for origin in origins if origin.entry.role in roles]
+    sources = [origin for origin in origins if origin.entry.role in roles]
+    # an adapter made of adapters fits the base that those were trained on
+    ids = [(o.trained_on if manifest.kind == "adapter" else None) or o.id for o in sources]
+    bases = [" ".join(id.split()) for id in ids]
     license = joint_license([origin.license for origin in origins])
     tuners = [origin.tuner for origin in origins if origin.tuner]
     kind = [manifest.kind] if manifest.kind in ("gguf", "adapter", "tokenizer") else []

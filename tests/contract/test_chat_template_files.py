@@ -19,6 +19,7 @@ from services.tokenizers import add_chat_template, complete_tokenizer, load_toke
 from tests.contract.gguf_models import field
 from tests.contract.resume_child import make
 from tests.job_context import job_context
+from tests.reference.families import save_tokenizer
 from tests.reference.huggingface_model import save_llama
 from tests.reference.peft_merge import make_adapter
 from tests.tokenizer_sets import OURS
@@ -62,6 +63,18 @@ def test_transformers_gives_the_tokens_that_generate_gives(folder: Path, name: s
             ours, PromptParts(messages=messages, template="model"), chat_template=path.read_text()
         )
         assert own.token_ids == expected, title
+
+
+@pytest.mark.parametrize("name", ["alpaca", "vicuna", "chatml"])
+def test_byte_level_tokenizers_give_the_same_tokens_too(tmp_path: Path, name: str) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    add_chat_template(tmp_path, name)
+    tokenizer, ours = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    for title, conversation in CONVERSATIONS.items():
+        messages = [Message.model_validate(turn) for turn in conversation]
+        expected = build_prompt(ours, PromptParts(messages=messages, template=name)).token_ids
+        assert tokenizer.apply_chat_template(conversation, return_dict=False) == expected, title
 
 
 @pytest.mark.parametrize("name", JINJA_NAMES)

@@ -89,6 +89,19 @@ def test_a_change_of_layout_has_no_relation_and_metas_layout_no_library(root: Pa
     }
 
 
+def test_an_adapter_made_of_adapters_names_the_base_that_they_were_trained_on(root: Path) -> None:
+    for name, base in (("a", "org/trained"), ("b", "/home/me/llama")):
+        path = root / name / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base}))
+    entries = [InputEntry(role="adapter", name=name) for name in ("a", "b")]
+    manifest = Manifest(kind="adapter", created_at=NOW, operation="combine", inputs=entries)
+    (root / "README.md").write_text(model_card(manifest, ModelStore(root)))
+    assert matter_of(root) == {
+        "base_model": ["org/trained", "b"], "base_model_relation": "adapter", "library_name": "peft",
+        "pipeline_tag": "text-generation", "tags": ["graftwerk", "combine", "adapter", "lora"],
+    }  # fmt: skip
+
+
 def test_an_extended_tokenizer_has_a_card(tmp_path: Path) -> None:
     for name in ("llama", "chinese_sp"):
         (tmp_path / name).mkdir()
