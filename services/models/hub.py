@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -21,6 +22,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from services.architectures.config import known_class
+from services.architectures.quantized import check_quantization
 from services.errors import (
     GraftwerkError,
     HubDisabled,
@@ -207,7 +209,7 @@ class Hub:
         """Returns the repository of a source and the files to fetch, all within the time of one question.
 
         One file is asked for, because a gated repository lists its files to everyone; where there is a config.json, it
-        is read and its type of model checked.
+        is read, and its type of model and the encoding of the weights are checked.
 
         Raises:
             UnsupportedFormat: the files are not those of a model that can be read.
@@ -236,7 +238,9 @@ class Hub:
         files = chosen_files(repository.name, repository.files, source.files)
         config = next((file for file in files if file.path == "config.json"), None)
         if config is not None:
-            known_class(self._json(repository, config))
+            values = self._json(repository, config)
+            known_class(values)
+            check_quantization(values, Path(repository.name), dequantized=True)
         else:
             self._locate(repository, files[0])
         return files
@@ -293,8 +297,12 @@ class Hub:
             endpoint=self.endpoint,
             library_name=LIBRARY_NAME,
         )
-        wanted = (repository.commit, file.size_bytes, file.etag)
-        if (found.commit_hash or repository.commit, found.size, found.etag) != wanted:
+        stated = (
+            (found.commit_hash, repository.commit),
+            (found.size, file.size_bytes),
+            (found.etag, file.etag),
+        )
+        if any(here not in (None, listed) for here, listed in stated):  # a mirror may leave a header out
             raise HubFileChanged(
                 f"{file.path} of {repository.name} is not the file that commit {repository.commit} lists: it has "
                 f"{found.size} bytes and the digest {found.etag} at commit {found.commit_hash}; listed are "

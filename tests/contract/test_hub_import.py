@@ -257,6 +257,11 @@ def foreign(hub: HubServer) -> None:
     hub.repos["org/name"].commit({**FILES, "config.json": b'{"model_type": "whisper"}'})
 
 
+def quantized(hub: HubServer) -> None:
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    hub.repos["org/name"].commit({**FILES, "config.json": json.dumps(config).encode()})
+
+
 def damaged(hub: HubServer) -> None:
     hub.repos["org/name"].commit({**FILES, "config.json": b"{"})
 
@@ -273,6 +278,7 @@ REFUSED = [
     (ill, {}, HubUnreachable, 503, "hub_unreachable"),
     (crowded, {}, HubUnreachable, 503, "hub_unreachable"),
     (foreign, {}, UnsupportedFormat, 422, "unsupported_format"),
+    (quantized, {}, UnsupportedFormat, 422, "unsupported_format"),
     (damaged, {}, GraftwerkError, 422, "unreadable_file"),
     (escaping, {}, GraftwerkError, 422, "invalid_name"),
     (None, {"files": ["*.ggml"]}, InvalidRequest, 422, "invalid_request"),
