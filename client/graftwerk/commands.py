@@ -89,9 +89,13 @@ def convert(
     instruct: Annotated[
         bool, typer.Option("--instruct", help="Llama 3: the model is an instruct model.")
     ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base of an adapter that is written as gguf.", show_default=False),
+    ] = None,
 ) -> None:
-    """Convert a checkpoint from one layout to another."""
-    names = given(kind="convert", source=source, target=target, instruct=instruct or None)
+    """Convert a checkpoint from one layout to another, or an adapter to GGUF."""
+    names = given(kind="convert", source=source, target=target, instruct=instruct or None, base=base)
     run_job(connection, submission, names | output.as_request())
 
 

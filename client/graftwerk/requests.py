@@ -109,6 +109,7 @@ class ConvertRequest(JobOptions, OutputOptions, total=False):
     source: Required[str]
     target: Required[str]
     instruct: bool
+    base: str | None
 
 
 class MergeRequest(JobOptions, OutputOptions, total=False):

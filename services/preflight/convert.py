@@ -1,11 +1,14 @@
 """Preflight of `convert`."""
 
+from services.adapters.adapter import is_adapter
+from services.adapters.gguf_adapter import gguf_adapter
+from services.adapters.stack import check_stack
 from services.architectures.checkpoint import Checkpoint
-from services.architectures.output_spec import output_bytes, output_warnings
+from services.architectures.output_spec import OUTPUT_DTYPES, output_bytes, output_warnings
 from services.errors import UnsupportedOption
 from services.kinds.convert import ConvertRequest
 from services.preflight.output import checked_output, left_out_warnings, planned_write, tokenizer_warnings
-from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, deferred_plan
+from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, PlannedWrite, deferred_plan
 
 BLOCKS_BYTES = 128 * 2**20
 """Memory of a conversion of any model: some blocks of rows in each of two threads, the tokenizer."""
@@ -20,6 +23,8 @@ def plan(request: ConvertRequest, inputs: Inputs) -> Plan:
     """
     if inputs.waiting:
         return deferred_plan(request, inputs)
+    if is_adapter(inputs.folders[request.source]) or request.base is not None:
+        return _adapter_plan(request, inputs)
     checkpoint = inputs.source(request.source, instruct=request.instruct)
     if request.instruct:
         _require_original_llama_3(request.source, checkpoint)
@@ -68,3 +73,27 @@ def _require_layout_for_gguf(request: ConvertRequest, checkpoint: Checkpoint) ->
         raise UnsupportedOption(
             f"{request.source!r} has a byte-level tokenizer, which Meta's layout cannot hold.", hint
         )
+
+
+def _adapter_plan(request: ConvertRequest, inputs: Inputs) -> Plan:
+    """Returns the plan of an adapter that becomes a GGUF file."""
+    adapter = inputs.adapter(request.source)
+    if request.output_format != "gguf" or request.base is None:
+        raise UnsupportedOption(
+            f"{request.source!r} is an adapter; adapters are converted to GGUF only, and with their base.",
+            'Ask for output_format "gguf" and name the base with "base", or merge the adapter.',
+        )
+    base = inputs.base(request.base)
+    stack = check_stack(base, [adapter])
+    written = gguf_adapter(base, stack.adapters[0], OUTPUT_DTYPES[request.dtype] if request.dtype else None)
+    return Plan(
+        kind=request.kind,
+        reads=[
+            PlannedRead.of_adapter(adapter),
+            PlannedRead(name=request.base, role="base", size_bytes=base.size_bytes),
+        ],
+        writes=PlannedWrite(name=request.target, output_format="gguf", tensors=2 * len(adapter.pairs)),
+        output_bytes=written.size_bytes,
+        peak_memory_bytes=PROCESS_BYTES + 3 * written.size_bytes,
+        warnings=list(stack.warnings),
+    )

@@ -4,10 +4,12 @@ from typing import Any
 
 from services.architectures.checkpoint import Checkpoint
 from services.checkpoints.folder_spec import WrittenModel
-from services.convert import ConvertOptions, convert
+from services.checkpoints.write_hooks import WriteHooks
+from services.convert import ConvertOptions, convert, convert_adapter
 from services.files.gguf_files import read_gguf_model
 from services.files.gguf_origin import gguf_origin
 from services.kinds.convert import ConvertRequest, ConvertResult
+from services.preflight import Plan
 from worker.lifecycle import JobContext
 from worker.models.publish import (
     checkpoint_manifest,
@@ -31,6 +33,8 @@ from worker.models.reuse import find_identical, link_identical, request_identity
 def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
     """Converts and publishes a checkpoint."""
     plan = planned(request, context)
+    if request.base is not None:
+        return _run_adapter(request, context, plan, request.base)
     source = context.store.path(request.source)
     options = ConvertOptions(
         output_dtype(request), request.max_shard_bytes, request.instruct, request.output_format,
@@ -52,6 +56,29 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
             warnings=[*plan.warnings, *tokenizer.warnings], identity=identity,
             origin=_origin(checkpoint),
             result={**_figures(checkpoint, written), **gguf_figures(request, written), "tokenizer_parity": tokenizer.parity},
+        )  # fmt: skip
+        write_description(staging, manifest, context)
+    return made_result(ConvertResult, request, context, manifest)
+
+
+def _run_adapter(request: ConvertRequest, context: JobContext, plan: Plan, base: str) -> ConvertResult:
+    """Writes an adapter as GGUF and publishes it."""
+    source, base_folder = context.store.path(request.source), context.store.path(base)
+    with publishing(request, plan, context) as staging:
+        hooks = WriteHooks(context.execution.report, context.execution.check_canceled)
+        dtype = output_dtype(request)
+        planned_adapter, written = convert_adapter(
+            base_folder, (request.source, source), staging, dtype, hooks
+        )
+        read = sum(header.size_bytes for header in planned_adapter.adapter.headers)
+        manifest = checkpoint_manifest(
+            request, written, context,
+            [input_entry("source", request.source, source), input_entry("base", base, base_folder)],
+            warnings=plan.warnings,
+            result={
+                "bytes_read": read, "bytes_written": written.size_bytes, "tensors": len(written.plans),
+                **gguf_figures(request, written),
+            },
         )  # fmt: skip
         write_description(staging, manifest, context)
     return made_result(ConvertResult, request, context, manifest)
