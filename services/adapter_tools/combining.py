@@ -107,7 +107,7 @@ def combined_spec(combination: Combination, rank: int | None) -> AdapterSpec:
         pairs=[PairPlan(module.name, module.shape, module.embedding) for module in combination.modules],
         whole=[TensorPlan(_key(tensor, adapted), tensor.header.dtype, tensor.header.shape) for tensor in combination.whole],
         saved_modules=combination.saved_modules, biases=any(t.module not in saved for t in combination.whole),
-        tied=combination.tied, tokenizer_folder=combination.tokenizer_folder,
+        tied=combination.tied, transposed=combination.transposed, tokenizer_folder=combination.tokenizer_folder,
     )  # fmt: skip
 
 

@@ -60,10 +60,12 @@ def _check_leaf(pair: TensorPair) -> None:
 
 
 def difference(reader: TensorReader, pair: TensorPair) -> Matrix:
-    """Returns fine-tuned minus base of a linear weight."""
+    """Returns fine-tuned minus base of a linear weight, of shape (out, in)."""
 
     def blocks() -> Iterator[torch.Tensor]:
         before, after = reader.joined(pair.base), reader.joined(pair.model)
+        if pair.transposed:
+            before, after = before.T, after.T
         for rows in row_slices(*pair.shape):
             yield after[rows].double().sub_(before[rows].double())
         release(reader, pair)
@@ -79,7 +81,7 @@ def rounding_norm(reader: TensorReader, pair: TensorPair) -> float:
     """
     after = reader.joined(pair.model)
     epsilon, total = torch.finfo(TORCH_DTYPES[pair.model.dtype]).eps, 0.0
-    for rows in row_slices(*pair.shape):
+    for rows in row_slices(*after.shape):
         block = after[rows].float()
         spacing = torch.ldexp(torch.full_like(block, epsilon), torch.frexp(block).exponent - 1)
         total += float(spacing[block != 0].double().square().sum())

@@ -76,7 +76,7 @@ def extract(
                 f"{len(extraction.tensors)} tensors.",
                 "Name a model that was trained from this base.",
             )
-        work = _Work(reader, _spec(extraction, changed, options), changed, hooks)
+        work = _Work(reader, extraction, changed, options, hooks)
         written = work.write(target)
         deviations = work.verify(target, checkpoint, written.spectra)
         errors = work.errors(deviations)
@@ -92,32 +92,47 @@ def _spec(extraction: Extraction, changed: Sequence[TensorPair], options: Extrac
     linear = {pair.module for pair in extraction.tensors if pair.low_rank}
     whole = [pair for pair in changed if not pair.low_rank]
     saved = [pair.module for pair in whole if pair.module not in linear]
-    adapted = {pair.module for pair in pairs}
     return AdapterSpec(
         rank=options.rank, base_name=options.base_name, pairs=pairs,
-        whole=[TensorPlan(_key(pair, adapted), pair.model.dtype, pair.model.shape) for pair in whole],
+        whole=[TensorPlan(key, pair.model.dtype, pair.model.shape) for key, pair in _whole(extraction, changed).items()],
         saved_modules=list(dict.fromkeys(saved)), biases=any(pair.module in linear for pair in whole),
-        tied=extraction.tied, tokenizer_folder=extraction.tokenizer_folder,
+        tied=extraction.tied_head is not None and any(pair.embedding for pair in whole),
+        transposed=any(pair.transposed for pair in changed), tokenizer_folder=extraction.tokenizer_folder,
     )  # fmt: skip
 
 
-def _key(pair: TensorPair, adapted: set[str]) -> str:
-    """Returns the key of a whole tensor; a bias of a module with a LoRA pair is that of its base layer (`bias` of PEFT)."""
-    layer = ".base_layer" if pair.module in adapted else ""
-    return f"{PREFIX}{pair.module}{layer}.{pair.leaf}"
+def _whole(extraction: Extraction, changed: Sequence[TensorPair]) -> dict[str, TensorPair]:
+    """Returns the whole tensors by their keys in the file.
+
+    A bias of a module with a LoRA pair is that of its base layer (`bias` of PEFT). PEFT expects a tied embedding a second time, as
+    the head.
+    """
+    adapted = {pair.module for pair in changed if pair.low_rank}
+    found: dict[str, TensorPair] = {}
+    for pair in changed:
+        if pair.low_rank:
+            continue
+        layer = ".base_layer" if pair.module in adapted else ""
+        found[f"{PREFIX}{pair.module}{layer}.{pair.leaf}"] = pair
+        if pair.embedding and extraction.tied_head is not None:
+            found[f"{PREFIX}{extraction.tied_head}.{pair.leaf}"] = pair
+    return found
 
 
 class _Work:
     """Passes over the tensors that differ."""
 
     def __init__(
-        self, reader: TensorReader, spec: AdapterSpec, changed: Sequence[TensorPair], hooks: WriteHooks
+        self,
+        reader: TensorReader,
+        extraction: Extraction,
+        changed: Sequence[TensorPair],
+        options: ExtractOptions,
+        hooks: WriteHooks,
     ) -> None:
-        self._reader, self._spec, self._hooks = reader, spec, hooks
-        self._changed = changed
+        self._reader, self._spec, self._hooks = reader, _spec(extraction, changed, options), hooks
+        self._changed, self._whole = changed, _whole(extraction, changed)
         self._linear = {pair.module: pair for pair in changed if pair.low_rank}
-        whole = (pair for pair in changed if not pair.low_rank)
-        self._whole = {plan.name: pair for plan, pair in zip(spec.whole, whole, strict=True)}
 
     def write(self, target: Path) -> WrittenAdapter:
         """Writes the folder."""

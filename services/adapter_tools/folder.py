@@ -68,7 +68,8 @@ class AdapterSpec:
         whole: Tensors that replace the base's, under their keys in the file.
         saved_modules: Modules of those tensors that PEFT replaces (`modules_to_save`).
         biases: Biases are among them.
-        tied: The base's head is its embedding.
+        tied: The embedding is among them, and the head stays tied to it.
+        transposed: Modules are Conv1D, whose weights are transposed (`fan_in_fan_out`).
         tokenizer_folder: Folder whose tokenizer files are copied, None for none.
     """
 
@@ -79,6 +80,7 @@ class AdapterSpec:
     saved_modules: Sequence[str] = ()
     biases: bool = False
     tied: bool = False
+    transposed: bool = False
     tokenizer_folder: Path | None = None
 
     @property
@@ -94,8 +96,8 @@ class AdapterSpec:
             "lora_alpha": self.rank, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "rank_pattern": {},
             "alpha_pattern": {}, "target_modules": [pair.module for pair in self.pairs] or NO_TARGETS,
             "modules_to_save": list(self.saved_modules) or None, "bias": "all" if self.biases else "none",
-            "ensure_weight_tying": self.tied and bool(self.saved_modules), "init_lora_weights": True,
-            "fan_in_fan_out": False, "inference_mode": True,
+            "ensure_weight_tying": self.tied, "init_lora_weights": True,
+            "fan_in_fan_out": self.transposed, "inference_mode": True,
         }  # fmt: skip
 
 

@@ -69,6 +69,7 @@ class Combination:
         tokenizer_folder: Folder with the longest of their tokenizers, None if no adapter has one.
         base_name: Base that the first adapter records.
         tied: One of them keeps head and embedding tied.
+        transposed: They were trained on Conv1D modules (`fan_in_fan_out`).
     """
 
     modules: tuple[CombinedModule, ...]
@@ -77,6 +78,7 @@ class Combination:
     tokenizer_folder: Path | None
     base_name: str | None
     tied: bool
+    transposed: bool
     warnings: tuple[str, ...]
 
     @property
@@ -109,6 +111,7 @@ def check_combination(scaled: Sequence[tuple[Adapter, float]]) -> Combination:
     return Combination(
         modules, whole, sum(_rank(adapter) for adapter in adapters), _tokenizer_folder(adapters),
         bases[0] if bases else None, any(a.config.get("ensure_weight_tying") for a in adapters),
+        any(a.config.get("fan_in_fan_out") for a in adapters),
         (*_base_warnings(bases), *_scale_warnings(scaled)),
     )  # fmt: skip
 

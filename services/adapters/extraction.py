@@ -41,6 +41,8 @@ class TensorPair:
         model: The fine-tuned model's.
         low_rank: It is a linear weight of the same shape in both.
         required: It goes along even if it is equal.
+        embedding: It is the input embedding.
+        transposed: Its module is a Conv1D, which holds the weight transposed; the LoRA product is that of the transpose.
     """
 
     module: str
@@ -49,6 +51,8 @@ class TensorPair:
     model: TensorSource
     low_rank: bool = False
     required: bool = False
+    embedding: bool = False
+    transposed: bool = False
 
     @property
     def name(self) -> str:
@@ -57,9 +61,9 @@ class TensorPair:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of a linear weight."""
+        """Rows and columns of a linear weight, (out, in)."""
         rows, columns = self.model.shape
-        return rows, columns
+        return (columns, rows) if self.transposed else (rows, columns)
 
     def factor_bytes(self, rank: int) -> int:
         """Returns the bytes of both factors in float32."""
@@ -70,13 +74,14 @@ class TensorPair:
 class Extraction:
     """Tensors of two models that belong together, in the order of the base.
 
-    `tokenizer_folder` has the files of the grown vocabulary, None if it is the base's.
+    `tokenizer_folder` has the files of the grown vocabulary, None if it is the base's. `tied_head` is the module of the head that
+    both models tie to the embedding, None if one of them has a head of its own.
     """
 
     tensors: tuple[TensorPair, ...]
     vocabulary_rows: int
     tokenizer_folder: Path | None
-    tied: bool
+    tied_head: str | None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -86,7 +91,8 @@ class Extraction:
 
     def output_bytes(self, rank: int) -> int:
         """Returns the bytes of the adapter if every tensor differs."""
-        return sum(
+        copy = sum(pair.model.size_bytes for pair in self.tensors if pair.embedding and self.tied_head)
+        return copy + sum(
             pair.factor_bytes(rank) if pair.low_rank else pair.model.size_bytes for pair in self.tensors
         )
 
@@ -108,7 +114,7 @@ def plan_extraction(base: Checkpoint, model: Checkpoint, rank: int) -> Extractio
             f"Choose a rank of at most {largest}.",
         )
     return Extraction(
-        pairs, rows, _grown_tokenizer(base, model, rows), base.head is None and model.head is None,
+        pairs, rows, _grown_tokenizer(base, model, rows), _tied_head(base, model),
         tuple(_not_carried(base, model)),
     )  # fmt: skip
 
@@ -240,7 +246,15 @@ def _pair(base: Checkpoint, name: str, before: TensorSource, after: TensorSource
         )
     text = base.config.model_class.text_name(before.name) is not None
     low_rank = len(after.shape) == 2 and leaf == "weight" and text and not per_token
-    return TensorPair(module, leaf, before, after, low_rank)
+    transposed = low_rank and module.rpartition(".")[2] in base.config.model_class.conv1d
+    return TensorPair(
+        module, leaf, before, after, low_rank, embedding=per_token and leaf == "weight", transposed=transposed
+    )
+
+
+def _tied_head(base: Checkpoint, model: Checkpoint) -> str | None:
+    tied = base.head is None and model.head is None
+    return base.config.model_class.head.rpartition(".")[0] if tied else None
 
 
 def _head_pair(base: Checkpoint, model: Checkpoint, name: str) -> TensorPair:
