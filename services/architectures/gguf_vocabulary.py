@@ -5,6 +5,7 @@ Keys, types of tokens and defaults are llama.cpp's (ggml-org/llama.cpp `src/llam
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ TOKENS, SCORES, TYPES, MERGES = (
 )
 ARRAYS = (TOKENS, SCORES, TYPES, MERGES)
 """Keys of the arrays that a tokenizer is made of."""
+
+BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
+"""Pieces of SentencePiece for bytes of characters that it does not know."""
 
 ADDED_SCORE = -1000.0
 """Score that llama.cpp's converter gives to tokens that are not pieces of the SentencePiece model."""
@@ -116,18 +120,19 @@ def read_gguf_vocabulary(model: GgufModel) -> GgufVocabulary:
 
 def _sentencepiece(model: GgufModel, tokens: Sequence[str], types: Sequence[int]) -> GgufVocabulary:
     scores = _array(model, SCORES, (int, float))
-    if len(scores) < len(tokens):
+    if len(scores) < len(tokens) or not all(map(math.isfinite, scores)):
         raise _unbuildable(
-            model, f"it has {len(tokens)} tokens and {len(scores)} scores", "each token needs one"
+            model, f"it has {len(tokens)} tokens and {len(scores)} scores", "each token needs a number"
         )
     pieces = len(tokens)
     while pieces and scores[pieces - 1] == ADDED_SCORE and types[pieces - 1] in (CONTROL, USER_DEFINED):
         pieces -= 1
     own = types[:pieces]
-    if UNKNOWN not in own or NORMAL not in own or own.count(BYTE) not in (0, 256):
+    in_bytes = {token for token, kind in zip(tokens, own, strict=False) if kind == BYTE}
+    if UNKNOWN not in own or NORMAL not in own or in_bytes not in (set(), BYTE_PIECES):
         raise _unbuildable(
-            model, f"of its pieces {own.count(UNKNOWN)} are unknown, {own.count(NORMAL)} normal, {own.count(BYTE)} bytes",
-            "SentencePiece needs one, some, and none or 256",
+            model, f"of its pieces {own.count(UNKNOWN)} are unknown, {own.count(NORMAL)} normal, {len(in_bytes)} bytes",
+            "SentencePiece needs one, some, and none or <0x00> to <0xFF>",
         )  # fmt: skip
     # llama.cpp's converter writes the spaces of tokens that were added as spaces, SentencePiece as "▁"
     spelled = [

@@ -1,11 +1,15 @@
-"""Licence of a model folder, from its model card or its licence file."""
+"""Licence of a model folder, from its model card, its licence file or its GGUF file."""
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.errors import GraftwerkError
 from services.files.front_matter import front_matter
+from services.files.gguf_header import read_gguf_header
+from services.files.gguf_origin import gguf_origin
 
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
 LICENSE_START = 4096
@@ -40,10 +44,26 @@ def license_of(folder: Path) -> License | None:
     if isinstance(stated, list) and len(stated) == 1:
         stated = stated[0]
     if isinstance(stated, str) and stated:
-        name, link = card.get("license_name"), card.get("license_link")
-        absolute = link if isinstance(link, str) and link.startswith("https://") else None
-        return License(stated, name if isinstance(name, str) else None, absolute)
-    return _license_of_file(folder)
+        name = card.get("license_name")
+        return License(stated, name if isinstance(name, str) else None, _absolute(card.get("license_link")))
+    return _license_of_file(folder) or _license_of_gguf(folder)
+
+
+def _license_of_gguf(folder: Path) -> License | None:
+    """Returns the licence in the metadata of a folder's first GGUF file."""
+    path = next(iter(sorted(folder.glob("*.gguf"))), None)
+    if path is None:
+        return None
+    with suppress(GraftwerkError):  # a damaged file is refused by those who need its tensors
+        origin = gguf_origin(read_gguf_header(path).metadata)
+        stated = origin.get("license")
+        link = _absolute(origin.get("license.link"))
+        return License(stated, origin.get("license.name"), link) if stated else None
+    return None
+
+
+def _absolute(link: object) -> str | None:
+    return link if isinstance(link, str) and link.startswith("https://") else None
 
 
 def _license_of_file(folder: Path) -> License | None:

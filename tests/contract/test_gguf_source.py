@@ -166,6 +166,7 @@ def test_a_job_records_where_the_model_comes_from(tmp_path: Path) -> None:
     assert result.bytes_read == sum(tensor.size_bytes for tensor in stored) == plan.reads[0].size_bytes
     assert result.bytes_written == 2 * sum(values.numel() for values in held.values()) == plan.output_bytes
     assert (result.model.kind, result.model.dtypes, result.warnings) == ("huggingface", ["float16"], [])
+    assert "\nlicense: apache-2.0\n" in (tmp_path / "made" / "README.md").read_text()
     generation = json.loads((tmp_path / "made" / "generation_config.json").read_text())
     assert (generation["bos_token_id"], generation["eos_token_id"]) == (1, 2)
 
