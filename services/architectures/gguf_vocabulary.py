@@ -129,7 +129,7 @@ def _sentencepiece(model: GgufModel, tokens: Sequence[str], types: Sequence[int]
         pieces -= 1
     own = types[:pieces]
     in_bytes = {token for token, kind in zip(tokens, own, strict=False) if kind == BYTE}
-    if UNKNOWN not in own or NORMAL not in own or in_bytes not in (set(), BYTE_PIECES):
+    if own.count(UNKNOWN) != 1 or NORMAL not in own or in_bytes not in (set(), BYTE_PIECES):
         raise _unbuildable(
             model, f"of its pieces {own.count(UNKNOWN)} are unknown, {own.count(NORMAL)} normal, {len(in_bytes)} bytes",
             "SentencePiece needs one, some, and none or <0x00> to <0xFF>",
@@ -219,11 +219,11 @@ def _array(model: GgufModel, key: str, kinds: tuple[type, ...]) -> Sequence[Any]
 
 def _check_different(model: GgufModel, tokens: Sequence[str]) -> None:
     token, count = Counter(tokens).most_common(1)[0]
-    if count > 1 or "" in tokens:
-        raise _unbuildable(
-            model, f"{count} of its tokens are {token!r}" if count > 1 else "a token is empty",
-            "tokens must differ and have text",
-        )  # fmt: skip
+    if count > 1:
+        raise _unbuildable(model, f"{count} of its tokens are {token!r}", "tokens must differ")
+    odd = next((token for token in tokens if not token or "\0" in token), None)
+    if odd is not None:
+        raise _unbuildable(model, f"a token is {odd!r}", "tokens have text, without null characters")
 
 
 def _pair(model: GgufModel, merge: str) -> tuple[str, str]:
