@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.errors import UnsupportedFormat
+from services.architectures.family import ModelClass
+from services.architectures.mixtures import MixtureClass
+from services.errors import UnsupportedFormat, UnsupportedOption
 from services.files.front_matter import front_matter
 from services.files.json_file import Json
 
@@ -59,6 +61,20 @@ def check_quantization(config: Json, folder: Path, *, dequantized: bool) -> bool
         "that were trained.",
         f"{fetch} and use it instead{ways}.",
     )
+
+
+def check_roundable(model_class: ModelClass, name: str) -> None:
+    """Refuses a base whose weights cannot be rounded to 4 bits as training has seen them.
+
+    Raises:
+        UnsupportedOption: It is a mixture of experts.
+    """
+    if isinstance(model_class, MixtureClass):
+        raise UnsupportedOption(
+            f"{name} is a mixture of experts: which of its weights were in 4 bits depends on the version of transformers that trained the "
+            "adapter.",
+            'Leave base_precision at "original", and compare_precisions out.',
+        )
 
 
 def original_of(config: Json, folder: Path) -> str | None:

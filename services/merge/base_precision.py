@@ -15,10 +15,9 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.four_bit import FourBit
-from services.architectures.mixtures import MixtureClass
+from services.architectures.quantized import check_roundable
 from services.checkpoints.four_bit import bitsandbytes
 from services.checkpoints.model_check import empty_model
-from services.errors import UnsupportedOption
 
 BasePrecision = Literal["original", "dequantized"]
 
@@ -34,12 +33,7 @@ def at_precision(base: Checkpoint, precision: BasePrecision) -> Checkpoint:
     if precision == "original":
         return base
     bitsandbytes()
-    if isinstance(base.config.model_class, MixtureClass):
-        raise UnsupportedOption(
-            f"base_precision is dequantized, and {base.folder.name} is a mixture of experts: which of its weights were in 4 bits depends "
-            "on the version of transformers that trained the adapter.",
-            'Merge into the original: base_precision "original".',
-        )
+    check_roundable(base.config.model_class, base.folder.name)
     if rounded_weights(base):
         return base
     found = quantized_weights(base)

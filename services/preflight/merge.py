@@ -8,6 +8,7 @@ from services.adapters.adapter import Adapter
 from services.adapters.stack import merged_tensors
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.output_spec import output_bytes, output_warnings
+from services.architectures.quantized import check_roundable
 from services.errors import InvalidRequest, UnsupportedOption, WrongAdapterOrder
 from services.kinds.merge import MergeRequest
 from services.models.digests import weights_digest
@@ -29,7 +30,7 @@ def plan(request: MergeRequest, inputs: Inputs) -> Plan:
     if inputs.waiting:
         return deferred_plan(request, inputs)
     base = inputs.base(request.base, dequantized=request.base_precision == "dequantized")
-    _check_comparable(request, base)
+    _check_precisions(request, base)
     adapters, stack = inputs.stack(base, request.adapters)
     merged = _merged_adapters(inputs.folders[request.base])
     _check_lineage(
@@ -56,7 +57,9 @@ def plan(request: MergeRequest, inputs: Inputs) -> Plan:
     )  # fmt: skip
 
 
-def _check_comparable(request: MergeRequest, base: Checkpoint) -> None:
+def _check_precisions(request: MergeRequest, base: Checkpoint) -> None:
+    if request.base_precision == "dequantized" or request.compare_precisions:
+        check_roundable(base.config.model_class, request.base)
     if request.compare_precisions and any(source.four_bit for source in base.tensors.values()):
         raise UnsupportedOption(
             f"compare_precisions needs the original weights; {request.base} is stored in 4 bits.",

@@ -24,6 +24,7 @@ from services.kinds.verify import VerifyRequest
 from services.merge import MergeOptions
 from services.merge.base_precision import at_precision, quantized_weights, rounded_weights
 from services.models.manifest import read_manifest
+from services.models.summary import describe_folder
 from tests.contract.merge_models import assert_same_bits, merged, tensors_of
 from tests.contract.resume_child import make
 from tests.job_context import job_context
@@ -271,6 +272,13 @@ def test_a_damaged_4_bit_base_is_refused(
         read_checkpoint(tmp_path / "stored", dequantized=True)
 
 
+def test_a_stored_base_is_described_without_a_problem(root: Path, tmp_path: Path) -> None:
+    loaded(root / "base", torch.bfloat16, **FOUR_BITS[0]).save_pretrained(tmp_path / "stored")
+    summary, original = (describe_folder(folder, "x") for folder in (tmp_path / "stored", root / "base"))
+    assert summary.problems == []
+    assert (summary.parameters, summary.dtypes) == (original.parameters, ["bfloat16"])
+
+
 def test_a_stored_base_has_no_original_to_compare_with(root: Path) -> None:
     loaded(root / "base", torch.bfloat16, **FOUR_BITS[0]).save_pretrained(root / "stored")
     with pytest.raises(UnsupportedOption, match="stored in 4 bits"):
@@ -281,8 +289,9 @@ def test_a_stored_base_has_no_original_to_compare_with(root: Path) -> None:
 
 def test_without_bitsandbytes_nothing_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UnsupportedOption, match="bitsandbytes"):
-        job(root, target="x", base_precision="dequantized", force=True)
+    for more in ({"base_precision": "dequantized"}, {"compare_precisions": True}):
+        with pytest.raises(UnsupportedOption, match="bitsandbytes"):
+            job(root, target="x", force=True, **more)
     assert not (root / "x").exists()
 
 

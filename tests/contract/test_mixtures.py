@@ -29,7 +29,9 @@ from services.errors import (
 )
 from services.generate import Engine, GenerationRequest, load_model
 from services.kinds import ANY_REQUEST
+from services.models.store import ModelStore
 from services.models.summary import describe_folder
+from services.preflight import preflight
 from services.sampling import Sampling
 from tests.contract.merge_models import assert_same_bits, merged, tensors_of
 from tests.contract.resume_child import make
@@ -225,6 +227,11 @@ def test_a_dequantized_mixture_is_refused(base: tuple[Path, PreTrainedModel], tm
     adapter = save_tiny_adapter(tmp_path / "a", base[1], **TARGETS["attention"])
     with pytest.raises(UnsupportedOption, match="mixture of experts"):
         merged(base[0], [adapter], tmp_path / "made", base_precision="dequantized")
+    (tmp_path / "base").symlink_to(base[0])
+    for more in ({"base_precision": "dequantized"}, {"compare_precisions": True}):
+        request = {"kind": "merge", "base": "base", "adapters": ["a"], "target": "x", **more}
+        with pytest.raises(UnsupportedOption, match="mixture of experts"):
+            preflight(ANY_REQUEST.validate_python(request), ModelStore(tmp_path), ())
 
 
 # ---- adapters that are refused ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from services.architectures.checkpoint import Checkpoint
+from services.checkpoints.four_bit import bitsandbytes
 from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.generate import resolve_device
@@ -38,6 +39,8 @@ from worker.models.reuse import find_identical, link_identical, request_identity
 def run(request: MergeRequest, context: JobContext) -> MergeResult:
     """Merges, verifies and publishes; a merge that fails its own check publishes nothing."""
     plan = planned(request, context)
+    if request.compare_precisions:
+        bitsandbytes()  # refused before the merge, not after it
     options = MergeOptions(
         request.rounding, output_dtype(request), request.max_shard_bytes, request.output_format,
         request.ranks, output_template(context, request.base, [choice.name for choice in request.adapters]),
