@@ -118,6 +118,25 @@ def test_a_model_of_the_family_comes_back(tmp_path: Path, model_type: str) -> No
     )
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_model_comes_back_from_our_own_file_bit_for_bit(tmp_path: Path, model_type: str) -> None:
+    save_tiny(model_type, tmp_path / "original", **FAMILIES[model_type][1])
+    for name in ("gguf", "target"):
+        (tmp_path / name).mkdir()
+    convert(tmp_path / "original", tmp_path / "gguf", ConvertOptions(output_format="gguf"))
+    convert(tmp_path / "gguf", tmp_path / "target")
+
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("original", "target"))
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
+        for name in ("original", "target")
+    )
+    assert torch.allclose(logits_of(after), logits_of(before), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("model_type", ["qwen2", "phi3", "gemma3_text"])
 def test_blocks_are_decoded_in_every_family(tmp_path: Path, model_type: str) -> None:
     """Rows of whole blocks of 32, 16 values a head; the names of a layer are those of the family."""

@@ -1,17 +1,21 @@
 """Tables about GGUF that are kept without the `gguf` package, held against the package."""
 
+import re
 import struct
+from pathlib import Path
 
 import gguf
 import pytest
 from gguf.quants import _type_traits
 
+from services.architectures.families import FAMILIES
 from services.architectures.gguf_families import GGUF_FAMILIES
 from services.architectures.gguf_layout import DECODED, FLOATS
 from services.architectures.gguf_values import shortest_decimal
 from services.files.gguf_header import GGML_TYPES
 from services.files.gguf_origin import gguf_origin
 
+ROOT = Path(__file__).parents[2]
 ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
@@ -21,6 +25,13 @@ def test_names_are_those_of_the_packages_map(architecture: str) -> None:
     for name in family.names:
         stem = name.format(2)
         assert family.gguf_name(f"{stem}.weight") == names.get_name(f"{stem}.weight", (".weight",)), name
+
+
+def test_the_documentation_lists_the_architectures() -> None:
+    section = (ROOT / "docs" / "families.md").read_text().split("## GGUF files that are read")[1]
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", section, re.MULTILINE)
+    assert [architecture for architecture, _ in rows] == list(GGUF_FAMILIES)
+    assert all(FAMILIES[model_type].gguf == architecture for architecture, model_type in rows)
 
 
 def test_types_are_the_packages() -> None:
