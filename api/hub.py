@@ -14,7 +14,7 @@ from api.openapi import SECURITY
 from api.responses import json_response
 from api.state import state
 from services.kinds.import_ import HubSource, Revision
-from services.models.hub import Listing
+from services.models.hub_selection import Listing, listing
 
 api = APIBlueprint(
     "hub",
@@ -124,4 +124,4 @@ def repository(path: RepositoryPath, query: RevisionQuery) -> Response:
         source = HubSource(hub=f"{path.org}/{path.name}", revision=query.revision)
     except ValidationError as error:
         raise InvalidFields.of(error) from error
-    return json_response(HubRepository.of(state().hub.listing(source)))
+    return json_response(HubRepository.of(listing(state().hub, source)))

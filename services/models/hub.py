@@ -4,7 +4,6 @@ Nothing is written to the library's cache: it lists, and `hub_download.py` fetch
 """
 
 import concurrent.futures
-import json
 import os
 import re
 import threading
@@ -12,8 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 import httpx2
@@ -21,18 +19,14 @@ from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, 
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from services.architectures.config import known_class
-from services.architectures.quantized import check_quantization
 from services.errors import (
     GraftwerkError,
     HubDisabled,
     HubFileChanged,
     InvalidName,
-    UnreadableFile,
 )
-from services.kinds.import_ import HubSource
 from services.models.hub_errors import Subject, hub_error, unreachable
-from services.models.hub_files import HubFile, chosen_files
+from services.models.hub_files import HubFile
 from services.models.relative_path import fault_of_path
 from services.progress import CheckCanceled, never_canceled
 from services.settings import HUB_ENDPOINT, Settings
@@ -51,9 +45,6 @@ POLL_SECONDS = 0.2
 SILENCE = httpx2.Timeout(120.0, connect=10.0)
 """Longest silence of a connection of the library, which has no limit of its own."""
 
-CONFIG_LIMIT_BYTES = 2**20
-"""Largest `config.json` that is read before a download."""
-
 FILES_LIMIT = 10_000
 """Largest number of files of a repository: a sharded 70B model has a few hundred."""
 
@@ -70,15 +61,6 @@ class Repository:
     files: tuple[HubFile, ...]
     gated: bool
     private: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A repository with the files that an import would fetch, or the reason why it would be refused."""
-
-    repository: Repository
-    selected: tuple[HubFile, ...]
-    refusal: GraftwerkError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +167,10 @@ class Hub:
 
     def repository(self, name: str, revision: str | None = None) -> Repository:
         """Returns a repository at the commit of a revision, by default of its main branch. Raises what `ask` raises."""
-        return self.ask(lambda: self._repository(name, revision), repository=name, revision=revision)
+        return self.ask(lambda: self.fetch_repository(name, revision), repository=name, revision=revision)
 
-    def _repository(self, name: str, revision: str | None) -> Repository:
+    def fetch_repository(self, name: str, revision: str | None) -> Repository:
+        """Returns what `repository` returns, as a part of a question."""
         info = self.api().model_info(name, revision=revision, files_metadata=True, timeout=self.seconds)
         siblings = info.siblings or []
         if not info.sha or len(siblings) > FILES_LIMIT:
@@ -205,77 +188,6 @@ class Hub:
             return HubFile(sibling.rfilename, sibling.lfs["size"], sibling.lfs["sha256"], is_lfs=True)
         return HubFile(sibling.rfilename, sibling.size, sibling.blob_id, is_lfs=False)
 
-    def selection(self, source: HubSource) -> tuple[Repository, tuple[HubFile, ...]]:
-        """Returns the repository of a source and the files to fetch, all within the time of one question.
-
-        One file is asked for, because a gated repository lists its files to everyone; where there is a config.json, it
-        is read, and its type of model and the encoding of the weights are checked.
-
-        Raises:
-            UnsupportedFormat: the files are not those of a model that can be read.
-            InvalidRequest: several GGUF files could be meant, or a pattern matches nothing.
-            GraftwerkError: as `ask`.
-        """
-        return self.ask(lambda: self._selection(source), repository=source.hub, revision=source.revision)
-
-    def listing(self, source: HubSource) -> Listing:
-        """Returns what `selection` returns, with the refusal of an import if its files are the reason. Raises what `ask` raises."""
-
-        def answer() -> Listing:
-            repository = self._repository(source.hub, source.revision)
-            try:
-                return Listing(repository, self._selected(repository, source), None)
-            except GraftwerkError as refusal:
-                return Listing(repository, (), refusal)
-
-        return self.ask(answer, repository=source.hub, revision=source.revision)
-
-    def _selection(self, source: HubSource) -> tuple[Repository, tuple[HubFile, ...]]:
-        repository = self._repository(source.hub, source.revision)
-        return repository, self._selected(repository, source)
-
-    def _selected(self, repository: Repository, source: HubSource) -> tuple[HubFile, ...]:
-        files = chosen_files(repository.name, repository.files, source.files)
-        config = next((file for file in files if file.path == "config.json"), None)
-        if config is not None:
-            values = self._json(repository, config)
-            known_class(values)
-            check_quantization(values, Path(repository.name), dequantized=True)
-        else:
-            self._locate(repository, files[0])
-        return files
-
-    def _json(self, repository: Repository, file: HubFile) -> dict[str, Any]:
-        if file.size_bytes > CONFIG_LIMIT_BYTES:
-            raise UnreadableFile(
-                f"{file.path} of {repository.name} has {file.size_bytes} bytes; at most {CONFIG_LIMIT_BYTES} are read.",
-                "Choose another revision.",
-            )
-        place = self._locate(repository, file)
-        with http_client().stream("GET", place.url, headers=place.headers, timeout=self.seconds) as response:
-            response.raise_for_status()
-            content = b""
-            for piece in response.iter_raw():
-                content += piece
-                if len(content) > file.size_bytes:
-                    break
-        if len(content) != file.size_bytes:
-            raise HubFileChanged(
-                f"{file.path} of {repository.name} has {len(content)} bytes or more; its commit lists {file.size_bytes}.",
-                "Submit the import again.",
-            )
-        try:
-            value = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise UnreadableFile(
-                f"{file.path} of {repository.name} is not valid JSON.", "Choose another revision."
-            ) from error
-        if not isinstance(value, dict):
-            raise UnreadableFile(
-                f"{file.path} of {repository.name} is not a JSON object.", "Choose another revision."
-            )
-        return value
-
     def locate(self, repository: Repository, file: HubFile) -> Location:
         """Returns the address of a file, after a comparison of the commit, size and digest there with the listed ones.
 
@@ -284,10 +196,13 @@ class Hub:
             GraftwerkError: as `ask`.
         """
         return self.ask(
-            lambda: self._locate(repository, file), repository=repository.name, revision=repository.commit
+            lambda: self.fetch_location(repository, file),
+            repository=repository.name,
+            revision=repository.commit,
         )
 
-    def _locate(self, repository: Repository, file: HubFile) -> Location:
+    def fetch_location(self, repository: Repository, file: HubFile) -> Location:
+        """Returns what `locate` returns, as a part of a question."""
         _configure_library()
         url = hf_hub_url(repository.name, file.path, revision=repository.commit, endpoint=self.endpoint)
         found = get_hf_file_metadata(

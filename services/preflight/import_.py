@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from services.errors import InvalidRequest
 from services.kinds.import_ import HubSource, ImportRequest, PathSource, Source, UploadSource, ZipSource
+from services.models.hub_selection import selection
 from services.models.imports import Member, list_archive, list_folder
 from services.models.store import ModelStore
 from services.models.uploaded_files import UploadedFiles, uploaded_files
@@ -51,7 +52,7 @@ def _of_volume(source: Source, inputs: Inputs) -> list[PlannedRead]:
 
 def _of_hub(source: Source, inputs: Inputs) -> list[PlannedRead]:
     assert isinstance(source, HubSource)
-    repository, files = inputs.hub.selection(source)
+    repository, files = selection(inputs.hub, source)
     return [
         PlannedRead(
             name=repository.name, path=file.path, commit=repository.commit, size_bytes=file.size_bytes

@@ -16,6 +16,7 @@ from services.kinds.import_ import (
     ZipSource,
 )
 from services.models.hub_download import Download
+from services.models.hub_selection import selection
 from services.models.imports import Imported, check_digest, expected_digests, import_members, recognized
 from services.models.manifest import MANIFEST_NAME, InputEntry, new_manifest, write_manifest
 from services.models.uploaded_files import digests_to_check, verify_archive
@@ -60,7 +61,7 @@ def _from_hub(request: ImportRequest, plan: Plan, context: JobContext, staging: 
     assert isinstance(request.source, HubSource)
     hub = context.hub
     # the commit of the plan, whose bytes are reserved: its branch may have moved since
-    repository, files = hub.selection(request.source.model_copy(update={"revision": plan.reads[0].commit}))
+    repository, files = selection(hub, request.source.model_copy(update={"revision": plan.reads[0].commit}))
     wanted = expected_digests(request.sha256, [file.path for file in files])
     download = Download(hub, repository, files, staging, context.execution.report)
     digests = download.run()
