@@ -179,6 +179,13 @@ def _rows_after(base: Checkpoint, stack: Stack, adapter: Adapter) -> int:
             f"After adapter {adapter.name} the rows would differ: {found}.",
             "An adapter that extends the vocabulary must bring embed_tokens and lm_head: it is incomplete.",
         )
+    head_bias = base.head_name.removesuffix("weight") + "bias"
+    if rows > stack.vocabulary_rows and head_bias in base.tensors.keys() - adapter.replaced.keys():
+        raise VocabularyMismatch(
+            f"Adapter {adapter.name} extends the vocabulary from {stack.vocabulary_rows} to {rows} rows; the base has a "
+            f"{head_bias!r}, which the adapter does not extend.",
+            "The adapter is incomplete: save it again with lm_head in modules_to_save.",
+        )
     if rows > stack.vocabulary_rows and adapter.vocabulary is None:
         raise VocabularyMismatch(
             f"Adapter {adapter.name} extends the vocabulary from {stack.vocabulary_rows} to {rows} rows and has no "

@@ -270,7 +270,7 @@ def config_of(raw: Json, dtype: str) -> ModelConfig:
     stated = optional(rope, "rope_theta", theta, file="config.json, rope_parameters")
     return ModelConfig(
         hidden_size=hidden, num_attention_heads=heads,
-        intermediate_size=require(values, "intermediate_size", int, file="config.json"),
+        intermediate_size=_intermediate_size(values, model_class, hidden),
         num_hidden_layers=require(values, "num_hidden_layers", int, file="config.json"),
         num_key_value_heads=number("num_key_value_heads", heads), head_dim=number("head_dim", hidden // heads),
         vocab_size=require(values, "vocab_size", int, file="config.json"),
@@ -284,6 +284,13 @@ def config_of(raw: Json, dtype: str) -> ModelConfig:
         eos_token_id=own.get("eos_token_id", raw.get("eos_token_id")),
         dtype=dtype, source=raw,
     )  # fmt: skip
+
+
+def _intermediate_size(values: Json, model_class: ModelClass, hidden: int) -> int:
+    """Returns the width of the feed-forward network: four times the hidden size where GPT-2's `n_inner` is null."""
+    if values.get("intermediate_size") is None and model_class.keys.get("intermediate_size") == "n_inner":
+        return 4 * hidden
+    return require(values, "intermediate_size", int, file="config.json")  # type: ignore[no-any-return]
 
 
 def text_values(source: Mapping[str, Any], model_class: ModelClass) -> Mapping[str, Any]:

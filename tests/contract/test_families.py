@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
 
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.config import config_to_json, read_config
@@ -16,6 +17,7 @@ from services.architectures.dense_types import DENSE_TYPES
 from services.architectures.families import FAMILIES, family_of
 from services.architectures.family import ModelClass
 from services.architectures.mixtures import MIXTURES
+from services.checkpoints.model_check import check_class
 from services.errors import (
     ConfigMismatch,
     GraftwerkError,
@@ -85,12 +87,13 @@ def test_configuration_has_the_values_of_transformers(model_type: str, tmp_path:
     _compare(read_config(path, "F16"), AutoConfig.from_pretrained(tmp_path))
 
 
-def _compare(found: Any, expected: Any) -> None:
+def _compare(found: Any, expected: Any, model_class: ModelClass | None = None) -> None:
     text = expected.get_text_config()
     for key in SIZES:
-        assert getattr(found, key) == getattr(text, key, _derived(text, key)), key
+        own = (model_class.keys if model_class else {}).get(key, key)
+        assert getattr(found, key) == getattr(text, own, _derived(text, key)), key
     assert found.tie_word_embeddings == expected.tie_word_embeddings
-    rope = text.rope_parameters
+    rope = getattr(text, "rope_parameters", None) or {"rope_theta": 10000.0, "rope_type": "default"}
     rope = rope.get("full_attention", rope)
     assert found.rope_theta == rope["rope_theta"]
     assert (found.rope_type or "default") == rope["rope_type"]
@@ -98,10 +101,9 @@ def _compare(found: Any, expected: Any) -> None:
 
 def _derived(text: Any, key: str) -> Any:
     return {
-        "head_dim": text.hidden_size // text.num_attention_heads,
-        "attention_bias": False,
-        "mlp_bias": False,
-    }.get(key)
+        "head_dim": text.hidden_size // text.num_attention_heads, "attention_bias": False, "mlp_bias": False,
+        "num_key_value_heads": text.num_attention_heads, "rms_norm_eps": 1e-6,
+    }.get(key)  # fmt: skip
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -123,19 +125,32 @@ def _check_defaults(model_class: ModelClass, config: Any) -> None:
 
 
 @pytest.mark.parametrize("model_type", DENSE_TYPES)
-def test_dense_types_are_those_of_transformers(model_type: str) -> None:
+def test_dense_types_are_those_of_transformers(model_type: str, tmp_path: Path) -> None:
     row = DENSE_TYPES[model_type]
-    config = AutoConfig.for_model(model_type)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    _check_defaults(row, AutoConfig.for_model(model_type))
+    assert AutoConfig.for_model(model_type).tie_word_embeddings == row.config_defaults.get(
+        "tie_word_embeddings", False
+    )
+
+    model = save_tiny(model_type, tmp_path)
 
     assert type(model).__name__ == row.architecture
-    _check_defaults(row, config)
+    stored = load_file(tmp_path / "model.safetensors")
+    found = read_checkpoint(tmp_path)
+    check_class(found)
+    assert {name: source.shape for name, source in found.tensors.items()} == {
+        n: tuple(t.shape) for n, t in stored.items()
+    }
+    parameters = dict(model.named_parameters())
+    assert {row.module_name(name) for name in stored} == set(parameters)
+    assert max(parameter.dim() for parameter in parameters.values()) == 2, "experts have three dimensions"
+    assert parameters[row.module_name(found.embeddings)] is model.get_input_embeddings().weight
     modules = {module: name for name, module in model.named_modules()}
-    assert f"{modules[model.get_input_embeddings()]}.weight" == row.embeddings
     assert f"{modules[model.get_output_embeddings()]}.weight" == row.head
-    assert config.tie_word_embeddings == row.config_defaults.get("tie_word_embeddings", False)
-    assert max(parameter.dim() for parameter in model.parameters()) <= 2, "experts have three dimensions"
+    assert {name.rsplit(".", 1)[-1] for module, name in modules.items() if isinstance(module, Conv1D)} == set(
+        row.conv1d
+    )
+    _compare(found.config, AutoConfig.from_pretrained(tmp_path), row)
 
 
 def test_vocabulary_tie_and_dtype_change_where_they_are(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from services.errors import (
     IncompleteCheckpoint,
     UnknownAdapterKey,
     UnsupportedAdapter,
+    VocabularyMismatch,
 )
 from services.merge import Merged, MergeOptions, merge
 from services.verify import verify_merge
@@ -31,7 +32,13 @@ State = dict[str, torch.Tensor]
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
-pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+]
+
+DENSE = ("gpt2", "gpt_bigcode", "gpt_neox", "opt", "phi", "cohere2", "stablelm", "glm4", "starcoder2")
+"""Dense types whose layers differ: transposed, fused, with biases, one norm for two, sandwiched."""
 
 
 def load_state(folder: Path) -> State:
@@ -90,6 +97,21 @@ def test_two_adapters_give_pefts_bits(model_type: str, dtype: str, tmp_path: Pat
     assert [account.tensors for account in merged.accounts] == [
         len(load_file(adapter / "adapter_model.safetensors")) for adapter in (first, second)
     ]
+
+
+@pytest.mark.parametrize("model_type", DENSE)
+def test_dense_types_give_pefts_bits(model_type: str, tmp_path: Path) -> None:
+    """GPT-2's weights are transposed, GPT-NeoX's queries, keys and values fused."""
+    model = save_tiny(model_type, tmp_path / "base")
+    adapter = save_tiny_adapter(tmp_path / "adapter", model, bias="all")
+
+    merged = merge_here(tmp_path / "base", [adapter], tmp_path / "merged")
+
+    assert (
+        differences(load_state(tmp_path / "merged"), merged_by_peft(model, [adapter], tmp_path / "peft"))
+        == []
+    )
+    assert verify_merge(merged, MergeOptions(), WriteHooks()).passed
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -245,6 +267,23 @@ def test_a_saved_head_of_a_tied_base_that_is_not_a_trained_copy_is_refused(
     refused(tmp_path / "base", adapter, UnsupportedAdapter, words)
 
 
+def test_a_vocabulary_that_outgrows_the_heads_bias_is_refused(tmp_path: Path) -> None:
+    model = save_tiny("phi", tmp_path / "base")
+    adapter = save_tiny_adapter(tmp_path / "adapter", model, target_modules=["q_proj"])
+    path = adapter / "adapter_model.safetensors"
+    names = ("model.embed_tokens", "lm_head")
+    save_file(
+        load_file(path) | {f"base_model.model.{name}.weight": torch.zeros(310, 48) for name in names}, path
+    )
+
+    refused(
+        tmp_path / "base",
+        adapter,
+        VocabularyMismatch,
+        r"from 300 to 310 rows; the base has a 'lm_head\.bias'",
+    )
+
+
 def test_an_earlier_change_of_tied_embeddings_reaches_the_head_that_a_later_adapter_unties(
     tmp_path: Path,
 ) -> None:
@@ -269,3 +308,51 @@ def test_an_earlier_change_of_tied_embeddings_reaches_the_head_that_a_later_adap
         load_state(tmp_path / "saved")["lm_head.weight"],
         load_file(head / "adapter_model.safetensors")["base_model.model.lm_head.weight"].half(),
     )
+
+
+def test_names_without_the_models_prefix_are_kept(tmp_path: Path) -> None:
+    """GPT-2 was published from the model without its head, with masks that are computed today."""
+    model = save_tiny("gpt2", tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
+    save_file(tensors | {"h.0.attn.bias": torch.ones(1, 1, 128, 128, dtype=torch.uint8)}, path)
+    adapter = save_tiny_adapter(tmp_path / "adapter", model)
+
+    merge_here(tmp_path / "base", [adapter], tmp_path / "merged")
+
+    expected = merged_by_peft(model, [adapter], tmp_path / "peft")
+    assert (
+        differences(
+            load_state(tmp_path / "merged"), {n.removeprefix("transformer."): t for n, t in expected.items()}
+        )
+        == []
+    )
+
+
+def test_a_tuner_on_a_transposed_weight_is_refused(tmp_path: Path) -> None:
+    model = save_tiny("gpt2", tmp_path / "base")
+    adapter = save_tiny_adapter(tmp_path / "adapter", model, use_dora=True, target_modules=["c_attn"])
+
+    refused(
+        tmp_path / "base",
+        adapter,
+        UnsupportedAdapter,
+        r"h\.0\.attn\.c_attn\.weight', a Conv1D whose weight is transposed",
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_a_head_beside_names_without_a_prefix_is_loaded(prefix: str, tmp_path: Path) -> None:
+    model = save_tiny("gpt2", tmp_path / "base", dtype=torch.float32)
+    path = tmp_path / "base" / "model.safetensors"
+    save_file(
+        {prefix + name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}, path
+    )
+    adapter = save_tiny_adapter(
+        tmp_path / "adapter", model, target_modules=["c_fc"], modules_to_save=["lm_head"]
+    )
+
+    merge_here(tmp_path / "base", [adapter], tmp_path / "merged")
+
+    expected = logits(PeftModel.from_pretrained(copy.deepcopy(model), adapter))
+    torch.testing.assert_close(logits(reloaded(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-4)

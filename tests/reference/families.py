@@ -9,7 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 300
 """Rows of the embeddings; the tokenizer has fewer tokens, as most published models do."""
@@ -48,6 +54,16 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """Configurations by `model_type`."""
 
+DENSE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "cohere2": LAYERS,
+    "gpt_bigcode": {"multi_query": True},
+    "gpt_neox": {"num_key_value_heads": 4},
+    "opt": {"word_embed_proj_dim": 48},
+    "stablelm": {"use_qkv_bias": True, "qk_layernorm": True},
+    "vaultgemma": LAYERS,
+}
+"""Configurations of dense types that need more than SIZES."""
+
 MERGES = ["t h", "th e", "i n", "Ġ the", "e r", "a n", "an d", "Ġ and", "ä ¸", "ä¸ Ń"]
 """Merges of the tokenizer: English, a space before a word, and the first bytes of Chinese characters."""
 
@@ -72,7 +88,7 @@ def save_tiny(
     `tied` is the configuration class's own default if it is None; `options` are keys of the (text model's) configuration.
     """
     torch.manual_seed(seed)
-    values = copy.deepcopy(dict(OPTIONS[model_type]))
+    values = copy.deepcopy(dict(OPTIONS[model_type])) if model_type in OPTIONS else dense_options(model_type)
     text = values.get("text_config", values)
     text |= {"vocab_size": vocab, **options}
     if tied is not None:
@@ -85,6 +101,17 @@ def save_tiny(
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return model  # type: ignore[no-any-return]
+
+
+def dense_options(model_type: str) -> dict[str, Any]:
+    """The sizes under the names that a configuration class of a dense type has for them."""
+    class_values = CONFIG_MAPPING[model_type]
+    names = class_values.attribute_map
+    known = set(class_values().to_dict())
+    sizes = {names.get(key, key): size for key, size in SIZES.items() if names.get(key, key) in known}
+    width = {key: 80 for key in ("n_inner", "ffn_dim") if key in known}
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    return {**sizes, **width, **tokens, **copy.deepcopy(dict(DENSE_OPTIONS.get(model_type, {})))}
 
 
 def randomize(model: nn.Module) -> None:
