@@ -26,7 +26,7 @@ OVERSAMPLING = 16
 MAX_STEPS = 40
 """Largest number of steps of the iteration."""
 
-GAIN = 1e-9
+GAIN = 1e-7
 """Share of the matrix's energy below which a step's gain ends the iteration."""
 
 START_SEED = 0

@@ -1,5 +1,6 @@
 """`convert`: a checkpoint is converted to another layout and published."""
 
+from pathlib import Path
 from typing import Any
 
 from services.architectures.checkpoint import Checkpoint
@@ -9,6 +10,7 @@ from services.convert import ConvertOptions, convert, convert_adapter
 from services.files.gguf_files import read_gguf_model
 from services.files.gguf_origin import gguf_origin
 from services.kinds.convert import ConvertRequest, ConvertResult
+from services.models.manifest import Manifest
 from services.preflight import Plan
 from worker.lifecycle import JobContext
 from worker.models.publish import (
@@ -26,7 +28,7 @@ from worker.models.publish import (
     write_description,
     write_hooks,
 )
-from worker.models.reuse import find_identical, link_identical, request_identity
+from worker.models.reuse import made_or_linked, request_identity
 
 
 @idempotent(ConvertResult)
@@ -40,24 +42,21 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
         output_dtype(request), request.max_shard_bytes, request.instruct, request.output_format,
         request.ranks, output_template(context, request.source),
     )  # fmt: skip
-    identity = request_identity(request, options, context.store)
-    if not request.force and (same := find_identical(context.store, identity)):
-        with publishing(request, plan, context) as staging:
-            manifest = link_identical(same, staging, context)
-        return made_result(ConvertResult, request, context, manifest)
-    with publishing(request, plan, context, take_over=True) as staging:
+
+    def make(staging: Path) -> Manifest:
         checkpoint, written = convert(source, staging, options, write_hooks(context, staging))
         log_resumed(written, context)
         tokenizer = completed_tokenizer(
             staging, request.output_format, options.template, instruct=request.instruct
         )
-        manifest = checkpoint_manifest(
+        return checkpoint_manifest(
             request, written, context, [input_entry("source", request.source, source)],
-            warnings=[*plan.warnings, *tokenizer.warnings], identity=identity,
-            origin=_origin(checkpoint),
+            warnings=[*plan.warnings, *tokenizer.warnings], origin=_origin(checkpoint),
             result={**_figures(checkpoint, written), **gguf_figures(request, written), "tokenizer_parity": tokenizer.parity},
         )  # fmt: skip
-        write_description(staging, manifest, context)
+
+    identity = request_identity(request, options, context.store)
+    manifest = made_or_linked(request, plan, context, identity, make, resumes=True)
     return made_result(ConvertResult, request, context, manifest)
 
 

@@ -28,11 +28,9 @@ from worker.models.publish import (
     output_dtype,
     output_template,
     planned,
-    publishing,
-    write_description,
     write_hooks,
 )
-from worker.models.reuse import find_identical, link_identical, request_identity
+from worker.models.reuse import made_or_linked, request_identity
 
 
 @idempotent(MergeResult)
@@ -47,14 +45,12 @@ def run(request: MergeRequest, context: JobContext) -> MergeResult:
         # resolved here, in the job's own process: one that forks must not touch CUDA
         str(resolve_device(context.settings.device)), request.base_precision,
     )  # fmt: skip
+
+    def make(staging: Path) -> Manifest:
+        return _merge_into(staging, request, context, plan, options)
+
     identity = request_identity(request, options, context.store)
-    if not request.force and (same := find_identical(context.store, identity)):
-        with publishing(request, plan, context) as staging:
-            manifest = link_identical(same, staging, context)
-    else:
-        with publishing(request, plan, context, take_over=True) as staging:
-            manifest = _merge_into(staging, request, context, plan, options)
-            write_description(staging, manifest.model_copy(update={"identity": identity}), context)
+    manifest = made_or_linked(request, plan, context, identity, make, resumes=True)
     return made_result(MergeResult, request, context, manifest)
 
 

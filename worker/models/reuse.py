@@ -9,7 +9,7 @@ from pathlib import Path
 
 from services.errors import UnreadableFile
 from services.kinds.merge import MergeRequest
-from services.kinds.shared import MakeRequest
+from services.kinds.shared import MakeRequest, OutputOptions
 from services.models.digests import content_identity
 from services.models.manifest import (
     MANIFEST_NAME,
@@ -37,14 +37,18 @@ def made_or_linked(
     context: JobContext,
     identity: str,
     make: Callable[[Path], Manifest],
+    *,
+    resumes: bool = False,
 ) -> Manifest:
     """Publishes the target and returns its manifest: the files of an identical model if there is one, else what `make` makes.
 
     Args:
         make: Fills the staging folder and returns the manifest, which is written with the identity and a model card.
+        resumes: `make` continues what a killed execution of this job has left in the folder.
     """
-    same = find_identical(context.store, identity)
-    with publishing(request, plan, context) as staging:
+    forced = isinstance(request, OutputOptions) and request.force
+    same = None if forced else find_identical(context.store, identity)
+    with publishing(request, plan, context, take_over=resumes and same is None) as staging:
         if same is not None:
             return link_identical(same, staging, context)
         manifest = make(staging).model_copy(update={"identity": identity})
