@@ -14,15 +14,11 @@ from torch import zeros
 from services.errors import (
     DigestMismatch,
     DiskFull,
-    GraftwerkError,
-    HubDisabled,
     HubFileChanged,
     HubGated,
-    HubNotFound,
     HubUnreachable,
     InvalidRequest,
     JobCanceled,
-    UnsupportedFormat,
 )
 from services.kinds.import_ import ImportRequest
 from services.models.manifest import read_manifest
@@ -230,105 +226,6 @@ def test_a_published_model_is_found_again_by_its_own_job(root: Path, hub: HubSer
     assert run(root, hub, run="2").files == len(FETCHED)
 
 
-# ---- refusals ----
-
-
-def gated(hub: HubServer) -> None:
-    hub.repos["org/name"].gated = True
-
-
-def gone(hub: HubServer) -> None:
-    del hub.repos["org/name"]
-
-
-def private(hub: HubServer) -> None:
-    hub.repos["org/name"].private = True
-
-
-def ill(hub: HubServer) -> None:
-    hub.failing = 500
-
-
-def crowded(hub: HubServer) -> None:
-    hub.failing = 429
-
-
-def foreign(hub: HubServer) -> None:
-    hub.repos["org/name"].commit({**FILES, "config.json": b'{"model_type": "whisper"}'})
-
-
-def quantized(hub: HubServer) -> None:
-    config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
-    hub.repos["org/name"].commit({**FILES, "config.json": json.dumps(config).encode()})
-
-
-def damaged(hub: HubServer) -> None:
-    hub.repos["org/name"].commit({**FILES, "config.json": b"{"})
-
-
-def escaping(hub: HubServer) -> None:
-    hub.repos["org/name"].commit({**FILES, "../outside": b"out"})
-
-
-REFUSED = [
-    (gated, {}, HubGated, 403, "hub_gated"),
-    (gone, {}, HubNotFound, 404, "hub_not_found"),
-    (private, {}, HubNotFound, 404, "hub_not_found"),
-    (None, {"revision": "v9"}, HubNotFound, 404, "hub_not_found"),
-    (ill, {}, HubUnreachable, 503, "hub_unreachable"),
-    (crowded, {}, HubUnreachable, 503, "hub_unreachable"),
-    (foreign, {}, UnsupportedFormat, 422, "unsupported_format"),
-    (quantized, {}, UnsupportedFormat, 422, "unsupported_format"),
-    (damaged, {}, GraftwerkError, 422, "unreadable_file"),
-    (escaping, {}, GraftwerkError, 422, "invalid_name"),
-    (None, {"files": ["*.ggml"]}, InvalidRequest, 422, "invalid_request"),
-    (None, {"files": ["*.safetensors"]}, UnsupportedFormat, 422, "unsupported_format"),
-]
-
-
-@pytest.mark.parametrize(
-    ("fault", "source", "error", "status", "code"),
-    REFUSED,
-    ids=[f"{fault.__name__ if fault else 'asked'} {source}" for fault, source, *_ in REFUSED],
-)
-def test_refused_when_it_is_submitted_and_by_the_worker(
-    root: Path,
-    hub: HubServer,
-    fault: Any,
-    source: dict[str, Any],
-    error: type[Exception],
-    status: int,
-    code: str,
-) -> None:
-    if fault is not None:
-        fault(hub)
-    client = client_of(root, hub_enabled=True, hf_endpoint=hub.url)
-    found = problem(client.post("/api/jobs", json=asked(**source)), status, code)
-    assert found["hint"] or code == "invalid_name"
-    with pytest.raises(error) as caught:
-        run(root, hub, asked(**source))
-    assert caught.value.code == code  # type: ignore[attr-defined]
-    assert not hub.downloads()
-
-
-def test_off_unless_the_settings_turn_it_on(root: Path, hub: HubServer) -> None:
-    client = client_of(root, hf_endpoint=hub.url)
-    problem(client.post("/api/jobs", json=asked()), 422, "hub_disabled")
-    with pytest.raises(HubDisabled):
-        run(root, hub, settings={"hub_enabled": False})
-    assert not hub.heard
-
-
-def test_a_hub_that_does_not_answer_is_given_up(
-    root: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.models.hub.SUBMISSION_SECONDS", 0.2)
-    hub.silent = True
-    client = client_of(root, hub_enabled=True, hf_endpoint=hub.url)
-    found = problem(client.post("/api/jobs", json=asked()), 503, "hub_unreachable")
-    assert "no answer within 0.2 s" in found["detail"]
-
-
 def test_a_token_opens_what_is_gated_and_goes_to_the_hub_alone(root: Path, hub: HubServer) -> None:
     hub.repos["org/name"].gated = hub.repos["org/name"].private = True
     context = hub_context(root, hub.url, settings={"hub_token": hub.token})
@@ -345,7 +242,7 @@ def test_a_token_opens_what_is_gated_and_goes_to_the_hub_alone(root: Path, hub: 
 
 
 def test_a_token_in_a_file(root: Path, hub: HubServer, tmp_path: Path) -> None:
-    gated(hub)
+    hub.repos["org/name"].gated = True
     (tmp_path / "token").write_text(f"{hub.token}\n")
     run(root, hub, settings={"hub_token_file": tmp_path / "token"})
     with pytest.raises(HubGated, match="no access"):
