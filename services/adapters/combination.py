@@ -10,6 +10,9 @@ from services.adapters.lora_tensors import LoraPair
 from services.errors import AdapterMismatch, InvalidRequest, UnsupportedAdapter, VocabularyMismatch
 from services.files.tensors import TensorHeader
 
+ANY_SIZE = 2**63
+"""Limit that no tensor exceeds."""
+
 TOKEN_MODULES = ("embed_tokens", "lm_head")
 """Last part of the names of modules with one row per token."""
 
@@ -87,8 +90,14 @@ class Combination:
         return [tensor.module for tensor in self.whole if tensor.name.endswith(".weight")]
 
 
-def check_combination(scaled: Sequence[tuple[Adapter, float]]) -> Combination:
+def check_combination(
+    scaled: Sequence[tuple[Adapter, float]], *, compared_bytes: int = ANY_SIZE
+) -> Combination:
     """Returns the modules and tensors of the combined adapter.
+
+    Args:
+        compared_bytes: Tensors up to this size that two adapters replace are read and compared; larger ones pass, and are compared
+            when the job starts.
 
     Raises:
         InvalidRequest: An adapter is named twice.
@@ -105,7 +114,7 @@ def check_combination(scaled: Sequence[tuple[Adapter, float]]) -> Combination:
     for adapter in adapters:
         _check_plain(adapter)
     modules = tuple(_modules(scaled))
-    whole = tuple(_whole(adapters, modules))
+    whole = tuple(_whole(adapters, modules, compared_bytes))
     _check_rows(modules, whole)
     bases = [str(name) for a in adapters if (name := a.config.get("base_model_name_or_path"))]
     return Combination(
@@ -155,12 +164,14 @@ def _modules(scaled: Sequence[tuple[Adapter, float]]) -> Iterator[CombinedModule
         yield CombinedModule(name, tuple(module_parts))
 
 
-def _whole(adapters: Sequence[Adapter], modules: Sequence[CombinedModule]) -> Iterator[WholeTensor]:
+def _whole(
+    adapters: Sequence[Adapter], modules: Sequence[CombinedModule], compared_bytes: int
+) -> Iterator[WholeTensor]:
     changed = {f"{module.name}.weight" for module in modules}
     owners: dict[str, Adapter] = {}
     for adapter in adapters:
         for name, header in adapter.replaced.items():
-            if name in owners and not _same_bytes(owners[name].replaced[name], header):
+            if name in owners and not _same_bytes(owners[name].replaced[name], header, compared_bytes):
                 raise UnsupportedAdapter(
                     f"Adapters {owners[name].name} and {adapter.name} both replace {name!r} whole, by different tensors.",
                     "Combine only one of them; merge the other one before or after it.",
@@ -176,9 +187,11 @@ def _whole(adapters: Sequence[Adapter], modules: Sequence[CombinedModule]) -> It
                 yield WholeTensor(name, header)
 
 
-def _same_bytes(one: TensorHeader, other: TensorHeader) -> bool:
+def _same_bytes(one: TensorHeader, other: TensorHeader, limit: int) -> bool:
     if (one.dtype, one.shape) != (other.dtype, other.shape) or one.strides or other.strides:
         return False
+    if one.size_bytes > limit:
+        return True
     with one.path.open("rb") as first, other.path.open("rb") as second:
         first.seek(one.offset)
         second.seek(other.offset)

@@ -23,8 +23,10 @@ def plan(request: CombineRequest, inputs: Inputs) -> Plan:
     if inputs.waiting:
         return deferred_plan(request, inputs)
     adapters = [inputs.adapter(choice.name) for choice in request.adapters]
-    combination = check_combination([(a, c.scale) for a, c in zip(adapters, request.adapters, strict=True)])
-    _check_weights(adapters, inputs.limits.digest_bytes)
+    limit = inputs.limits.digest_bytes
+    scaled = [(a, choice.scale) for a, choice in zip(adapters, request.adapters, strict=True)]
+    combination = check_combination(scaled, compared_bytes=limit)
+    _check_weights(adapters, limit)
     _check_rank(request, combination)
     rank, tokenizer = request.rank or combination.rank, combination.tokenizer_folder
     shapes = [module.shape for module in combination.modules]

@@ -13,6 +13,7 @@ from services.errors import (
     JobCanceled,
     ModelExists,
     ModelNotFound,
+    UnsupportedAdapter,
     WrongModelKind,
 )
 from services.kinds import ANY_REQUEST
@@ -21,7 +22,7 @@ from services.kinds.verify import VerifyRequest
 from services.models.digests import digest_file
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
-from services.preflight import preflight
+from services.preflight import Limits, preflight
 from services.progress import Progress
 from tests.job_context import job_context
 from tests.reference.huggingface_model import save_llama
@@ -155,3 +156,14 @@ def test_a_request_that_means_nothing_is_refused_by_its_shape(fields: dict[str, 
 def test_an_adapter_that_an_earlier_job_will_make_is_waited_for(volume: Path) -> None:
     plan = preflight(asked(adapters=["a", "later"], target="planned"), ModelStore(volume), {"later"})
     assert plan.warnings == ["later does not exist yet. It is checked when the job starts."]
+
+
+def test_large_tensors_are_compared_when_the_job_starts_not_when_it_is_submitted(tmp_path: Path) -> None:
+    for name, seed in (("one", 4), ("two", 5)):
+        make_adapter(tmp_path / name, seed=seed, modules_to_save=["embed_tokens", "lm_head"])
+    request = asked(adapters=["one", "two"])
+    preflight(request, ModelStore(tmp_path), (), limits=Limits(digest_bytes=0))
+    with pytest.raises(UnsupportedAdapter, match="both replace"):
+        preflight(request, ModelStore(tmp_path), ())
+    with pytest.raises(UnsupportedAdapter, match="both replace"):
+        combine_job.run(request, job_context(tmp_path))
