@@ -31,6 +31,9 @@ from worker.janitor import Janitor
 ROOT = Path(__file__).parents[2]
 RECORDED: dict[str, Any] = json.loads((FOLDER / "jobs.json").read_text(encoding="utf-8"))
 IDS: dict[str, str] = RECORDED["jobs"]
+KINDS_OF_0_1_0 = {
+    "import", "convert", "merge", "extend-tokenizer", "verify", "generate", "compare", "embed", "perplexity",
+}  # fmt: skip
 ENDED_IDS = {name: id for name, id in IDS.items() if name.startswith("ended-")}
 WAITING_IDS = {name: id for name, id in IDS.items() if name.startswith(("queued-", "stopped-", "killed-"))}
 
@@ -103,7 +106,7 @@ def test_all_jobs_are_listed_with_their_requests(installation: Installation) -> 
     assert after is None
     assert {job.id for job in jobs} >= set(IDS.values())
     assert not [job for job in jobs if isinstance(job.request, UnknownRequest)]
-    assert {job.kind for job in jobs} == set(KINDS)
+    assert {job.kind for job in jobs} == KINDS_OF_0_1_0
     listed = installation.api.get("/api/jobs?limit=1000").get_json()["jobs"]
     assert len(listed) == len(jobs)
 
@@ -125,7 +128,10 @@ def test_an_ended_job_shows_the_request_and_result_that_were_recorded(
     record = dict(recorded_keys()[f"graftwerk:job:{IDS[name]}"]["value"])
     assert job["status"] == "succeeded"
     assert job["result"] == with_utc_as_z(recorded.return_value())
-    assert job["request"] == json.loads(record["request"])
+    request = json.loads(record["request"])
+    fields = KINDS[job["kind"]].request.model_fields  # those that are newer than 0.1.0 have their defaults
+    newer = {key: fields[key].get_default() for key in job["request"].keys() - request.keys()}
+    assert job["request"] == {**request, **newer}
     assert type(installation.queue.get(IDS[name]).result) is KINDS[job["kind"]].result
 
 
