@@ -50,21 +50,28 @@ class KVCache(Cache):
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
-    def begin_step(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Makes space for one more token in each row.
-
-        Returns:
-            Position ids (rows, 1) and an additive mask (rows, 1, 1, columns) of `dtype`.
-        """
+    def begin_step(self, device: torch.device) -> torch.Tensor:
+        """Makes space for one more token in each row; returns its position ids (rows, 1)."""
         # Rounded up, because kernels for CUDA need the mask's rows aligned.
         self._width = _rounded_up(max(self.lengths) + 1, 8)
         self._reserve(len(self.lengths), self._width)
         self._rows = torch.arange(len(self.lengths), device=device)
         self._columns = torch.tensor(self.lengths, device=device)
-        unseen = torch.arange(self._width, device=device)[None] > self._columns[:, None]
-        mask = torch.zeros(unseen.shape, dtype=dtype, device=device)
+        return self._columns[:, None]
+
+    def mask(self, dtype: torch.dtype, window: int | None = None) -> torch.Tensor:
+        """Returns the additive mask (rows, 1, 1, columns) of the step that has begun.
+
+        Args:
+            window: Number of tokens that are seen, the new one included; None for all.
+        """
+        columns = torch.arange(self._width, device=self._columns.device)[None]
+        unseen = columns > self._columns[:, None]
+        if window is not None:
+            unseen |= columns <= self._columns[:, None] - window
+        mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
         mask.masked_fill_(unseen, torch.finfo(dtype).min)
-        return self._columns[:, None], mask[:, None, None]
+        return mask[:, None, None]
 
     def end_step(self) -> None:
         """Counts the token that the model has appended to each row."""
@@ -111,12 +118,30 @@ def _tensors(cache: Cache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
+MASK_BY_LAYER = ("gemma2", "gemma3_text", "qwen2", "qwen3", "smollm3")
+"""Model types that take one mask for each type of layer in `layer_types`."""
+
+ONE_MASK = ("mistral", "phi3", "starcoder2")
+"""Model types all of whose layers have the window `sliding_window`."""
+
+
+def window_of(config: Any) -> int | None:
+    """Returns the window of a model's sliding layers, None if it has none or is not among the types above."""
+    known = config.model_type in (*MASK_BY_LAYER, *ONE_MASK)
+    window = getattr(config, "sliding_window", None)
+    return int(window) if known and window else None
+
+
 class BatchRunner:
-    """Runs the forward passes of one model for the sequences in its KV cache."""
+    """Runs the forward passes of one model for the sequences in its KV cache.
+
+    All keys and values are kept, also those that a sliding layer no longer sees: the masks leave them out.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._cache = KVCache()
+        self._window = window_of(model.config)
 
     def __len__(self) -> int:
         return len(self._cache.lengths)
@@ -143,13 +168,25 @@ class BatchRunner:
     def decode(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Appends one token to each row and returns the next logits (rows, vocabulary) in float32 on the CPU."""
         ids = torch.tensor(token_ids, device=self._model.device)[:, None]
-        positions, mask = self._cache.begin_step(self._model.dtype, self._model.device)
-        logits = self._forward(ids, mask, positions, self._cache)
+        positions = self._cache.begin_step(self._model.device)
+        logits = self._forward(ids, self._masks(), positions, self._cache)
         self._cache.end_step()
         return logits
 
+    def _masks(self) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Returns the mask of a step; one for each type of layer where the model takes them so."""
+        dtype = self._model.dtype
+        windowed = self._cache.mask(dtype, self._window)
+        if self._model.config.model_type not in MASK_BY_LAYER:
+            return windowed
+        return {"full_attention": self._cache.mask(dtype), "sliding_attention": windowed}
+
     def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        positions: torch.Tensor,
+        cache: Cache,
     ) -> torch.Tensor:
         outcome: Any = self._model(
             input_ids=ids,

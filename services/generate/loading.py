@@ -23,6 +23,7 @@ from services.errors import (
     VocabularyMismatch,
     WrongModelKind,
 )
+from services.generate.kv_cache import window_of
 from services.generate.quantization import held_bytes, quantization_config
 from services.kinds.shared import Quantization
 from services.progress import Progress, Report, ignore_progress
@@ -87,7 +88,8 @@ def load_model(
     """
     _check_kind(folder)
     target = resolve_device(device)
-    config = _read_config(folder)
+    whole = _read_config(folder)
+    config = whole.get_text_config()
     context_length = _context_length(config)
     if rope_alpha is not None:
         _scale_rotary_base(config, rope_alpha)
@@ -98,7 +100,7 @@ def load_model(
     )
     report(Progress("loading", 0, size_bytes, "bytes"))
     chosen = _choose_dtype(dtype, target)
-    placement: dict[str, Any] = {}
+    placement: dict[str, Any] = {} if config is whole else {"key_mapping": TEXT_KEYS}
     if target.type != "cpu":
         placement["device_map"] = device_map(device, target, size_bytes, _free_bytes())
     if quantization is not None:
@@ -186,17 +188,32 @@ def _read_config(folder: Path) -> Any:
 
 
 def _context_length(config: Any) -> int:
-    """Returns the number of tokens that the model was trained for; within its window, sliding attention is full attention."""
+    """Returns the number of tokens that the model computes rightly in a batch with others.
+
+    It is the length that the model was trained for. Two kinds of models end earlier: rotary frequencies of the type "longrope"
+    are other ones for all sequences of a batch once one of them is longer than `original_max_position_embeddings`; and a
+    window that the KV cache has no mask for is not left.
+    """
     sizes = [int(config.max_position_embeddings)]
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True):
-        sizes.append(int(window))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        original = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        sizes.append(int(original or config.max_position_embeddings))
+    if window_of(config) is None and getattr(config, "use_sliding_window", True):
+        sizes.append(int(getattr(config, "sliding_window", None) or sizes[0]))
     return min(sizes)
 
 
 def _scale_rotary_base(config: Any, alpha: float) -> None:
     if alpha <= 0:
         raise UnsupportedOption(f"rope_alpha must be above 0 and is {alpha}.")
+    if "rope_theta" not in config.rope_parameters:
+        raise UnsupportedOption(
+            f"rope_alpha scales one rotary base; a model of type {config.model_type!r} has one for each type of layer.",
+            "Leave rope_alpha out.",
+        )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     config.rope_parameters["rope_theta"] *= alpha ** (head_dim / (head_dim - 2))
 
@@ -229,6 +246,13 @@ def _choose_dtype(dtype: DTypeName | None, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+TEXT_KEYS = {
+    r"^(model\.language_model|language_model\.model)\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+"""Names of a text model's tensors within a multimodal checkpoint; its other towers are not loaded."""
+
+
 def _read_weights(
     folder: Path, config: Any, dtype: torch.dtype, placement: dict[str, Any]
 ) -> PreTrainedModel:
@@ -241,7 +265,8 @@ def _read_weights(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa",
+            # Only the eager attention caps its scores, as Gemma 2 does.
+            attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa",
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
