@@ -93,9 +93,19 @@ def convert(
         str | None,
         typer.Option(help="Base of an adapter that is written as gguf.", show_default=False),
     ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="Text on the volume (incoming/…) on which a gguf output is compared with its source.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Convert a checkpoint from one layout to another, or an adapter to GGUF."""
-    names = given(kind="convert", source=source, target=target, instruct=instruct or None, base=base)
+    names = given(
+        kind="convert", source=source, target=target, instruct=instruct or None, base=base,
+        measure={"text_file": measure} if measure else None,
+    )  # fmt: skip
     run_job(connection, submission, names | output.as_request())
 
 

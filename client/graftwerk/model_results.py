@@ -100,6 +100,8 @@ class ConvertResult(WrittenCheckpoint):
 
     dropped: list[str] = []
     ranks: int | None = None
+    kl_divergence: float | None = None
+    same_top_token: float | None = None
 
 
 class LogitsComparison(Result):

@@ -110,6 +110,7 @@ class ConvertRequest(JobOptions, OutputOptions, total=False):
     target: Required[str]
     instruct: bool
     base: str | None
+    measure: dict[str, str] | None
 
 
 class MergeRequest(JobOptions, OutputOptions, total=False):

@@ -11,7 +11,7 @@ import torch
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.gguf_vocabulary import ARRAYS, read_gguf_vocabulary
-from services.architectures.output_spec import OutputFormat, plan_output
+from services.architectures.output_spec import OutputFormat, OutputSpec, plan_output
 from services.checkpoints.blocks import source_blocks
 from services.checkpoints.folder_spec import MAX_SHARD_BYTES, FolderSpec, WrittenModel
 from services.checkpoints.journal import stamps, work_identity
@@ -85,10 +85,7 @@ def _tokenizer_folder(checkpoint: Checkpoint) -> Iterator[Path]:
 def _written(
     target: Path, checkpoint: Checkpoint, tokenizer_folder: Path, options: ConvertOptions, hooks: WriteHooks
 ) -> WrittenModel:
-    output = plan_output(
-        options.output_format, checkpoint.config, checkpoint.stored, vocabulary=checkpoint.vocabulary,
-        dtype=options.dtype, ranks=options.ranks or checkpoint.ranks,
-    )  # fmt: skip
+    output = converted_output(checkpoint, options)
     spec = FolderSpec(
         output=output, base_folder=checkpoint.folder, tokenizer_folder=tokenizer_folder,
         max_shard_bytes=options.max_shard_bytes,
@@ -102,6 +99,14 @@ def _written(
                 yield cast(name, block, output.tensors[name][0])
 
         return write_model(target, spec, produce, hooks)
+
+
+def converted_output(checkpoint: Checkpoint, options: ConvertOptions) -> OutputSpec:
+    """Returns the output of a conversion."""
+    return plan_output(
+        options.output_format, checkpoint.config, checkpoint.stored, vocabulary=checkpoint.vocabulary,
+        dtype=options.dtype, ranks=options.ranks or checkpoint.ranks,
+    )  # fmt: skip
 
 
 def cast(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:

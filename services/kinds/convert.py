@@ -5,7 +5,21 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from services.kinds.made_model import WrittenCheckpoint
-from services.kinds.shared import MakeRequest, ModelName, OutputOptions, unique_names
+from services.kinds.shared import MakeRequest, ModelName, OutputOptions, Result, Shape, unique_names
+
+
+class TextFile(Shape):
+    """A text on the volume."""
+
+    text_file: str = Field(max_length=1024, description="A UTF-8 text on the volume, under `incoming/`.")
+
+
+class Measurement(Result):
+    """Loss of an output against its source: mean divergence of the next token's probabilities in nats, share of equal top tokens."""
+
+    kl_divergence: float
+    same_top_token: float
+    tokens: int
 
 
 class ConvertRequest(MakeRequest, OutputOptions):
@@ -22,7 +36,14 @@ class ConvertRequest(MakeRequest, OutputOptions):
 
     base: ModelName | None = Field(
         default=None,
+        exclude_if=lambda value: value is None,
         description="Of an adapter that is written as `gguf`: the base model that it belongs to.",
+    )
+
+    measure: TextFile | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Of a `gguf` output: a text on which it is compared with its source.",
     )
 
     @property
@@ -31,11 +52,14 @@ class ConvertRequest(MakeRequest, OutputOptions):
         return unique_names(self.source, self.base)
 
     @model_validator(mode="after")
-    def _base_needs_gguf(self) -> Self:
-        if self.base is not None and self.output_format != "gguf":
-            raise ValueError(
-                f"base belongs to an adapter that is written as 'gguf', the request has {self.output_format!r}"
-            )
+    def _options_of_gguf(self) -> Self:
+        for name in ("base", "measure"):
+            if getattr(self, name) is not None and self.output_format != "gguf":
+                raise ValueError(
+                    f"{name} applies to output_format 'gguf' only, the request has {self.output_format!r}"
+                )
+        if self.base is not None and self.measure is not None:
+            raise ValueError("measure applies to models, and base is given: the source is an adapter")
         return self
 
 
@@ -44,3 +68,5 @@ class ConvertResult(WrittenCheckpoint):
 
     dropped: list[str] = []
     ranks: int | None = None
+    kl_divergence: float | None = None
+    same_top_token: float | None = None

@@ -8,6 +8,7 @@ from services.architectures.output_spec import OUTPUT_DTYPES, output_bytes, outp
 from services.errors import UnsupportedOption
 from services.kinds.convert import ConvertRequest
 from services.preflight.output import checked_output, left_out_warnings, planned_write, tokenizer_warnings
+from services.preflight.perplexity import check_text_file
 from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, PlannedWrite, deferred_plan
 
 BLOCKS_BYTES = 128 * 2**20
@@ -25,6 +26,8 @@ def plan(request: ConvertRequest, inputs: Inputs) -> Plan:
         return deferred_plan(request, inputs)
     if is_adapter(inputs.folders[request.source]) or request.base is not None:
         return _adapter_plan(request, inputs)
+    if request.measure is not None:
+        check_text_file(request.measure.text_file, inputs.store)
     checkpoint = inputs.source(request.source, instruct=request.instruct)
     if request.instruct:
         _require_original_llama_3(request.source, checkpoint)

@@ -22,11 +22,16 @@ def plan(request: PerplexityRequest, inputs: Inputs) -> Plan:
     if request.text is not None:
         check_text(request.text)
     if request.text_file is not None:
-        _check_text_file(request.text_file, inputs.store)
+        check_text_file(request.text_file, inputs.store)
     return plan_loaded_model(request, inputs)
 
 
-def _check_text_file(name: str, store: ModelStore) -> None:
+def check_text_file(name: str, store: ModelStore) -> None:
+    """Refuses a text file that is missing or too large.
+
+    Raises:
+        InvalidRequest, SourceNotFound, InvalidName: the text file cannot be used.
+    """
     path = store.incoming(name)
     if not path.is_file():
         raise InvalidRequest(f"{name!r} is not a file.", "Name a UTF-8 text file.")

@@ -1,6 +1,7 @@
 """Proof that a model is the merge that it is said to be: digests, recomputed rows and the logits of the whole model."""
 
 from services.verify.expected import ExpectedMerge, expected_merge
+from services.verify.measure import measure
 from services.verify.norms import ChangeNorms, change_norms, nothing_changed
 from services.verify.precisions import compare_precisions
 from services.verify.report import ModelVerification, verify_merge, verify_model
@@ -12,6 +13,7 @@ __all__ = [
     "change_norms",
     "compare_precisions",
     "expected_merge",
+    "measure",
     "nothing_changed",
     "verify_merge",
     "verify_model",

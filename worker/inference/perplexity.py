@@ -4,10 +4,10 @@ import math
 import time
 from collections.abc import Sequence
 
-from services.errors import UnreadableFile
 from services.generate import Event, Score, Window, score_window, window_sizes, windows_of
 from services.kinds.perplexity import PerplexityRequest, PerplexityResult
 from services.models.store import ModelStore
+from services.models.text_file import read_text_file
 from services.progress import Progress
 from services.templates import check_text
 from worker.inference.model_cache import CachedModel, ModelKey, key_of
@@ -108,15 +108,7 @@ def text_of(request: PerplexityRequest, store: ModelStore) -> str:
         SourceNotFound, InvalidName: there is no such file.
         InvalidText: the text has a lone surrogate.
     """
-    if request.text_file is None:
-        text = request.text or ""
-    else:
-        try:
-            text = store.incoming(request.text_file).read_bytes().decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UnreadableFile(
-                f"{request.text_file} is not a UTF-8 text file: {error}.", "Save it as UTF-8."
-            ) from error
+    text = (request.text or "") if request.text_file is None else read_text_file(store, request.text_file)
     check_text(text)
     return text
 

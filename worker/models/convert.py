@@ -6,12 +6,14 @@ from typing import Any
 from services.architectures.checkpoint import Checkpoint
 from services.checkpoints.folder_spec import WrittenModel
 from services.checkpoints.write_hooks import WriteHooks
-from services.convert import ConvertOptions, convert, convert_adapter
+from services.convert import ConvertOptions, convert, convert_adapter, converted_output
 from services.files.gguf_files import read_gguf_model
 from services.files.gguf_origin import gguf_origin
 from services.kinds.convert import ConvertRequest, ConvertResult
 from services.models.manifest import Manifest
+from services.models.text_file import read_text_file
 from services.preflight import Plan
+from services.verify import measure
 from worker.lifecycle import JobContext
 from worker.models.publish import (
     checkpoint_manifest,
@@ -52,12 +54,31 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
         return checkpoint_manifest(
             request, written, context, [input_entry("source", request.source, source)],
             warnings=[*plan.warnings, *tokenizer.warnings], origin=_origin(checkpoint),
-            result={**_figures(checkpoint, written), **gguf_figures(request, written), "tokenizer_parity": tokenizer.parity},
+            result={
+                **_figures(checkpoint, written), **gguf_figures(request, written),
+                **_measured(request, options, checkpoint, staging, context), "tokenizer_parity": tokenizer.parity,
+            },
         )  # fmt: skip
 
     identity = request_identity(request, options, context.store)
     manifest = made_or_linked(request, plan, context, identity, make, resumes=True)
     return made_result(ConvertResult, request, context, manifest)
+
+
+def _measured(
+    request: ConvertRequest,
+    options: ConvertOptions,
+    checkpoint: Checkpoint,
+    staging: Path,
+    context: JobContext,
+) -> dict[str, Any]:
+    """Returns the loss against the source, nothing if it was not asked for."""
+    if request.measure is None:
+        return {}
+    text = read_text_file(context.store, request.measure.text_file)
+    output = converted_output(checkpoint, options)
+    hooks = WriteHooks(context.execution.report, context.execution.check_canceled)
+    return measure(checkpoint, output, staging, text, hooks).model_dump(exclude={"tokens"})
 
 
 def _run_adapter(request: ConvertRequest, context: JobContext, plan: Plan, base: str) -> ConvertResult:

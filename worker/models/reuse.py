@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from services.errors import UnreadableFile
+from services.kinds.convert import ConvertRequest
 from services.kinds.merge import MergeRequest
 from services.kinds.shared import MakeRequest, OutputOptions
-from services.models.digests import content_identity
+from services.models.digests import content_identity, digest_file
 from services.models.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -62,10 +63,21 @@ def request_identity(request: MakeRequest, options: object, store: ModelStore) -
         options: the options of the use case, distinguished by their `repr`.
     """
     contents = [content_identity(store.path(name)) for name in request.reads]
-    more = _more_of_merge(request) if isinstance(request, MergeRequest) else []
+    more: list[object] = []
+    if isinstance(request, MergeRequest):
+        more = _more_of_merge(request)
+    elif isinstance(request, ConvertRequest):
+        more = _more_of_convert(request, store)
     versions = {name: version for name, version in package_versions().items() if name in DECIDING_PACKAGES}
     facts = (request.kind, options, more, contents, sorted(versions.items()))
     return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _more_of_convert(request: ConvertRequest, store: ModelStore) -> list[object]:
+    """Returns the digest of the text that a conversion is measured with; nothing for one that is not."""
+    if request.measure is None:
+        return []
+    return ["measure", digest_file(store.incoming(request.measure.text_file))]
 
 
 def _more_of_merge(request: MergeRequest) -> list[object]:
