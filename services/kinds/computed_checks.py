@@ -17,7 +17,7 @@ class LogitsComparison(Result):
 class ComputedChecks(Result):
     """Rows and logits that were computed again from base and adapters, in float64 and float32.
 
-    `logits` is null if tensors differ, and for models of other families than LLaMA.
+    `logits` is null if tensors differ, and for types of models without a family.
     """
 
     tensors: int | None = None

@@ -89,7 +89,9 @@ def test_two_adapters_give_pefts_bits(model_type: str, dtype: str, tmp_path: Pat
 
     merged = merge_here(tmp_path / "base", [first, second], tmp_path / "merged")
 
-    assert verify_merge(merged, MergeOptions(), WriteHooks()).passed
+    report = verify_merge(merged, MergeOptions(), WriteHooks())
+    assert report.passed
+    assert report.logits is not None
     expected = merged_by_peft(model, [first, second], tmp_path / "peft")
     found = load_state(tmp_path / "merged")
     assert differences(found, expected) == []
