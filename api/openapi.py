@@ -12,7 +12,7 @@ from services.kinds import KINDS
 REF_TEMPLATE = "#/components/schemas/{model}"
 
 DESCRIPTION = (
-    "Turns original LLaMA-family weights and LoRA adapters into merged, verified models. Submit a job, follow it, "
+    "Turns base models and LoRA adapters into merged, verified models. Submit a job, follow it, "
     "use the model that it makes. Errors are `application/problem+json` with a stable `code`."
 )
 

@@ -1,4 +1,4 @@
-"""Client of Graftwerk, the self-hosted workshop for LLaMA-family weights: `Client` and the `graftwerk` command.
+"""Client of Graftwerk, the self-hosted workshop for model weights: `Client` and the `graftwerk` command.
 
 with Client("http://127.0.0.1:8000") as client:
     job = client.merge(base="llama", adapters=["zh"], target="llama-zh").wait(progress=True)

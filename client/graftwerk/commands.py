@@ -51,7 +51,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     name="graftwerk",
-    help="Convert, merge and try LLaMA-family models: submits jobs to a Graftwerk service.",
+    help="Convert, merge and try models: submits jobs to a Graftwerk service.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

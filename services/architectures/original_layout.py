@@ -125,7 +125,7 @@ def _meta_row(name: str, ranks: list[Tensors]) -> Row:
     if row is None:
         raise UnknownTensor(
             f"{ranks[0][name].path.name} holds {name!r}, which is not a tensor of a LLaMA model.",
-            "Only LLaMA-family checkpoints can be converted; nothing was dropped or written.",
+            "Only original checkpoints of LLaMA can be converted; nothing was dropped or written.",
         )
     return row
 

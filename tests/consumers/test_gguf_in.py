@@ -15,7 +15,7 @@ from services.kinds.convert import ConvertRequest, ConvertResult
 from services.kinds.merge import MergeRequest, MergeResult
 from services.models.manifest import read_manifest
 from services.tokenizers import load_tokenizer
-from tests.consumers.engines import llama_cpp, tokenize
+from tests.consumers.engines import llama_cpp, tokenize, vllm
 from tests.consumers.environments import smollm2
 from tests.corpus import mixed_lines
 from tests.job_context import job_context
@@ -100,15 +100,18 @@ def test_the_manifest_has_name_and_licence(volume: Path, converted: ConvertResul
     assert manifest.origin["license"] == "apache-2.0"
 
 
-def test_an_adapter_is_trained_merged_and_generates_what_it_learned(
-    volume: Path, converted: ConvertResult
-) -> None:
-    assert converted.model.name == "smollm2"
-    train_adapter(volume / "smollm2", volume / "adapter")
+@pytest.fixture(scope="module")
+def merged(volume: Path, converted: ConvertResult) -> MergeResult:
+    """The model with an adapter that was trained on it."""
+    train_adapter(volume / converted.model.name, volume / "adapter")
     request = MergeRequest(kind="merge", base="smollm2", adapters=["adapter"], target="merged")
-    result: MergeResult = merge_job.run(request, job_context(volume))
+    return merge_job.run(request, job_context(volume))
 
-    assert result.verification is not None and result.verification.passed
+
+def test_an_adapter_is_trained_merged_and_generates_what_it_learned(
+    volume: Path, merged: MergeResult
+) -> None:
+    assert merged.verification is not None and merged.verification.passed
     tokenizer = AutoTokenizer.from_pretrained(volume / "merged")
     model = AutoModelForCausalLM.from_pretrained(volume / "merged", dtype=torch.float32).eval()
     prompt = tokenizer("The capital of Graftwerk is", return_tensors="pt")
@@ -116,6 +119,25 @@ def test_an_adapter_is_trained_merged_and_generates_what_it_learned(
     assert "Merge City" in tokenizer.decode(output[0])
     settings = json.loads((volume / "merged" / "generation_config.json").read_text())
     assert (settings["bos_token_id"], settings["eos_token_id"]) == (1, 2)
+
+
+def test_vllm_chats_with_the_merged_model_as_transformers_does(volume: Path, merged: MergeResult) -> None:
+    """vLLM finds the chat template in the folder and generates the tokens of transformers' greedy search."""
+    chats = [
+        [{"role": "user", "content": text}] for text in ("What is the capital of Graftwerk?", "Say hello.")
+    ]
+    outputs = vllm(volume / merged.model.name, chats=chats, max_tokens=8)
+    tokenizer = AutoTokenizer.from_pretrained(volume / "merged")
+    model = AutoModelForCausalLM.from_pretrained(volume / "merged", dtype=torch.float32).eval()
+    for chat, output in zip(chats, outputs, strict=True):
+        prompt = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        assert output["prompt_token_ids"] == prompt["input_ids"][0].tolist()
+        expected = model.generate(**prompt, max_new_tokens=8, do_sample=False)[
+            0, prompt["input_ids"].shape[1] :
+        ]
+        assert output["token_ids"] == expected.tolist()
 
 
 def train_adapter(base: Path, target: Path) -> None:
