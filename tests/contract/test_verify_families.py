@@ -22,8 +22,12 @@ IDS = torch.tensor(
 IDS[1] = (IDS[0] * 7 + 11) % 300
 
 
+DENSE = sorted(set(OPTIONS) - {"mixtral", "qwen3_moe"})
+"""Types whose logits are compared."""
+
+
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", sorted(OPTIONS))
+@pytest.mark.parametrize("model_type", DENSE)
 def test_the_logits_are_those_of_transformers(model_type: str, tied: bool, tmp_path: Path) -> None:
     """24 tokens, so that the window of 16 counts; both sides read the same files."""
     save_tiny(model_type, tmp_path, tied=tied)
