@@ -86,7 +86,7 @@ def _findings(
     *,
     digests: Mapping[str, str] | None = None,
 ) -> Iterator[Finding]:
-    """Yields every tensor that is not as expected; if there is none, compares the logits (not of a mixture)."""
+    """Yields every tensor that is not as expected; if there is none, compares the logits of a family's model."""
     if digests is not None and model.keys != set(digests):
         yield Finding("", "The output's headers do not list the tensors that were written.", FAULT)
     as_expected = True
@@ -100,12 +100,6 @@ def _findings(
         observations.logits = compare_logits(reader, model, merge, rounding=bound, hooks=hooks)
         if not observations.logits.passed:
             yield _logits_finding(observations.logits)
-
-
-def _is_mixture(merge: ExpectedMerge) -> bool:
-    """Returns True for a mixture of experts, whose logits are not compared: its experts are not linear modules."""
-    source = merge.base.config.source
-    return any(key in source for key in ("num_local_experts", "num_experts"))
 
 
 def _logits_finding(found: LogitsComparison) -> Finding:
