@@ -54,7 +54,7 @@ def layer_model(reader: TensorReader, adapter: str, layer: TunerLayer, weight: t
     with warnings.catch_warnings():
         # PEFT warns trainers about changed defaults; the config here is the adapter's own
         warnings.simplefilter("ignore")
-        model = PeftModel(_single_module(layer.module, weight), _config(layer))
+        model = PeftModel(_single_module(layer, weight), _config(layer))
         try:
             result = set_peft_model_state_dict(model, tensors)
         except RuntimeError as error:
@@ -101,9 +101,9 @@ def _check_loaded(adapter: str, layer: TunerLayer, result: Any, model: PeftModel
         )
 
 
-def _single_module(path: str, weight: torch.Tensor) -> nn.Module:
+def _single_module(layer: TunerLayer, weight: torch.Tensor) -> nn.Module:
     root = nn.Module()
-    *parents, last = path.split(".")
+    *parents, last = layer.module.split(".")
     parent = root
     for name in parents:
         child = nn.Module()
@@ -111,7 +111,7 @@ def _single_module(path: str, weight: torch.Tensor) -> nn.Module:
         parent = child
     rows, columns = weight.shape
     module: nn.Module
-    if last == "embed_tokens":
+    if last == "embed_tokens" or any(".lora_embedding_" in key for key in layer.tensors):
         module = nn.Embedding(rows, columns, device="meta")
     else:
         module = nn.Linear(columns, rows, bias=False, device="meta")
