@@ -39,7 +39,7 @@ def _refuse_without_bitsandbytes(quantization: Quantization) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UnsupportedOption(
             f"Loading in {quantization} needs the package bitsandbytes, which is not installed in this worker.",
-            'Install it with `pip install "graftwerk[quantization]"`, or leave quantization out.',
+            'Install it with `pip install "graftwerk-service[quantization]"`, or leave quantization out.',
         )
     try:
         importlib.import_module("bitsandbytes")

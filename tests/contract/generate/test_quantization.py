@@ -134,7 +134,7 @@ def test_a_worker_without_bitsandbytes_refuses(volume: Path, monkeypatch: pytest
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedOption, match="4bit needs the package bitsandbytes") as caught:
         load_model(volume / "model", quantization="4bit")
-    assert "graftwerk[quantization]" in caught.value.hint
+    assert "graftwerk-service[quantization]" in caught.value.hint
 
 
 def test_a_bitsandbytes_that_does_not_start_is_refused(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
