@@ -25,10 +25,16 @@ def parse_source(text: str, *, files: Sequence[str] = (), is_zip: bool = False) 
         is_zip: the path is a zip archive, regardless of its name.
 
     Raises:
-        UsageError: patterns are given for a source that is not on the Hub.
+        UsageError: the id of the Hub is not of two parts, or patterns are given for a source that is not on the Hub.
     """
     if text.startswith(HUB):
         repository, _, revision = text.removeprefix(HUB).partition("@")
+        organization, _, name = repository.partition("/")
+        if not organization or not name or "/" in name:
+            raise UsageError(
+                f"{text} does not name a repository of the Hub.",
+                "Write hub:org/name or hub:org/name@revision.",
+            )
         return given(hub=repository, revision=revision or None, files=list(files))
     if files:
         raise UsageError(

@@ -50,6 +50,14 @@ def test_files_are_chosen_on_the_hub_only(service: Service, run: Run) -> None:
     assert "incoming/x is not there" in result.stderr
 
 
+@pytest.mark.parametrize("source", ["hub:name", "hub:org/", "hub:org/name/file", "hub:@main"])
+def test_an_id_of_the_hub_has_two_parts(service: Service, run: Run, source: str) -> None:
+    result = run("import", source, "-t", "x")
+    assert result.exit_code == 2
+    assert f"{source} does not name a repository of the Hub" in result.stderr
+    assert service.seen == []
+
+
 @pytest.mark.parametrize("command", ["import", "push"])
 def test_a_local_source_that_is_not_there_is_reported_without_a_request(
     service: Service, run: Run, command: str, tmp_path: Path
