@@ -64,7 +64,7 @@ def gemma2_config(values: ArchitectureValues, model: GgufModel) -> Json:
     """Returns the configuration of a Gemma 2 model: every second layer has a window, the first among them."""
     sizes = _with_rope(values, model)
     return {
-        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **_gemma(values, model, sizes, 2),
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **_gemma(values, model, sizes, _periodic(sizes, 2)),
         "tie_word_embeddings": True,
         "attn_logit_softcapping": values.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": values.number("final_logit_softcapping", 30.0),
@@ -72,29 +72,38 @@ def gemma2_config(values: ArchitectureValues, model: GgufModel) -> Json:
 
 
 def gemma3_config(values: ArchitectureValues, model: GgufModel) -> Json:
-    """Returns the configuration of the text model of Gemma 3: every sixth layer has no window, and the scaled rotation."""
+    """Returns the configuration of the text model of Gemma 3.
+
+    Layers without a window have the scaled rotation: every sixth one, or those that the file lists. llama.cpp reads the period or
+    the list under one key (ggml-org/llama.cpp `src/llama-model.cpp`, LLM_KV_ATTENTION_SLIDING_WINDOW_PATTERN).
+    """
     sizes = _with_rope(values, model)
-    pattern = values.size("attention.sliding_window_pattern", 6)
+    listed = values.flags(WINDOWS, sizes["num_hidden_layers"])
+    windows = _periodic(sizes, values.size(WINDOWS, 6)) if listed is None else listed
     return {
-        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **_gemma(values, model, sizes, pattern),
-        "sliding_window_pattern": pattern, "rope_local_base_freq": values.number("rope.freq_base_swa", 10000.0),
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **_gemma(values, model, sizes, windows),
+        "rope_local_base_freq": values.number("rope.freq_base_swa", 10000.0),
         "attn_logit_softcapping": None, "final_logit_softcapping": None,
     }  # fmt: skip
 
 
-def _gemma(values: ArchitectureValues, model: GgufModel, sizes: Json, pattern: int) -> Json:
+def _periodic(sizes: Json, period: int) -> list[bool]:
+    """Returns the layers with a window if every `period`-th has none."""
+    return [(layer + 1) % period != 0 for layer in range(min(sizes["num_hidden_layers"], LAYERS_LIMIT))]
+
+
+def _gemma(values: ArchitectureValues, model: GgufModel, sizes: Json, windows: list[bool]) -> Json:
     layers = sizes["num_hidden_layers"]
     largest = layers == GEMMA_27B_LAYERS[model.architecture]
     share = sizes["hidden_size"] // sizes["num_attention_heads"] if largest else sizes["head_dim"]
-    kinds = [
-        "sliding_attention" if (number + 1) % pattern else "full_attention"
-        for number in range(min(layers, LAYERS_LIMIT))
-    ]
+    kinds = ["sliding_attention" if windowed else "full_attention" for windowed in windows]
     return {
         "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", **sizes, "attention_bias": False,
         "query_pre_attn_scalar": share, "sliding_window": values.size("attention.sliding_window", 4096), "layer_types": kinds,
     }  # fmt: skip
 
+
+WINDOWS = "attention.sliding_window_pattern"
 
 LAYERS_LIMIT = 10_000
 """More layers than any model has; the caller refuses more layers than tensors."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from services.architectures.checkpoint import Checkpoint, TensorSource
 from services.architectures.config import ModelConfig, config_of
 from services.architectures.expected_tensors import Expected, expected_tensors
+from services.architectures.gguf_configs import WINDOWS
 from services.architectures.gguf_families import GGUF_FAMILIES, GgufFamily
 from services.architectures.gguf_values import ArchitectureValues
 from services.architectures.gguf_vocabulary import ARRAYS, GgufVocabulary, read_gguf_vocabulary
@@ -40,6 +41,10 @@ DECODED_DTYPE = "F16"
 """Dtype in which decoded values are written unless another one is requested."""
 
 
+WINDOWED_LAYERS = f"gemma3.{WINDOWS}"
+"""Key whose array of flags is kept: the layers with a window, where they are not every sixth."""
+
+
 def is_gguf_folder(folder: Path) -> bool:
     """Returns True if a folder holds GGUF files and no `config.json`."""
     return not (folder / "config.json").is_file() and any(folder.glob("*.gguf"))
@@ -47,7 +52,7 @@ def is_gguf_folder(folder: Path) -> bool:
 
 def read_gguf(folder: Path) -> Checkpoint:
     """Returns the description of a GGUF model from its headers; of its tensors only the frequency factors are read."""
-    model = read_gguf_model(folder, ARRAYS)
+    model = read_gguf_model(folder, (*ARRAYS, WINDOWED_LAYERS))
     family = _family(model)
     vocabulary = read_gguf_vocabulary(model)
     config = _config(model, family, vocabulary)

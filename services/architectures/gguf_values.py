@@ -5,9 +5,13 @@ from typing import Any
 
 from services.errors import ConfigMismatch, IncompleteCheckpoint, UnsupportedFormat
 from services.files.gguf_files import GgufModel
+from services.files.gguf_header import GgufArray
 
 SIZE_LIMIT = 2**31
 """Largest size or count of a configuration."""
+
+FLAGS_SHOWN = 8
+"""Number of flags that a message shows."""
 
 
 class ArchitectureValues:
@@ -36,6 +40,16 @@ class ArchitectureValues:
         if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found < SIZE_LIMIT:
             raise self._wrong(key, found, "a whole number from 1 on")
         return found
+
+    def flags(self, key: str, length: int) -> list[bool] | None:
+        """Returns an array of one flag for each of `length` layers, None if the file has a single value or none."""
+        found = self._find(key)
+        if not isinstance(found, GgufArray):
+            return None
+        flags = list(found.values or ())
+        if len(flags) != length or not all(isinstance(flag, bool) for flag in flags):
+            raise self._wrong(key, flags[:FLAGS_SHOWN], f"{length} flags, one for each layer")
+        return flags
 
     def number(self, key: str, default: float | None = None) -> float:
         """Returns a positive number, as the shortest decimal that the file's float32 stands for."""
