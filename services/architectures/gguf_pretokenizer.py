@@ -82,6 +82,14 @@ def pretokenizer_name(folder: Path) -> str:
     return name
 
 
+def normalizes(folder: Path) -> bool:
+    """Returns True if a folder's `tokenizer.json`, which has a name here, normalizes text first: to NFC."""
+    data = read_within_limit(folder / "tokenizer.json")
+    top = members(data)
+    normalizer = value_at(data, top["normalizer"]) if "normalizer" in top else None
+    return any(True for _ in _flat(normalizer, "normalizers"))
+
+
 def _check_model(flags: Mapping[str, Any], normalizer: Any) -> None:
     """Refuses what llama.cpp's byte-level BPE does not do. It leaves out NFC too, as for all models with it."""
     found = flags.get("type", "BPE")

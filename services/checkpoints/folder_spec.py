@@ -7,6 +7,7 @@ from pathlib import Path
 
 from services.architectures.output_spec import OutputSpec
 from services.checkpoints.write_ledger import TensorPlan
+from services.files.gguf_origin import GgufOrigin
 from services.kinds.made_model import ResumedWork
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -24,6 +25,7 @@ class FolderSpec:
         tokenizer_folder: Folder that the tokenizer's files are copied from.
         max_shard_bytes: Largest size of a shard in Hugging Face's layout.
         template: Name of a prompt template (services/templates) for GGUF's metadata and Modelfile.
+        origin: Name, licence and base models for GGUF's metadata.
         identity: Digest of the work, by which a journal is recognized (services/checkpoints/journal.py).
     """
 
@@ -32,6 +34,7 @@ class FolderSpec:
     tokenizer_folder: Path
     max_shard_bytes: int = MAX_SHARD_BYTES
     template: str | None = None
+    origin: GgufOrigin | None = None
     identity: str = ""
 
     @property

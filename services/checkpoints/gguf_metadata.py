@@ -19,6 +19,7 @@ from services.checkpoints.gguf_rope import add_rope
 from services.checkpoints.gguf_tokens import add_tokenizer
 from services.checkpoints.write_ledger import TensorPlan
 from services.files.disk_full import disk_full_as_error
+from services.files.gguf_origin import GgufOrigin
 
 FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
@@ -38,6 +39,8 @@ def encode_header(path: Path, spec: FolderSpec, plans: Iterable[TensorPlan]) -> 
     """
     header_file = path.with_suffix(".header")
     writer = gguf.GGUFWriter(path=None, arch=architecture_of(spec.output.config))
+    if spec.origin is not None:
+        _add_origin(writer, spec.origin)
     _add_parameters(writer, spec.output)
     add_tokenizer(writer, spec)
     for plan in plans:
@@ -53,6 +56,17 @@ def encode_header(path: Path, spec: FolderSpec, plans: Iterable[TensorPlan]) -> 
     header = header_file.read_bytes()
     header_file.unlink()
     return header
+
+
+def _add_origin(writer: gguf.GGUFWriter, origin: GgufOrigin) -> None:
+    """Adds name, licence and base models."""
+    for key, text in origin.texts.items():
+        writer.add_string(f"general.{key}", text)
+    if origin.bases:
+        writer.add_base_model_count(len(origin.bases))
+    for number, base in enumerate(origin.bases):
+        for key, text in base.items():
+            writer.add_string(f"general.base_model.{number}.{key}", text)
 
 
 def _add_parameters(writer: gguf.GGUFWriter, output: OutputSpec) -> None:

@@ -87,6 +87,8 @@ class GgufFile(PositionedWriter):
 
     def _open(self, files: ExitStack) -> None:
         self._descriptor = self._open_file(self._target, files)
+        if os.pread(self._descriptor, len(self._header), 0) != self._header:
+            os.ftruncate(self._descriptor, 0)  # a killed run's tensors lie elsewhere behind another header
         write_at(self._descriptor, memoryview(self._header), 0)
         self._end = _padded(len(self._header))
         for name, plan in self._stored.items():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +20,7 @@ from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check
 from services.checkpoints.write_hooks import WriteHooks
 from services.checkpoints.writers import write_model
 from services.files.gguf_files import read_gguf_model
+from services.files.gguf_origin import GgufOrigin
 from services.tokenizers import check_tokenizer
 from services.tokenizers.gguf_tokenizer import write_gguf_tokenizer
 
@@ -35,6 +36,7 @@ class ConvertOptions:
         output_format: Layout that is written.
         ranks: Number of ranks of Meta's layout; None keeps the source's.
         template: Name of a prompt template for GGUF's metadata and Modelfile.
+        origin: Name, licence and base models for GGUF's metadata. Absent from the `repr`: no tensor depends on it.
     """
 
     dtype: str | None = None
@@ -43,6 +45,7 @@ class ConvertOptions:
     output_format: OutputFormat = "huggingface"
     ranks: int | None = None
     template: str | None = None
+    origin: GgufOrigin | None = field(default=None, repr=False)
 
 
 def convert(
@@ -89,7 +92,7 @@ def _written(
     spec = FolderSpec(
         output=output, base_folder=checkpoint.folder, tokenizer_folder=tokenizer_folder,
         max_shard_bytes=options.max_shard_bytes,
-        template=options.template,
+        template=options.template, origin=options.origin,
         identity=work_identity("convert", options, output.config, output.tensors, stamps(checkpoint.weight_files)),
     )  # fmt: skip
     with TensorReader() as reader:

@@ -1,6 +1,7 @@
 """Origin of a GGUF model, as its file states it: name, licence, and the models that it was made from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 KEYS = (
@@ -15,6 +16,19 @@ BASE_KEYS = ("name", "author", "version", "organization", "url", "repo_url", "do
 BASES_LIMIT = 100
 TEXT_LIMIT = 2000
 """Longest text that is recorded, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufOrigin:
+    """Origin that a written file states.
+
+    Attributes:
+        texts: By `KEYS`.
+        bases: For each base model, by `BASE_KEYS`.
+    """
+
+    texts: Mapping[str, str]
+    bases: Sequence[Mapping[str, str]] = ()
 
 
 def gguf_origin(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from services.checkpoints.model_check import check_class
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check_finite
 from services.checkpoints.write_hooks import WriteHooks
 from services.checkpoints.writers import write_model
+from services.files.gguf_origin import GgufOrigin
 from services.kinds.merge import AdapterAccount
 from services.merge.accounts import ChangeLedger, ScaledAdapter, release_tensor, scaled_stack
 from services.merge.base_precision import BasePrecision, at_precision
@@ -40,6 +41,7 @@ class MergeOptions:
         device: "cpu" or "cuda:N", which multiplies and adds. A CPU gives PEFT's bits.
         base_precision: "original", or "dequantized": the base's linear weights are rounded to 4 bits and back first. Absent from the
             `repr`, which journals of versions without it have; `identity` is the whole.
+        origin: Name, licence and base models for GGUF's metadata. Absent from the `repr`: no tensor depends on it.
     """
 
     rounding: Literal["per_adapter", "once"] = "per_adapter"
@@ -50,6 +52,7 @@ class MergeOptions:
     template: str | None = None
     device: str = "cpu"
     base_precision: BasePrecision = field(default="original", repr=False)
+    origin: GgufOrigin | None = field(default=None, repr=False)
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -104,7 +107,7 @@ def merge(
     changes = [(item.scale, stamps([item.adapter.weights, item.adapter.config_file])) for item in scaled]
     spec = FolderSpec(
         output=output, base_folder=checkpoint.folder, tokenizer_folder=stack.tokenizer_folder, max_shard_bytes=options.max_shard_bytes,
-        template=options.template,
+        template=options.template, origin=options.origin,
         identity=work_identity(
             "merge", *options.identity, output.config, output.tensors, stamps(checkpoint.weight_files), changes
         ),

@@ -43,9 +43,9 @@ def license_of(folder: Path) -> License | None:
     stated = card.get("license")
     if isinstance(stated, list) and len(stated) == 1:
         stated = stated[0]
-    if isinstance(stated, str) and stated:
-        name = card.get("license_name")
-        return License(stated, name if isinstance(name, str) else None, _absolute(card.get("license_link")))
+    id = _encodable(stated)
+    if id:
+        return License(id, _encodable(card.get("license_name")), _absolute(card.get("license_link")))
     return _license_of_file(folder) or _license_of_gguf(folder)
 
 
@@ -62,8 +62,14 @@ def _license_of_gguf(folder: Path) -> License | None:
     return None
 
 
+def _encodable(text: object) -> str | None:
+    """Returns a text with `?` for what UTF-8 cannot hold, which escapes in YAML can name."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else None
+
+
 def _absolute(link: object) -> str | None:
-    return link if isinstance(link, str) and link.startswith("https://") else None
+    text = _encodable(link)
+    return text if text and text.startswith("https://") else None
 
 
 def _license_of_file(folder: Path) -> License | None:

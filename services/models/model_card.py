@@ -112,13 +112,13 @@ def _origin(entry: InputEntry, store: ModelStore) -> Origin:
     config = _adapter_config(folder)
     tuner, trained_on = config.get("peft_type"), config.get("base_model_name_or_path")
     return Origin(
-        entry, _hub_id(store, entry.name) or entry.name, license_of(folder),
+        entry, hub_id(store, entry.name) or entry.name, license_of(folder),
         tuner.lower() if isinstance(tuner, str) else None,
         trained_on if isinstance(trained_on, str) and HUB_ID.fullmatch(trained_on) else None,
     )  # fmt: skip
 
 
-def _hub_id(store: ModelStore, name: str) -> str | None:
+def hub_id(store: ModelStore, name: str) -> str | None:
     """Returns the id on the Hub of a model that was imported from there, or converted from such a model."""
     seen: set[str] = set()
     while name not in seen and name in store.names():

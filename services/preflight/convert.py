@@ -43,7 +43,7 @@ def plan(request: ConvertRequest, inputs: Inputs) -> Plan:
         output_bytes=output_bytes(output),
         peak_memory_bytes=PROCESS_BYTES + BLOCKS_BYTES,
         warnings=[
-            *tokenizer_warnings(checkpoint, output),
+            *tokenizer_warnings(checkpoint.tokenizer_folder, output),
             *left_out_warnings(checkpoint.stored, output),
             *output_warnings(output),
         ],

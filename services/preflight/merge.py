@@ -51,7 +51,7 @@ def plan(request: MergeRequest, inputs: Inputs) -> Plan:
         output_bytes=output_bytes(output),
         peak_memory_bytes=PROCESS_BYTES + 2 * (4 + 2 + 2) * widest + _rounding_bytes(request, base),
         warnings=[
-            *stack.warnings, *_merged_warnings(request.base, merged), *tokenizer_warnings(base, output),
+            *stack.warnings, *_merged_warnings(request.base, merged), *tokenizer_warnings(stack.tokenizer_folder, output),
             *_scale_warnings(request, adapters), *left_out_warnings(tensors, output), *output_warnings(output),
         ],
     )  # fmt: skip

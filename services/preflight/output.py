@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from services.architectures.checkpoint import Checkpoint
-from services.architectures.gguf_pretokenizer import pretokenizer_name
+from services.architectures.gguf_pretokenizer import normalizes, pretokenizer_name
 from services.architectures.key_map import Shape
 from services.architectures.output_spec import (
     OUTPUT_DTYPES,
@@ -70,9 +70,20 @@ def planned_write(request: ConvertRequest | MergeRequest, output: OutputSpec) ->
     )  # fmt: skip
 
 
-def tokenizer_warnings(base: Checkpoint, output: OutputSpec) -> list[str]:
-    """Returns a warning if the output will have no tokenizer."""
+def tokenizer_warnings(tokenizer_folder: Path, output: OutputSpec) -> list[str]:
+    """Returns a warning if the output will have no tokenizer, or one that llama.cpp does not compute alike."""
+    if output.format == "gguf":
+        return _gguf_tokenizer_warnings(tokenizer_folder, output)
     if output.vocabulary is not None:
         lost = output.format == "meta" and output.vocabulary.file == "tokenizer.json"
         return ["Meta's layout has no tokenizer.json: the output will have no tokenizer"] * lost
     return ["no tokenizer.model next to the weights or one level up: the output will have no tokenizer"]
+
+
+def _gguf_tokenizer_warnings(tokenizer_folder: Path, output: OutputSpec) -> list[str]:
+    byte_level = output.vocabulary is not None and output.vocabulary.file == "tokenizer.json"
+    if not byte_level or not normalizes(tokenizer_folder):
+        return []
+    return [
+        "The tokenizer normalizes text to Unicode's form NFC; llama.cpp does not, so that text in another form gives other tokens there."
+    ]

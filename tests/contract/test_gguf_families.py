@@ -220,10 +220,21 @@ def test_an_unknown_pretokenizer_is_refused_by_its_steps(tmp_path: Path) -> None
     refused(tmp_path / "base", "by steps (Whitespace, ByteLevel) that llama.cpp has no name for")
 
 
+def warnings_of(base: Path, output_format: str = "gguf") -> list[str]:
+    request = ConvertRequest.model_validate(
+        {"kind": "convert", "source": base.name, "target": "new", "output_format": output_format}
+    )
+    return preflight(request, ModelStore(base.parent), {}).warnings
+
+
 def test_a_normalizer_is_refused_unless_it_is_nfc(tmp_path: Path) -> None:
     saved("qwen3", tmp_path / "base")
     changed_tokenizer(tmp_path / "base", normalizer={"type": "NFC"})
     assert pretokenizer_name(tmp_path / "base") == "qwen2"
+    assert ["NFC" in warning for warning in warnings_of(tmp_path / "base")] == [True]
+    assert warnings_of(tmp_path / "base", "huggingface") == []
+    changed_tokenizer(tmp_path / "base", normalizer=None)
+    assert warnings_of(tmp_path / "base") == []
     changed_tokenizer(tmp_path / "base", normalizer={"type": "Lowercase"})
     refused(tmp_path / "base", "normalizes text by Lowercase")
 

@@ -24,6 +24,7 @@ from worker.models.publish import (
     log_resumed,
     made_result,
     output_dtype,
+    output_origin,
     output_template,
     planned,
     publishing,
@@ -42,7 +43,7 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
     source = context.store.path(request.source)
     options = ConvertOptions(
         output_dtype(request), request.max_shard_bytes, request.instruct, request.output_format,
-        request.ranks, output_template(context, request.source),
+        request.ranks, output_template(context, request.source), output_origin(request, context),
     )  # fmt: skip
 
     def make(staging: Path) -> Manifest:

@@ -26,6 +26,7 @@ from worker.models.publish import (
     log_resumed,
     made_result,
     output_dtype,
+    output_origin,
     output_template,
     planned,
     write_hooks,
@@ -43,7 +44,7 @@ def run(request: MergeRequest, context: JobContext) -> MergeResult:
         request.rounding, output_dtype(request), request.max_shard_bytes, request.output_format,
         request.ranks, output_template(context, request.base, [choice.name for choice in request.adapters]),
         # resolved here, in the job's own process: one that forks must not touch CUDA
-        str(resolve_device(context.settings.device)), request.base_precision,
+        str(resolve_device(context.settings.device)), request.base_precision, output_origin(request, context),
     )  # fmt: skip
 
     def make(staging: Path) -> Manifest:

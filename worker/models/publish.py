@@ -11,6 +11,7 @@ from services.architectures.output_spec import OUTPUT_DTYPES, OutputFormat
 from services.checkpoints.folder_spec import WrittenModel
 from services.checkpoints.write_hooks import WriteHooks
 from services.errors import UnreadableTokenizer
+from services.files.gguf_origin import GgufOrigin
 from services.jobs.disk_reservations import DiskUse
 from services.kinds.convert import ConvertRequest
 from services.kinds.made_model import MadeModel
@@ -19,6 +20,7 @@ from services.kinds.model_summary import ModelSummary
 from services.kinds.shared import JobRequest, MakeRequest
 from services.models.digests import digest_file, model_digest
 from services.models.lineage import template_of_lineage
+from services.models.made_origin import made_origin
 from services.models.manifest import (
     InputEntry,
     Manifest,
@@ -144,6 +146,11 @@ def gguf_figures(request: ConvertRequest | MergeRequest, written: WrittenModel) 
 def output_template(context: JobContext, model: str, adapters: list[str] | None = None) -> str | None:
     """Returns the prompt template of the model, as far as the names of the inputs imply one."""
     return template_of_lineage(context.store, model, adapters or [])
+
+
+def output_origin(request: ConvertRequest | MergeRequest, context: JobContext) -> GgufOrigin | None:
+    """Returns name, licence and base models for a GGUF file's metadata; other outputs have a model card alone."""
+    return made_origin(context.store, request.reads) if request.output_format == "gguf" else None
 
 
 def completed_tokenizer(
