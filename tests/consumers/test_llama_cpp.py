@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from services.convert import ADAPTER_FILE, ConvertOptions, convert, convert_adapter
 from services.merge import merge
@@ -18,7 +19,13 @@ from tests.consumers.engines import complete, llama_cpp, tokenize
 from tests.consumers.environments import smollm2
 from tests.corpus import mixed_lines
 from tests.miniature import ADAPTERS, MINIATURE, unpack_adapters
-from tests.reference.families import SPECIAL, byte_level_tokenizer, save_tiny, save_tiny_adapter
+from tests.reference.families import (
+    SPECIAL,
+    VOCABULARY,
+    byte_level_tokenizer,
+    save_tiny,
+    save_tiny_adapter,
+)
 
 MODEL_FILE = "model.gguf"
 
@@ -37,6 +44,11 @@ NO_IMATRIX = (
     "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_M",
 )  # fmt: skip
 """Encodings that need no importance matrix."""
+
+WIDE = {
+    "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+}  # fmt: skip
+"""Sizes that are whole numbers of blocks of 256, which no mix falls back from."""
 
 SMOLLM2_PROMPTS = ("The capital of France is", "Water boils when")
 
@@ -91,6 +103,39 @@ def test_the_merged_miniatures_tokens_are_ours(miniature: Path, tmp_path: Path) 
         found = [tokenize(client, line) for line in lines]
     expected = [tokenizer.encode(line) for line in lines]
     assert [line for line, a, b in zip(lines, found, expected, strict=True) if a != b] == []
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of whole blocks."""
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    save_tiny("llama", folder, **WIDE)
+    return folder
+
+
+# transformers copies from arrays that gguf maps read-only; nothing writes to them.
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
+@pytest.mark.parametrize("dtype", NO_IMATRIX)
+def test_blocks_are_decoded_as_transformers_decodes_them(wide: Path, tmp_path: Path, dtype: str) -> None:
+    """The difference is that of llama.cpp's activations, which it rounds to eight bits."""
+    file = write_gguf(wide, tmp_path / "gguf", dtype)
+    reference = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    ).eval()
+    with llama_cpp(file) as client:
+        found = [log_probabilities(client, ids) for ids in PROMPTS]
+    for ids, logs in zip(PROMPTS, found, strict=True):
+        with torch.no_grad():
+            expected = reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        assert float((expected.exp() * (expected - logs)).sum()) < 0.05  # nats
+
+
+def log_probabilities(client: httpx.Client, ids: list[int]) -> torch.Tensor:
+    """Returns llama.cpp's for the token after a prompt. An ASCII token is forced: within a character the server tells none."""
+    answer = complete(client, ids, 1, n_probs=VOCABULARY, logit_bias=[[65, 1000]])
+    rows = answer["completion_probabilities"][0]["top_logprobs"]
+    assert len(rows) == VOCABULARY
+    return torch.tensor([row["logprob"] for row in sorted(rows, key=lambda row: int(row["id"]))])
 
 
 @pytest.fixture(scope="module")
