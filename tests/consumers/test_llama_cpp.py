@@ -163,6 +163,12 @@ def split_as_published(file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def smol_gguf(smol: Path) -> Path:
+    """SmolLM2 written as GGUF in float16."""
+    return write_gguf(smol, smol.with_name("gguf"), "F16")
+
+
+@pytest.fixture(scope="module")
 def smol_texts(smol: Path) -> list[tuple[str, list[int]]]:
     """Text and tokens of transformers' greedy search on the model in float32."""
     model = AutoModelForCausalLM.from_pretrained(smol, dtype=torch.float32).eval()
@@ -177,16 +183,34 @@ def smol_texts(smol: Path) -> list[tuple[str, list[int]]]:
 
 
 def test_smollm2_there_and_back_has_its_tokens_and_its_text(
-    smol: Path, smol_texts: list[tuple[str, list[int]]], tmp_path: Path
+    smol: Path, smol_gguf: Path, smol_texts: list[tuple[str, list[int]]]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smol)
     lines = mixed_lines(500)
-    with llama_cpp(write_gguf(smol, tmp_path / "gguf", "F16")) as client:
+    with llama_cpp(smol_gguf) as client:
         found = [tokenize(client, line) for line in lines]
         answers = [complete(client, prompt, 32) for prompt in SMOLLM2_PROMPTS]
     expected = tokenizer(lines, split_special_tokens=True)["input_ids"]
     assert [line for line, a, b in zip(lines, found, expected, strict=True) if a != b] == []
     assert [(answer["content"], answer["tokens"]) for answer in answers] == smol_texts
+
+
+def test_smollm2_chats_by_the_template_in_its_file(smol: Path, smol_gguf: Path) -> None:
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    tokenizer = AutoTokenizer.from_pretrained(smol)
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    model = AutoModelForCausalLM.from_pretrained(smol, dtype=torch.float32).eval()
+    length = prompt["input_ids"].shape[1]
+    expected = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, length:]
+    request = {"messages": chat, "temperature": 0, "max_tokens": 16}
+    with llama_cpp(smol_gguf) as client:
+        answer = client.post("/v1/chat/completions", json=request).raise_for_status().json()
+    assert answer["usage"]["prompt_tokens"] == length
+    found = answer["choices"][0]["message"]["content"]
+    assert found == tokenizer.decode(expected, skip_special_tokens=True)
+    assert "Paris" in found
 
 
 def test_smollm2_in_four_bits_begins_as_the_original_does(
