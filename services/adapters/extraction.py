@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from services.architectures.checkpoint import Checkpoint, TensorSource
-from services.errors import InvalidRequest, VocabularyMismatch
+from services.architectures.mixtures import MixtureClass
+from services.errors import InvalidRequest, UnsupportedFormat, VocabularyMismatch
 
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -103,7 +104,9 @@ def plan_extraction(base: Checkpoint, model: Checkpoint, rank: int) -> Extractio
     Raises:
         InvalidRequest: The models are of different families, sizes or configurations, or no weight can have this rank.
         VocabularyMismatch: The fine-tuned model's vocabulary does not continue the base's.
+        UnsupportedFormat: One of them is a mixture of experts, whose packed tensors are not linear modules.
     """
+    _refuse_mixtures(base, model)
     _check_configurations(base, model)
     rows = _check_vocabularies(base, model)
     pairs = tuple(_pairs(base, model))
@@ -117,6 +120,15 @@ def plan_extraction(base: Checkpoint, model: Checkpoint, rank: int) -> Extractio
         pairs, rows, _grown_tokenizer(base, model, rows), _tied_head(base, model),
         tuple(_not_carried(base, model)),
     )  # fmt: skip
+
+
+def _refuse_mixtures(*models: Checkpoint) -> None:
+    for model in models:
+        if isinstance(model.config.model_class, MixtureClass):
+            raise UnsupportedFormat(
+                f"{model.folder.name} is a mixture of experts ({model.config.model_type}); adapters are extracted from dense models.",
+                "Choose a dense model and its base.",
+            )
 
 
 # ---- configurations -----------------------------------------------------------------------------------

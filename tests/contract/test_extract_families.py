@@ -34,7 +34,20 @@ def merged(base: Path, adapter: Path, target: Path) -> dict[str, torch.Tensor]:
     return state_of(target)
 
 
-@pytest.mark.parametrize("model_type", OPTIONS)
+MIXTURES = ["mixtral", "qwen3_moe"]
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_a_mixture_of_experts_is_refused_by_name(tmp_path: Path, model_type: str) -> None:
+    save_tiny(model_type, tmp_path / "base", seed=1)
+    save_tiny(model_type, tmp_path / "tuned", seed=2)
+    (tmp_path / "found").mkdir()
+    with pytest.raises(UnsupportedFormat, match=rf"base is a mixture of experts \({model_type}\)"):
+        extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "found", ExtractOptions(4, "base"))
+    assert not list((tmp_path / "found").iterdir())
+
+
+@pytest.mark.parametrize("model_type", sorted(set(OPTIONS) - set(MIXTURES)))
 def test_what_was_merged_is_extracted(tmp_path: Path, model_type: str) -> None:
     model = save_tiny(model_type, tmp_path / "base", dtype=torch.float32)
     adapter = save_tiny_adapter(tmp_path / "adapter", model, r=RANK)

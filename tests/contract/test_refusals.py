@@ -56,7 +56,12 @@ def test_a_base_as_adapter_is_refused(store: ModelStore) -> None:
 
 def test_an_adapter_as_source_of_a_conversion_is_refused(store: ModelStore) -> None:
     request = ConvertRequest(kind="convert", source="fits", target="new")
-    assert_refused(store, request, WrongModelKind, "'fits' is of kind 'adapter'")
+    assert_refused(
+        store,
+        request,
+        UnsupportedOption,
+        "'fits' is an adapter; adapters are converted to GGUF only, and with their base",
+    )
 
 
 def test_a_model_that_is_not_there_is_refused_with_those_that_are(store: ModelStore) -> None:
