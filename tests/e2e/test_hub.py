@@ -70,12 +70,12 @@ def test_an_import_whose_worker_is_killed_continues_within_the_file(
 def test_the_token_is_written_nowhere(
     product: Product, stack: LocalStack, hub: HubServer, repository: str
 ) -> None:
-    job = product.run(kind="import", source={"hub": repository}, target="once-more")
+    job = product.run(kind="import", source={"hub": repository}, target="hub-once-more")
     answers = [
         product.http.get(path).text for path in (f"/api/jobs/{job['id']}", f"/api/jobs/{job['id']}/log")
     ]
     answers += [
-        product.http.get(path).text for path in ("/api/system", "/api/models/once-more", "/openapi.json")
+        product.http.get(path).text for path in ("/api/system", "/api/models/hub-once-more", "/openapi.json")
     ]
     product.refusal(404, "hub_not_found", kind="import", source={"hub": "someone/gone"}, target="gone")
     assert not [text for text in answers if hub.token in text or "secretSignature" in text]
