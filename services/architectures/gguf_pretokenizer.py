@@ -9,45 +9,40 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from services.architectures.pre_tokenizers import PRE_TOKENIZERS
 from services.architectures.vocabulary import read_within_limit
 from services.errors import UnreadableTokenizer, UnsupportedFormat
 from services.files.json_members import members, value_at
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
-_REST_WITH_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-QWEN2 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_REST}"
-LLAMA3 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_REST}"
 QWEN35 = (
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-TEKKEN = rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_REST_WITH_SLASH}"
-GPT4O = rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST_WITH_SLASH}"
 
 Steps = tuple[tuple[object, ...], ...]
 
 _BYTES, _GPT2 = ("ByteLevel", False), ("ByteLevel", True)
 
 
-def _split(pattern: str) -> Steps:
-    return (("Split", pattern, "Isolated", False), _BYTES)
+def _split(*patterns: str) -> Steps:
+    return (*(("Split", pattern, "Isolated", False) for pattern in patterns), _BYTES)
 
 
-NAMES: Mapping[tuple[Steps, bool], str] = {
-    (_split(QWEN2), False): "qwen2",
-    (_split(LLAMA3), True): "llama-bpe",
-    (_split(LLAMA3), False): "dbrx",
-    (_split(QWEN35), False): "qwen35",
-    (_split(TEKKEN), True): "tekken",
-    (_split(GPT4O), False): "gpt-4o",
-    ((("Digits", True), _GPT2), False): "smollm",
-    ((_GPT2,), False): "gpt-2",
-}
+def _names() -> dict[tuple[Steps, bool], str]:
+    names = {
+        (_split(QWEN35), False): "qwen35",
+        ((("Digits", True), _GPT2), False): "smollm",
+        ((_GPT2,), False): "gpt-2",
+    }  # the published forms of the last two; files made of GGUF have their patterns
+    for (
+        name,
+        way,
+    ) in PRE_TOKENIZERS.items():  # the first of several names of one way is the one that is written
+        names.setdefault((_split(*way.patterns), way.whole_words), name)
+    return names
+
+
+NAMES: Mapping[tuple[Steps, bool], str] = _names()
 """Names by the steps of a pre-tokenizer, and by whether words that are pieces are taken before any merge."""
 
 
@@ -76,7 +71,7 @@ def pretokenizer_name(folder: Path) -> str:
         shown = ", ".join(str(step[0]) for step in steps) or "none"
         raise UnsupportedFormat(
             f"tokenizer.json splits text by steps ({shown}) that llama.cpp has no name for (tokenizer.ggml.pre); known are "
-            f"those of {', '.join(NAMES.values())}.",
+            f"those of {', '.join(dict.fromkeys(NAMES.values()))}.",
             "Use llama.cpp's own converter if it knows the model.",
         )
     return name

@@ -147,19 +147,7 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "published" / MODEL_FILE).symlink_to(smollm2())
     convert(root / "published", root / "hf")
     complete_tokenizer(root / "hf")
-    split_as_published(root / "hf" / "tokenizer.json")
     return root / "hf"
-
-
-def split_as_published(file: Path) -> None:
-    """Gives a tokenizer the steps of SmolLM2's published one: a GGUF output does not know the patterns that are rebuilt from a GGUF file."""
-    tokenizer = json.loads(file.read_text(encoding="utf-8"))
-    steps = [
-        {"type": "Digits", "individual_digits": True},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-    ]
-    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
-    file.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

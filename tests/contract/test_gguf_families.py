@@ -12,14 +12,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from services.architectures.gguf_pretokenizer import LLAMA3, QWEN2, pretokenizer_name
+from services.architectures.gguf_pretokenizer import pretokenizer_name
 from services.convert import ConvertOptions, convert
 from services.errors import GraftwerkError, UnsupportedFormat
 from services.kinds.convert import ConvertRequest
 from services.models.store import ModelStore
 from services.preflight import preflight
 from tests.contract.gguf_models import field, tensors_of, to_gguf
-from tests.reference.families import save_tiny
+from tests.reference.families import PATTERN, save_tiny
 
 TOKENS = [1, 57, 200, 3, 99, 12, 76, 150, 33]
 
@@ -192,8 +192,11 @@ def test_pretokenizers_are_named_by_their_steps(tmp_path: Path) -> None:
         {"type": "Digits", "individual_digits": True},
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     ]
-    assert with_steps(tmp_path / "base", split(QWEN2)) == "qwen2"
-    assert with_steps(tmp_path / "base", split(LLAMA3), ignore_merges=True) == "llama-bpe"
+    assert with_steps(tmp_path / "base", split(PATTERN)) == "qwen2"
+    assert (
+        with_steps(tmp_path / "base", split(PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")), ignore_merges=True)
+        == "llama-bpe"
+    )
     assert with_steps(tmp_path / "base", digits) == "smollm"
     assert with_steps(tmp_path / "base", digits[1:]) == "gpt-2"
 
@@ -215,7 +218,7 @@ def refused(base: Path, phrase: str) -> None:
 
 def test_an_unknown_pretokenizer_is_refused_by_its_steps(tmp_path: Path) -> None:
     saved("qwen3", tmp_path / "base")
-    with_steps_raw = {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, *split(QWEN2)[1:]]}
+    with_steps_raw = {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, *split(PATTERN)[1:]]}
     changed_tokenizer(tmp_path / "base", pre_tokenizer=with_steps_raw)
     refused(tmp_path / "base", "by steps (Whitespace, ByteLevel) that llama.cpp has no name for")
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from services.architectures.gguf_families import GGUF_FAMILIES
 from services.convert import ConvertOptions, convert
 from services.errors import UnsupportedFormat
+from tests.contract.gguf_models import field
 from tests.corpus import mixed_lines
 from tests.reference.families import OPTIONS, save_tiny
 from tests.reference.gguf_models import CONTROL, NORMAL, AddTokenizer, byte_level_tokens, save_gguf
@@ -55,13 +56,13 @@ BLOCKS: Mapping[str, dict[str, Any]] = {
 """Sizes with rows of whole blocks; 8 heads of 12 leave Phi-3's six frequencies."""
 
 
-def tokenizer_of(folder: Path, rows: int) -> AddTokenizer:
+def tokenizer_of(folder: Path, rows: int, pre: str = "qwen2") -> AddTokenizer:
     content = json.loads((folder / "tokenizer.json").read_text())
     tokens = [*sorted(content["model"]["vocab"], key=content["model"]["vocab"].__getitem__)]
     added = [token["content"] for token in content["added_tokens"]]
     merges = [" ".join(pair) for pair in content["model"]["merges"]]
     return byte_level_tokens(
-        [*tokens, *added], merges, "qwen2", types=[NORMAL] * len(tokens) + [CONTROL] * len(added), rows=rows,
+        [*tokens, *added], merges, pre, types=[NORMAL] * len(tokens) + [CONTROL] * len(added), rows=rows,
         eos_token_id=len(tokens) + 2, padding_token_id=len(tokens), add_bos_token=False,
     )  # fmt: skip
 
@@ -162,3 +163,14 @@ def test_phi_3s_factor_of_attention_must_follow_from_its_context(tmp_path: Path)
     (tmp_path / "target").mkdir()
     with pytest.raises(UnsupportedFormat, match=r"attn_factor = 1.5; its context lengths give 1.18"):
         convert(tmp_path / "source", tmp_path / "target", ConvertOptions())
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "dbrx", "qwen2", "gpt-4o", "deepseek-llm", "deepseek-v3"])
+def test_the_way_of_splitting_text_keeps_its_name_there_and_back(tmp_path: Path, pre: str) -> None:
+    model = save_tiny("llama", tmp_path / "original")
+    for name in ("source", "model", "again"):
+        (tmp_path / name).mkdir()
+    save_gguf(tmp_path / "source" / "m.gguf", model, tokenizer_of(tmp_path / "original", 300, pre))
+    convert(tmp_path / "source", tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "again", ConvertOptions(output_format="gguf"))
+    assert field(tmp_path / "again", "tokenizer.ggml.pre") == pre
