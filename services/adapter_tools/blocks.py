@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK_ELEMENTS = 1 << 20
-"""Elements of a block: 8 MB in float64."""
-
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -25,13 +22,6 @@ class Matrix:
     def whole(self) -> torch.Tensor:
         """Returns all of it, for matrices that are small."""
         return torch.cat(list(self.blocks()))
-
-
-def row_slices(rows: int, columns: int) -> Iterator[slice]:
-    """Yields all rows in blocks of at most BLOCK_ELEMENTS elements, or of one row."""
-    step = max(1, BLOCK_ELEMENTS // max(1, columns))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import torch
 
-from services.adapter_tools.blocks import Matrix, row_slices
+from services.adapter_tools.blocks import Matrix
 from services.adapters.extraction import Extraction, TensorPair
+from services.checkpoints.blocks import row_slices
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.errors import UnsupportedFormat

@@ -22,7 +22,8 @@ from typing import Literal
 
 import torch
 
-from services.adapter_tools.blocks import Matrix, row_slices
+from services.adapter_tools.blocks import Matrix
+from services.checkpoints.blocks import row_slices
 
 Method = Literal["concatenate", "linear", "ties", "dare"]
 

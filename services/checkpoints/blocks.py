@@ -14,6 +14,13 @@ BLOCK_ELEMENTS = 1 << 20
 """Elements of a block, unless one head has more: 4 MB in float32."""
 
 
+def row_slices(rows: int, columns: int) -> Iterator[slice]:
+    """Yields all rows in blocks of at most BLOCK_ELEMENTS elements, or of one row."""
+    step = max(1, BLOCK_ELEMENTS // max(1, columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 def source_blocks(reader: TensorReader, source: TensorSource) -> Iterator[torch.Tensor]:
     """Yields the tensor of `reader.load` as blocks of rows in order, and releases the pages that were read.
 
@@ -44,15 +51,14 @@ def source_blocks(reader: TensorReader, source: TensorSource) -> Iterator[torch.
 
 def _joined(reader: TensorReader, source: TensorSource) -> Iterator[torch.Tensor]:
     parts = [reader.view(part) for part in source.parts]
-    row = max(1, source.shape[-1] if len(source.shape) > 1 else 1)
-    step = max(1, BLOCK_ELEMENTS // row)
+    columns = source.shape[-1] if len(source.shape) > 1 else 1
     if source.join_dim == 1 and len(parts) > 1:
-        for start in range(0, source.shape[0], step):
-            yield torch.cat([part[start : start + step] for part in parts], dim=1)
+        for rows in row_slices(source.shape[0], columns):
+            yield torch.cat([part[rows] for part in parts], dim=1)
         return
     for part in parts:
-        for start in range(0, part.shape[0], step):
-            yield stored_values(source, part[start : start + step])
+        for rows in row_slices(part.shape[0], columns):
+            yield stored_values(source, part[rows])
 
 
 def checked_blocks(plan: TensorPlan, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:

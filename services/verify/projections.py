@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
-BLOCK_ELEMENTS = 1 << 20
-"""Elements that are cast to float32 at once: 4 MB, so that blocks stay in the cache."""
+from services.checkpoints.blocks import row_slices
 
 
 class Projection(nn.Module):
@@ -50,10 +49,4 @@ def product_of(
 
 def weight_product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns the map `x @ W.T` of a weight of shape (out, in)."""
-    return product_of(len(weight), lambda: (weight[rows] for rows in row_blocks(weight.shape)))
-
-
-def row_blocks(shape: Sequence[int]) -> list[slice]:
-    """Returns the rows of a matrix in blocks of about BLOCK_ELEMENTS elements."""
-    step = max(1, BLOCK_ELEMENTS // shape[1])
-    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+    return product_of(len(weight), lambda: (weight[rows] for rows in row_slices(*weight.shape)))

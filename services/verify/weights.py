@@ -12,6 +12,7 @@ from torch import nn
 
 from services.adapters.stack import merged_tensors
 from services.architectures.checkpoint import Checkpoint, TensorSource
+from services.checkpoints.blocks import row_slices
 from services.checkpoints.readback import StoredModel
 from services.checkpoints.tensor_reader import TensorReader
 from services.merge import ScaledAdapter, changes_of, release_tensor
@@ -19,7 +20,7 @@ from services.merge.delta import Change, changed_blocks
 from services.merge.factors import pair_factors
 from services.merge.peft_layers import layer_model
 from services.verify.expected import expected_rows
-from services.verify.projections import Projection, product_of, row_blocks, weight_product
+from services.verify.projections import Projection, product_of, weight_product
 
 
 class ModelWeights(Protocol):
@@ -69,7 +70,7 @@ class StoredWeights:
             return Projection(weight_product(self._reader.joined(stored.source)), bias=added)
 
         numbers = torch.arange(stored.shape[0])
-        blocks = [numbers[rows] for rows in row_blocks(stored.shape)]
+        blocks = [numbers[rows] for rows in row_slices(*stored.shape)]
 
         def decoded() -> Iterator[torch.Tensor]:
             return (stored.rows(self._reader, rows)[0] for rows in blocks)
@@ -151,5 +152,5 @@ class UnmergedWeights:
     def _expected_product(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         shape = merged_tensors(self._base, [item.adapter for item in self._adapters])[name][1]
         numbers = torch.arange(shape[0])
-        blocks = [numbers[rows] for rows in row_blocks(shape)]
+        blocks = [numbers[rows] for rows in row_slices(*shape)]
         return product_of(shape[0], lambda: (self._expected(name, rows) for rows in blocks))

@@ -179,7 +179,7 @@ def test_the_seed_decides_and_nothing_else(tmp_path: Path, three: list[Path]) ->
 
 @pytest.mark.parametrize("density", [0.001, 0.3, 0.5, 1.0])
 def test_ties_in_blocks_is_pefts_ties(monkeypatch: pytest.MonkeyPatch, density: float) -> None:
-    monkeypatch.setattr("services.adapter_tools.blocks.BLOCK_ELEMENTS", 700)
+    monkeypatch.setattr("services.checkpoints.blocks.BLOCK_ELEMENTS", 700)
     generator = torch.Generator().manual_seed(9)
     parts = [
         Change(
