@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,21 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         server.repos["org/name"] = Repo()
         server.repos["org/name"].commit(FILES)
         yield server
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A volume with a base and two adapters; its makers import torch, so they are imported here."""
+    from tests.reference.huggingface_model import save_llama
+    from tests.reference.peft_merge import make_adapter
+
+    save_llama(tmp_path / "base")
+    for name, seed in (("a", 3), ("b", 4)):
+        make_adapter(tmp_path / name, seed=seed)
+    return tmp_path
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    """A folder for a volume, which its first user makes."""
+    return tmp_path / "volume"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import pytest
 
 from services.checkpoints.write_hooks import WriteHooks
 from services.convert import ConvertOptions, convert
@@ -16,8 +15,6 @@ from services.kinds import ANY_REQUEST
 from services.models.manifest import InputEntry, Manifest, read_manifest, write_manifest
 from tests.contract.resume_child import make
 from tests.job_context import job_context
-from tests.reference.huggingface_model import save_llama
-from tests.reference.peft_merge import make_adapter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CARD = "---\nlicense: {}\n---\n# Base\n"
@@ -25,14 +22,6 @@ MERGE = {"kind": "merge", "base": "base", "adapters": ["a", "b"]}
 CONVERT = {"kind": "convert", "source": "base"}
 TYPE = {"general.architecture": "llama", "general.type": "model"}
 ENCODING = {"general.file_type", "general.quantization_version"}
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    save_llama(tmp_path / "base")
-    for name, seed in (("a", 3), ("b", 4)):
-        make_adapter(tmp_path / name, seed=seed)
-    return tmp_path
 
 
 def made(root: Path, request: dict[str, Any], target: str = "made", **more: Any) -> Path:

@@ -5,7 +5,6 @@ import multiprocessing
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import save
@@ -26,6 +25,7 @@ from services.models.store import ModelStore
 from services.progress import Progress
 from tests.api_client import client_of, problem
 from tests.contract.hub_child import hub_context, import_until_killed
+from tests.contract.hub_imports import asked, run
 from tests.contract.hub_models import FETCHED, FILES, SIZE, WEIGHTS
 from tests.hub_server import HubServer, Repo, sha256
 from worker.models import import_
@@ -34,34 +34,16 @@ FORK = multiprocessing.get_context("fork")
 """As workers do it: the child has everything imported."""
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "volume"
-
-
-def asked(target: str = "taken", *, sha256: dict[str, str] | None = None, **source: Any) -> dict[str, Any]:
-    return {
-        "kind": "import",
-        "source": {"hub": "org/name", **source},
-        "target": target,
-        "sha256": sha256 or {},
-    }
-
-
-def run(root: Path, hub: HubServer, request: dict[str, Any] | None = None, **more: Any) -> Any:
-    return import_.run(ImportRequest.model_validate(request or asked()), hub_context(root, hub.url, **more))
-
-
 def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_files_of_the_model_are_fetched_once_and_its_commit_is_recorded(
-    root: Path, hub: HubServer
+    volume: Path, hub: HubServer
 ) -> None:
     reports: list[Progress] = []
-    result = run(root, hub, report=reports.append)
-    folder = root / "taken"
+    result = run(volume, hub, report=reports.append)
+    folder = volume / "taken"
     assert names(folder) == FETCHED | {"manifest.json"}
     assert all((folder / name).read_bytes() == FILES[name] for name in FETCHED)
     total = sum(len(FILES[name]) for name in FETCHED)
@@ -75,21 +57,21 @@ def test_the_files_of_the_model_are_fetched_once_and_its_commit_is_recorded(
     downloaded = [report for report in reports if report.stage == "downloading"]
     assert [report.done for report in downloaded] == sorted(report.done for report in downloaded)
     assert (downloaded[-1].done, downloaded[-1].total, downloaded[-1].unit) == (total, total, "bytes")
-    assert not list((root / ".staging").iterdir())
+    assert not list((volume / ".staging").iterdir())
 
 
-def test_a_revision_is_resolved_when_the_job_starts(root: Path, hub: HubServer) -> None:
+def test_a_revision_is_resolved_when_the_job_starts(volume: Path, hub: HubServer) -> None:
     older = hub.repos["org/name"].branches["main"]
     hub.repos["org/name"].commit({**FILES, "model.safetensors": b"new"})
-    run(root, hub, asked(revision=older))
-    assert (root / "taken/model.safetensors").read_bytes() == WEIGHTS
-    manifest = read_manifest(root / "taken")
+    run(volume, hub, asked(revision=older))
+    assert (volume / "taken/model.safetensors").read_bytes() == WEIGHTS
+    manifest = read_manifest(volume / "taken")
     assert manifest is not None
     assert (manifest.inputs[0].name, manifest.inputs[0].commit) == (f"org/name@{older}", older)
 
 
-def test_the_plan_lists_files_bytes_and_commit(root: Path, hub: HubServer) -> None:
-    client = client_of(root, hub_enabled=True, hf_endpoint=hub.url)
+def test_the_plan_lists_files_bytes_and_commit(volume: Path, hub: HubServer) -> None:
+    client = client_of(volume, hub_enabled=True, hf_endpoint=hub.url)
     plan = client.post("/api/jobs?dry_run=true", json=asked()).get_json()
     commit = hub.repos["org/name"].branches["main"]
     assert plan["reads"] == [
@@ -100,29 +82,29 @@ def test_the_plan_lists_files_bytes_and_commit(root: Path, hub: HubServer) -> No
     assert not hub.downloads()
 
 
-def test_an_import_killed_twice_resumes_within_its_large_file(root: Path, hub: HubServer) -> None:
+def test_an_import_killed_twice_resumes_within_its_large_file(volume: Path, hub: HubServer) -> None:
     for execution, share in (("1", 0.3), ("2", 0.7)):
-        child = FORK.Process(target=import_until_killed, args=(root, hub.url, asked(), share, execution))
+        child = FORK.Process(target=import_until_killed, args=(volume, hub.url, asked(), share, execution))
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
-        assert not (root / "taken").exists()
-    context = hub_context(root, hub.url, run="3")
+        assert not (volume / "taken").exists()
+    context = hub_context(volume, hub.url, run="3")
     import_.run(ImportRequest.model_validate(asked()), context)
-    assert (root / "taken/model.safetensors").read_bytes() == WEIGHTS
+    assert (volume / "taken/model.safetensors").read_bytes() == WEIGHTS
     starts = [int(asked_range.removeprefix("bytes=").removesuffix("-")) for asked_range in hub.downloads()]
     assert len(starts) == 3
     assert starts[0] == 0
     assert 0.25 * SIZE < starts[1] < 0.7 * SIZE < starts[2] + SIZE // 10 < SIZE
     assert any("from an earlier try" in line for line in context.execution.lines)  # type: ignore[attr-defined]
-    assert not list((root / ".staging").iterdir())
+    assert not list((volume / ".staging").iterdir())
 
 
 @pytest.mark.parametrize("change", ["commit", "bytes"])
 def test_what_a_killed_import_has_staged_counts_only_if_it_is_of_the_same_commit(
-    root: Path, hub: HubServer, change: str
+    volume: Path, hub: HubServer, change: str
 ) -> None:
-    child = FORK.Process(target=import_until_killed, args=(root, hub.url, asked(), 0.5, "1"))
+    child = FORK.Process(target=import_until_killed, args=(volume, hub.url, asked(), 0.5, "1"))
     child.start()
     child.join()
     files = FILES
@@ -130,30 +112,30 @@ def test_what_a_killed_import_has_staged_counts_only_if_it_is_of_the_same_commit
         files = {**FILES, "model.safetensors": WEIGHTS[::-1]}
         hub.repos["org/name"].commit(files)
     else:
-        (staged,) = root.glob(".staging/*/model/model.safetensors")
+        (staged,) = volume.glob(".staging/*/model/model.safetensors")
         staged.write_bytes(bytes(len(staged.read_bytes())))
-    run(root, hub, run="2")
-    assert (root / "taken/model.safetensors").read_bytes() == files["model.safetensors"]
+    run(volume, hub, run="2")
+    assert (volume / "taken/model.safetensors").read_bytes() == files["model.safetensors"]
     assert hub.downloads()[-1] == "bytes=0-"
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
-def test_a_broken_connection_is_continued(root: Path, hub: HubServer, ranges: bool) -> None:
+def test_a_broken_connection_is_continued(volume: Path, hub: HubServer, ranges: bool) -> None:
     hub.ranges, hub.breaks = ranges, [300_000, 500_000, 0, 0, 900_000]
-    run(root, hub)
-    assert (root / "taken/model.safetensors").read_bytes() == WEIGHTS
+    run(volume, hub)
+    assert (volume / "taken/model.safetensors").read_bytes() == WEIGHTS
     assert len(hub.downloads()) == 6
 
 
-def test_a_connection_that_only_breaks_is_given_up(root: Path, hub: HubServer) -> None:
+def test_a_connection_that_only_breaks_is_given_up(volume: Path, hub: HubServer) -> None:
     hub.breaks = [1000] + [0] * 10
     with pytest.raises(HubUnreachable, match="5 times in succession"):
-        run(root, hub)
-    assert not list((root / ".staging").iterdir())
-    assert not (root / "taken").exists()
+        run(volume, hub)
+    assert not list((volume / ".staging").iterdir())
+    assert not (volume / "taken").exists()
 
 
-def test_a_canceled_import_ends_within_a_second_while_nothing_arrives(root: Path, hub: HubServer) -> None:
+def test_a_canceled_import_ends_within_a_second_while_nothing_arrives(volume: Path, hub: HubServer) -> None:
     hub.stalls = [200_000]
     received: list[int] = []
 
@@ -168,9 +150,9 @@ def test_a_canceled_import_ends_within_a_second_while_nothing_arrives(root: Path
         started.append(time.monotonic())
 
     with pytest.raises(JobCanceled):
-        run(root, hub, report=report, check_canceled=check)
+        run(volume, hub, report=report, check_canceled=check)
     assert time.monotonic() - started[-1] < 1
-    assert not list((root / ".staging").iterdir())
+    assert not list((volume / ".staging").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -179,17 +161,19 @@ def test_a_canceled_import_ends_within_a_second_while_nothing_arrives(root: Path
     ids=["large", "small", "longer"],
 )
 def test_a_file_that_is_not_the_listed_one_is_refused(
-    root: Path, hub: HubServer, name: str, content: bytes
+    volume: Path, hub: HubServer, name: str, content: bytes
 ) -> None:
     hub.altered[name] = content
     with pytest.raises(HubFileChanged, match=name):
-        run(root, hub)
-    assert not (root / "taken").exists()
-    assert not list((root / ".staging").iterdir())
+        run(volume, hub)
+    assert not (volume / "taken").exists()
+    assert not list((volume / ".staging").iterdir())
 
 
-def test_bytes_that_have_another_digest_than_the_address_says_are_refused(root: Path, hub: HubServer) -> None:
-    run(root, hub)
+def test_bytes_that_have_another_digest_than_the_address_says_are_refused(
+    volume: Path, hub: HubServer
+) -> None:
+    run(volume, hub)
     hub.stored[sha256(WEIGHTS)] = WEIGHTS[:-1] + b"?"
 
     class Kept(dict[str, bytes]):
@@ -198,58 +182,58 @@ def test_bytes_that_have_another_digest_than_the_address_says_are_refused(root: 
 
     hub.stored = Kept(hub.stored)
     with pytest.raises(HubFileChanged, match="has the digest"):
-        run(root, hub, asked("other"), job_id="other")
+        run(volume, hub, asked("other"), job_id="other")
 
 
-def test_digests_of_the_request_are_compared(root: Path, hub: HubServer) -> None:
-    run(root, hub, asked("right", sha256={"model.safetensors": sha256(WEIGHTS)}))
+def test_digests_of_the_request_are_compared(volume: Path, hub: HubServer) -> None:
+    run(volume, hub, asked("right", sha256={"model.safetensors": sha256(WEIGHTS)}))
     with pytest.raises(DigestMismatch, match=r"model\.safetensors"):
-        run(root, hub, asked(sha256={"model.safetensors": "0" * 64}))
+        run(volume, hub, asked(sha256={"model.safetensors": "0" * 64}))
     with pytest.raises(InvalidRequest, match=r"sha256 names 'other\.bin'"):
-        run(root, hub, asked(sha256={"other.bin": "0" * 64}))
+        run(volume, hub, asked(sha256={"other.bin": "0" * 64}))
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(
-    root: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+    volume: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ModelStore, "free_bytes", lambda store: SIZE + 2**20)
     with pytest.raises(DiskFull):
-        run(root, hub)
-    client = client_of(root, hub_enabled=True, hf_endpoint=hub.url)
+        run(volume, hub)
+    client = client_of(volume, hub_enabled=True, hf_endpoint=hub.url)
     problem(client.post("/api/jobs", json=asked()), 507, "disk_full")
     assert not hub.downloads()
 
 
-def test_a_published_model_is_found_again_by_its_own_job(root: Path, hub: HubServer) -> None:
-    run(root, hub)
+def test_a_published_model_is_found_again_by_its_own_job(volume: Path, hub: HubServer) -> None:
+    run(volume, hub)
     hub.failing = 500
-    assert run(root, hub, run="2").files == len(FETCHED)
+    assert run(volume, hub, run="2").files == len(FETCHED)
 
 
-def test_a_token_opens_what_is_gated_and_goes_to_the_hub_alone(root: Path, hub: HubServer) -> None:
+def test_a_token_opens_what_is_gated_and_goes_to_the_hub_alone(volume: Path, hub: HubServer) -> None:
     hub.repos["org/name"].gated = hub.repos["org/name"].private = True
-    context = hub_context(root, hub.url, settings={"hub_token": hub.token})
+    context = hub_context(volume, hub.url, settings={"hub_token": hub.token})
     import_.run(ImportRequest.model_validate(asked()), context)
-    assert (root / "taken/model.safetensors").read_bytes() == WEIGHTS
+    assert (volume / "taken/model.safetensors").read_bytes() == WEIGHTS
     storage = [headers for _, path, headers in hub.heard if "/storage/" in path]
     assert storage
     assert all("authorization" not in headers for headers in storage)
     assert all("authorization" in headers for _, path, headers in hub.heard if "/storage/" not in path)
-    text = (root / "taken/manifest.json").read_text() + "".join(context.execution.lines)  # type: ignore[attr-defined]
+    text = (volume / "taken/manifest.json").read_text() + "".join(context.execution.lines)  # type: ignore[attr-defined]
     assert hub.token not in text
     assert "secretSignature" not in text
     assert hub.token not in repr(context.hub) + repr(context.settings)
 
 
-def test_a_token_in_a_file(root: Path, hub: HubServer, tmp_path: Path) -> None:
+def test_a_token_in_a_file(volume: Path, hub: HubServer, tmp_path: Path) -> None:
     hub.repos["org/name"].gated = True
     (tmp_path / "token").write_text(f"{hub.token}\n")
-    run(root, hub, settings={"hub_token_file": tmp_path / "token"})
+    run(volume, hub, settings={"hub_token_file": tmp_path / "token"})
     with pytest.raises(HubGated, match="no access"):
-        run(root, hub, asked("other"), settings={"hub_token": "hf_other"})
+        run(volume, hub, asked("other"), settings={"hub_token": "hf_other"})
 
 
-def test_an_adapter_that_was_imported_names_its_base_on_the_volume(root: Path, hub: HubServer) -> None:
+def test_an_adapter_that_was_imported_names_its_base_on_the_volume(volume: Path, hub: HubServer) -> None:
     hub.repos["org/adapter"] = Repo()
     adapter = {
         "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "base_model_name_or_path": "Org/name",
@@ -264,16 +248,16 @@ def test_an_adapter_that_was_imported_names_its_base_on_the_volume(root: Path, h
             "optimizer.pt": b"not needed",
         }
     )
-    result = run(root, hub, {**asked(), "source": {"hub": "org/adapter"}})
+    result = run(volume, hub, {**asked(), "source": {"hub": "org/adapter"}})
     assert result.model.kind == "adapter"
     assert not result.model.problems
-    assert names(root / "taken") == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
+    assert names(volume / "taken") == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
     assert result.model.adapter["base"] == {
         "hub": "Org/name", "model": None, "hint": "graftwerk import hub:Org/name",
     }  # fmt: skip
-    run(root, hub, asked("the-base", revision="main"), job_id="other")
+    run(volume, hub, asked("the-base", revision="main"), job_id="other")
     expected = {"hub": "Org/name", "model": "the-base", "hint": None}
-    assert ModelStore(root).describe("taken").adapter["base"] == expected  # type: ignore[index]
-    listed = {model.name: model.adapter for model in ModelStore(root).models()}
+    assert ModelStore(volume).describe("taken").adapter["base"] == expected  # type: ignore[index]
+    listed = {model.name: model.adapter for model in ModelStore(volume).models()}
     assert listed["taken"]["base"] == expected  # type: ignore[index]
     assert listed["the-base"] is None

@@ -15,30 +15,10 @@ from services.errors import (
     InvalidRequest,
     UnsupportedFormat,
 )
-from services.kinds.import_ import ImportRequest
 from tests.api_client import client_of, problem
-from tests.contract.hub_child import hub_context
+from tests.contract.hub_imports import asked, run
 from tests.contract.hub_models import FILES
 from tests.hub_server import HubServer
-from worker.models import import_
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "volume"
-
-
-def asked(target: str = "taken", *, sha256: dict[str, str] | None = None, **source: Any) -> dict[str, Any]:
-    return {
-        "kind": "import",
-        "source": {"hub": "org/name", **source},
-        "target": target,
-        "sha256": sha256 or {},
-    }
-
-
-def run(root: Path, hub: HubServer, request: dict[str, Any] | None = None, **more: Any) -> Any:
-    return import_.run(ImportRequest.model_validate(request or asked()), hub_context(root, hub.url, **more))
 
 
 def gated(hub: HubServer) -> None:
@@ -100,7 +80,7 @@ REFUSED = [
     ids=[f"{fault.__name__ if fault else 'asked'} {source}" for fault, source, *_ in REFUSED],
 )
 def test_refused_when_it_is_submitted_and_by_the_worker(
-    root: Path,
+    volume: Path,
     hub: HubServer,
     fault: Any,
     source: dict[str, Any],
@@ -110,28 +90,28 @@ def test_refused_when_it_is_submitted_and_by_the_worker(
 ) -> None:
     if fault is not None:
         fault(hub)
-    client = client_of(root, hub_enabled=True, hf_endpoint=hub.url)
+    client = client_of(volume, hub_enabled=True, hf_endpoint=hub.url)
     found = problem(client.post("/api/jobs", json=asked(**source)), status, code)
     assert found["hint"] or code == "invalid_name"
     with pytest.raises(error) as caught:
-        run(root, hub, asked(**source))
+        run(volume, hub, asked(**source))
     assert caught.value.code == code  # type: ignore[attr-defined]
     assert not hub.downloads()
 
 
-def test_off_unless_the_settings_turn_it_on(root: Path, hub: HubServer) -> None:
-    client = client_of(root, hf_endpoint=hub.url)
+def test_off_unless_the_settings_turn_it_on(volume: Path, hub: HubServer) -> None:
+    client = client_of(volume, hf_endpoint=hub.url)
     problem(client.post("/api/jobs", json=asked()), 422, "hub_disabled")
     with pytest.raises(HubDisabled):
-        run(root, hub, settings={"hub_enabled": False})
+        run(volume, hub, settings={"hub_enabled": False})
     assert not hub.heard
 
 
 def test_a_hub_that_does_not_answer_is_given_up(
-    root: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+    volume: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.models.hub.SUBMISSION_SECONDS", 0.2)
     hub.silent = True
-    client = client_of(root, hub_enabled=True, hf_endpoint=hub.url)
+    client = client_of(volume, hub_enabled=True, hf_endpoint=hub.url)
     found = problem(client.post("/api/jobs", json=asked()), 503, "hub_unreachable")
     assert "no answer within 0.2 s" in found["detail"]

@@ -19,8 +19,6 @@ from services.models.model_card import model_card
 from services.models.store import ModelStore
 from tests.contract.resume_child import make
 from tests.job_context import job_context
-from tests.reference.huggingface_model import save_llama
-from tests.reference.peft_merge import make_adapter
 from tests.tokenizer_sets import OURS
 from worker.models import extend_tokenizer
 
@@ -28,14 +26,6 @@ MERGE = {"kind": "merge", "base": "base", "adapters": ["a", {"name": "b", "scale
 CONVERT = {"kind": "convert", "source": "base"}
 CARD = "---\nlicense: {}\n---\n# Base\n"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    save_llama(tmp_path / "base")
-    for name, seed in (("a", 3), ("b", 4)):
-        make_adapter(tmp_path / name, seed=seed)
-    return tmp_path
 
 
 def made(root: Path, request: dict[str, Any], **more: Any) -> Path:

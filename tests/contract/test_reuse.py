@@ -11,20 +11,10 @@ from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from tests.contract.resume_child import make
 from tests.job_context import job_context
-from tests.reference.huggingface_model import save_llama
-from tests.reference.peft_merge import make_adapter
 from worker.models import reuse
 
 MERGE = {"kind": "merge", "base": "base", "adapters": ["a", "b"], "target": "first"}
 CONVERT = {"kind": "convert", "source": "base", "target": "first"}
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    save_llama(tmp_path / "base")
-    for name, seed in (("a", 3), ("b", 4)):
-        make_adapter(tmp_path / name, seed=seed)
-    return tmp_path
 
 
 def run(root: Path, request: dict[str, Any], **more: Any) -> dict[str, Any]:
