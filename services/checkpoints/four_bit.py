@@ -12,24 +12,34 @@ from services.errors import UnsupportedOption
 from services.files.tensors import TensorHeader
 
 
-def bitsandbytes() -> Any:
+def require_bitsandbytes(user: str, installing: str, starting: str = "") -> Any:
     """Returns the package bitsandbytes.
+
+    Args:
+        user: Subject of the refusal: the work that needs the package.
+        installing: Alternative to installing it, the end of the hint.
+        starting: Alternative to another release of it, if there is one.
 
     Raises:
         UnsupportedOption: It is not installed, or does not start on this machine.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UnsupportedOption(
-            "A dequantized base needs the package bitsandbytes, which is not installed in this worker.",
-            'Install it with `pip install "graftwerk-service[quantization]"`, or leave base_precision at "original".',
+            f"{user} needs the package bitsandbytes, which is not installed in this worker.",
+            f'Install it with `pip install "graftwerk-service[quantization]"`{installing}.',
         )
     try:
         return importlib.import_module("bitsandbytes")
     except (ImportError, OSError, RuntimeError) as error:
         raise UnsupportedOption(
-            f"A dequantized base needs the package bitsandbytes, which does not start here: {error}.",
-            "Install a release of it that supports this machine.",
+            f"{user} needs the package bitsandbytes, which does not start here: {error}.",
+            f"Install a release of it that supports this machine{starting}.",
         ) from error
+
+
+def bitsandbytes() -> Any:
+    """Returns the package bitsandbytes for a dequantized base; raises what `require_bitsandbytes` raises."""
+    return require_bitsandbytes("A dequantized base", ', or leave base_precision at "original"')
 
 
 def rounded(tensor: torch.Tensor, four_bit: FourBit) -> torch.Tensor:

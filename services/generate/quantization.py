@@ -5,15 +5,13 @@ Only the layers' matrices are quantized; embeddings, head and norms keep their d
 over a whole batch: the only case in which another sequence of a batch can change an output.
 """
 
-import importlib
-import importlib.util
 import logging
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from services.errors import UnsupportedOption
+from services.checkpoints.four_bit import require_bitsandbytes
 from services.kinds.shared import Quantization
 
 NF4_BITS = 4.5
@@ -26,28 +24,14 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
     Raises:
         UnsupportedOption: bitsandbytes is missing, or does not run on this machine.
     """
-    _refuse_without_bitsandbytes(quantization)
+    instead = ", or leave quantization out"
+    require_bitsandbytes(f"Loading in {quantization}", instead, instead)
     make: Any = BitsAndBytesConfig
     if quantization == "8bit":
         # It logs for every product of every layer that it casts to float16, which is part of the method.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return make(load_in_8bit=True)
     return make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def _refuse_without_bitsandbytes(quantization: Quantization) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UnsupportedOption(
-            f"Loading in {quantization} needs the package bitsandbytes, which is not installed in this worker.",
-            'Install it with `pip install "graftwerk-service[quantization]"`, or leave quantization out.',
-        )
-    try:
-        importlib.import_module("bitsandbytes")
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UnsupportedOption(
-            f"Loading in {quantization} needs the package bitsandbytes, which does not start here: {error}.",
-            "Install a release of it that supports this machine, or leave quantization out.",
-        ) from error
 
 
 def quantized_bytes(parameters: int, kept: int, quantization: Quantization, *, width: int) -> int:
