@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 from uuid import UUID, uuid5
 
@@ -20,10 +20,12 @@ from api.state import state
 from services.errors import InvalidRequest, JobNotFound, NotReady, ResultsNotFound
 from services.jobs.disk_reservations import DiskUse
 from services.jobs.events import Event, follow
+from services.jobs.listing import JobFilter
 from services.jobs.status import ENDED, Job, JobStatus, UnknownRequest
 from services.kinds import JobKind
 from services.kinds.shared import JobRequest
 from services.models.store import LINES, PREDICTIONS
+from services.names import SERVED_NAME_PATTERN
 from services.preflight import Limits, Plan, Servers, preflight
 
 UUID_PATTERN = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -79,6 +81,9 @@ class ListQuery(Query):
 
     kind: JobKind | None = None
     status: JobStatus | None = None
+    model: Annotated[str, Field(pattern=SERVED_NAME_PATTERN)] | None = Field(
+        default=None, description="Jobs that read or make this model."
+    )
     limit: int = Field(default=50, ge=1, le=1000)
     after: str | None = Field(default=None, description="`next` of the previous page.")
 
@@ -147,9 +152,8 @@ def jobs(query: ListQuery) -> Response:
 
     `next` (also as a `Link` header) leads to the next page.
     """
-    found, cursor = state().queue.list(
-        kind=query.kind, status=query.status, limit=query.limit, after=query.after
-    )
+    selected = JobFilter(query.kind, query.status, query.model)
+    found, cursor = state().queue.list(selected, limit=query.limit, after=query.after)
     response = json_response(JobPage(jobs=job_responses(found), next=cursor))
     if cursor is not None:
         parameters = {**query.model_dump(exclude_none=True), "after": cursor}

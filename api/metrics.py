@@ -15,11 +15,8 @@ from api.errors import problems
 from api.openapi import METRICS, SECURITY
 from api.responses import json_response
 from api.state import AppState, state
-from services.jobs.queue import JobQueue
 from services.jobs.status import JobStatus, WorkerState
 from services.kinds import KINDS, QUEUES
-
-PAGE = 1000
 
 api = APIBlueprint(
     "metrics",
@@ -97,7 +94,7 @@ def metrics() -> Response:
 
 
 def _observe(state: AppState) -> tuple[System, Counter[tuple[str, JobStatus]]]:
-    jobs = _count_jobs(state.queue)
+    jobs = state.queue.count()
     workers = list(state.queue.workers())
     serving = Counter(worker.queue for worker in workers)
     queues = {
@@ -110,13 +107,3 @@ def _observe(state: AppState) -> tuple[System, Counter[tuple[str, JobStatus]]]:
     }
     volume = VolumeState(models=len(state.store.names()), free_bytes=state.store.free_bytes())
     return System(workers=workers, queues=queues, volume=volume), jobs
-
-
-def _count_jobs(queue: JobQueue) -> Counter[tuple[str, JobStatus]]:
-    counts: Counter[tuple[str, JobStatus]] = Counter()
-    jobs, cursor = queue.list(limit=PAGE)
-    counts.update((job.kind, job.status) for job in jobs)
-    while cursor is not None:
-        jobs, cursor = queue.list(limit=PAGE, after=cursor)
-        counts.update((job.kind, job.status) for job in jobs)
-    return counts

@@ -159,9 +159,16 @@ class Client:
         """Returns the handle of a job; its first use requests the job's state."""
         return JobHandle(self._service, job_id)
 
-    def jobs(self, *, kind: str | None = None, status: str | None = None, limit: int = 20) -> list[Job]:
-        """Returns up to `limit` jobs, newest first."""
-        given = {"kind": kind, "status": status, "limit": str(limit)}
+    def jobs(
+        self,
+        *,
+        kind: str | None = None,
+        status: str | None = None,
+        model: str | None = None,
+        limit: int = 20,
+    ) -> list[Job]:
+        """Returns up to `limit` jobs, newest first; `model` selects those that read or make it."""
+        given = {"kind": kind, "status": status, "model": model, "limit": str(limit)}
         params = {name: value for name, value in given.items() if value is not None}
         return [self._service.as_job(item) for item in self._service.items("/api/jobs", "jobs", params)]
 

@@ -24,6 +24,9 @@ def list_jobs(
     status: Annotated[
         str | None, typer.Option(help="Only jobs with this status.", show_default=False)
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Only jobs that read or make this model.", show_default=False)
+    ] = None,
     limit: Annotated[int, typer.Option(help="Largest number of jobs, newest first.", min=1, max=200)] = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -31,7 +34,7 @@ def list_jobs(
     if context.invoked_subcommand is not None:
         return
     with connection.open() as client:
-        jobs = client.jobs(kind=kind, status=status, limit=limit)
+        jobs = client.jobs(kind=kind, status=status, model=model, limit=limit)
     if as_json:
         typer.echo(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2, ensure_ascii=False))
     elif jobs:

@@ -5,6 +5,7 @@ between the two.
 """
 
 import time
+from functools import partial
 
 from redis import Redis
 from redis.client import Pipeline
@@ -14,11 +15,14 @@ from rq.registry import CanceledJobRegistry
 from rq.utils import now, utcformat
 
 from services.errors import GraftwerkError, JobCanceled, UpstreamFailed
+from services.jobs.compaction import EndedJob
 from services.jobs.disk_reservations import release
 from services.jobs.events import publish_status
+from services.jobs.indexes import IndexFields, add
 from services.jobs.records import (
     ACTIVE_KEY,
     ENDED_KEY,
+    JOBS_KEY,
     SERIALIZER,
     Failure,
     events_key,
@@ -28,10 +32,14 @@ from services.jobs.records import (
     target_key,
     transact,
 )
+from services.jobs.rq_fields import results_key, rq_key
 from services.jobs.status import ENDED, WAITING, Job
 
 GRACE_SECONDS = 3600
-"""Time that our keys outlive RQ's, so that a job never appears without its record."""
+"""Time that the log of a job outlives RQ's hash. The record remains until the janitor removes it together with its indexes."""
+
+EVENTS_SECONDS = 600
+"""Time that the events of an ended job are kept for those who read them; later its stream has only its end."""
 
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 """Lua: deletes a reservation of a name only if it is still this job's."""
@@ -108,14 +116,27 @@ def _fail_dependents(redis: Redis, job: Job, dependent_ids: list[str]) -> None:
 
 
 def _close(redis: Redis, job: Job, retention_seconds: int) -> None:
-    lifetime_seconds = retention_seconds + GRACE_SECONDS
-    with redis.pipeline() as pipe:
-        target = job.request.makes
-        if target is not None:
-            pipe.eval(RELEASE, 1, target_key(target), job.id)
-        for key in (record_key(job.id), log_key(job.id), events_key(job.id)):
-            pipe.expire(key, lifetime_seconds)
-        pipe.zadd(ENDED_KEY, {job.id: time.time() + retention_seconds})
-        pipe.srem(ACTIVE_KEY, job.id)
-        release(pipe, job.id)
-        pipe.execute()
+    attempt = partial(_close_once, redis, job, retention_seconds)
+    transact(redis, attempt, rq_key(job.id), record_key(job.id), results_key(job.id))
+
+
+def _close_once(redis: Redis, job: Job, retention_seconds: int, pipe: Pipeline) -> None:
+    if not redis.sismember(ACTIVE_KEY, job.id):
+        pipe.multi()
+        return
+    created_us = int(redis.zscore(JOBS_KEY, job.id) or 0)
+    ended = EndedJob.read(redis, job.id)
+    pipe.multi()
+    target = job.request.makes
+    if target is not None:
+        pipe.eval(RELEASE, 1, target_key(target), job.id)
+    ended.write(pipe, retention_seconds)
+    fields = IndexFields.of(job.request)
+    fields.write(pipe, job.id)
+    pipe.persist(record_key(job.id))
+    pipe.expire(log_key(job.id), retention_seconds + GRACE_SECONDS)
+    pipe.expire(events_key(job.id), EVENTS_SECONDS)
+    pipe.zadd(ENDED_KEY, {job.id: time.time() + retention_seconds})
+    add(pipe, job.id, fields, job.status, created_us)
+    pipe.srem(ACTIVE_KEY, job.id)
+    release(pipe, job.id)

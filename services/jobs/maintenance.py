@@ -22,13 +22,12 @@ from rq.worker_registration import clean_worker_registry
 from services.errors import JobAbandoned, JobCanceled, JobNotFound
 from services.jobs.events import publish_status
 from services.jobs.finalization import end_waiting, finalize, upstream_error
+from services.jobs.indexes import ensure_complete, forget
 from services.jobs.records import (
-    ACTIVE_KEY,
     ENDED_KEY,
     Failure,
     active_ids,
     fetch,
-    forget,
     read_job,
     read_jobs,
     read_records,
@@ -53,6 +52,7 @@ LOST_ERRORS = {
 
 def run_maintenance(redis: Redis) -> list[str]:
     """Runs one round, which is safe next to running workers; returns a line for each change."""
+    ensure_complete(redis)
     lines = []
     for queue in (rq_queue(redis, name) for name in QUEUES):
         lines += _reclaim_lost(redis, queue) + _return_stranded(redis, queue)
@@ -150,9 +150,7 @@ def _finalize_ended(redis: Redis) -> list[str]:
     ids = active_ids(redis)
     for job_id, job, record in zip(ids, read_jobs(redis, ids), read_records(redis, ids), strict=True):
         if job is None:
-            with redis.pipeline() as pipe:
-                forget(pipe, job_id)
-                pipe.execute()
+            forget(redis, [job_id])
         elif job.status in ENDED:
             finalize(redis, job_id)
             lines.append(f"Job {job_id}: finalized as {job.status}.")
@@ -173,10 +171,7 @@ def _end_without_upstream(redis: Redis, job_id: str, after: list[str]) -> bool:
 
 def _remove_expired(redis: Redis) -> list[str]:
     expired = [_text(id) for id in redis.zrangebyscore(ENDED_KEY, "-inf", time.time())]
-    with redis.pipeline() as pipe:
-        for job_id in expired:
-            forget(pipe, job_id)
-        pipe.execute()
+    forget(redis, expired)
     return [f"Job {job_id}: record removed." for job_id in expired]
 
 
@@ -189,4 +184,4 @@ def _publish_state(redis: Redis, job_id: str) -> None:
         if not finalize(redis, job_id):
             publish_status(redis, read_job(redis, job_id))
     except JobNotFound:
-        redis.srem(ACTIVE_KEY, job_id)
+        forget(redis, [job_id])

@@ -1,10 +1,8 @@
 """The queue of the API: submits, lists, cancels, retries and deletes jobs, and lists workers."""
 
-import base64
-import binascii
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import uuid4
 
 from redis import Redis
@@ -15,7 +13,6 @@ from rq.utils import as_text, utcparse
 from rq.worker_registration import get_keys
 
 from services.errors import (
-    InvalidRequest,
     JobAlreadyEnded,
     JobCanceled,
     JobNotEnded,
@@ -23,11 +20,12 @@ from services.errors import (
 from services.jobs.disk_reservations import DiskNeed, reserved_bytes
 from services.jobs.events import publish_status
 from services.jobs.finalization import end_waiting
+from services.jobs.indexes import count_ended, forget
+from services.jobs.listing import ALL_JOBS, JobFilter, list_jobs
+from services.jobs.open_jobs import OpenJob, read_open
 from services.jobs.records import (
-    JOBS_KEY,
     active_ids,
     fetch,
-    forget,
     log_key,
     reaching_redis,
     read_job,
@@ -44,8 +42,6 @@ from services.settings import Settings
 
 WORKER_LOST_SECONDS = 45
 """Time after the last heartbeat at which a worker no longer counts as alive."""
-
-PAGE = 100
 
 IDENTITY_KEY = "graftwerk:service"
 
@@ -129,33 +125,26 @@ class JobQueue:
 
     @reaching_redis()
     def list(
-        self,
-        *,
-        kind: str | None = None,
-        status: JobStatus | None = None,
-        limit: int = 50,
-        after: str | None = None,
+        self, selected: JobFilter = ALL_JOBS, *, limit: int = 50, after: str | None = None
     ) -> tuple[list[Job], str | None]:
         """Returns jobs, newest first, and the cursor of the next page (None after the last page).
 
         Raises:
             InvalidRequest: `after` is not a cursor of a listing.
         """
-        newest = "+inf" if after is None else f"({_from_cursor(after)}"
-        found: list[tuple[Job, int]] = []
-        while len(found) <= limit:
-            page: Any = self.redis.zrevrangebyscore(
-                JOBS_KEY, newest, "-inf", start=0, num=PAGE, withscores=True
-            )
-            if not page:
-                break
-            ids = [as_text(id) for id, _ in page]
-            for job, (_, score) in zip(read_jobs(self.redis, ids), page, strict=True):
-                if job and kind in (None, job.kind) and status in (None, job.status):
-                    found.append((job, int(score)))
-            newest = f"({int(page[-1][1])}"
-        jobs = [job for job, _ in found[:limit]]
-        return jobs, _to_cursor(found[limit - 1][1]) if len(found) > limit else None
+        return list_jobs(self.redis, selected, limit=limit, after=after)
+
+    @reaching_redis()
+    def open_jobs(self) -> Sequence[OpenJob]:
+        """Returns the jobs that are not finalized, in no order."""
+        return read_open(self.redis)
+
+    @reaching_redis()
+    def count(self) -> Counter[tuple[str, JobStatus]]:
+        """Returns the numbers of jobs by kind and status, until their records expire."""
+        # Finalized jobs are counted last: one that is finalized meanwhile may count twice, and never not at all.
+        counts = Counter((job.fields.kind, job.status) for job in read_open(self.redis))
+        return counts + count_ended(self.redis)
 
     @reaching_redis()
     def cancel(self, job_id: str) -> Job:
@@ -200,12 +189,10 @@ class JobQueue:
             JobNotEnded: the job has not ended.
         """
         self._ended(job_id, "be deleted")
-        with self.redis.pipeline() as pipe:
-            for rq in fetch(self.redis, [job_id]):
-                if rq is not None:
-                    rq.delete(pipeline=pipe)
-            forget(pipe, job_id)
-            pipe.execute()
+        for rq in fetch(self.redis, [job_id]):
+            if rq is not None:
+                rq.delete()
+        forget(self.redis, [job_id])
 
     @reaching_redis()
     def log(self, job_id: str) -> str:
@@ -292,16 +279,3 @@ class JobQueue:
         if job.status not in ENDED:
             raise JobNotEnded(f"Job {job_id} is {job.status} and cannot {action}.", "Cancel it first.")
         return job
-
-
-def _to_cursor(created_us: int) -> str:
-    return base64.urlsafe_b64encode(str(created_us).encode()).decode().rstrip("=")
-
-
-def _from_cursor(cursor: str) -> int:
-    try:
-        return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(
-            f"{cursor!r} is not a cursor.", "Pass on `after` as a listing returned it."
-        ) from error

@@ -1,11 +1,13 @@
 """Our record of a job in Redis, and its combination with RQ's into one `Job`.
 
-Status and result are RQ's and are never stored twice. Our fields, in the hash `graftwerk:job:<id>`: `request`,
-`created_at` (microseconds since 1970), `progress`, `error`, `cancel` (a flag) and `execution` (the id of
-the execution that may publish). The other keys are indexes: all jobs by age, jobs that are not finalized, expiring records.
+The status is RQ's and is never stored twice, and neither is the result: RQ's until the job is finalized, then ours, compressed.
+Our fields, in the hash `graftwerk:job:<id>`: `request`, its `kind` and `models` (for lists), `created_at` (microseconds since
+1970), `progress`, `error`, `cancel` (a flag), `execution` (the id of the execution that may publish) and `result`. The other
+keys are indexes: all jobs by age, jobs that are not finalized, expiring records; `services/jobs/indexes.py` has those of ended jobs.
 """
 
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +22,22 @@ from rq.job import Job as RQJob
 from rq.utils import as_text
 
 from services.errors import GraftwerkError, InternalError, JobAbandoned, JobNotFound, NotReady, QueueFull
+from services.jobs.rq_fields import (
+    FIELDS,
+    RQState,
+    loads,
+    read_positions,
+    result_json,
+    results_key,
+    rq_key,
+)
 from services.jobs.status import (
     ENDED,
     WAITING,
     Job,
     JobError,
     JobProgress,
+    JobStatus,
     read_request,
     read_result,
     status_of,
@@ -127,6 +139,8 @@ class Record:
     failure: Failure | None
     cancel: bool
     execution: str | None
+    result: bytes | None = None
+    """JSON of the result of a finalized job, compressed."""
 
     @classmethod
     def parse(cls, fields: dict[bytes, bytes]) -> "Record | None":
@@ -141,7 +155,13 @@ class Record:
             failure=Failure(**json.loads(error)) if error is not None else None,
             cancel=b"cancel" in fields,
             execution=fields[b"execution"].decode() if b"execution" in fields else None,
+            result=fields.get(b"result"),
         )
+
+    @property
+    def error_code(self) -> str | None:
+        """Code of the error, None without one."""
+        return self.failure.code if self.failure else None
 
 
 def read_records(redis: Redis, job_ids: Sequence[str]) -> list[Record | None]:
@@ -171,10 +191,26 @@ def fetch(redis: Redis, job_ids: Iterable[str]) -> list[RQJob | None]:
 
 def read_jobs(redis: Redis, job_ids: Sequence[str]) -> list[Job | None]:
     """Returns these jobs; None for those that are unknown or have expired."""
-    # RQ's job is read first: our error is recorded before RQ sets "failed", so that this order never shows a failed
+    # RQ's side is read first: our error is recorded before RQ sets "failed", so that this order never shows a failed
     # job without its error.
-    pairs = zip(job_ids, fetch(redis, job_ids), read_records(redis, job_ids), strict=True)
-    return [None if rq is None or record is None else _view(rq, record) for _, rq, record in pairs]
+    with redis.pipeline(transaction=False) as pipe:
+        for job_id in job_ids:
+            pipe.hmget(rq_key(job_id), FIELDS)
+            pipe.hgetall(record_key(job_id))
+        replies = pipe.execute()
+    states = [RQState.parse(values) for values in replies[::2]]
+    records = [Record.parse(fields) for fields in replies[1::2]]
+    found = {
+        job_id: (state, record)
+        for job_id, state, record in zip(job_ids, states, records, strict=True)
+        if state is not None and record is not None
+    }
+    results, positions = _read_results(redis, found), _read_positions(redis, found)
+    jobs = {
+        job_id: _view(job_id, state, record, results.get(job_id), positions.get(job_id))
+        for job_id, (state, record) in found.items()
+    }
+    return [jobs.get(job_id) for job_id in job_ids]
 
 
 def read_job(redis: Redis, job_id: str) -> Job:
@@ -194,14 +230,6 @@ def active_ids(redis: Redis) -> list[str]:
     return [as_text(member) for member in redis.smembers(ACTIVE_KEY)]
 
 
-def forget(pipe: Pipeline, job_id: str) -> None:
-    """Deletes our keys of a job; RQ's expire by themselves."""
-    pipe.delete(record_key(job_id), log_key(job_id), events_key(job_id))
-    pipe.zrem(JOBS_KEY, job_id)
-    pipe.zrem(ENDED_KEY, job_id)
-    pipe.srem(ACTIVE_KEY, job_id)
-
-
 def _unknown(job_id: str) -> JobNotFound:
     return JobNotFound(
         f"There is no job {job_id!r}.",
@@ -209,34 +237,58 @@ def _unknown(job_id: str) -> JobNotFound:
     )
 
 
-def _view(rq: RQJob, record: Record) -> Job:
-    rq_status = rq.get_status(refresh=False).value
-    status = status_of(rq_status, record.failure.code if record.failure else None)
-    ended = status in ENDED
+def _read_results(redis: Redis, found: dict[str, tuple[RQState, Record]]) -> dict[str, bytes]:
+    """Returns the results of succeeded jobs, as JSON."""
+    succeeded = [job_id for job_id, (state, record) in found.items() if _status(state, record) == "succeeded"]
+    kept = {job_id: found[job_id][1].result for job_id in succeeded}
+    # Finalization moves a result from RQ's stream into our record, so the stream is read first.
+    moving = [job_id for job_id, result in kept.items() if result is None]
+    with redis.pipeline(transaction=False) as pipe:
+        for job_id in moving:
+            pipe.xrevrange(results_key(job_id), count=1)
+            pipe.hget(record_key(job_id), "result")
+        replies = pipe.execute()
+    texts = {job_id: zlib.decompress(result) for job_id, result in kept.items() if result is not None}
+    for job_id, entries, result in zip(moving, replies[::2], replies[1::2], strict=True):
+        text = result_json(entries) if result is None else zlib.decompress(result)
+        if text is not None:
+            texts[job_id] = text
+    return texts
+
+
+def _read_positions(redis: Redis, found: dict[str, tuple[RQState, Record]]) -> dict[str, int]:
+    queued = {
+        job_id: state.queue
+        for job_id, (state, record) in found.items()
+        if state.status == "queued" and _status(state, record) == "queued"
+    }
+    return read_positions(redis, queued) if queued else {}
+
+
+def _status(state: RQState, record: Record) -> JobStatus:
+    return status_of(state.status, record.error_code)
+
+
+def _view(job_id: str, state: RQState, record: Record, result: bytes | None, position: int | None) -> Job:
+    status = _status(state, record)
     failed = status in ("failed", "canceled")
     return Job(
-        id=rq.id,
+        id=job_id,
         kind=record.request.kind,
         status=status,
         created_at=record.created_at,
-        started_at=None if rq_status in WAITING else rq.started_at,
-        finished_at=rq.ended_at if ended else None,
+        started_at=None if state.status in WAITING else state.started_at,
+        finished_at=state.ended_at if status in ENDED else None,
         after=[str(id) for id in record.request.after],
-        queue_position=_position(rq) if rq_status == "queued" and not ended else None,
+        queue_position=position,
         progress=record.progress.completed()
         if record.progress and status == "succeeded"
         else record.progress,
         request=record.request,
-        result=read_result(record.request.kind, rq.return_value()) if status == "succeeded" else None,
+        result=read_result(record.request.kind, loads(result)),
         error=_error(record.failure) if failed else None,
         metadata=record.request.metadata,
     )
-
-
-def _position(rq: RQJob) -> int | None:
-    """Returns the position in the queue from 1; None between the queue and the worker's start."""
-    index = rq.get_position()
-    return None if index is None else index + 1
 
 
 def _error(failure: Failure | None) -> JobError:

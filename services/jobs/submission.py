@@ -16,6 +16,7 @@ from rq.utils import as_text
 from services.errors import GraftwerkError, IdempotencyConflict, JobNotFound, ModelExists, QueueFull
 from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
 from services.jobs.finalization import upstream_error
+from services.jobs.indexes import IndexFields
 from services.jobs.records import (
     ACTIVE_KEY,
     JOBS_KEY,
@@ -127,8 +128,9 @@ class Submission:
     def _enqueue(self, pipe: Pipeline) -> None:
         self._add_to_queue(pipe)
         created_us = self._creation_us()
-        pipe.hset(record_key(self.job_id), "request", self.request.model_dump_json())
-        pipe.hset(record_key(self.job_id), "created_at", created_us)
+        text = self.request.model_dump_json()
+        pipe.hset(record_key(self.job_id), mapping={"request": text, "created_at": created_us})
+        IndexFields.of(self.request).write(pipe, self.job_id)
         pipe.zadd(JOBS_KEY, {self.job_id: created_us})
         pipe.sadd(ACTIVE_KEY, self.job_id)
         if self.request.makes is not None:

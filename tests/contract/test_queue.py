@@ -24,6 +24,7 @@ from services.errors import (
     QueueFull,
     UpstreamFailed,
 )
+from services.jobs.listing import JobFilter
 from services.jobs.queue import JobQueue, connect
 from services.jobs.submission import TASK
 from services.kinds.convert import ConvertRequest
@@ -181,9 +182,9 @@ def test_a_listing_filters_by_kind_and_status(queue: JobQueue) -> None:
     generate = GenerateRequest(kind="generate", model="m", prompt="hello")
     generating = queue.submit(generate)[0].id
     queue.cancel(canceled)
-    assert [job.id for job in queue.list(kind="generate")[0]] == [generating]
-    assert [job.id for job in queue.list(kind="convert", status="queued")[0]] == [kept]
-    assert [job.id for job in queue.list(status="canceled")[0]] == [canceled]
+    assert [job.id for job in queue.list(JobFilter("generate"))[0]] == [generating]
+    assert [job.id for job in queue.list(JobFilter("convert", "queued"))[0]] == [kept]
+    assert [job.id for job in queue.list(JobFilter(status="canceled"))[0]] == [canceled]
 
 
 def test_a_cursor_of_somebody_else_is_refused(queue: JobQueue) -> None:

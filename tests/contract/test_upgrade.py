@@ -111,6 +111,24 @@ def test_all_jobs_are_listed_with_their_requests(installation: Installation) -> 
     assert len(listed) == len(jobs)
 
 
+@pytest.mark.parametrize(
+    "query", ["kind=merge", "status=failed", "model=alpaca", "kind=merge&status=succeeded&model=alpaca"]
+)
+def test_jobs_are_found_by_kind_status_and_model(installation: Installation, query: str) -> None:
+    wanted = dict(part.split("=") for part in query.split("&"))
+    all_jobs = installation.api.get("/api/jobs?limit=1000").get_json()["jobs"]
+    expected = [
+        job["id"]
+        for job in all_jobs
+        if wanted.get("kind") in (None, job["kind"])
+        and wanted.get("status") in (None, job["status"])
+        and ("model" not in wanted or f'"{wanted["model"]}"' in json.dumps(job["request"]))
+    ]
+    found = installation.api.get(f"/api/jobs?limit=1000&{query}").get_json()["jobs"]
+    assert expected
+    assert [job["id"] for job in found] == expected
+
+
 def with_utc_as_z(result: Json) -> Json:
     """A recorded result with its model's time of creation in the one form of today: 0.1.0 wrote +00:00."""
     model = result.get("model")

@@ -4,8 +4,13 @@ from tests.client_service import ID, Run, Service
 
 
 def test_jobs_lists_with_filters(service: Service, run: Run) -> None:
-    result = run("jobs", "--status", "running", "--kind", "merge", "--limit", "5")
-    assert dict(service.seen[0].url.params) == {"status": "running", "kind": "merge", "limit": "5"}
+    result = run("jobs", "--status", "running", "--kind", "merge", "--model", "a", "--limit", "5")
+    assert dict(service.seen[0].url.params) == {
+        "status": "running",
+        "kind": "merge",
+        "model": "a",
+        "limit": "5",
+    }
     assert ID in result.stdout
     assert "merge → ab" in result.stdout
 
