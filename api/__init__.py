@@ -23,7 +23,7 @@ from api import (
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
 from services.backend import Backend
-from services.jobs.queue import JobQueue, connect
+from services.jobs.queue import JobQueue, connect, connect_api
 from services.models.hub import Hub
 from services.models.store import ModelStore
 from services.preflight import Plan
@@ -56,7 +56,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = request_body.BODY_LIMIT_BYTES
     app.url_map.merge_slashes = False  # a path with `//` is an unknown file, not a redirect
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    queue = queue or JobQueue(connect(settings), settings)
+    queue = queue or JobQueue(connect_api(settings), settings, streams=connect(settings))
     app.extensions[EXTENSION] = AppState(
         settings=settings,
         queue=queue,

@@ -57,7 +57,9 @@ def readyz() -> Response:
 
     The status is 503 if any of the `checks` is not `ok`.
     """
-    checks = {"redis": _outcome(state().queue.ping), "volume": _outcome(state().store.check), **_workers()}
+    redis = _outcome(state().queue.ping)
+    workers = _workers() if redis == OK else {f"worker-{queue}": redis for queue in QUEUES}
+    checks = {"redis": redis, "volume": _outcome(state().store.check), **workers}
     is_ready = set(checks.values()) == {OK}
     warnings = _space_warnings() if checks["volume"] == OK else []
     readiness = Readiness(status=OK if is_ready else "unavailable", checks=checks, warnings=warnings)

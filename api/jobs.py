@@ -179,14 +179,14 @@ def job_events(path: JobPath, query: EventsQuery, header: EventsHeader) -> Respo
     parameter `last_event_id`.
     """
     last_id = header.last_event_id or query.last_event_id
-    return sse.event_stream(_frames(follow(state().queue.redis, _job_id(path), last_id=last_id)))
+    return sse.event_stream(_frames(follow(state().queue.streams, _job_id(path), last_id=last_id)))
 
 
 @api.get("/events", responses={200: JOB_STREAM, **problems(422, 503)})
 def all_events(query: EventsQuery, header: EventsHeader) -> Response:
     """Follow all jobs in one stream of server-sent events, beginning now."""
     last_id = header.last_event_id or query.last_event_id
-    return sse.event_stream(_frames(follow(state().queue.redis, None, last_id=last_id)))
+    return sse.event_stream(_frames(follow(state().queue.streams, None, last_id=last_id)))
 
 
 @api.get("/jobs/<job_id>/log", responses={200: PLAIN_TEXT, **problems(404, 503)})

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from redis import Redis
-from redis.exceptions import ConnectionError, LockError, TimeoutError
+from redis.exceptions import ConnectionError, LockError, OutOfMemoryError, TimeoutError
 
 from services.errors import NotReady
-from services.jobs.maintenance import active_jobs, needed_uploads, run_maintenance
+from services.jobs.maintenance import active_jobs, needed_uploads, remove_expired, run_maintenance
 from services.jobs.rq_workers import HEARTBEAT_SECONDS
 from services.models.store import ModelStore
 from services.settings import Settings
@@ -40,6 +40,10 @@ class Janitor:
                 # Workers could not send heartbeats either; they get the time to.
                 wait_seconds = ROUND_SECONDS + HEARTBEAT_SECONDS
                 logger.warning("Redis does not answer; next round in %d s: %s", wait_seconds, error)
+            except OutOfMemoryError as error:
+                # Its lock needs memory too; deleting needs neither.
+                self._report(remove_expired(self.redis))
+                logger.warning("Redis has no memory left, only expired records are removed: %s", error)
             except NotReady as error:
                 logger.warning("%s", error.message)
 

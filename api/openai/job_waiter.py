@@ -49,7 +49,9 @@ class JobWaiter:
             JobCanceled: the client has disconnected.
         """
         try:
-            for event in follow(self._queue.redis, self.job.id, last_id=None, keepalive_seconds=POLL_SECONDS):
+            for event in follow(
+                self._queue.streams, self.job.id, last_id=None, keepalive_seconds=POLL_SECONDS
+            ):
                 if self._is_disconnected():
                     raise JobCanceled("The client has disconnected.")
                 if event is None:

@@ -60,7 +60,7 @@ def run_maintenance(redis: Redis) -> list[str]:
             registry(queue=queue).cleanup()
         queue.ready_job_registry.cleanup()
         clean_worker_registry(queue)
-    return lines + _finalize_ended(redis) + _remove_expired(redis)
+    return lines + _finalize_ended(redis) + remove_expired(redis)
 
 
 def active_jobs(redis: Redis) -> set[str]:
@@ -169,7 +169,8 @@ def _end_without_upstream(redis: Redis, job_id: str, after: list[str]) -> bool:
     return False
 
 
-def _remove_expired(redis: Redis) -> list[str]:
+def remove_expired(redis: Redis) -> list[str]:
+    """Removes the records whose retention is over; returns a line for each."""
     expired = [_text(id) for id in redis.zrangebyscore(ENDED_KEY, "-inf", time.time())]
     forget(redis, expired)
     return [f"Job {job_id}: record removed." for job_id in expired]

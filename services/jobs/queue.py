@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError
 from redis.retry import Retry as RedisRetry
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text, utcparse
@@ -43,6 +44,9 @@ from services.settings import Settings
 WORKER_LOST_SECONDS = 45
 """Time after the last heartbeat at which a worker no longer counts as alive."""
 
+API_TIMEOUT_SECONDS = 4
+"""Time that a request to the API waits for a reply of Redis."""
+
 IDENTITY_KEY = "graftwerk:service"
 
 
@@ -59,6 +63,22 @@ def connect(settings: Settings) -> Redis:
     )
 
 
+def connect_api(settings: Settings) -> Redis:
+    """Returns the connection for requests to the API: a Redis that does not answer ends them within 5 s.
+
+    A lost connection is opened again, a silent one is not asked twice. Event streams, which wait longer, use `connect`.
+    """
+    return Redis.from_url(
+        settings.redis_address,
+        protocol=2,
+        socket_timeout=API_TIMEOUT_SECONDS,
+        socket_connect_timeout=3,
+        health_check_interval=30,
+        max_connections=2000,
+        retry=RedisRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.2), 2, (ConnectionError,)),
+    )
+
+
 def service_identity(redis: Redis) -> str:
     """Returns the id of this service, which lasts as long as its Redis: a service recognizes itself by it."""
     redis.set(IDENTITY_KEY, str(uuid4()), nx=True)
@@ -68,9 +88,19 @@ def service_identity(redis: Redis) -> str:
 class JobQueue:
     """All jobs, for the API. Every method raises NotReady if Redis does not answer."""
 
-    def __init__(self, redis: Redis, settings: Settings, *, task: str = TASK) -> None:
-        """`task`: name of the function that a worker calls."""
+    def __init__(
+        self, redis: Redis, settings: Settings, *, streams: Redis | None = None, task: str = TASK
+    ) -> None:
+        """Opens the queue.
+
+        Args:
+            redis: the connection for everything that answers at once.
+            settings: the settings of this process.
+            streams: the connection for reads that wait for events; the same by default.
+            task: name of the function that a worker calls.
+        """
         self.redis = redis
+        self.streams = streams if streams is not None else redis
         self.settings = settings
         self.task = task
 
