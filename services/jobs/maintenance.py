@@ -19,12 +19,14 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import as_text, now
 from rq.worker_registration import clean_worker_registry
 
-from services.errors import JobAbandoned, JobCanceled, JobNotFound
+from services.errors import JobCanceled, JobNotFound
 from services.jobs.events import publish_status
 from services.jobs.finalization import end_waiting, finalize, upstream_error
 from services.jobs.indexes import ensure_complete, forget
+from services.jobs.put_back import put_back
 from services.jobs.records import (
     ENDED_KEY,
+    JOBS_KEY,
     Failure,
     active_ids,
     fetch,
@@ -36,7 +38,7 @@ from services.jobs.records import (
     transact,
 )
 from services.jobs.retry import RetryDecision, decide
-from services.jobs.status import ENDED
+from services.jobs.status import ENDED, worker_died
 from services.kinds import QUEUES
 
 STRANDED_SECONDS = 10
@@ -45,7 +47,7 @@ STRANDED_SECONDS = 10
 
 LOST_ERRORS = {
     RetryDecision.CANCEL: JobCanceled("The job was canceled, and its worker was lost."),
-    RetryDecision.ABANDON: JobAbandoned("The worker was lost while the job ran, and no retry is left."),
+    RetryDecision.ABANDON: worker_died("its worker was lost"),
 }
 """Errors of jobs whose worker was lost; other jobs keep the error on their record."""
 
@@ -78,14 +80,19 @@ def _reclaim_lost(redis: Redis, queue: Queue) -> list[str]:
     """Puts jobs back whose worker sends no heartbeat, or fails them if no retry is left."""
     lines = []
     key = queue.started_job_registry.key
-    for member in redis.zrangebyscore(key, "-inf", time.time()):
-        job_id, execution_id = _text(member).split(":")
+    lost = [_text(member).split(":") for member in redis.zrangebyscore(key, "-inf", time.time())]
+    for job_id, execution_id in _newest_first(redis, lost):  # each goes to the front of the queue
         attempt = partial(_reclaim, queue=queue, job_id=job_id, execution_id=execution_id)
         outcome = transact(redis, attempt, RQJob.key_for(job_id), key)
         if outcome is not None:
             lines.append(f"Job {job_id}: the worker was lost; {outcome}.")
             _publish_state(redis, job_id)
     return lines
+
+
+def _newest_first(redis: Redis, executions: list[list[str]]) -> list[list[str]]:
+    ages = {job_id: redis.zscore(JOBS_KEY, job_id) or 0.0 for job_id, _ in executions}
+    return sorted(executions, key=lambda execution: ages[execution[0]], reverse=True)
 
 
 def _reclaim(pipe: Pipeline, queue: Queue, job_id: str, execution_id: str) -> str | None:
@@ -102,7 +109,10 @@ def _reclaim(pipe: Pipeline, queue: Queue, job_id: str, execution_id: str) -> st
         return None  # a leftover of an earlier execution
     Execution(execution_id, job_id, redis, job.worker_name or "").delete(job, pipeline=pipe)
     decision = decide(record, has_retries=job.should_retry)
-    if decision is RetryDecision.RETRY:
+    if decision in (RetryDecision.RERUN, RetryDecision.RETRY):
+        # Any of the jobs of the worker may have killed it: run alone, that one harms no other.
+        pipe.hset(record_key(job_id), "alone", "1")
+        job.enqueue_at_front_on_retry = decision is RetryDecision.RERUN
         job.retry(queue, pipe)
         return "the job is queued again"
     if decision in LOST_ERRORS:
@@ -120,8 +130,7 @@ def _return_stranded(redis: Redis, queue: Queue) -> list[str]:
     for job_id in set(stranded.get_job_ids()) - started:
         if stranded.set_first_seen(job_id) or not _seen_long_ago(queue, job_id):
             continue
-        attempt = partial(_return, queue=queue, job_id=job_id)
-        if transact(redis, attempt, RQJob.key_for(job_id)):
+        if put_back(redis, queue, job_id):
             lines.append(f"Job {job_id}: taken but never started; the job is queued again.")
         redis.delete(stranded.get_first_seen_key(job_id))
     return lines
@@ -130,18 +139,6 @@ def _return_stranded(redis: Redis, queue: Queue) -> list[str]:
 def _seen_long_ago(queue: Queue, job_id: str) -> bool:
     seen = queue.intermediate_queue.get_first_seen(job_id)
     return seen is not None and (now() - seen).total_seconds() > STRANDED_SECONDS
-
-
-def _return(pipe: Pipeline, queue: Queue, job_id: str) -> bool:
-    redis = queue.connection
-    status = redis.hget(RQJob.key_for(job_id), "status")
-    in_queue = redis.lpos(queue.key, job_id) is not None
-    pipe.multi()
-    pipe.lrem(queue.intermediate_queue_key, 1, job_id)
-    if in_queue or status != RQStatus.QUEUED.value.encode():
-        return False
-    pipe.lpush(queue.key, job_id)
-    return True
 
 
 def _finalize_ended(redis: Redis) -> list[str]:

@@ -2,8 +2,8 @@
 
 The status is RQ's and is never stored twice, and neither is the result: RQ's until the job is finalized, then ours, compressed.
 Our fields, in the hash `graftwerk:job:<id>`: `request`, its `kind` and `models` (for lists), `created_at` (microseconds since
-1970), `progress`, `error`, `cancel` (a flag), `execution` (the id of the execution that may publish) and `result`. The other
-keys are indexes: all jobs by age, jobs that are not finalized, expiring records; `services/jobs/indexes.py` has those of ended jobs.
+1970), `progress`, `error`, `cancel` (a flag), `execution` (the id of the execution that may publish), `alone` (a flag: its
+worker runs no other job next to it) and `result`. The other keys are indexes: all jobs by age, jobs that are not finalized, expiring records; `services/jobs/indexes.py` has those of ended jobs.
 """
 
 import json
@@ -21,7 +21,7 @@ from rq import Queue
 from rq.job import Job as RQJob
 from rq.utils import as_text
 
-from services.errors import GraftwerkError, InternalError, JobAbandoned, JobNotFound, NotReady, QueueFull
+from services.errors import GraftwerkError, InternalError, JobNotFound, NotReady, QueueFull
 from services.jobs.rq_fields import (
     FIELDS,
     RQState,
@@ -41,6 +41,7 @@ from services.jobs.status import (
     read_request,
     read_result,
     status_of,
+    worker_died,
 )
 from services.kinds.shared import JobRequest
 
@@ -141,6 +142,7 @@ class Record:
     execution: str | None
     result: bytes | None = None
     """JSON of the result of a finalized job, compressed."""
+    alone: bool = False
 
     @classmethod
     def parse(cls, fields: dict[bytes, bytes]) -> "Record | None":
@@ -156,6 +158,7 @@ class Record:
             cancel=b"cancel" in fields,
             execution=fields[b"execution"].decode() if b"execution" in fields else None,
             result=fields.get(b"result"),
+            alone=b"alone" in fields,
         )
 
     @property
@@ -293,5 +296,5 @@ def _view(job_id: str, state: RQState, record: Record, result: bytes | None, pos
 
 def _error(failure: Failure | None) -> JobError:
     if failure is None:
-        failure = Failure.of(JobAbandoned("The worker process died while the job ran, and no retry is left."))
+        failure = Failure.of(worker_died())
     return JobError(code=failure.code, message=failure.message, hint=failure.hint)

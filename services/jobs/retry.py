@@ -8,7 +8,8 @@ from services.jobs.records import Record
 class RetryDecision(Enum):
     """Next state of the job."""
 
-    RETRY = "queued again, with one retry fewer"
+    RERUN = "queued again at the front, with one retry fewer, because its worker died"
+    RETRY = "queued again at the end, with one retry fewer, because of a transient error"
     PUT_BACK = "queued again at the front, with all its retries"
     CANCEL = "canceled"
     FAIL = "failed with the error on its record"
@@ -33,6 +34,6 @@ def decide(record: Record | None, *, has_retries: bool, is_worker_stopped: bool 
         return RetryDecision.FAIL
     if is_worker_stopped:
         return RetryDecision.PUT_BACK
-    if has_retries:
-        return RetryDecision.RETRY
-    return RetryDecision.ABANDON if failure is None else RetryDecision.FAIL
+    if failure is None:
+        return RetryDecision.RERUN if has_retries else RetryDecision.ABANDON
+    return RetryDecision.RETRY if has_retries else RetryDecision.FAIL

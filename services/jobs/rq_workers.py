@@ -21,7 +21,7 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus as RQStatus
 from rq.worker import BaseWorker
 
-from services.errors import GraftwerkError, JobAbandoned, JobCanceled, JobNotFound
+from services.errors import GraftwerkError, JobCanceled, JobNotFound
 from services.jobs.events import publish_status
 from services.jobs.execution import AssignedJob, Assignment, JobExecution
 from services.jobs.finalization import finalize
@@ -35,6 +35,7 @@ from services.jobs.records import (
     rq_queue,
 )
 from services.jobs.retry import RetryDecision, decide
+from services.jobs.status import worker_died
 from services.settings import Settings
 
 MONITORING_SECONDS = 5
@@ -181,15 +182,17 @@ class TrackedWorker(BaseWorker):
             case RetryDecision.PUT_BACK:
                 job.retries_left = (job.retries_left or 0) + 1
                 job.enqueue_at_front_on_retry = True
+            case RetryDecision.RERUN:
+                job.enqueue_at_front_on_retry = True
             case RetryDecision.RETRY:
-                return
+                job.enqueue_at_front_on_retry = False
             case RetryDecision.CANCEL:
                 self._record(job, JobCanceled("The job was canceled while it ran."))
                 job.retries_left = 0
             case RetryDecision.FAIL:
                 job.retries_left = 0
             case RetryDecision.ABANDON:
-                self._record(job, _abandoned(reason))
+                self._record(job, worker_died(reason.strip(" ;.")))
 
     def _record(self, job: RQJob, error: GraftwerkError) -> None:
         self.connection.hset(record_key(job.id), "error", Failure.of(error).dumps())
@@ -285,10 +288,3 @@ class ForkWorker(TrackedWorker, Worker):
         super().handle_work_horse_killed(  # type: ignore[no-untyped-call]
             job, retpid, ret_val, rusage
         )
-
-
-def _abandoned(reason: str) -> JobAbandoned:
-    return JobAbandoned(
-        f"The process that ran the job died, and no retry is left: {reason.strip(' ;.')}.",
-        "If it ran out of memory, give the worker more memory, or run fewer jobs at once.",
-    )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError, WrapValidator
 
-from services.errors import JobCanceled, UpstreamFailed
+from services.errors import JobAbandoned, JobCanceled, UpstreamFailed
 from services.kinds import KINDS, AnyRequest, parse_request, parse_result
 from services.kinds.shared import JobRequest, JobResult
 
@@ -39,6 +39,14 @@ def status_of(rq_status: str, error_code: str | None) -> JobStatus:
     if error_code == UpstreamFailed.code:
         return "failed"
     return _OUTCOMES[rq_status]
+
+
+def worker_died(reason: str = "") -> JobAbandoned:
+    """Returns the error of a job whose process died once too often; `reason`: what is known of the death."""
+    return JobAbandoned(
+        "The process that ran the job died, and no retry is left" + (f": {reason}." if reason else "."),
+        "If it ran out of memory, give the worker more memory, or run fewer jobs at once.",
+    )
 
 
 class JobProgress(BaseModel):

@@ -8,9 +8,10 @@ import pytest
 from redis import Redis
 from rq.job import Job as RQJob
 
-from services.errors import JobNotFound
+from services.errors import JobNotFound, NotReady
 from services.jobs.events import follow
 from services.jobs.queue import JobQueue
+from services.jobs.records import Failure, read_records
 from services.jobs.rq_workers import ForkWorker
 from services.kinds.convert import ConvertRequest
 from services.settings import Settings
@@ -88,9 +89,35 @@ def test_a_lost_job_is_retried_twice_and_then_fails_with_its_dependents(
     assert job.error is not None
     assert dependent.error is not None
     assert (job.status, job.error.code) == ("failed", "worker_died")
+    assert "memory" in job.error.hint
     assert (dependent.status, dependent.error.code) == ("failed", "upstream_failed")
     assert job.finished_at is not None
     assert queue.submit(convert("a"))[1], "the name is free again"
+
+
+def test_lost_jobs_go_to_the_front_in_their_order_and_run_alone(
+    queue: JobQueue, janitor: Janitor, worker: ForkWorker, redis: Redis
+) -> None:
+    lost = [queue.submit(convert(name))[0].id for name in ("a", "b", "c")]
+    waiting = queue.submit(convert("d"))[0].id
+    for _ in lost:
+        start(worker)
+    janitor.round()
+    assert [queue.get(id).queue_position for id in [*lost, waiting]] == [1, 2, 3, 4]
+    assert [record.alone for record in read_records(redis, [*lost, waiting]) if record] == [True] * 3 + [
+        False
+    ]
+
+
+def test_a_lost_job_with_a_transient_error_goes_to_the_end(
+    queue: JobQueue, janitor: Janitor, worker: ForkWorker, redis: Redis
+) -> None:
+    first = queue.submit(convert("a"))[0].id
+    second = queue.submit(convert("b"))[0].id
+    start(worker)
+    redis.hset(f"graftwerk:job:{first}", "error", Failure.of(NotReady("m")).dumps())
+    janitor.round()
+    assert [queue.get(id).queue_position for id in (second, first)] == [1, 2]
 
 
 def test_a_job_with_heartbeats_is_left_alone(queue: JobQueue, janitor: Janitor, worker: ForkWorker) -> None:

@@ -26,7 +26,7 @@ def record(failure: Failure | None = None, *, cancel: bool = False) -> Record:
 @pytest.mark.parametrize(
     ("found", "has_retries", "is_worker_stopped", "expected"),
     [
-        (record(), True, False, RetryDecision.RETRY),
+        (record(), True, False, RetryDecision.RERUN),
         (record(), False, False, RetryDecision.ABANDON),
         (record(TRANSIENT), True, False, RetryDecision.RETRY),
         (record(TRANSIENT), False, False, RetryDecision.FAIL),
@@ -36,7 +36,7 @@ def record(failure: Failure | None = None, *, cancel: bool = False) -> Record:
         (record(), False, True, RetryDecision.PUT_BACK),
         (record(cancel=True), True, False, RetryDecision.CANCEL),
         (record(FINAL, cancel=True), True, True, RetryDecision.CANCEL),
-        (None, True, False, RetryDecision.RETRY),
+        (None, True, False, RetryDecision.RERUN),
         (None, False, False, RetryDecision.ABANDON),
     ],
 )

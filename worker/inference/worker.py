@@ -19,14 +19,16 @@ from redis.exceptions import ConnectionError, TimeoutError
 from rq import Queue, SimpleWorker
 from rq.executions import Execution
 from rq.job import Job as RQJob
-from rq.utils import now
+from rq.utils import as_text, now
 from rq.worker.base import WorkerStatus
 
 from services.backend import Backend, ServedModel
 from services.errors import ExecutionSuperseded, GraftwerkError, JobCanceled
 from services.generate import resolve_device
 from services.jobs.execution import INTERVAL_SECONDS, JobExecution
+from services.jobs.put_back import put_back
 from services.jobs.queue import service_identity
+from services.jobs.records import record_key
 from services.jobs.rq_workers import MONITORING_SECONDS, TrackedWorker
 from services.kinds import parse_request
 from services.kinds.generate import GenerateRequest
@@ -57,6 +59,7 @@ class RunningJob:
     execution: Execution
     context: JobContext
     limit_seconds: float
+    runs_alone: bool = False
     session: Session | None = None
     backend_lookup: Future[Mapping[str, ServedModel]] | None = None
     stop_reason: GraftwerkError | None = None
@@ -112,12 +115,22 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         for job in [job for job in self.jobs if job.session is None]:
             self._open(job)
         while len(self.jobs) < self.settings.generate_slots and not self._has_waiting:
-            taken = self.queue_class.dequeue_any(
-                self.queues, None, self.connection, job_class=self.job_class, serializer=self.serializer
-            )
+            taken = self._take_neighbor()
             if taken is None:
                 return
             self._begin(*taken)
+
+    def _take_neighbor(self) -> tuple[RQJob, Queue] | None:
+        """Takes the next job, unless it or the running one must run alone: it then waits until no other job runs."""
+        head = self.connection.lindex(self.queues[0].key, 0)
+        if head is None or (self.jobs and (self.jobs[0].runs_alone or self._must_run_alone(as_text(head)))):
+            return None
+        return self.queue_class.dequeue_any(
+            self.queues, None, self.connection, job_class=self.job_class, serializer=self.serializer
+        )
+
+    def _must_run_alone(self, job_id: str) -> bool:
+        return bool(self.connection.hexists(record_key(job_id), "alone"))
 
     @property
     def _has_waiting(self) -> bool:
@@ -126,12 +139,17 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
     def _begin(self, job: RQJob, queue: Queue) -> None:
         if not self.is_waiting(job):
             return
+        runs_alone = self._must_run_alone(job.id)
+        if runs_alone and self.jobs:  # it came to the head of the queue meanwhile
+            put_back(self.connection, queue, job.id)
+            return
         execution = self.prepare_execution(job)
         context = JobContext.of(JobExecution(job.id, execution.id, self.connection), self.settings)
         limit_seconds = float(job.timeout or self.settings.job_timeout_seconds)
         running = RunningJob(
-            job=job, queue=queue, execution=execution, context=context, limit_seconds=limit_seconds
-        )
+            job=job, queue=queue, execution=execution, context=context, limit_seconds=limit_seconds,
+            runs_alone=runs_alone,
+        )  # fmt: skip
         self.jobs.append(running)
         self.prepare_job_execution(job, True)
         job.started_at = now()

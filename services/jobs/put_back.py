@@ -1,0 +1,28 @@
+"""Return of a job that a worker has taken from its queue but not started."""
+
+from functools import partial
+
+from redis import Redis
+from redis.client import Pipeline
+from rq import Queue
+from rq.job import Job as RQJob
+from rq.job import JobStatus as RQStatus
+
+from services.jobs.records import transact
+
+
+def put_back(redis: Redis, queue: Queue, job_id: str) -> bool:
+    """Returns the job to the front of its queue; returns False if it is in the queue already or has ended."""
+    return transact(redis, partial(_put_back, queue=queue, job_id=job_id), RQJob.key_for(job_id))
+
+
+def _put_back(pipe: Pipeline, queue: Queue, job_id: str) -> bool:
+    redis = queue.connection
+    status = redis.hget(RQJob.key_for(job_id), "status")
+    in_queue = redis.lpos(queue.key, job_id) is not None
+    pipe.multi()
+    pipe.lrem(queue.intermediate_queue_key, 1, job_id)
+    if in_queue or status != RQStatus.QUEUED.value.encode():
+        return False
+    pipe.lpush(queue.key, job_id)
+    return True
