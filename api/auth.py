@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from flask import request
+from flask import g, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
+from api.headers import request_id
 from services.errors import InvalidSettings
+from services.jobs.submission import Origin
 from services.settings import LOOPBACK_HOSTS, Settings
 
 ROLES = ("read", "submit", "admin")
@@ -99,11 +101,17 @@ def _check_key(keys: list[Key]) -> None:
     key = _find(keys, given.token)
     if key is None:
         raise _unauthorized("The key is unknown.", error="invalid_token")
+    g.key_digest = key.digest
     needed = _needed_role()
     if ROLES.index(key.role) < ROLES.index(needed):
         raise Forbidden(
             f"{request.method} {request.path} needs the role {needed!r}; this key has {key.role!r}."
         )
+
+
+def origin() -> Origin:
+    """Returns the origin of the current request: its key, which the guard has checked, and its id."""
+    return Origin(g.get("key_digest", ""), request_id())
 
 
 def _needed_role() -> str:

@@ -12,6 +12,7 @@ from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import sse
+from api.auth import origin
 from api.errors import problems
 from api.openapi import FILE, JOB_BODY, JOB_STREAM, PLAIN_TEXT, SECURITY
 from api.request_body import parse_job_request
@@ -233,7 +234,7 @@ def retry(path: JobPath) -> Response:
             f"Job {ended.id} is of another version, which this one cannot run.", "Submit it again."
         )
     need = _plan(ended.request).disk_need if ended.status in ENDED else None
-    return job_response(queue.retry(ended.id, need=need), 202)
+    return job_response(queue.retry(ended.id, need=need, origin=origin()), 202)
 
 
 @api.delete("/jobs/<job_id>", responses={204: None, **problems(404, 409, 503)})
@@ -261,7 +262,7 @@ def _submit(request: JobRequest, job_id: str | None) -> tuple[Job, bool]:
     # a repeated submission returns its job without a new check: its target may exist by now
     is_new = job_id is None or not _is_known(job_id)
     need = _plan(request).disk_need if is_new else None
-    return state().queue.submit(request, job_id, need=need)
+    return state().queue.submit(request, job_id, need=need, origin=origin())
 
 
 def _is_known(job_id: str) -> bool:

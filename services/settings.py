@@ -42,6 +42,15 @@ class Settings(BaseSettings):
         7 * 86400, ge=60, description="Time that the record of an ended job is kept."
     )
     queue_limit: int = Field(1000, ge=1, description="Largest number of waiting jobs; more are refused.")
+    queue_limit_per_key: int | None = Field(
+        None,
+        ge=1,
+        description="Largest number of waiting jobs of one API key; requests without a key share one.",
+    )
+    queue_limits: str = Field(
+        "",
+        description="Largest numbers of waiting jobs of kinds: `kind=number,…`, for example `merge=20,generate=500`.",
+    )
     upload_limit_bytes: int = Field(200 * 2**30, ge=1, description="Largest size of one upload.")
     upload_quota_bytes: int = Field(
         400 * 2**30, ge=1, description="Largest size of all unfinished uploads together."

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from flask import request
 
+from api.auth import origin
 from api.openai.errors import error_of
 from api.state import AppState
 from services.errors import InternalError, JobAlreadyEnded, JobCanceled, JobNotFound, NotReady
@@ -82,7 +83,7 @@ def submit(state: AppState, job_request: GenerateRequest | EmbedRequest) -> JobW
     """Queues a job for the client of the current request. Raises what `preflight` and `JobQueue.submit` raise."""
     preflight(job_request, state.store, {}, servers=Servers(state.served(job_request)))
     retention_seconds = min(RETENTION_SECONDS, state.settings.job_retention_seconds)
-    job, _ = state.queue.submit(job_request, retention_seconds=retention_seconds)
+    job, _ = state.queue.submit(job_request, retention_seconds=retention_seconds, origin=origin())
     return JobWaiter(state, job, disconnect_check(request.environ.get("gunicorn.socket")))
 
 

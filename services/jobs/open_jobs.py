@@ -16,7 +16,7 @@ from services.jobs.status import JobStatus, status_of
 PATTERNS = (
     "#",
     *(f"{rq_key('*')}->{field}" for field in ("status",)),
-    *(f"{record_key('*')}->{field}" for field in ("error", "kind", "models", "created_at")),
+    *(f"{record_key('*')}->{field}" for field in ("error", "kind", "models", "created_at", "owner")),
 )
 """Values that the command SORT reads of each job: its id, fields of RQ's hash, fields of our record."""
 
@@ -29,12 +29,14 @@ class OpenJob:
     status: JobStatus
     fields: IndexFields
     created_us: int
+    owner: str
+    """Digest of the API key that submitted it; empty without one."""
 
 
 def read_open(redis: Redis) -> list[OpenJob]:
     """Returns the jobs that are not finalized, in no order."""
     rows = _read(redis)
-    unknown = [as_text(id) for id, _, _, kind, _, created in rows if id and created and not kind]
+    unknown = [as_text(id) for id, _, _, kind, _, created, _ in rows if id and created and not kind]
     if unknown:  # jobs of an earlier version
         _add_fields(redis, unknown)
         rows = _read(redis)
@@ -51,13 +53,15 @@ def _read(redis: Redis) -> list[Row]:
 
 
 def _parse(row: Row) -> OpenJob | None:
-    id, rq_status, error, kind, models, created = row
+    id, rq_status, error, kind, models, created, owner = row
     fields = IndexFields.parse(kind, models)
     if id is None or rq_status is None or fields is None or created is None:
         return None  # deleted, or expired
     code = None if error is None else json.loads(error)["code"]
     status = status_of(as_text(rq_status), code)
-    return OpenJob(id=as_text(id), status=status, fields=fields, created_us=int(created))
+    return OpenJob(
+        id=as_text(id), status=status, fields=fields, created_us=int(created), owner=as_text(owner or b"")
+    )
 
 
 def _add_fields(redis: Redis, job_ids: Sequence[str]) -> None:

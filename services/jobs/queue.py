@@ -24,6 +24,7 @@ from services.jobs.finalization import end_waiting
 from services.jobs.indexes import count_ended, forget
 from services.jobs.listing import ALL_JOBS, JobFilter, list_jobs
 from services.jobs.open_jobs import OpenJob, read_open
+from services.jobs.queue_limits import QueueLimits
 from services.jobs.records import (
     active_ids,
     fetch,
@@ -36,7 +37,7 @@ from services.jobs.records import (
     record_key,
 )
 from services.jobs.status import ENDED, Job, JobStatus, WorkerState
-from services.jobs.submission import TASK, Submission
+from services.jobs.submission import TASK, UNKNOWN_ORIGIN, Origin, Submission
 from services.kinds import parse_request
 from services.kinds.shared import JobRequest
 from services.settings import Settings
@@ -102,6 +103,7 @@ class JobQueue:
         self.redis = redis
         self.streams = streams if streams is not None else redis
         self.settings = settings
+        self.limits = QueueLimits.of(settings)
         self.task = task
 
     @reaching_redis()
@@ -112,6 +114,7 @@ class JobQueue:
         *,
         retention_seconds: int | None = None,
         need: DiskNeed | None = None,
+        origin: Origin = UNKNOWN_ORIGIN,
     ) -> tuple[Job, bool]:
         """Queues a job and returns it, or the existing job with this `job_id`; the flag is True for a new one.
 
@@ -120,18 +123,21 @@ class JobQueue:
             job_id: id of the job; None for a new id.
             retention_seconds: time that the record is kept once the job has ended; None for the setting's.
             need: bytes to reserve on the volume.
+            origin: who submits it.
 
         Raises:
             DiskFull: other jobs have reserved the free bytes.
             IdempotencyConflict: the id belongs to a job with another request.
             JobNotFound: `after` names an unknown job.
             UpstreamFailed: `after` names a job that failed or was canceled.
-            QueueFull: the number of waiting jobs has reached the limit.
+            QueueFull: the number of waiting jobs has reached a limit.
             ModelExists: an unfinished job makes a model of the same name.
         """
         submission = Submission(
             redis=self.redis,
-            settings=self.settings,
+            limits=self.limits,
+            job_timeout_seconds=self.settings.job_timeout_seconds,
+            origin=origin,
             task=self.task,
             request=request,
             job_id=job_id or str(uuid4()),
@@ -196,7 +202,7 @@ class JobQueue:
         return read_job(self.redis, job_id)
 
     @reaching_redis()
-    def retry(self, job_id: str, *, need: DiskNeed | None = None) -> Job:
+    def retry(self, job_id: str, *, need: DiskNeed | None = None, origin: Origin = UNKNOWN_ORIGIN) -> Job:
         """Submits the request of an ended job as a new job.
 
         Raises:
@@ -208,7 +214,7 @@ class JobQueue:
         known = zip(job.after, read_records(self.redis, job.after), strict=True)
         after = [id for id, record in known if record is not None]
         request = parse_request({**job.request.model_dump(mode="json"), "after": after})
-        return self.submit(request, need=need)[0]
+        return self.submit(request, need=need, origin=origin)[0]
 
     @reaching_redis()
     def delete(self, job_id: str) -> None:

@@ -5,7 +5,7 @@ at all.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from redis import Redis
 from redis.client import Pipeline
@@ -13,10 +13,12 @@ from rq import Retry
 from rq.job import Job as RQJob
 from rq.utils import as_text
 
-from services.errors import GraftwerkError, IdempotencyConflict, JobNotFound, ModelExists, QueueFull
+from services.errors import GraftwerkError, IdempotencyConflict, JobNotFound, ModelExists
 from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
 from services.jobs.finalization import upstream_error
 from services.jobs.indexes import IndexFields
+from services.jobs.open_jobs import read_open
+from services.jobs.queue_limits import QueueLimits
 from services.jobs.records import (
     ACTIVE_KEY,
     JOBS_KEY,
@@ -30,7 +32,6 @@ from services.jobs.records import (
 from services.jobs.status import ENDED
 from services.kinds import KINDS, QUEUES
 from services.kinds.shared import JobRequest
-from services.settings import Settings
 
 TASK = "worker.tasks.run_job"
 """Name on the wire of the function that runs a job of any kind."""
@@ -39,12 +40,25 @@ RETRIES = 2
 """Number of times that a job is run again after its worker died."""
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Origin of a submission: the digest of the API key (empty without one) and the id of the HTTP request."""
+
+    owner: str = ""
+    request_id: str = ""
+
+
+UNKNOWN_ORIGIN = Origin()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
     """A job to be queued under `job_id`."""
 
     redis: Redis
-    settings: Settings
+    limits: QueueLimits
+    job_timeout_seconds: int
+    origin: Origin
     task: str
     request: JobRequest
     job_id: str
@@ -109,11 +123,9 @@ class Submission:
                 pipe.llen(queue.key)
                 pipe.zcard(queue.deferred_job_registry.key)
             waiting = sum(pipe.execute())
-        if waiting >= self.settings.queue_limit:
-            raise QueueFull(
-                f"{waiting} jobs wait, and the limit is {self.settings.queue_limit}.",
-                "Try again later, or raise QUEUE_LIMIT.",
-            )
+        self.limits.check_total(waiting)
+        if self.limits.need_jobs:
+            self.limits.check(read_open(self.redis), kind=self.request.kind, owner=self.origin.owner)
 
     def _refuse_taken_target(self) -> None:
         target = self.request.makes
@@ -130,6 +142,9 @@ class Submission:
         created_us = self._creation_us()
         text = self.request.model_dump_json()
         pipe.hset(record_key(self.job_id), mapping={"request": text, "created_at": created_us})
+        for field in fields(self.origin):
+            if value := getattr(self.origin, field.name):
+                pipe.hset(record_key(self.job_id), field.name, value)
         IndexFields.of(self.request).write(pipe, self.job_id)
         pipe.zadd(JOBS_KEY, {self.job_id: created_us})
         pipe.sadd(ACTIVE_KEY, self.job_id)
@@ -147,7 +162,7 @@ class Submission:
             job_id=self.job_id,
             description=f"{self.request.kind} {self.request.makes or self.request.reads[0]}",
             depends_on=[*self._upstream_ids] or None,
-            timeout=self.settings.job_timeout_seconds,
+            timeout=self.job_timeout_seconds,
             result_ttl=self.retention_seconds,
             failure_ttl=self.retention_seconds,
             retry=Retry(max=RETRIES),
