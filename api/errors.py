@@ -1,16 +1,18 @@
 """Errors over HTTP: the table from error classes to statuses, and RFC 9457 bodies."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Response, current_app, request
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
 from api.headers import request_id
 from services import errors as e
+from services.bounded_text import LISTED, bounded, cut
 
 CHECKSUM_MISMATCH = 460
 """Status of the tus protocol, which Python's table does not have."""
@@ -105,6 +107,12 @@ PHRASES: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
 PHRASES[CHECKSUM_MISMATCH] = "Checksum Mismatch"
 """Texts of the status lines, by status."""
 
+NAME_LIMIT = 100
+"""Most characters of a field's name in an error: unknown fields have any."""
+
+FIELD_LIMIT = 500
+"""Most characters of the message about one field."""
+
 RETRY_AFTER_SECONDS: dict[int, int] = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 5}
 
 
@@ -132,24 +140,36 @@ class Problem(BaseModel):
 class InvalidFields(e.InvalidRequest):
     """The request does not have the fields that its kind needs."""
 
-    def __init__(self, fields: list[FieldError]) -> None:
+    def __init__(self, fields: list[FieldError], *, more: int = 0) -> None:
+        """`more` is the number of invalid fields besides these."""
         found = [f"{'.'.join(map(str, field.loc)) or 'the request'}: {field.msg}" for field in fields]
-        super().__init__(sentences(*found), "The fields of all requests are documented at /docs.")
+        others = [f"{more} more fields are invalid"] if more else []
+        super().__init__(sentences(*found, *others), "The fields of all requests are documented at /docs.")
         self.fields = fields
 
     @classmethod
     def of(cls, error: ValidationError, *, kinds: Iterable[str] = ()) -> "InvalidFields":
         """Returns pydantic's errors, without the tag that it puts before the fields of one of `kinds`."""
-        return cls([_field_error(dict(found), tuple(kinds)) for found in error.errors(include_url=False)])
+        listed, more = first_errors(error)
+        return cls([_field_error(found, tuple(kinds)) for found in listed], more=more)
 
 
-def _field_error(found: Mapping[str, Any], kinds: tuple[str, ...]) -> FieldError:
+def first_errors(error: ValidationError) -> tuple[Sequence[ErrorDetails], int]:
+    """Returns the first of pydantic's errors, and the number of the others."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return found[:LISTED], max(0, len(found) - LISTED)
+
+
+def _field_error(found: ErrorDetails, kinds: tuple[str, ...]) -> FieldError:
     loc = list(found["loc"])
     if loc and loc[0] in kinds:
         loc = loc[1:]
     if found["type"].startswith("union_tag"):
         loc = ["kind"]
-    return FieldError(loc=loc, msg=found["msg"].removeprefix("Value error, "))
+    return FieldError(
+        loc=[cut(part, NAME_LIMIT) if isinstance(part, str) else part for part in loc],
+        msg=bounded(found["msg"].removeprefix("Value error, "), FIELD_LIMIT),
+    )
 
 
 def sentences(*texts: str) -> str:
@@ -182,7 +202,7 @@ def problem_of_http_error(error: HTTPException) -> Problem:
         title=error.name,
         status=status,
         code=code,
-        detail=_detail(error, status),
+        detail=bounded(_detail(error, status)),
         hint="The API's log has the details, under this response's X-Request-Id." if status == 500 else "",
     )
 

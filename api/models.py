@@ -14,6 +14,7 @@ from api.errors import problems
 from api.openapi import FILE, SECURITY, TAR
 from api.responses import ModelList, json_response
 from api.state import state
+from services.bounded_text import listed
 from services.errors import ModelInUse, ModelNotFound
 from services.kinds.model_summary import ModelSummary
 from services.models.archive import Archive, is_inside
@@ -72,7 +73,7 @@ def delete(path: ModelPath) -> Response:
     users = state().queue.using(path.name)
     if users:
         raise ModelInUse(
-            f"The model {path.name!r} is used by {len(users)} unfinished job(s): {', '.join(users)}.",
+            f"The model {path.name!r} is used by {len(users)} unfinished job(s): {listed(users)}.",
             "Wait until they have ended, or cancel them.",
         )
     state().store.delete(path.name)

@@ -29,6 +29,7 @@ from api.upload_headers import (
     parse_checksum,
     refuse_other_extensions,
 )
+from services.bounded_text import listed
 from services.errors import UploadInUse
 from services.models.upload_file import CHECKSUMS, Upload, UploadLimits
 from services.timestamps import utc_text
@@ -174,7 +175,7 @@ def _removed(path: UploadPath) -> Response:
     users = state().queue.using_upload(path.upload_id)
     if users:
         raise UploadInUse(
-            f"The upload is needed by {len(users)} unfinished job(s): {', '.join(users)}.",
+            f"The upload is needed by {len(users)} unfinished job(s): {listed(users)}.",
             "Wait until they have ended, or cancel them.",
         )
     state().store.uploads.delete(path.upload_id)

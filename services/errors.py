@@ -7,6 +7,8 @@ class's docstring is the title over HTTP and the meaning in `docs/errors.md`.
 
 from typing import ClassVar
 
+from services.bounded_text import bounded
+
 
 class GraftwerkError(Exception):
     """Root of all errors.
@@ -14,7 +16,7 @@ class GraftwerkError(Exception):
     Attributes:
         code: stable code.
         transient: the same request may succeed if it is repeated unchanged.
-        message: complete sentence that says what is wrong.
+        message: complete sentence that says what is wrong; names of unusual length in it are cut in the middle.
         hint: complete sentence that says what to do, or the empty string.
     """
 
@@ -22,9 +24,9 @@ class GraftwerkError(Exception):
     transient: ClassVar[bool] = False
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = bounded(message)
+        self.hint = bounded(hint)
+        super().__init__(self.message)
 
 
 # ---- requests -----------------------------------------------------------------------------------------

@@ -12,10 +12,13 @@ from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 
 from api.errors import (
+    FIELD_LIMIT,
     HTTP_CODES,
+    NAME_LIMIT,
     STATUS_OF,
     Problem,
     error_response,
+    first_errors,
     http_headers,
     problem_of_error,
     problem_of_http_error,
@@ -23,6 +26,7 @@ from api.errors import (
 )
 from api.openai.parameters import REFUSALS
 from services import errors as e
+from services.bounded_text import bounded, cut
 from services.jobs.status import JobError
 from services.kinds.shared import Failure
 
@@ -42,16 +46,15 @@ class InvalidParameter(e.InvalidRequest):
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
-        self.param = param or None
+        self.param = cut(param, NAME_LIMIT) or None
 
     @classmethod
     def of(cls, error: ValidationError, names: Mapping[str, str]) -> "InvalidParameter":
         """Returns pydantic's errors; `names` are the parameters' names where ours differ."""
-        found = [
-            (_path(item["loc"], names), item["type"], item["msg"])
-            for item in error.errors(include_url=False, include_input=False)
-        ]
-        return cls(found[0][0], sentences(*(_sentence(*item) for item in found)))
+        listed, more = first_errors(error)
+        found = [(_path(item["loc"], names), item["type"], item["msg"]) for item in listed]
+        others = [f"{more} more parameters are wrong"] if more else []
+        return cls(found[0][0], sentences(*(_sentence(*item) for item in found), *others))
 
 
 def _path(loc: tuple[str | int, ...], names: Mapping[str, str]) -> str:
@@ -61,7 +64,7 @@ def _path(loc: tuple[str | int, ...], names: Mapping[str, str]) -> str:
 def _sentence(param: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return REFUSALS.get(param, f"{param} is not supported here. Leave it out.")
-    message = message.removeprefix("Value error, ")
+    message = bounded(message.removeprefix("Value error, "), FIELD_LIMIT)
     return f"{param}: {message}" if param else message
 
 
@@ -112,7 +115,7 @@ def on_http_error(error: HTTPException) -> Response:
 
 def unknown_url(rest: str) -> Response:
     """Returns the response to a path under /v1 that does not exist, with any method."""
-    message = f"There is no {request.method} /v1/{rest} here."
+    message = bounded(f"There is no {request.method} /v1/{rest} here.")
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": UNKNOWN_URL}
     return _respond(HTTPStatus.NOT_FOUND, {"error": error}, {})
 

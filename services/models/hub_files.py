@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 
+from services.bounded_text import listed
 from services.errors import (
     GraftwerkError,
     IncompleteCheckpoint,
@@ -41,7 +42,6 @@ WEIGHTS = (
 
 ORIGINAL = re.compile(r"(?P<folder>.*/)?consolidated\.\d+\.pth")
 GGUF_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-LISTED_FILES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def _named(repository: str, names: list[str], patterns: Sequence[str]) -> set[st
     for pattern in patterns:
         if not any(_matches(name, [pattern]) for name in names):
             raise InvalidRequest(
-                f"No file of {repository} matches {pattern!r}; it holds {_listed(names)}.",
+                f"No file of {repository} matches {pattern!r}; it holds {listed(names, none='no files')}.",
                 "Correct the pattern, or leave `files` out to take what the model needs.",
             )
     return {name for name in names if _matches(name, patterns)}
@@ -120,7 +120,7 @@ def _adapter_weights(repository: str, names: list[str]) -> str:
         if name in names:
             return name
     raise IncompleteCheckpoint(
-        f"{repository} has an {ADAPTER_CONFIG} and no {' or '.join(ADAPTER_WEIGHTS)}; it holds {_listed(names)}.",
+        f"{repository} has an {ADAPTER_CONFIG} and no {' or '.join(ADAPTER_WEIGHTS)}; it holds {listed(names, none='no files')}.",
         "Choose a revision that has the weights.",
     )
 
@@ -166,7 +166,7 @@ def _check_ggufs(repository: str, ggufs: list[str]) -> None:
         )
     if len(ggufs) > 1:
         raise InvalidRequest(
-            f"{repository} has {len(ggufs)} GGUF files to choose from: {_listed(ggufs)}.",
+            f"{repository} has {len(ggufs)} GGUF files to choose from: {listed(ggufs)}.",
             f'Name one of them: "files": ["{ggufs[0]}"].',
         )
 
@@ -184,7 +184,7 @@ def _check_is_model(repository: str, taken: set[str], names: list[str]) -> None:
 
 def _no_model(repository: str, taken: list[str], names: list[str]) -> GraftwerkError:
     return UnsupportedFormat(
-        f"{repository}: {_listed(taken)} would be taken, which is not a model; it holds {_listed(names)}.",
+        f"{repository}: {listed(taken, none='no files')} would be taken, which is not a model; it holds {listed(names, none='no files')}.",
         "Needed are config.json with model.safetensors or pytorch_model.bin, adapter_config.json with its weights, "
         "consolidated.NN.pth with params.json, a GGUF file or a tokenizer.model: name the files with `files`.",
     )
@@ -198,8 +198,3 @@ def _check_distinct(repository: str, taken: set[str]) -> None:
             f"{repository} has two files {twice!r} whose names differ in case alone.",
             "Name one of them with `files`.",
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED_FILES} more" if len(names) > LISTED_FILES else ""
-    return (", ".join(names[:LISTED_FILES]) or "no files") + more

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from services.bounded_text import listed
 from services.errors import (
     DigestMismatch,
     GraftwerkError,
@@ -227,7 +228,7 @@ def expected_digests(expected: Mapping[str, str], paths: list[str]) -> Mapping[s
     unknown = sorted(set(digests) - set(paths))
     if unknown:
         raise InvalidRequest(
-            f"sha256 names {unknown[0]!r}; the source holds {', '.join(paths[:10]) or 'nothing'}."
+            f"sha256 names {unknown[0]!r}; the source holds {listed(paths, none='nothing')}."
         )
     return digests
 
@@ -249,7 +250,7 @@ def recognized(staging: Path, paths: Sequence[str]) -> ModelKind:
     kind = kind_of_folder(staging)
     if kind == "unknown":
         raise UnsupportedFormat(
-            f"The files are not a model: found {', '.join(paths[:10]) or 'no files'}; needed are consolidated.NN.pth with "
+            f"The files are not a model: found {listed(paths, none='no files')}; needed are consolidated.NN.pth with "
             "params.json, a config.json with weights, an adapter_config.json with weights, or a tokenizer.model.",
             "Name the folder or archive that holds the model's files themselves.",
         )

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
+from services.bounded_text import listed
 from services.errors import InvalidName, ModelExists, ModelNotFound, NotReady, SourceNotFound
 from services.kinds.model_summary import ModelSummary
 from services.models.base_offer import BaseOffer
@@ -24,9 +25,6 @@ from services.names import NAME_RULE, is_model_name
 INCOMING, RESULTS, TRASH = "incoming", "results", ".trash"
 LINES, PREDICTIONS = ".jsonl", ".predictions.json"
 """Suffixes of the files that a job leaves under `results/`, after its id."""
-
-LISTED_NAMES = 20
-"""Largest number of names in a message that lists them."""
 
 
 def _no_confirmation() -> None:
@@ -85,9 +83,8 @@ class ModelStore:
 
     def not_found(self, name: str) -> ModelNotFound:
         """Returns the error for a name that no model on the volume has."""
-        known = ", ".join(self.names()[:LISTED_NAMES]) or "none"
         return ModelNotFound(
-            f"No model is named {name!r}; there are: {known}.",
+            f"No model is named {name!r}; there are: {listed(self.names())}.",
             "Check the name, or import the model first. GET /v1/models also lists the models of the server of "
             "GENERATE_BACKEND_URL.",
         )
@@ -160,9 +157,9 @@ class ModelStore:
     @staticmethod
     def _source_not_found(relative: str, base: Path) -> SourceNotFound:
         entries = sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
-        listed = ", ".join(entries[:LISTED_NAMES]) or "nothing"
+        found = listed(entries, none="nothing")
         return SourceNotFound(
-            f"{relative!r} is not on the volume; {INCOMING}/ holds: {listed}.",
+            f"{relative!r} is not on the volume; {INCOMING}/ holds: {found}.",
             f"Put the files into {INCOMING}/ on the model volume first.",
         )
 
