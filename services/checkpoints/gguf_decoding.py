@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from services.checkpoints.gguf_encoding import BY_GGUF
-
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
@@ -23,6 +21,10 @@ FLOAT16_STEP = 2.0**-24
 
 NONLINEAR_GAP = 26
 """Half of the widest gap of iq4_nl's codes (24), and what its lowest code has more than its highest (14)."""
+
+
+ROUNDED = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
+"""Encodings whose scales follow from a block's largest values; for the others ggml searches the best scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def _bounds(encoding: str, blocks: Bytes, values: Floats) -> Floats:
     per_part = values.shape[1] // scales.step.shape[1]
     bound = np.repeat(STEPS.get(encoding, SEARCHED_STEPS) * scales.step + scales.unit, per_part, axis=1)
     rounded = np.abs(values) * 2.0**-10 + FLOAT16_STEP * scales.largest
-    return np.asarray((1.001 if encoding in BY_GGUF else SEARCHED) * (bound + rounded))
+    return np.asarray((1.001 if encoding in ROUNDED else SEARCHED) * (bound + rounded))
 
 
 def _float16(data: Bytes) -> Floats:

@@ -1,7 +1,4 @@
-"""Encodings of GGUF tensors: rows of values to rows of bytes, by the encoders of `gguf` and `libgguf`.
-
-Both give the bytes of ggml's own encoders. `gguf` takes precedence; `libgguf` has those that it lacks, and importance matrices.
-"""
+"""Encodings of GGUF tensors: rows of values to rows of bytes, by `libgguf`, which gives the bytes of ggml's own encoders."""
 
 import os
 import threading
@@ -21,9 +18,6 @@ FLOAT16_LARGEST = 65504.0
 
 LARGEST = {"Q8_0": 127 * FLOAT16_LARGEST}
 """Largest values of a block whose scale a float16 can hold. Of the other encodings some hold a block's value itself as float16."""
-
-BY_GGUF = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
-"""Block encodings that `gguf` encodes."""
 
 _lock = threading.Lock()
 _prepared: set[str] = set()
@@ -65,8 +59,6 @@ def _to_blocks(name: str, block: torch.Tensor, encoding: str, importance: Import
             "Choose another dtype.",
         )
     code = gguf.GGMLQuantizationType[encoding]
-    if encoding in BY_GGUF and importance is None:
-        return torch.from_numpy(gguf.quants.quantize(values.numpy(), code))
     _prepare(encoding)
     return torch.from_numpy(libgguf.quantize_rows(values.numpy(), code, importance))
 
