@@ -81,6 +81,7 @@ STATUS_OF: dict[type[e.GraftwerkError], int] = {
     e.PromptTooLong: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.NonFiniteLogits: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.UnknownTemplate: HTTPStatus.UNPROCESSABLE_ENTITY,
+    e.TemplateLimitExceeded: HTTPStatus.UNPROCESSABLE_ENTITY,
     # the service
     e.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     e.InvalidSettings: HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -382,6 +382,12 @@ class UnknownTemplate(GraftwerkError):
     code = "unknown_template"
 
 
+class TemplateLimitExceeded(GraftwerkError):
+    """The model's own chat template takes too long, too much memory, or gives too long a text."""
+
+    code = "template_limit_exceeded"
+
+
 # ---- the service --------------------------------------------------------------------------------------
 
 

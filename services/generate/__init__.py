@@ -1,10 +1,11 @@
 """Generation: load a model, build prompts, generate for many of them at once, score texts. Knows no queue and no volume."""
 
+from services.generate.chat_template import ChatTemplate
 from services.generate.embedding import embed
 from services.generate.engine import Engine
 from services.generate.loading import LoadedModel, load_model, resolve_device
 from services.generate.perplexity import Score, Window, score_window, window_sizes, windows_of
-from services.generate.prompts import BuiltPrompt, build_prompt
+from services.generate.prompts import BuiltPrompt, build_prompt, prompt_steps, template_name
 from services.generate.request import (
     Completion,
     Event,
@@ -18,6 +19,7 @@ from services.generate.truncation import build_fitting
 
 __all__ = [
     "BuiltPrompt",
+    "ChatTemplate",
     "Completion",
     "Engine",
     "Event",
@@ -33,8 +35,10 @@ __all__ = [
     "build_prompt",
     "embed",
     "load_model",
+    "prompt_steps",
     "resolve_device",
     "score_window",
+    "template_name",
     "window_sizes",
     "windows_of",
 ]

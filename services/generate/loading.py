@@ -23,6 +23,7 @@ from services.errors import (
     VocabularyMismatch,
     WrongModelKind,
 )
+from services.generate.chat_template import ChatTemplate
 from services.generate.kv_cache import window_of
 from services.generate.quantization import held_bytes, quantization_config
 from services.kinds.shared import Quantization
@@ -44,7 +45,7 @@ class LoadedModel:
     size_bytes: int
     context_length: int
     rows: int
-    chat_template: str | None = None
+    chat_template: ChatTemplate | None = None
 
     @property
     def device_name(self) -> str:
@@ -121,6 +122,7 @@ def prepare(
     model: PreTrainedModel, tokenizer: Tokenizer, *, folder: Path, context_length: int
 ) -> LoadedModel:
     """Returns a model that is already in memory as a `LoadedModel`."""
+    chat_template = TokenizerFiles(folder).chat_template()
     anything: Any = model
     anything.eval()
     # A model's own sampling defaults would replace those of the request.
@@ -136,7 +138,7 @@ def prepare(
         size_bytes=held_bytes(model),
         context_length=context_length,
         rows=int(embeddings.weight.shape[0]),
-        chat_template=TokenizerFiles(folder).chat_template(),
+        chat_template=None if chat_template is None else ChatTemplate(chat_template),
     )
 
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from services.errors import InvalidRequest
-from services.generate.chat_template import render_chat_template
+from services.generate.chat_template import ChatTemplate
+from services.isolation.process import Steps, complete
 from services.templates import OWN_TEMPLATE, Message, PromptParts, RenderedPrompt, find_template, resolve
 from services.tokenizers import Tokenizer
 
@@ -19,27 +20,41 @@ class BuiltPrompt:
 
 
 def build_prompt(
-    tokenizer: Tokenizer, parts: PromptParts, *, chat_template: str | None = None
+    tokenizer: Tokenizer, parts: PromptParts, *, chat_template: ChatTemplate | None = None
 ) -> BuiltPrompt:
-    """Returns the token ids of a prompt or a conversation.
+    """Returns the prompt of `prompt_steps` and raises its errors."""
+    return complete(prompt_steps(tokenizer, parts, chat_template=chat_template))
+
+
+def prompt_steps(
+    tokenizer: Tokenizer, parts: PromptParts, *, chat_template: ChatTemplate | None = None
+) -> Steps[BuiltPrompt]:
+    """Returns the token ids of a prompt or a conversation; yields while the model's own template is rendered.
 
     Args:
         parts: a conversation without a template gets the model's own one, or else the one that fits the tokenizer
             (see `fitting_template`).
-        chat_template: the model's own template in Jinja (`LoadedModel.chat_template`).
+        chat_template: the model's own template (`LoadedModel.chat_template`).
 
     Raises:
         UnknownTemplate: no template has this name.
         InvalidRequest: the parts contradict each other, or the template cannot express them.
         InvalidText: a text has a lone surrogate.
+        TemplateLimitExceeded: rendering the model's own template reached a limit.
     """
     resolved = resolve(parts, chat_template=fitting_template(tokenizer, chat_template))
     if isinstance(resolved, RenderedPrompt):
         return _in_our_template(tokenizer, resolved)
-    return _in_own_template(tokenizer, chat_template, resolved.messages)
+    return (yield from _in_own_template(tokenizer, chat_template, resolved.messages))
 
 
-def fitting_template(tokenizer: Tokenizer, chat_template: str | None) -> str:
+def template_name(tokenizer: Tokenizer, parts: PromptParts, *, chat_template: ChatTemplate | None) -> str:
+    """Returns the name of the template of `prompt_steps`, without rendering the model's own."""
+    resolved = resolve(parts, chat_template=fitting_template(tokenizer, chat_template))
+    return resolved.template if isinstance(resolved, RenderedPrompt) else OWN_TEMPLATE
+
+
+def fitting_template(tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> str:
     """Returns the template of a conversation for which none is named.
 
     The model's own comes first; then llama-3 or chatml if the vocabulary has their special tokens; otherwise alpaca-chat,
@@ -60,12 +75,14 @@ def _in_our_template(tokenizer: Tokenizer, prompt: RenderedPrompt) -> BuiltPromp
     return BuiltPrompt(token_ids, prompt.template, row.stop, stop_ids)
 
 
-def _in_own_template(tokenizer: Tokenizer, chat_template: str | None, messages: list[Message]) -> BuiltPrompt:
+def _in_own_template(
+    tokenizer: Tokenizer, chat_template: ChatTemplate | None, messages: list[Message]
+) -> Steps[BuiltPrompt]:
     if chat_template is None:
         raise InvalidRequest(
             "This model has no chat template.", "Name one of our templates, alpaca for example."
         )
-    segments = render_chat_template(chat_template, messages, tokenizer)
+    segments = yield from chat_template.render(messages, tokenizer)
     # Such a template itself writes the beginning of text if the model needs one.
     token_ids = tokenizer.encode_segments(segments, add_bos=False)
     return BuiltPrompt(_not_empty(tokenizer, token_ids), OWN_TEMPLATE)

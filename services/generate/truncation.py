@@ -1,15 +1,15 @@
 """Truncation of conversations that are too long for the model: the oldest turns are dropped as a whole."""
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from services.generate.prompts import BuiltPrompt
+from services.isolation.process import Steps
 from services.templates import Message
 
 
 def build_fitting(
-    build: Callable[[Sequence[Message]], BuiltPrompt], messages: Sequence[Message], limit: int
-) -> tuple[BuiltPrompt, int]:
+    build: Callable[[Sequence[Message]], Steps[BuiltPrompt]], messages: Sequence[Message], limit: int
+) -> Steps[tuple[BuiltPrompt, int]]:
     """Returns a conversation's prompt without its oldest turns, and the number of dropped turns.
 
     As few turns as possible are dropped. A turn is a message of the user, results of tools and the assistant's messages.
@@ -19,13 +19,22 @@ def build_fitting(
         build: returns the prompt of the messages; its errors are passed on.
         limit: maximum number of tokens of the prompt.
     """
-    prompt = build(messages)
+    prompt = yield from build(messages)
     rests = _rests(messages)
     if len(prompt.token_ids) <= limit or not rests:
         return prompt, 0
-    dropped = bisect_left(rests, True, key=lambda rest: len(build(rest).token_ids) <= limit)
-    dropped = min(dropped, len(rests) - 1)
-    return build(rests[dropped]), dropped + 1
+    first, last = (
+        0,
+        len(rests) - 1,
+    )  # bisection for the first rest that fits; the last one is taken in any case
+    while first < last:
+        middle = (first + last) // 2
+        prompt = yield from build(rests[middle])
+        if len(prompt.token_ids) <= limit:
+            last = middle
+        else:
+            first = middle + 1
+    return (yield from build(rests[first])), first + 1
 
 
 def _rests(messages: Sequence[Message]) -> list[list[Message]]:

@@ -3,11 +3,9 @@
 A worker has one queue, and runs a job in a forked process (`ForkWorker`) or in its own (`worker/inference/worker.py`).
 """
 
-import ctypes
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -22,6 +20,7 @@ from rq.job import JobStatus as RQStatus
 from rq.worker import BaseWorker
 
 from services.errors import GraftwerkError, JobCanceled, JobNotFound
+from services.isolation.parent_death import die_with_parent
 from services.jobs.events import publish_status
 from services.jobs.execution import AssignedJob, Assignment, JobExecution
 from services.jobs.finalization import finalize
@@ -47,22 +46,7 @@ HEARTBEAT_SECONDS = 15
 WORKER_TTL_SECONDS = 45
 MAINTENANCE_SECONDS = 15
 
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that a process gets when its parent dies."""
-
 logger = logging.getLogger("graftwerk.worker")
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Makes the kernel kill this process when its parent dies; else it would run next to its replacement.
-
-    Linux only; elsewhere the process finishes and is then refused as superseded.
-    """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # the parent died before the call
-        os._exit(1)
 
 
 class TrackedWorker(BaseWorker):

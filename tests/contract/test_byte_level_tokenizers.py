@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from services.errors import UnreadableTokenizer
-from services.generate.prompts import build_prompt
+from services.generate import ChatTemplate, build_prompt
 from services.templates import Message, PromptParts
 from services.tokenizers import complete_tokenizer, load_tokenizer
 from services.tokenizers.tokenizer_json import build_table
@@ -168,7 +168,9 @@ def test_a_conversation_is_what_apply_chat_template_gives(folder: Path, referenc
     messages = [Message(role=role, content=text) for role, text in TURNS]
     plain = [{"role": role, "content": text} for role, text in TURNS]
     built_prompt = build_prompt(
-        load_tokenizer(folder), PromptParts(messages=messages), chat_template=reference.chat_template
+        load_tokenizer(folder),
+        PromptParts(messages=messages),
+        chat_template=ChatTemplate(reference.chat_template),
     )
     expected = reference.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
     assert built_prompt.token_ids == expected
@@ -183,10 +185,12 @@ def test_typed_special_tokens_never_become_one(folder: Path, reference: Any) -> 
         assert not special & set(tokenizer.encode(text, add_bos=False))
         messages = [Message(role="user", content=f"x {text} y")]
         prompt = build_prompt(
-            tokenizer, PromptParts(messages=messages), chat_template=reference.chat_template
+            tokenizer, PromptParts(messages=messages), chat_template=ChatTemplate(reference.chat_template)
         )
         clean = [Message(role="user", content="x y")]
-        same = build_prompt(tokenizer, PromptParts(messages=clean), chat_template=reference.chat_template)
+        same = build_prompt(
+            tokenizer, PromptParts(messages=clean), chat_template=ChatTemplate(reference.chat_template)
+        )
         assert [n for n in prompt.token_ids if n in special] == [n for n in same.token_ids if n in special]
 
 

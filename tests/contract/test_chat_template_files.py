@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
-from services.generate import build_prompt, load_model
+from services.generate import ChatTemplate, build_prompt, load_model
+from services.isolation.process import complete
 from services.kinds import ANY_REQUEST
 from services.kinds.generate import GenerateRequest
 from services.models.manifest import read_manifest
@@ -60,7 +61,9 @@ def test_transformers_gives_the_tokens_that_generate_gives(folder: Path, name: s
             found = tokenizer.apply_chat_template(conversation, return_dict=False, **more)
             assert found == expected, title
         own = build_prompt(
-            ours, PromptParts(messages=messages, template="model"), chat_template=path.read_text()
+            ours,
+            PromptParts(messages=messages, template="model"),
+            chat_template=ChatTemplate(path.read_text()),
         )
         assert own.token_ids == expected, title
 
@@ -141,7 +144,7 @@ def test_a_conversation_with_a_made_model_has_the_stop_strings_of_its_template(r
         request = GenerateRequest.model_validate({"kind": "generate", "model": name, "messages": [USER]})
         loaded = load_model(root / name)
         entry = PromptEntry.model_validate({"messages": [USER]})
-        prompt, _ = PromptBuilder(request, loaded, ModelStore(root)).build(entry)
+        prompt, _ = complete(PromptBuilder(request, loaded, ModelStore(root)).build(entry))
         assert (prompt.template, prompt.stop) == ("alpaca", ("### Instruction:",))
 
 

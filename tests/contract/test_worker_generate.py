@@ -327,6 +327,29 @@ def test_a_running_job_is_canceled_within_a_second_and_its_neighbour_goes_on(que
     assert ended(queue, neighbour).status == "succeeded"
 
 
+HOSTILE = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+"""A chat template that would run for hours."""
+
+
+def test_a_hostile_chat_template_fails_its_own_job_only(queue: JobQueue, volume: Path) -> None:
+    shutil.copytree(volume / "base", volume / "hostile")
+    (volume / "hostile" / "chat_template.jinja").write_text(HOSTILE)
+    neighbour = ask(queue, prompt="The capital of Japan is", sampling=LONG)
+    until(lambda: queue.get(neighbour).progress is not None)
+    messages = [{"role": "user", "content": "Hello"}]
+    doomed = ended(queue, ask(queue, model="hostile", messages=messages))
+    assert doomed.error is not None
+    assert doomed.error.code == "template_limit_exceeded"
+    raw = ended(queue, ask(queue, model="hostile", prompt="The capital of France is"))
+    assert outputs(raw)[0]["text"] == "Paris."
+    assert queue.get(neighbour).status == "running"
+    queue.cancel(neighbour)
+    canceled = ask(queue, model="hostile", messages=messages)
+    until(lambda: queue.get(canceled).status == "running")
+    queue.cancel(canceled)
+    assert ended(queue, canceled).status == "canceled"
+
+
 def test_a_beam_search_is_canceled_within_a_second(queue: JobQueue) -> None:
     sampling = LONG | {"num_beams": 4}
     job_id = ask(queue, prompt="The capital of France is", sampling=sampling)

@@ -6,6 +6,7 @@ import pytest
 
 from services.generate.prompts import BuiltPrompt
 from services.generate.truncation import build_fitting
+from services.isolation.process import Steps, complete
 from services.templates import Message
 
 pytestmark = pytest.mark.disable_socket
@@ -21,13 +22,14 @@ def messages(turns: Sequence[str]) -> list[Message]:
     ]
 
 
-def build(turns: Sequence[Message]) -> BuiltPrompt:
+def build(turns: Sequence[Message]) -> Steps[BuiltPrompt]:
     """A token a character: the contents can be read from the prompt."""
+    yield
     return BuiltPrompt([ord(character) for turn in turns for character in turn.content], "t")
 
 
 def fitted(turns: Sequence[str], limit: int) -> tuple[str, int]:
-    prompt, dropped = build_fitting(build, messages(turns), limit)
+    prompt, dropped = complete(build_fitting(build, messages(turns), limit))
     return "".join(map(chr, prompt.token_ids)), dropped
 
 
@@ -54,11 +56,11 @@ def test_a_conversation_without_a_system_text_keeps_its_last_turn() -> None:
 def test_many_turns_need_few_tries() -> None:
     tried: list[int] = []
 
-    def counted(turns: Sequence[Message]) -> BuiltPrompt:
+    def counted(turns: Sequence[Message]) -> Steps[BuiltPrompt]:
         tried.append(len(turns))
         return build(turns)
 
     long = [turn for number in range(400) for turn in (f"user:{number:04}", f"assistant:{number:04}")]
-    prompt, dropped = build_fitting(counted, messages([*long, "user:last"]), 100)
+    prompt, dropped = complete(build_fitting(counted, messages([*long, "user:last"]), 100))
     assert (dropped, len(prompt.token_ids)) == (388, 100)
     assert len(tried) < 15

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from services.errors import GraftwerkError
+from services.errors import GraftwerkError, TemplateLimitExceeded
 from services.generate import (
     BuiltPrompt,
     Completion,
@@ -16,6 +16,7 @@ from services.generate import (
     TokenGenerated,
     TokenLogprob,
 )
+from services.isolation.process import Steps, advance
 from services.kinds.generate import ComputedBy, GenerateRequest, GenerateResult, Logprob, Output
 from services.kinds.shared import Usage
 from worker.inference.model_cache import CachedModel, ModelKey, key_of
@@ -51,18 +52,19 @@ class GenerateSession:
         self._prompts = prompts_of(request, context.store)
         self._key: ModelKey | None = None
         self._waiting: deque[int] = deque()
+        self._building: tuple[int, Steps[tuple[BuiltPrompt, int | None]]] | None = None
         self._open: dict[str, OpenPrompt] = {}  # by the engine's request id
         self._template = ""
 
     @property
     def done(self) -> bool:
         """True once every prompt has its outputs."""
-        return self._key is not None and not self._waiting and not self._open
+        return self._key is not None and not (self._waiting or self._building or self._open)
 
     @property
     def has_prompts(self) -> bool:
-        """True while prompts wait for a free slot of the engine."""
-        return bool(self._waiting)
+        """True while prompts wait for a free slot of the engine, and none is being built."""
+        return bool(self._waiting) and self._building is None
 
     def needs(self) -> ModelKey | None:
         """Returns the key of the request's model. Raises ModelNotFound."""
@@ -80,14 +82,18 @@ class GenerateSession:
         self._key = model.key
 
     def step(self) -> None:
-        """Submits the next prompt if a slot is free; a prompt that is refused gets its error as its output."""
-        if not self._waiting or not self.model.engine.free_slots:
-            return
-        number = self._waiting.popleft()
-        try:
-            self._submit(number)
-        except GraftwerkError as error:
-            self.outputs.refuse(number, error)
+        """Builds and submits the next prompt if a slot is free, or goes on building one whose template is being rendered.
+
+        A prompt that is refused gets its error as its output.
+
+        Raises:
+            TemplateLimitExceeded: the model's own template reached a limit, as it would with every other prompt.
+        """
+        if self._building is None and self._waiting and self.model.engine.free_slots:
+            number = self._waiting.popleft()
+            self._building = number, self._builder.build(self._prompts.entries[number])
+        if self._building is not None:
+            self._go_on(*self._building)
 
     def on_event(self, event: Event) -> None:
         """Takes an event of one of the open prompts; events of other requests are ignored."""
@@ -122,7 +128,7 @@ class GenerateSession:
     def computed(self) -> ComputedBy:
         """Publishes the rest of the text, and returns device and speed of the generation."""
         # If an earlier execution completed all outputs, no prompt has been built.
-        template = self._template or self._builder.build(self._prompts.entries[0])[0].template
+        template = self._template or self._builder.template(self._prompts.entries[0])
         loaded = self.model.loaded
         return self.outputs.computed(
             template=template, device=loaded.device_name, dtype=loaded.dtype_name, backend=None
@@ -134,12 +140,25 @@ class GenerateSession:
             self.model.engine.cancel(request_id)
 
     def close(self) -> None:
-        """Closes the file of results, if there is one."""
+        """Ends the rendering of a template, and closes the file of results, if there is one."""
+        if self._building is not None:
+            self._building[1].close()
         if self._key is not None:
             self.outputs.sink.close()
 
-    def _submit(self, number: int) -> None:
-        prompt, dropped = self._builder.build(self._prompts.entries[number])
+    def _go_on(self, number: int, building: Steps[tuple[BuiltPrompt, int | None]]) -> None:
+        try:
+            built = advance(building)
+            if built is None:
+                return
+            self._submit(number, *built)
+        except TemplateLimitExceeded:
+            raise
+        except GraftwerkError as error:
+            self.outputs.refuse(number, error)
+        self._building = None
+
+    def _submit(self, number: int, prompt: BuiltPrompt, dropped: int | None) -> None:
         self._template = prompt.template
         sampling = self._builder.fit(prompt)
         request = GenerationRequest(

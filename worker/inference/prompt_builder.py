@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
-from services.generate import BuiltPrompt, LoadedModel, build_fitting, build_prompt
+from services.generate import BuiltPrompt, LoadedModel, build_fitting, prompt_steps, template_name
+from services.isolation.process import Steps
 from services.kinds.generate import GenerateRequest
 from services.models.lineage import template_of_lineage
 from services.models.prompt_file import PromptEntry
@@ -22,18 +23,23 @@ class PromptBuilder:
     def __init__(self, request: GenerateRequest, loaded: LoadedModel, store: ModelStore) -> None:
         self._request, self._loaded, self._store = request, loaded, store
 
-    def build(self, entry: PromptEntry) -> tuple[BuiltPrompt, int | None]:
+    def build(self, entry: PromptEntry) -> Steps[tuple[BuiltPrompt, int | None]]:
         """Returns the prompt, and the number of dropped turns if the request allows to drop any, else None.
 
         Raises:
-            UnknownTemplate, InvalidRequest, InvalidText: see `build_prompt`.
+            UnknownTemplate, InvalidRequest, InvalidText, TemplateLimitExceeded: see `prompt_steps`.
         """
         parts = self._parts(entry)
         if parts.messages is None or self._request.fit_context is not True:
-            return self._build(parts, parts.messages), None
+            return (yield from self._build(parts, parts.messages)), None
         context = self._loaded.context_length
         room = min(self._request.sampling.max_new_tokens, context // OUTPUT_SHARE)
-        return build_fitting(partial(self._build, parts), parts.messages, context - room)
+        return (yield from build_fitting(partial(self._build, parts), parts.messages, context - room))
+
+    def template(self, entry: PromptEntry) -> str:
+        """Returns the name of the template of a prompt."""
+        loaded = self._loaded
+        return template_name(loaded.tokenizer, self._parts(entry), chat_template=loaded.chat_template)
 
     def fit(self, prompt: BuiltPrompt) -> Sampling:
         """Returns the request's sampling, with `max_new_tokens` lowered to the context if the request allows it."""
@@ -51,7 +57,7 @@ class PromptBuilder:
         """
         parts = entry.parts(self._request)
         own = self._loaded.chat_template
-        ours = name_of_jinja_text(own) if own else None
+        ours = name_of_jinja_text(own.text) if own else None
         if parts.template is None and parts.messages is not None and (own is None or ours is not None):
             return replace(parts, template=self._template_of_lineage or ours)
         return parts
@@ -61,8 +67,8 @@ class PromptBuilder:
         adapters = [choice.name for choice in self._request.adapters]
         return template_of_lineage(self._store, self._request.model, adapters)
 
-    def _build(self, parts: PromptParts, messages: Sequence[Message] | None) -> BuiltPrompt:
+    def _build(self, parts: PromptParts, messages: Sequence[Message] | None) -> Steps[BuiltPrompt]:
         loaded = self._loaded
-        return build_prompt(
+        return prompt_steps(
             loaded.tokenizer, replace(parts, messages=messages), chat_template=loaded.chat_template
         )

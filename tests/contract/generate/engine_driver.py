@@ -1,8 +1,9 @@
 """Drivers of the real engine and of the real scheduler, in the test's own process."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from services.errors import GraftwerkError
@@ -20,6 +21,7 @@ from services.generate import (
     windows_of,
 )
 from services.kinds.shared import JobResult, ModelRequest
+from services.models.store import ModelStore
 from services.progress import CheckCanceled, Report, ignore_progress, never_canceled
 from tests.job_context import job_context
 from worker.inference.model_cache import CachedModel, ModelCache, key_of
@@ -83,6 +85,37 @@ class DrivenJob:
     error: GraftwerkError | None = None
 
 
+class Driver:
+    """The real scheduler and one loaded model of the folder's parent, which every job runs on."""
+
+    def __init__(self, loaded: LoadedModel, choice: ModelRequest, slots: int = 8) -> None:
+        """`choice` is a request that names the model; all jobs have to load it in the same way."""
+        self.volume: Path = loaded.folder.parent
+        self._runs = count(1)
+        self.scheduler: Scheduler[DrivenJob] = Scheduler(
+            ModelCache("cpu", sys.maxsize, slots), on_success=self._succeed, on_failure=self._fail
+        )
+        model = CachedModel(key_of(choice, ModelStore(self.volume)), loaded, Engine(loaded, slots=slots))
+        self.scheduler.models.models.append(model)
+
+    def add(self, request: ModelRequest, context: JobContext | None = None) -> DrivenJob:
+        """Schedules a job."""
+        job = DrivenJob(context or job_context(self.volume, run=str(next(self._runs))))
+        self.scheduler.add(job, open_session(request, job.context))
+        return job
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        """Runs rounds until the condition holds."""
+        while not condition():
+            self.scheduler.step()
+
+    def _succeed(self, job: DrivenJob, result: JobResult) -> None:
+        job.result = result
+
+    def _fail(self, job: DrivenJob, failure: JobFailure) -> None:
+        job.error = failure.error
+
+
 def run_job(
     loaded: LoadedModel,
     request: ModelRequest,
@@ -92,22 +125,9 @@ def run_job(
     check_canceled: CheckCanceled = never_canceled,
 ) -> JobResult:
     """Runs a job on a loaded model of the folder's parent, by the real scheduler. Raises the error that it fails with."""
-
-    def succeed(job: DrivenJob, result: JobResult) -> None:
-        job.result = result
-
-    def fail(job: DrivenJob, failure: JobFailure) -> None:
-        job.error = failure.error
-
-    volume: Path = loaded.folder.parent
-    context = job_context(volume, report=report, check_canceled=check_canceled)
-    cache = ModelCache("cpu", sys.maxsize, slots)
-    cache.models.append(CachedModel(key_of(request, context.store), loaded, Engine(loaded, slots=slots)))
-    scheduler: Scheduler[DrivenJob] = Scheduler(cache, on_success=succeed, on_failure=fail)
-    job = DrivenJob(context)
-    scheduler.add(job, open_session(request, context))
-    while job.result is None and job.error is None:
-        scheduler.step()
+    driver = Driver(loaded, request, slots)
+    job = driver.add(request, job_context(driver.volume, report=report, check_canceled=check_canceled))
+    driver.run_until(lambda: job.result is not None or job.error is not None)
     if job.error is not None:
         raise job.error
     assert job.result is not None

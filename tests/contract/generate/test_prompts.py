@@ -4,17 +4,11 @@ from typing import Any
 
 import pytest
 
-from services.errors import (
-    InvalidRequest,
-)
-from services.generate import (
-    BuiltPrompt,
-    LoadedModel,
-    build_prompt,
-)
+from services.errors import InvalidRequest
+from services.generate import BuiltPrompt, ChatTemplate, LoadedModel, build_prompt
 from services.templates import Message, PromptParts
 
-CHAT = (
+CHAT = ChatTemplate(
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'tool' %}{% continue %}{% endif %}"
     "[{{ message['role'] }}] {{ message['content'] | trim }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -71,16 +65,17 @@ OWN = {"prompt": "x", "template": "model"}
         ({"messages": [], "input": "y"}, CHAT, "together with an instruction or an input"),
         ({"prompt": "x", "system": "y"}, None, "no place for a system text"),
         (OWN, None, "no chat template"),
-        (OWN, "{{ raise_exception('not so') }}", "not so"),
-        (OWN, "{% if %}", "chat template"),
-        (OWN, "{{ 'a' * 10**15 }}", "MemoryError"),
-        (OWN, "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-        (OWN, "{{ ''.__class__.__mro__ }}", "'__class__' of 'str' object is unsafe|unsafe"),
-        (OWN, "{{ messages.append(1) }}", "chat template"),
+        (OWN, ChatTemplate("{{ raise_exception('not so') }}"), "not so"),
+        (OWN, ChatTemplate("{% if %}"), "chat template"),
+        (OWN, ChatTemplate("{{ '\\ud800' }}"), "surrogates not allowed"),
+        (OWN, ChatTemplate("{% for a in [] %}" * 30 + "{% endfor %}" * 30), "too many statically nested"),
+        (OWN, ChatTemplate("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "recursion"),
+        (OWN, ChatTemplate("{{ ''.__class__.__mro__ }}"), "'__class__' of 'str' object is unsafe|unsafe"),
+        (OWN, ChatTemplate("{{ messages.append(1) }}"), "chat template"),
     ],
 )
 def test_prompts_that_cannot_be_rendered_are_refused(
-    loaded: LoadedModel, settings: dict[str, Any], chat_template: str | None, message: str
+    loaded: LoadedModel, settings: dict[str, Any], chat_template: ChatTemplate | None, message: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
         build_prompt(loaded.tokenizer, PromptParts(**settings), chat_template=chat_template)
@@ -94,8 +89,9 @@ TOOL = [
 ]
 
 
-def texts(loaded: LoadedModel, messages: list[Message], chat_template: str) -> str:
-    built = build_prompt(loaded.tokenizer, PromptParts(messages=messages), chat_template=chat_template)
+def texts(loaded: LoadedModel, messages: list[Message], text: str) -> str:
+    template = ChatTemplate(text)
+    built = build_prompt(loaded.tokenizer, PromptParts(messages=messages), chat_template=template)
     return loaded.tokenizer.decode(built.token_ids)
 
 

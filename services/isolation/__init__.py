@@ -1,0 +1,1 @@
+"""Work on foreign input in a small process of its own, under limits of time and memory."""
