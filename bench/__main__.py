@@ -1,4 +1,4 @@
-"""`python -m bench weights|generate|batching|sharing|uploads`: each measures within one run and prints JSON."""
+"""`python -m bench weights|generate|batching|sharing|uploads|records`: each measures within one run and prints JSON."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 
-from bench import batching, generate, sharing, uploads, weights
+from bench import batching, generate, records, sharing, uploads, weights
 
 SUBJECTS: dict[str, ModuleType] = {
     "weights": weights,
@@ -16,6 +16,7 @@ SUBJECTS: dict[str, ModuleType] = {
     "batching": batching,
     "sharing": sharing,
     "uploads": uploads,
+    "records": records,
 }
 
 

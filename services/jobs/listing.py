@@ -12,7 +12,7 @@ from rq.utils import as_text
 
 from services.errors import InvalidRequest
 from services.jobs.indexes import IndexFields, ended_key, ensure_complete, known_kinds
-from services.jobs.open_jobs import read_open
+from services.jobs.open_jobs import OpenJob, read_open
 from services.jobs.records import JOBS_KEY, read_jobs
 from services.jobs.status import ENDED, Job, JobStatus
 
@@ -30,12 +30,20 @@ class JobFilter:
         """True if every job is selected."""
         return self == ALL_JOBS
 
-    def matches(self, fields: IndexFields, status: JobStatus) -> bool:
-        """Returns True if a job with these fields and this status is selected."""
+    def matches(self, job: Job) -> bool:
+        """Returns True if a job is selected."""
         return (
-            self.kind in (None, fields.kind)
-            and self.status in (None, status)
-            and (self.model is None or self.model.lower() in fields.models)
+            self.kind in (None, job.kind)
+            and self.status in (None, job.status)
+            and (self.model is None or self.model.lower() in IndexFields.of(job.request).models)
+        )
+
+    def matches_open(self, job: OpenJob) -> bool:
+        """Returns True if a job that is not finalized is selected."""
+        return (
+            self.kind in (None, job.kind)
+            and self.status in (None, job.status)
+            and (self.model is None or job.reads_or_makes(self.model))
         )
 
     def ended_keys(self, kinds: list[str]) -> list[str]:
@@ -65,7 +73,7 @@ def list_jobs(
             break
         for job, created_us in zip(read_jobs(redis, list(page)), page.values(), strict=True):
             # an index may be older than the job: its real status and fields decide
-            if job is not None and selected.matches(IndexFields.of(job.request), job.status):
+            if job is not None and selected.matches(job):
                 found.append((job, created_us))
         below = min(page.values())
     jobs = [job for job, _ in found[:limit]]
@@ -81,7 +89,7 @@ def _newest(redis: Redis, selected: JobFilter, below: int | None, count: int) ->
     found = {
         job.id: job.created_us
         for job in read_open(redis)
-        if selected.matches(job.fields, job.status) and (below is None or job.created_us < below)
+        if selected.matches_open(job) and (below is None or job.created_us < below)
     }
     found |= _ranges(redis, selected.ended_keys(known_kinds(redis)), below, count)
     newest = sorted(found.items(), key=lambda entry: entry[1], reverse=True)

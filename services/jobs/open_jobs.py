@@ -27,10 +27,17 @@ class OpenJob:
 
     id: str
     status: JobStatus
-    fields: IndexFields
+    kind: str
+    models: bytes
+    """Names of its models in lower case, as a JSON list."""
+
     created_us: int
     owner: str
     """Digest of the API key that submitted it; empty without one."""
+
+    def reads_or_makes(self, model: str) -> bool:
+        """Returns True if the job reads or makes this model, ignoring case."""
+        return json.dumps(model.lower()).encode() in self.models
 
 
 def read_open(redis: Redis) -> list[OpenJob]:
@@ -54,13 +61,16 @@ def _read(redis: Redis) -> list[Row]:
 
 def _parse(row: Row) -> OpenJob | None:
     id, rq_status, error, kind, models, created, owner = row
-    fields = IndexFields.parse(kind, models)
-    if id is None or rq_status is None or fields is None or created is None:
+    if id is None or rq_status is None or kind is None or models is None or created is None:
         return None  # deleted, or expired
     code = None if error is None else json.loads(error)["code"]
-    status = status_of(as_text(rq_status), code)
     return OpenJob(
-        id=as_text(id), status=status, fields=fields, created_us=int(created), owner=as_text(owner or b"")
+        id=id.decode(),
+        status=status_of(rq_status.decode(), code),
+        kind=kind.decode(),
+        models=models,
+        created_us=int(created),
+        owner=(owner or b"").decode(),
     )
 
 

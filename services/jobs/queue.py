@@ -179,7 +179,7 @@ class JobQueue:
     def count(self) -> Counter[tuple[str, JobStatus]]:
         """Returns the numbers of jobs by kind and status, until their records expire."""
         # Finalized jobs are counted last: one that is finalized meanwhile may count twice, and never not at all.
-        counts = Counter((job.fields.kind, job.status) for job in read_open(self.redis))
+        counts = Counter((job.kind, job.status) for job in read_open(self.redis))
         return counts + count_ended(self.redis)
 
     @reaching_redis()

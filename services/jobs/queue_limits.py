@@ -51,7 +51,7 @@ class QueueLimits:
             QueueFull: one of the two numbers has reached its limit.
         """
         waiting = [job for job in open_jobs if job.status == "queued"]
-        of_kind = sum(job.fields.kind == kind for job in waiting)
+        of_kind = sum(job.kind == kind for job in waiting)
         limit = self.of_kinds.get(kind)
         if limit is not None and of_kind >= limit:
             raise QueueFull(

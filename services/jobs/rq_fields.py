@@ -15,7 +15,7 @@ from rq import Queue
 from rq.job import Job as RQJob
 from rq.job import JobStatus as RQStatus
 from rq.results import Result
-from rq.utils import as_text, str_to_date
+from rq.utils import as_text
 
 FIELDS = ("status", "started_at", "ended_at", "origin")
 
@@ -80,4 +80,4 @@ def loads(text: bytes | None) -> Any:
 
 
 def _date(value: bytes | None) -> datetime | None:
-    return str_to_date(value) if value else None
+    return datetime.fromisoformat(value.decode()) if value else None
