@@ -15,8 +15,8 @@ from api import (
     models,
     openai,
     openapi,
+    origins,
     pages,
-    request_body,
     responses,
     uploads,
 )
@@ -53,7 +53,7 @@ def create_app(
         validation_error_model=errors.Problem,
         validation_error_callback=errors.on_validation_error,
     )
-    app.config["MAX_CONTENT_LENGTH"] = request_body.BODY_LIMIT_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = settings.body_limit_bytes
     app.url_map.merge_slashes = False  # a path with `//` is an unknown file, not a redirect
     app.json.sort_keys = False  # type: ignore[attr-defined]
     queue = queue or JobQueue(connect_api(settings), settings, streams=connect(settings))
@@ -65,6 +65,7 @@ def create_app(
         hub=Hub.of(settings),
     )
 
+    app.before_request(origins.check_host)
     app.before_request(auth.guard(settings))
     headers.register(app)
     errors.register(app)

@@ -6,18 +6,17 @@ and `admin`, and a display name. Blank lines and lines that begin with `#` are s
 
 import hashlib
 import hmac
-import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from flask import g, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
 from api.headers import request_id
+from api.origins import check_local
 from services.errors import InvalidSettings
 from services.jobs.submission import Origin
 from services.settings import LOOPBACK_HOSTS, Settings
@@ -89,7 +88,7 @@ def guard(settings: Settings) -> Callable[[], None]:
             f"The API would listen on {settings.host}, beyond loopback, without a key.",
             "Set GRAFTWERK_API_KEYS_FILE to a file of keys, or GRAFTWERK_HOST to 127.0.0.1.",
         )
-    return _check_origin
+    return check_local
 
 
 def _check_key(keys: list[Key]) -> None:
@@ -131,35 +130,3 @@ def _unauthorized(description: str, **parameters: str) -> Unauthorized:
     return Unauthorized(
         description, www_authenticate=WWWAuthenticate("bearer", {"realm": REALM, **parameters})
     )
-
-
-def _check_origin() -> None:
-    """Refuses requests that a page of another site makes through a browser on this machine.
-
-    `Host` is checked because an attacker can make a domain resolve to 127.0.0.1 (DNS rebinding), which makes its page
-    same-origin. Addresses, names without a dot and reserved top-level domains cannot be registered.
-
-    Raises:
-        Forbidden: the host is not a local name, or the request comes from a page of another origin.
-    """
-    if request.endpoint is None or request.blueprint == "health":
-        return
-    if not _is_local_name(urlsplit(f"//{request.host}").hostname or ""):
-        raise Forbidden(
-            f"Without keys the API answers requests to local names only, not to {request.host!r}. Set "
-            "GRAFTWERK_API_KEYS_FILE to serve it under a public name."
-        )
-    origin = request.headers.get("Origin")
-    if request.method in ("GET", "HEAD", "OPTIONS") or origin is None:
-        return
-    if urlsplit(origin).netloc != request.host:
-        raise Forbidden(f"A page of {origin!r} may not change anything in this service.")
-
-
-def _is_local_name(host: str) -> bool:
-    if "." not in host or host.endswith((".localhost", ".internal")):
-        return True
-    try:
-        return bool(ipaddress.ip_address(host))
-    except ValueError:
-        return False

@@ -88,10 +88,14 @@ def download(path: FilePath) -> Response:
     """
     folder = _folder(path)
     found = folder / path.file
-    if not is_inside(found, folder):
-        raise NotFound(f"The model {path.name!r} has no file {path.file!r}.")
+    missing = NotFound(f"The model {path.name!r} has no file {path.file!r}.")
+    if ".." in found.parts or not is_inside(found, folder):
+        raise missing
     mimetype = TEXT_TYPES.get(found.suffix, "application/octet-stream")
-    return send_file(found, mimetype, as_attachment=True, download_name=found.name, conditional=True)
+    try:
+        return send_file(found, mimetype, as_attachment=True, download_name=found.name, conditional=True)
+    except FileNotFoundError as error:  # it was deleted a moment ago
+        raise missing from error
 
 
 @api.get("/models/<name>/archive", responses={200: TAR, 206: TAR, **problems(404, 412, 416)})

@@ -1,20 +1,35 @@
 """Parsing of request bodies; each kind of invalid body has its own error."""
 
 import json
+import re
+import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from flask import request
+from flask import current_app, request
 from pydantic import ValidationError
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.wsgi import get_input_stream
 
+from api.body_stream import FAULTS, idle_timeout
 from api.errors import InvalidFields
 from services.errors import InvalidText
+from services.files.json_budget import JsonBudget, excess
 from services.kinds import KINDS, parse_request
 from services.kinds.shared import JobRequest
 
-BODY_LIMIT_BYTES = 8 * 2**20
-"""Largest body; long lists of prompts belong in a file on the volume (`prompts_file`)."""
+BODY_BUDGET = JsonBudget(containers=100_000, members=20_000, items=1_000_000, depth=64)
+"""Most values of a body: batches of token ids are long, a folder has thousands of digests."""
+
+RECEIVE_SECONDS = 120
+"""Time within which a body must have arrived."""
+
+PIECE_BYTES = 64 * 1024
+
+_HALF_PAIR = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+"""Escape of half a surrogate pair without the other half. The bytes of a body in UTF-8 never hold one."""
 
 
 def parse_job_request() -> JobRequest:
@@ -36,8 +51,8 @@ def read_body() -> Any:
 
     Raises:
         UnsupportedMediaType: the Content-Type is not JSON (415).
-        RequestEntityTooLarge: the body is longer than `BODY_LIMIT_BYTES` (413).
-        BadRequest: the body is not valid JSON (400).
+        RequestEntityTooLarge: the body is longer than BODY_LIMIT_BYTES, or holds more than `BODY_BUDGET` (413).
+        BadRequest: the body is not valid JSON, or does not arrive (400).
         InvalidText: a string in it is not valid Unicode (422).
     """
     if not request.is_json:
@@ -45,17 +60,34 @@ def read_body() -> Any:
         raise UnsupportedMediaType(
             f"The body must be JSON, with Content-Type: application/json (found {found})."
         )
-    value = read_json(_read_bytes())
-    _refuse_surrogates(value)
+    if (request.content_length or 0) > current_app.config["MAX_CONTENT_LENGTH"]:
+        raise RequestEntityTooLarge
+    body = _receive()
+    too_much = excess(body, BODY_BUDGET)
+    if too_much is not None:
+        raise RequestEntityTooLarge(f"The body {too_much}.")
+    value = read_json(body)
+    if _HALF_PAIR.search(body.replace(b"\\\\", b"__")):
+        _refuse_surrogates(value)
     return value
 
 
-def _read_bytes() -> bytes:
-    body = request.get_data(cache=False)
-    # Flask refuses a body with Content-Length; a chunked one it silently truncates at the limit
-    if request.content_length is None and len(body) >= BODY_LIMIT_BYTES:
+def _receive() -> bytes:
+    limit, deadline = current_app.config["MAX_CONTENT_LENGTH"], time.monotonic() + RECEIVE_SECONDS
+    # werkzeug's own limit silently ends a body in chunks at the limit, and at a malformed chunk
+    stream = get_input_stream(request.environ, max_content_length=None)
+    body = bytearray()
+    try:
+        with idle_timeout():
+            while len(body) <= limit and (piece := stream.read(PIECE_BYTES)):
+                body += piece
+                if time.monotonic() > deadline:
+                    raise BadRequest(f"The body did not arrive within {RECEIVE_SECONDS} seconds.")
+    except FAULTS as error:
+        raise BadRequest(f"The body broke off after {len(body)} bytes.") from error
+    if len(body) > limit:
         raise RequestEntityTooLarge
-    return body
+    return bytes(body)
 
 
 def read_json(body: bytes) -> Any:
@@ -75,8 +107,6 @@ def read_json(body: bytes) -> Any:
         raise BadRequest(f"The body is not JSON: {error.msg} at {where}.") from error
     except ValueError as error:
         raise BadRequest(f"The body is not JSON: {error}.") from error
-    except RecursionError as error:
-        raise BadRequest("The body nests too deeply.") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -85,8 +115,8 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _refuse_surrogates(value: Any) -> None:
     # "\ud800" passes Python's JSON parser and cannot be encoded as UTF-8 later
-    for loc, text in _strings(value):
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    for loc, text in _unusual_strings(value):
+        if any("\ud800" <= character <= "\udfff" for character in text):
             where = ".".join(map(str, loc)) or "the body"
             raise InvalidText(
                 f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is not a character.",
@@ -94,15 +124,19 @@ def _refuse_surrogates(value: Any) -> None:
             )
 
 
-def _strings(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yields every string of a JSON value, keys included, with the path to it; iterative because of deep nesting."""
+def _unusual_strings(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yields every string of a JSON value beyond ASCII, keys included, with the path to it."""
     pending: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while pending:
         loc, item = pending.pop()
         if isinstance(item, str):
             yield loc, item
         elif isinstance(item, list):
-            pending += [((*loc, index), child) for index, child in enumerate(item)]
+            pending += [((*loc, index), child) for index, child in enumerate(item) if _is_unusual(child)]
         elif isinstance(item, dict):
-            yield from ((loc, key) for key in item)
-            pending += [((*loc, key), child) for key, child in item.items()]
+            yield from ((loc, key) for key in item if _is_unusual(key))
+            pending += [((*loc, key), child) for key, child in item.items() if _is_unusual(child)]
+
+
+def _is_unusual(child: Any) -> bool:
+    return not child.isascii() if isinstance(child, str) else isinstance(child, list | dict)

@@ -2,22 +2,17 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import IO
 
 from flask import request
-from werkzeug.exceptions import BadRequest, ClientDisconnected
+from werkzeug.exceptions import BadRequest
 from werkzeug.wsgi import get_input_stream
 
+from api.body_stream import FAULTS, idle_timeout
 from services.models.upload_file import Appender, too_many_bytes
 
 PIECE_BYTES = 64 * 1024
-
-IDLE_SECONDS = 20
-"""Time without a byte after which a connection counts as broken, so that its upload is free for the next one.
-
-Shorter than clients keep trying: a half-open connection locks its upload.
-"""
 
 
 def receive(appender: Appender) -> None:
@@ -35,7 +30,7 @@ def receive(appender: Appender) -> None:
     # Flask's own limit is for JSON bodies
     stream = get_input_stream(request.environ, max_content_length=None)
     received = 0
-    with _idle_timeout():
+    with idle_timeout():
         for piece in _pieces(stream):
             appender.write(piece)
             received += len(piece)
@@ -49,23 +44,8 @@ def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
     try:
         while piece := stream.read(PIECE_BYTES):
             yield piece
-    except (OSError, ClientDisconnected) as error:
-        with suppress(
-            OSError, ClientDisconnected
-        ):  # a piece that had arrived in part is still in the server's buffer
+    except FAULTS as error:
+        with suppress(*FAULTS):  # a piece that had arrived in part is still in the server's buffer
             if piece := stream.read(PIECE_BYTES):
                 yield piece
         raise BadRequest("The connection broke; the bytes that arrived are kept.") from error
-
-
-@contextmanager
-def _idle_timeout() -> Iterator[None]:
-    connection = request.environ.get("gunicorn.socket")
-    if connection is None:  # another server, as in tests
-        yield
-        return
-    connection.settimeout(IDLE_SECONDS)
-    try:
-        yield
-    finally:
-        connection.settimeout(None)

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 TokenBias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
+STOP_LIMIT = 16
+"""Most texts that end an output."""
+
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -91,7 +94,7 @@ class Sampling(BaseModel):
     )
     stop: tuple[StopText, ...] = Field(
         default=(),
-        max_length=16,
+        max_length=STOP_LIMIT,
         description="Texts that end the output; neither they nor any text after them is returned.",
     )
     seed: int | None = Field(
@@ -114,6 +117,9 @@ class Sampling(BaseModel):
         """Accepts one text, a list or null, as OpenAI's API does."""
         if stop is None:
             return ()
+        # pydantic applies max_length to a tuple after it has checked each element
+        if isinstance(stop, list) and len(stop) > STOP_LIMIT:
+            raise ValueError(f"at most {STOP_LIMIT} texts are accepted, found {len(stop)}")
         return (stop,) if isinstance(stop, str) else stop
 
     @model_validator(mode="after")

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
         "",
         description="Largest numbers of waiting jobs of kinds: `kind=number,…`, for example `merge=20,generate=500`.",
     )
+    body_limit_bytes: int = Field(
+        8 * 2**20, ge=1024, description="Largest body of a request in JSON; uploads have their own limit."
+    )
     upload_limit_bytes: int = Field(200 * 2**30, ge=1, description="Largest size of one upload.")
     upload_quota_bytes: int = Field(
         400 * 2**30, ge=1, description="Largest size of all unfinished uploads together."

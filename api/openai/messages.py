@@ -1,6 +1,6 @@
 """Messages of a conversation as OpenAI's clients send them."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -16,6 +16,9 @@ ROLES: dict[str, Role] = {
     "function": "tool",
 }
 """Roles of OpenAI's API and the role that each has in a job."""
+
+PARTS_LIMIT = 1000
+"""Most parts or tool calls of a message."""
 
 
 class TextPart(Body):
@@ -53,8 +56,8 @@ class ChatMessage(Body):
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
-    tool_calls: list[ToolCall] = Field(default=[])
+    content: str | Annotated[list[TextPart], Field(max_length=PARTS_LIMIT)] | None = None
+    tool_calls: list[ToolCall] = Field(default=[], max_length=PARTS_LIMIT)
     function_call: FunctionCall | None = None
 
     @model_validator(mode="after")

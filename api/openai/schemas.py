@@ -13,9 +13,9 @@ from api.openai.messages import ChatMessage
 from services.errors import ModelNotFound
 from services.kinds.embed import EmbedRequest
 from services.kinds.generate import GenerateRequest
-from services.kinds.shared import MAX_STREAMED_OUTPUTS, NO_TOKEN_LIMIT
+from services.kinds.shared import MAX_STREAMED_OUTPUTS, MESSAGES_LIMIT, NO_TOKEN_LIMIT, PROMPTS_LIMIT
 from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
-from services.sampling import Sampling
+from services.sampling import STOP_LIMIT, Sampling
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class SamplingBody(ModelBody):
     presence_penalty: float = 0
     frequency_penalty: float = 0
     logit_bias: dict[str, float] = Field(default={})
-    stop: str | list[str] = Field(default=[])
+    stop: str | Annotated[list[str], Field(max_length=STOP_LIMIT)] = Field(default=[])
     seed: int | None = None
     top_k: int = 0
     min_p: float | None = None
@@ -115,7 +115,7 @@ class SamplingBody(ModelBody):
 class ChatBody(SamplingBody):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MESSAGES_LIMIT)
     max_completion_tokens: int | None = Field(default=None, description="The newer name of `max_tokens`.")
     logprobs: bool = False
     top_logprobs: int | None = None
@@ -159,7 +159,7 @@ def _refuse_token_ids(value: Any) -> Any:
     return value
 
 
-Texts = Annotated[list[str], Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=PROMPTS_LIMIT)]
 
 
 class CompletionBody(SamplingBody):

@@ -26,7 +26,9 @@ LARGE_RESULT_BYTES = 32 * 1024
 FIRST = "0-0"
 """Id before that of every event."""
 
-_ID = re.compile(r"\d{1,20}-\d{1,20}")
+_ID = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
+_ID_PARTS_END = 2**64
+"""First number that Redis does not take as a part of an id."""
 
 
 class Event(NamedTuple):
@@ -84,7 +86,7 @@ def follow(
         InvalidRequest: `last_id` is not the id of an event.
         NotReady: Redis does not answer.
     """
-    if last_id is not None and _ID.fullmatch(last_id) is None:
+    if last_id is not None and not _is_id(last_id):
         raise InvalidRequest(
             f"Last-Event-ID {last_id!r} is not the id of an event.",
             'Ids look like "1700000000000-0".',
@@ -92,6 +94,11 @@ def follow(
     if job_id is None:
         return _follow_all(redis, last_id or _newest_id(redis), keepalive_seconds)
     return _follow_job(redis, read_job(redis, job_id), last_id or FIRST, keepalive_seconds)
+
+
+def _is_id(text: str) -> bool:
+    parts = _ID.fullmatch(text)
+    return parts is not None and all(int(part) < _ID_PARTS_END for part in parts.groups())
 
 
 def _follow_all(redis: Redis, position: str, keepalive_seconds: int) -> Iterator[Event | None]:

@@ -23,6 +23,12 @@ NO_TOKEN_LIMIT = 1_000_000
 MAX_STREAMED_OUTPUTS = 16
 """Largest number of outputs for which a generate job publishes `token` events."""
 
+PROMPTS_LIMIT = 10_000
+"""Most prompts of a request; more belong in a file on the volume."""
+
+MESSAGES_LIMIT = 1000
+"""Most messages of a conversation."""
+
 PROMPT_FIELDS = ("prompt", "prompts", "prompts_file", "messages")
 """Fields of which a request must have exactly one, as far as its kind has them."""
 
@@ -238,9 +244,9 @@ class PromptOptions(Shape):
 
     prompt: str | None = Field(default=None, max_length=1_000_000)
     prompts: list[Annotated[str, Field(max_length=1_000_000)]] | None = Field(
-        default=None, min_length=1, max_length=10_000
+        default=None, min_length=1, max_length=PROMPTS_LIMIT
     )
-    messages: list[Message] | None = Field(default=None, min_length=1, max_length=1000)
+    messages: list[Message] | None = Field(default=None, min_length=1, max_length=MESSAGES_LIMIT)
     template: str | None = Field(
         default=None,
         max_length=64,

@@ -146,3 +146,42 @@ def test_a_public_name_that_resolves_to_this_machine_is_refused(tmp_path: Path, 
 )
 def test_local_names_are_allowed(tmp_path: Path, host: str) -> None:
     assert client_of(tmp_path).get("/api/jobs", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "", " ", "127.0.0.1@evil.example", "evil.example@127.0.0.1", "127.0.0.1:", "127.0.0.1:8000:1", "127.0.0.1/x", "a b",
+        "localhost#evil.example", "localhost,evil.example", "[::1", "::1", "-localhost", "localhost.", "локальный", "localhost\\@e",
+    ],
+)  # fmt: skip
+def test_a_malformed_host_is_refused_with_and_without_keys(
+    tmp_path: Path, keyed: FlaskClient, host: str
+) -> None:
+    for client, headers in ((client_of(tmp_path), {}), (keyed, bearer("key-a"))):
+        response = client.get("/api/jobs", headers=headers, environ_overrides={"HTTP_HOST": host})
+        problem(response, 400, "malformed_request")
+        assert client.get("/healthz", environ_overrides={"HTTP_HOST": host}).status_code == 200
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "strange"])
+def test_a_browser_of_another_site_changes_nothing_without_an_origin_too(tmp_path: Path, site: str) -> None:
+    client = client_of(tmp_path)
+    put_model(tmp_path, "zh")
+    headers = {"Sec-Fetch-Site": site}
+    for action in ("cancel", "retry"):
+        problem(client.post(f"{UNKNOWN_JOB}/{action}", headers=headers), 403, "forbidden")
+    problem(client.delete(UNKNOWN_JOB, headers=headers), 403, "forbidden")
+    problem(client.delete("/api/models/zh", headers=headers), 403, "forbidden")
+    assert client.get("/api/models/zh", headers=headers).status_code == 200
+
+
+def test_a_page_with_a_key_may_be_anywhere(keyed: FlaskClient) -> None:
+    headers = {**bearer("key-a"), "Sec-Fetch-Site": "cross-site"}
+    assert keyed.delete("/api/models/zh", headers=headers).status_code == 204
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_the_service_s_own_page_may_change_things(tmp_path: Path, site: str) -> None:
+    response = client_of(tmp_path).post(f"{UNKNOWN_JOB}/cancel", headers={"Sec-Fetch-Site": site})
+    assert response.status_code == 404

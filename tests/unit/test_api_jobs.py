@@ -132,9 +132,10 @@ def test_a_stream_that_loses_redis_ends_and_says_so(
     assert client.get("/api/events").text.endswith("data: {}\n\n: not_ready\n\n")
 
 
-def test_an_invalid_event_id_is_refused(client: FlaskClient) -> None:
-    response = client.get("/api/events", headers={"Last-Event-ID": "yesterday"})
-    assert "yesterday" in problem(response, 422, "invalid_request")["detail"]
+@pytest.mark.parametrize("last_id", ["yesterday", f"{2**64}-0", f"1-{2**64}", "1" * 30, "١-٠"])
+def test_an_invalid_event_id_is_refused(client: FlaskClient, last_id: str) -> None:
+    response = client.get("/api/events", query_string={"last_event_id": last_id})
+    assert last_id in problem(response, 422, "invalid_request")["detail"]
 
 
 def put_results(root: Path, job_id: str) -> bytes:

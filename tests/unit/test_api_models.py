@@ -79,7 +79,7 @@ def test_no_file_is_run_by_a_browser(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["absent.json", "../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "/etc/passwd", "a%00b", "."]
+    "path", ["absent.json", "../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "/etc/passwd", "a%00b", ".", "adapter_config.json/../adapter_config.json", "adapter_config.json/x"]
 )  # fmt: skip
 def test_a_file_outside_the_model_is_not_sent(client: FlaskClient, path: str) -> None:
     response = client.get(f"/api/models/zh/files/{path}")

@@ -192,10 +192,9 @@ def test_json_that_is_not_an_object_is_422(client: FlaskClient, body: str) -> No
         (b"", "line 1, column 1"),
         (b'{"kind": NaN}', "NaN is not a JSON number"),
         (b'{"kind": "\xff"}', "byte 0xff at offset 10"),
-        (b"[" * 100_000, "nests too deeply"),
         (b"9" * 10_000, "not JSON"),
     ],
-    ids=["syntax", "empty", "nan", "not utf-8", "nesting", "digits"],
+    ids=["syntax", "empty", "nan", "not utf-8", "digits"],
 )
 def test_invalid_json_is_400_with_the_position(client: FlaskClient, body: bytes, words: str) -> None:
     response = client.post("/api/jobs", data=body, content_type="application/json; charset=utf-8")

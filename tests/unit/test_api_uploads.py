@@ -13,7 +13,7 @@ import pytest
 from fakeredis import FakeRedis, FakeServer
 from flask.testing import FlaskClient
 
-from api.upload_body import IDLE_SECONDS
+from api.body_stream import IDLE_SECONDS
 from services.models.store import ModelStore
 from services.models.uploads import SETTLE_SECONDS
 from tests.api_client import client_of, problem
@@ -314,6 +314,9 @@ class Socket:
 
     def __init__(self) -> None:
         self.timeouts: list[float | None] = []
+
+    def gettimeout(self) -> None:
+        return None
 
     def settimeout(self, seconds: float | None) -> None:
         self.timeouts.append(seconds)
