@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from api import sse
 from api.auth import origin
 from api.errors import problems
-from api.openapi import FILE, JOB_BODY, JOB_STREAM, PLAIN_TEXT, SECURITY
+from api.openapi import FILE, JOB_BODY, JOB_STREAM, PLAIN_TEXT, PLAN_OR_JOB, SECURITY
+from api.prefer import PreferHeader, preferred_response
 from api.request_body import parse_job_request
 from api.responses import JobPage, JobResponse, job_response, job_responses, json_response
 from api.state import state
@@ -65,8 +66,8 @@ class SubmitQuery(Query):
     dry_run: bool = Field(default=False, description="Return the plan and queue nothing.")
 
 
-class SubmitHeader(BaseModel):
-    """Header that makes a submission safe to repeat."""
+class SubmitHeader(PreferHeader):
+    """Headers that make a submission safe to repeat and wait for its end."""
 
     idempotency_key: str | None = Field(
         default=None,
@@ -113,7 +114,11 @@ class EventsQuery(Query):
 @api.post(
     "/jobs",
     openapi_extensions=JOB_BODY,
-    responses={200: Plan, 202: JobResponse, **problems(400, 404, 409, 413, 415, 422, 429, 503, 507)},
+    responses={
+        200: PLAN_OR_JOB,
+        202: JobResponse,
+        **problems(400, 404, 409, 413, 415, 422, 429, 503, 507),
+    },
 )
 def submit(query: SubmitQuery, header: SubmitHeader) -> Response:
     """Submit a job.
@@ -126,7 +131,7 @@ def submit(query: SubmitQuery, header: SubmitHeader) -> Response:
         return json_response(_plan(request))
     key = header.idempotency_key
     job, _ = _submit(request, None if key is None else str(uuid5(KEY_NAMESPACE, key)))
-    return job_response(job, 202)
+    return preferred_response(job, 202)
 
 
 @api.put(
@@ -134,7 +139,7 @@ def submit(query: SubmitQuery, header: SubmitHeader) -> Response:
     openapi_extensions=JOB_BODY,
     responses={200: JobResponse, 202: JobResponse, **problems(400, 404, 409, 413, 415, 422, 429, 503, 507)},
 )
-def submit_as(path: JobPath) -> Response:
+def submit_as(path: JobPath, header: PreferHeader) -> Response:
     """Submit a job under a UUID that the client chooses; safe to repeat.
 
     The first submission returns 202, the same body again 200 with the current job, another body 422.
@@ -144,7 +149,7 @@ def submit_as(path: JobPath) -> Response:
             f"The job id {path.job_id!r} is not a valid UUID.", "Generate one, with uuidgen for example."
         )
     job, is_new = _submit(parse_job_request(), path.job_id.lower())
-    return job_response(job, 202 if is_new else 200)
+    return preferred_response(job, 202 if is_new else 200)
 
 
 @api.get("/jobs", responses={200: JobPage, **problems(422, 503)})
@@ -162,13 +167,14 @@ def jobs(query: ListQuery) -> Response:
     return response
 
 
-@api.get("/jobs/<job_id>", responses={200: JobResponse, **problems(404, 503)})
-def job(path: JobPath) -> Response:
+@api.get("/jobs/<job_id>", responses={200: JobResponse, 202: JobResponse, **problems(404, 503)})
+def job(path: JobPath, header: PreferHeader) -> Response:
     """Get a job.
 
-    Until it has ended, `Retry-After` says how many seconds to wait before the next request.
+    Until it has ended, `Retry-After` says how many seconds to wait before the next request. With `Prefer: wait=N` the
+    response comes when the job has ended, or after N seconds with 202.
     """
-    return job_response(state().queue.get(_job_id(path)))
+    return preferred_response(state().queue.get(_job_id(path)), 200)
 
 
 @api.get("/jobs/<job_id>/events", responses={200: JOB_STREAM, **problems(404, 422, 503)})

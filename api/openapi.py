@@ -45,6 +45,16 @@ PLAIN_TEXT = _content("text/plain", "Lines of text.", type="string")
 METRICS = _content("text/plain", "Prometheus' text format.", type="string")
 FILE = _content("application/octet-stream", "The file's bytes.", type="string", format="binary")
 TAR = _content("application/x-tar", "A tar archive.", type="string", format="binary")
+PLAN_OR_JOB: dict[str, Any] = {
+    "description": "The plan of a dry run, or the job that has ended (`Prefer: wait=N`).",
+    "content": {
+        "application/json": {
+            "schema": {
+                "anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Plan", "JobResponse")]
+            }
+        }
+    },
+}
 UPLOADED: dict[str, Any] = {"description": "The upload's address is in `Location`."}
 OFFSET_BODY: dict[str, Any] = {
     "requestBody": {

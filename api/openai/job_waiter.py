@@ -1,8 +1,6 @@
 """Waiting for a job on behalf of a connected client; a job whose client disconnects is canceled."""
 
 import json
-import select
-import socket
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import TypeVar
@@ -10,6 +8,7 @@ from typing import TypeVar
 from flask import request
 
 from api.auth import origin
+from api.disconnect import disconnect_check
 from api.openai.errors import error_of
 from api.state import AppState
 from services.errors import InternalError, JobAlreadyEnded, JobCanceled, JobNotFound, NotReady
@@ -85,24 +84,6 @@ def submit(state: AppState, job_request: GenerateRequest | EmbedRequest) -> JobW
     retention_seconds = min(RETENTION_SECONDS, state.settings.job_retention_seconds)
     job, _ = state.queue.submit(job_request, retention_seconds=retention_seconds, origin=origin())
     return JobWaiter(state, job, disconnect_check(request.environ.get("gunicorn.socket")))
-
-
-def disconnect_check(connection: socket.socket | None) -> Callable[[], bool]:
-    """Returns a function that says if the peer has closed a connection; always False where the server hides it."""
-
-    def is_disconnected() -> bool:
-        if connection is None:
-            return False
-        poll = select.poll()
-        poll.register(connection.fileno(), select.POLLIN)
-        if not poll.poll(0):
-            return False
-        try:
-            return not connection.recv(1, socket.MSG_PEEK)
-        except OSError:
-            return True
-
-    return is_disconnected
 
 
 def ended_job(event: Event | None) -> Job | None:

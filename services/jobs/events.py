@@ -92,7 +92,7 @@ def follow(
             'Ids look like "1700000000000-0".',
         )
     if job_id is None:
-        return _follow_all(redis, last_id or _newest_id(redis), keepalive_seconds)
+        return _follow_all(redis, last_id or newest_id(redis, None), keepalive_seconds)
     return _follow_job(redis, read_job(redis, job_id), last_id or FIRST, keepalive_seconds)
 
 
@@ -136,8 +136,10 @@ def _status_event(position: str, job: Job) -> Event:
     return Event(position, "status", job.model_dump_json())
 
 
-def _newest_id(redis: Redis) -> str:
-    newest = redis.xrevrange(events_key(None), count=1)
+@reaching_redis()
+def newest_id(redis: Redis, job_id: str | None) -> str:
+    """Returns the id of the newest event of one job, or of all jobs (`job_id` None)."""
+    newest = redis.xrevrange(events_key(job_id), count=1)
     return as_text(newest[0][0]) if newest and newest[0][0] else FIRST
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.openai.job_waiter import disconnect_check
+from api.disconnect import disconnect_check
 from api.openai.responses import ResponseBuilder, token_bytes, token_text
 from api.openai.streaming import StreamState
 from services.errors import InternalError
