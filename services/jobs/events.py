@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from redis import Redis
+from redis.client import Pipeline
 from rq.utils import as_text
 
 from services.errors import InvalidRequest, JobNotFound
@@ -44,6 +45,11 @@ def publish_status(redis: Redis, job: Job) -> None:
     _publish(redis, job.id, "status", job.model_dump(mode="json"))
 
 
+def append_status(pipe: Pipeline, job: Job) -> None:
+    """Adds the event of `publish_status` to a transaction."""
+    _append(pipe, job.id, "status", job.model_dump(mode="json"))
+
+
 def publish_progress(redis: Redis, job_id: str, progress: JobProgress) -> None:
     """Publishes the progress of a job."""
     _publish(redis, job_id, "progress", {"id": job_id, "progress": progress.model_dump(mode="json")})
@@ -59,12 +65,16 @@ def publish_tokens(redis: Redis, job_id: str, pieces: Sequence[TokenPiece]) -> N
 
 
 def _publish(redis: Redis, job_id: str, name: str, data: dict[str, Any]) -> None:
+    with redis.pipeline(transaction=False) as pipe:
+        _append(pipe, job_id, name, data)
+        pipe.execute()
+
+
+def _append(pipe: Pipeline, job_id: str, name: str, data: dict[str, Any]) -> None:
     text = json.dumps(data)
     shared = json.dumps({**data, "result": None}) if len(text) > LARGE_RESULT_BYTES else text
-    with redis.pipeline(transaction=False) as pipe:
-        pipe.xadd(events_key(job_id), {"name": name, "data": text}, maxlen=EVENTS_KEPT)
-        pipe.xadd(events_key(None), {"name": name, "data": shared}, maxlen=EVENTS_KEPT)
-        pipe.execute()
+    pipe.xadd(events_key(job_id), {"name": name, "data": text}, maxlen=EVENTS_KEPT)
+    pipe.xadd(events_key(None), {"name": name, "data": shared}, maxlen=EVENTS_KEPT)
 
 
 @reaching_redis()

@@ -17,7 +17,7 @@ from rq.utils import now, utcformat
 from services.errors import GraftwerkError, JobCanceled, UpstreamFailed
 from services.jobs.compaction import EndedJob
 from services.jobs.disk_reservations import release
-from services.jobs.events import publish_status
+from services.jobs.events import append_status
 from services.jobs.indexes import IndexFields, add
 from services.jobs.records import (
     ACTIVE_KEY,
@@ -54,11 +54,11 @@ def finalize(redis: Redis, job_id: str) -> bool:
     job = read_job(redis, job_id)
     if job.status not in ENDED:
         return False
-    publish_status(redis, job)
     rq = RQJob.fetch(job_id, connection=redis, serializer=SERIALIZER)
-    if job.status != "succeeded":
-        _fail_dependents(redis, job, rq.dependent_ids)
+    dependent_ids = rq.dependent_ids
     _close(redis, job, retention_seconds=rq.result_ttl or GRACE_SECONDS)
+    if job.status != "succeeded":
+        _fail_dependents(redis, job, dependent_ids)
     return True
 
 
@@ -127,6 +127,7 @@ def _close_once(redis: Redis, job: Job, retention_seconds: int, pipe: Pipeline) 
     created_us = int(redis.zscore(JOBS_KEY, job.id) or 0)
     ended = EndedJob.read(redis, job.id)
     pipe.multi()
+    append_status(pipe, job)  # with the rest or not at all: a repeated finalization publishes no second end
     target = job.request.makes
     if target is not None:
         pipe.eval(RELEASE, 1, target_key(target), job.id)

@@ -196,3 +196,13 @@ def test_a_list_reads_no_more_of_more_records(queue: JobQueue, redis: Redis) -> 
         queue.count()
         needed.append(commands(redis) - before)
     assert needed[:3] == needed[3:]
+
+
+def test_a_repeated_finalization_publishes_no_second_end(queue: JobQueue, redis: Redis) -> None:
+    job_id = queue.submit(request_of("merge", 1))[0].id
+    end(redis, job_id, "finished")
+    for _ in range(3):
+        assert finalize(redis, job_id)
+    for stream in (f"graftwerk:events:{job_id}", "graftwerk:events"):
+        statuses = [json.loads(fields[b"data"])["status"] for _, fields in redis.xrange(stream)]
+        assert statuses == ["queued", "succeeded"]
