@@ -9,10 +9,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 JS := tests/js/node_modules/.package-lock.json
 
-.PHONY: help demo serve test unit e2e client-wheel up down e2e-compose e2e-consumers bench lint fmt clean
+.PHONY: help demo serve test unit e2e client-wheel up down e2e-compose e2e-consumers bench chaos chaos-compose lint fmt clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the main workflow on a miniature, without Docker, Redis or GPU
 	@$(BIN)/graftwerk demo
@@ -52,6 +52,16 @@ bench: $(READY) ## measure converting, merging and generating, as ratios within 
 	@$(BIN)/python -m bench batching
 	@$(BIN)/python -m bench sharing
 	@$(BIN)/python -m bench uploads
+
+SEED ?= 1
+MINUTES ?= 10
+JOBS ?= 300
+
+chaos: $(READY) ## kill, stop, cut off and fill up a service under load, and account for every job (SEED, MINUTES, JOBS)
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)
+
+chaos-compose: $(READY) ## the same faults against containers (needs a Docker engine and root)
+	@$(BIN)/python -m tests.chaos --compose --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)
 
 lint: $(READY) ## style, types and the layers of imports
 	@$(BIN)/ruff check

@@ -40,7 +40,7 @@ class Noise:
         return np.resize(np.roll(self.block, 7919 * self.drawn), shape)
 
 
-def write_slow_model(folder: Path, tokenizer_model: Path, *, vocab_size: int) -> int:
+def write_slow_model(folder: Path, tokenizer_model: Path, *, vocab_size: int, layers: int = LAYERS) -> int:
     """Writes a Hugging Face LLaMA with random float16 weights and returns its size in bytes."""
     noise = Noise()
     tensors: Tensors = {
@@ -48,7 +48,7 @@ def write_slow_model(folder: Path, tokenizer_model: Path, *, vocab_size: int) ->
         "lm_head.weight": noise(vocab_size, HIDDEN),
         "model.norm.weight": np.ones(HIDDEN, np.float16),
     }
-    for layer in range(LAYERS):
+    for layer in range(layers):
         prefix = f"model.layers.{layer}."
         tensors |= {f"{prefix}{name}.weight": noise(*shape) for name, shape in PROJECTIONS.items()}
         for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -56,16 +56,16 @@ def write_slow_model(folder: Path, tokenizer_model: Path, *, vocab_size: int) ->
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
-    (folder / "config.json").write_text(json.dumps(_config(vocab_size), indent=2))
+    (folder / "config.json").write_text(json.dumps(_config(vocab_size, layers), indent=2))
     shutil.copyfile(tokenizer_model, folder / "tokenizer.model")
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def write_slow_adapter(folder: Path) -> None:
+def write_slow_adapter(folder: Path, *, layers: int = LAYERS) -> None:
     """A LoRA of rank 16 on all seven projections of that model."""
     noise = Noise()
     tensors: Tensors = {}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for name, (rows, columns) in PROJECTIONS.items():
             prefix = f"base_model.model.model.layers.{layer}.{name}"
             tensors[f"{prefix}.lora_A.weight"] = noise(RANK, columns)
@@ -89,13 +89,13 @@ def write_slow_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
-def _config(vocab_size: int) -> dict[str, object]:
+def _config(vocab_size: int, layers: int) -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": HIDDEN,
         "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "max_position_embeddings": 2048,

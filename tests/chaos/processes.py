@@ -1,0 +1,149 @@
+"""The service as processes of this machine under supervisord, with the proxy between each of them and Redis."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from configparser import RawConfigParser
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from graftwerk.local_service import free_port, read_readiness
+from graftwerk.supervisor_config import ServiceLocation, environment, programs
+
+from tests.chaos.clock import Clock
+from tests.chaos.proxy import Link, Proxy
+from tests.chaos.system import ROLES, System
+from tests.chaos.volume import Volume
+
+START_SECONDS, STOP_SECONDS = 180.0, 30.0
+MARK = "GRAFTWERK_CHAOS_RUN"
+"""Variable in the environment of every process of a run."""
+
+SETTINGS = {
+    "GRAFTWERK_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
+    "GRAFTWERK_UPLOAD_RETENTION_SECONDS": "60", "GRAFTWERK_DEVICE": "cpu",
+}  # fmt: skip
+
+
+class ProcessSystem(System):
+    """Redis, API, three workers and the janitor, as `graftwerk serve` runs them."""
+
+    def __init__(self, folder: Path, volume: Volume) -> None:
+        super().__init__(volume)
+        self.folder = folder
+        self.clock = Clock(folder)
+        if self.clock.missing is not None:
+            self.missing["clock"] = self.clock.missing
+        self.redis_port = free_port()
+        self.proxy = Proxy((role for role in ROLES if role != "redis"), self.redis_port)
+        location = ServiceLocation(data_dir=folder, models_dir=volume.root, port=free_port())
+        self.url = location.url
+        self.location = location
+        self._supervisor: psutil.Popen | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Starts the service and waits until it is ready; ends it afterwards."""
+        for name in ("redis", "logs"):
+            (self.folder / name).mkdir()
+        self._write_config()
+        command = [sys.executable, "-m", "graftwerk.parent_death", "--signal", "TERM"]
+        command += [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", "supervisord.conf"]
+        self._supervisor = psutil.Popen(
+            command, cwd=self.folder, env=self._environment(), start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            self._wait_until_ready()
+            yield
+        finally:
+            self.resume("")
+            self._stop()
+            self.proxy.close()
+
+    def main_process(self, role: str) -> psutil.Process:
+        """Returns the process of a role; psutil.NoSuchProcess if it does not run."""
+        words = {"api": "api.wsgi:application", "redis": "valkey-server"}.get(role, f"-m worker {role}")
+        assert self._supervisor is not None
+        for process in self._supervisor.children():
+            try:
+                if words in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                    return process
+            except psutil.NoSuchProcess:
+                continue
+        raise psutil.NoSuchProcess(0, role)
+
+    def processes(self) -> list[psutil.Process]:
+        """Returns all processes that have the mark of this run in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == str(self.folder):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def cut(self, role: str) -> None:
+        """Breaks the connections of a role to Redis and refuses new ones."""
+        self.proxy.apply(role, Link.cut)
+
+    def swallow(self, role: str) -> None:
+        """Lets nothing pass between a role and Redis, without breaking connections."""
+        self.proxy.apply(role, Link.hold)
+
+    def delay(self, role: str, seconds: float) -> None:
+        """Delays everything between a role and Redis, each way."""
+        self.proxy.apply(role, lambda link: setattr(link, "delay_seconds", seconds))
+
+    def reconnect(self, role: str) -> None:
+        """Ends the fault of a role's network."""
+        self.proxy.apply(role, Link.restore)
+
+    def step_clock(self, seconds: int) -> None:
+        """Sets the clock of all processes to this offset."""
+        self.clock.step(seconds)
+
+    # ---- start and stop -------------------------------------------------------------------------------
+
+    def _write_config(self) -> None:
+        config = RawConfigParser()
+        config["supervisord"] = {"nodaemon": "true", "silent": "true", "logfile": "logs/supervisord.log"}
+        if os.geteuid() == 0:
+            config["supervisord"]["user"] = "root"
+        for name, section in programs(self.redis_port):
+            role = name.removeprefix("worker-")
+            if role in self.proxy.links:
+                port = self.proxy.links[role].port
+                section["environment"] = f'GRAFTWERK_REDIS_URL="redis://127.0.0.1:{port}/0"'
+            config[f"program:{name}"] = section
+        with (self.folder / "supervisord.conf").open("w", encoding="utf-8") as file:
+            config.write(file)
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWERK_")}
+        own = {**inherited, **SETTINGS, **self.clock.environment, MARK: str(self.folder)}
+        return environment(self.location, self.redis_port, own)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not read_readiness(self.url).is_ready:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"The service is not ready after {START_SECONDS:.0f} s: see {self.folder}/logs."
+                )
+            time.sleep(0.2)
+
+    def _stop(self) -> None:
+        assert self._supervisor is not None
+        self._supervisor.send_signal(signal.SIGTERM)
+        try:
+            self._supervisor.wait(STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            for process in self.processes():
+                process.kill()
+            self._supervisor.wait(STOP_SECONDS)

@@ -1,0 +1,158 @@
+"""Requests of the load: one table. Jobs of the same recipe must have the same result, with or without faults."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+MINIATURE = Path(__file__).parents[2] / "examples" / "miniature"
+GREEDY = {"temperature": 0, "max_new_tokens": 48}
+QUESTION, ANSWER = (
+    json.loads((MINIATURE / "questions.json").read_text(encoding="utf-8"))[0][part]
+    for part in ("question", "answer")
+)
+ADAPTERS = ["zh", "alpaca"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One request without its target; `share` is its weight in the load, 0 for those that only follow another.
+
+    Attributes:
+        follows: recipe of an earlier job whose model this one reads, under the key `reads`.
+        uploads: files of the miniature that are uploaded first.
+    """
+
+    request: Json
+    share: int
+    makes: bool = False
+    is_slow: bool = False
+    follows: str | None = None
+    reads: str = "model"
+    uploads: tuple[str, ...] = ()
+    queue: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "queue", QUEUE_OF_KIND[self.request["kind"]])
+
+
+QUEUE_OF_KIND = {
+    "import": "convert", "convert": "convert", "merge": "merge", "verify": "merge", "combine": "merge",
+    "generate": "generate", "compare": "generate", "embed": "generate", "perplexity": "generate",
+}  # fmt: skip
+
+
+def _generate(model: str, prompt: str, **more: object) -> Json:
+    return {"kind": "generate", "model": model, "prompt": prompt, "return_token_ids": True, **more}
+
+
+_LONG = {"temperature": 0, "max_new_tokens": 120, "min_new_tokens": 120}
+_SEEDED = {"temperature": 0.9, "seed": 7, "max_new_tokens": 32}
+_MERGE = {"kind": "merge", "base": "llama-hf", "adapters": ADAPTERS, "force": True}
+_SLOW = {"kind": "merge", "base": "slow", "adapters": ["slow-adapter"], "force": True}
+_SLOW_CONVERSION = {"kind": "convert", "source": "slow", "output_format": "meta", "force": True}
+
+RECIPES: Mapping[str, Recipe] = {
+    "import a folder": Recipe(
+        request={"kind": "import", "source": {"path": "incoming/llama"}}, share=4, makes=True
+    ),
+    "import an archive": Recipe(
+        request={"kind": "import", "source": {"zip": "incoming/zh.zip"}}, share=4, makes=True
+    ),
+    "import uploads": Recipe(
+        request={"kind": "import", "source": {"upload": []}},
+        share=3,
+        makes=True,
+        uploads=("chinese-alpaca-lora.zip",),
+    ),
+    "convert": Recipe(request={"kind": "convert", "source": "llama", "force": True}, share=6, makes=True),
+    "convert a larger model": Recipe(request=_SLOW_CONVERSION, share=2, makes=True, is_slow=True),
+    "convert to GGUF": Recipe(
+        request={
+            "kind": "convert",
+            "source": "llama-hf",
+            "output_format": "gguf",
+            "dtype": "q8_0",
+            "force": True,
+        },
+        share=4,
+        makes=True,
+    ),
+    "merge": Recipe(request=_MERGE, share=6, makes=True),
+    "merge a larger model": Recipe(request=_SLOW, share=5, makes=True, is_slow=True),
+    "verify": Recipe(
+        request={"kind": "verify", "model": "merged", "base": "llama-hf", "adapters": ADAPTERS}, share=3
+    ),
+    "generate": Recipe(request=_generate("merged", QUESTION, template="alpaca", sampling=GREEDY), share=12),
+    "generate with adapters": Recipe(
+        request=_generate("llama-hf", QUESTION, template="alpaca", sampling=GREEDY, adapters=ADAPTERS),
+        share=5,
+    ),
+    "generate by a seed": Recipe(request=_generate("merged", QUESTION, sampling=_SEEDED), share=5),
+    "generate a long text": Recipe(
+        request=_generate("slow", QUESTION, sampling=_LONG), share=8, is_slow=True
+    ),
+    "compare": Recipe(
+        request={
+            "kind": "compare",
+            "variants": [{"model": "llama-hf"}, {"model": "merged"}],
+            "prompt": QUESTION,
+            "sampling": {"temperature": 0, "max_new_tokens": 24, "seed": 1},
+        },
+        share=4,
+    ),
+    "embed": Recipe(
+        request={"kind": "embed", "model": "merged", "inputs": [QUESTION, "中国的首都是北京。"]}, share=4
+    ),
+    "perplexity": Recipe(request={"kind": "perplexity", "model": "merged", "text": ANSWER * 20}, share=4),
+    "verify a merge": Recipe(
+        request={"kind": "verify", "model": "", "base": "llama-hf", "adapters": ADAPTERS},
+        share=0,
+        follows="merge",
+    ),
+    "generate by a merge": Recipe(
+        request=_generate("", QUESTION, template="alpaca", sampling=GREEDY), share=0, follows="merge"
+    ),
+    "convert a merge": Recipe(
+        request={"kind": "convert", "source": "", "output_format": "gguf", "force": True},
+        share=0,
+        makes=True,
+        follows="merge",
+        reads="source",
+    ),
+}
+
+SLOW_RECIPES = {
+    "convert": "convert a larger model",
+    "merge": "merge a larger model",
+    "generate": "generate a long text",
+}
+"""By queue, the recipe of the job that runs when a fault hits."""
+
+
+# ---- results ------------------------------------------------------------------------------------------
+
+
+def _texts(result: Json) -> object:
+    return [[output["text"], output.get("token_ids")] for output in result["outputs"]]
+
+
+def _comparison(result: Json) -> object:
+    return [[output["text"] for output in row["outputs"]] for row in result["comparisons"]]
+
+
+def _verdict(result: Json) -> object:
+    return [result["passed"], result["differences"]]
+
+
+RESULT_OF_KIND: Mapping[str, Callable[[Json], object]] = {
+    "generate": _texts,
+    "compare": _comparison,
+    "verify": _verdict,
+    "embed": lambda result: [[round(number, 4) for number in vector] for vector in result["embeddings"]],
+    "perplexity": lambda result: round(result["perplexity"], 4),
+}
+"""Parts of a result that must be equal. A batch changes the last bits of floating-point numbers, hence four digits."""

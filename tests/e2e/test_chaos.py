@@ -1,0 +1,20 @@
+"""A short run of the chaos driver; only where the processes run on this machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SHORT = ("--seed", "15", "--minutes", "0.3", "--jobs", "16", "--plain-volume")
+"""A killed job process, worker, API process and Redis among 16 jobs."""
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_short_run_of_faults_accounts_for_everything() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", *SHORT], cwd=ROOT, capture_output=True, text=True, check=False,
+        timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert "| all, each with one end | 16 |" in done.stdout
+    assert "Problems: 0." in done.stdout

@@ -1,0 +1,83 @@
+"""The plan of a chaos run, its table of faults, and its accounts of keys and texts."""
+
+from uuid import uuid4
+
+import fakeredis
+
+from tests.chaos.faults import FAULTS
+from tests.chaos.plan import make_plan
+from tests.chaos.recipes import QUEUE_OF_KIND, RECIPES
+from tests.chaos.recorder import Seen
+from tests.chaos.recovery import Times, add_victim
+from tests.chaos.redis_keys import count_keys
+
+
+def test_the_same_seed_gives_the_same_jobs_and_faults() -> None:
+    first, again, other = (make_plan(seed, 10, 300) for seed in (1, 1, 2))
+    assert first == again
+    assert [job.recipe for job in first.jobs] != [job.recipe for job in other.jobs]
+    assert first.faults != other.faults
+
+
+def test_a_run_of_ten_minutes_has_every_fault_and_every_recipe() -> None:
+    plan = make_plan(1, 10, 300)
+    assert sorted(job.number for job in plan.all_jobs) == list(range(300))
+    assert {fault.name for fault in plan.faults} == {fault.name for fault in FAULTS}
+    assert set(plan.recipes) == set(RECIPES)
+    assert any(job.is_poison for job in plan.jobs)
+    assert any(job.cancel_after is not None for job in plan.jobs)
+
+
+def test_a_fault_of_a_queue_brings_a_job_that_runs_when_it_hits() -> None:
+    for fault in make_plan(1, 10, 300).faults:
+        expected = fault.role if fault.role in ("convert", "merge", "generate") else None
+        assert (RECIPES[fault.bait.recipe].queue if fault.bait else None) == expected
+
+
+def test_a_job_is_submitted_after_the_job_that_it_depends_on() -> None:
+    for job in make_plan(1, 10, 300).jobs:
+        follows = RECIPES[job.recipe].follows
+        assert (job.after is None) == (follows is None)
+        assert job.after is None or job.after < job.number
+
+
+def test_every_fault_hits_roles_and_has_a_name_of_its_own() -> None:
+    assert all(fault.roles for fault in FAULTS)
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS)
+
+
+def test_every_kind_of_the_load_has_the_queue_that_the_service_gives_it() -> None:
+    from services.kinds import KINDS
+
+    assert {kind: KINDS[kind].queue for kind in QUEUE_OF_KIND} == QUEUE_OF_KIND
+
+
+def test_a_job_that_was_put_back_counts_until_it_runs_again() -> None:
+    times = Times()
+    statuses = [Seen(1.0, "running"), Seen(7.5, "queued"), Seen(9.0, "running"), Seen(12.0, "succeeded")]
+    add_victim(times, 2.0, statuses)
+    assert (times.noticed, times.again, times.kept_running) == ([5.5], [7.0], 0)
+
+
+def test_a_job_that_ended_after_a_fault_was_not_put_back() -> None:
+    times = Times()
+    add_victim(times, 2.0, [Seen(1.0, "running"), Seen(4.0, "succeeded")])
+    assert (times.noticed, times.again, times.kept_running) == ([], [], 1)
+
+
+def test_a_key_that_no_kind_explains_is_a_problem() -> None:
+    redis = fakeredis.FakeRedis()
+    redis.set("graftwerk:target:made-1", "x")
+    assert count_keys(redis, jobs=5)[1] == ["the key graftwerk:target:made-1 is not explained"]
+
+
+def test_keys_of_jobs_must_expire_and_be_no_more_than_the_jobs() -> None:
+    redis = fakeredis.FakeRedis()
+    kept, *others = [f"graftwerk:log:{uuid4()}" for _ in range(3)]
+    redis.set(kept, "x")
+    for key in others:
+        redis.set(key, "x", ex=60)
+    rows, problems = count_keys(redis, jobs=2)
+    reason = "log of each job that wrote one"
+    assert [(row.count, row.limit) for row in rows if row.reason == reason] == [(3, 2)]
+    assert problems == [f"the key {kept} does not expire", f"{reason}: 3 keys, at most 2"]
