@@ -4,6 +4,7 @@ import argparse
 import logging
 import logging.config
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -12,8 +13,9 @@ from typing import Literal
 
 from redis import Redis
 
+from services.jobs.fork_worker import ForkWorker
 from services.jobs.queue import connect
-from services.jobs.rq_workers import ForkWorker, TrackedWorker
+from services.jobs.rq_workers import TrackedWorker
 from services.kinds import KINDS, QueueName
 from services.logs import log_config
 from services.settings import Settings
@@ -43,9 +45,13 @@ def preload(queue: str) -> None:
             handler_of(kind)
 
 
-def build(queue: QueueName, redis: Redis, settings: Settings) -> TrackedWorker:
+def worker_name(queue: str) -> str:
+    """Returns a name that no other worker has had: in a container that starts again, the process id is the same."""
+    return f"{queue}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def build(queue: QueueName, name: str, redis: Redis, settings: Settings) -> TrackedWorker:
     """Returns the worker of a queue: the inference worker for `generate`, a forking one for the others."""
-    name = f"{queue}-{socket.gethostname()}-{os.getpid()}"
     threads = settings.torch_threads or thread_count(queue, usable_cores())
     lower_priority(queue)
     if queue == "generate":
@@ -77,11 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_wait_policy()
     settings = Settings()
     configure_logging(settings.log_format)
-    redis = connect(settings)
+    name = worker_name(role)
+    redis = connect(settings, client_name=name)
     wait_for_redis(redis)
     if role == "janitor":
         return clean_up(redis, settings)
-    worker = build(role, redis, settings)
+    worker = build(role, name, redis, settings)
     worker.work(logging_level="INFO")
     return 0 if worker.asked_to_stop else 1
 

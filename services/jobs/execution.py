@@ -105,9 +105,9 @@ class JobExecution:
         """Name of the execution, `<job>.<run>`: its staging folder on the volume has this name."""
         return f"{self.job_id}.{self.execution_id}"
 
-    def start(self) -> None:
-        """Makes this execution the current one and removes the error of an earlier one."""
-        self.redis.hset(self._key, "execution", self.execution_id)
+    def start(self, worker: str) -> None:
+        """Makes this execution, of the worker of this name, the current one and removes the error of an earlier one."""
+        self.redis.hset(self._key, mapping={"execution": self.execution_id, "worker": worker})
         error = self.redis.hget(self._key, "error")
         if error is not None and json.loads(error)["code"] != JobCanceled.code:
             self.redis.hdel(self._key, "error")

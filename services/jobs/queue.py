@@ -2,16 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError
 from redis.retry import Retry as RedisRetry
-from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
-from rq.utils import as_text, utcparse
-from rq.worker_registration import get_keys
+from rq.utils import as_text
 
 from services.errors import (
     JobAlreadyEnded,
@@ -38,12 +35,10 @@ from services.jobs.records import (
 )
 from services.jobs.status import ENDED, Job, JobStatus, WorkerState
 from services.jobs.submission import TASK, UNKNOWN_ORIGIN, Origin, Submission
+from services.jobs.worker_states import read_workers
 from services.kinds import parse_request
 from services.kinds.shared import JobRequest
 from services.settings import Settings
-
-WORKER_LOST_SECONDS = 45
-"""Time after the last heartbeat at which a worker no longer counts as alive."""
 
 API_TIMEOUT_SECONDS = 4
 """Time that a request to the API waits for a reply of Redis."""
@@ -51,10 +46,15 @@ API_TIMEOUT_SECONDS = 4
 IDENTITY_KEY = "graftwerk:service"
 
 
-def connect(settings: Settings) -> Redis:
-    """Returns the connection of this process. Blocking reads must be shorter than the socket timeout of 15 s."""
+def connect(settings: Settings, client_name: str | None = None) -> Redis:
+    """Returns the connection of this process. Blocking reads must be shorter than the socket timeout of 15 s.
+
+    Args:
+        client_name: name that Redis shows for each connection; that of a worker shows that the worker is alive.
+    """
     return Redis.from_url(
         settings.redis_address,
+        client_name=client_name,
         protocol=2,  # the replies of streams differ between the two
         socket_timeout=15,
         socket_connect_timeout=3,
@@ -289,26 +289,8 @@ class JobQueue:
 
     @reaching_redis()
     def workers(self) -> Sequence[WorkerState]:
-        """Returns the workers that are alive, by name."""
-        # Read directly: RQ's own listing raises the socket timeout of this connection to 415 s.
-        oldest = datetime.now(UTC) - timedelta(seconds=WORKER_LOST_SECONDS)
-        states = []
-        for key in sorted(get_keys(connection=self.redis)):
-            fields = {as_text(k): as_text(v) for k, v in self.redis.hgetall(key).items()}
-            if "death" in fields or utcparse(fields.get("last_heartbeat", "1970-01-01T00:00:00Z")) < oldest:
-                continue
-            name = key.removeprefix("rq:worker:")
-            executions = self.redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(name))
-            state = WorkerState(
-                name=name,
-                queue=fields["queues"],
-                state=fields.get("state", "starting"),
-                job_ids=sorted(as_text(entry).split(":")[0] for entry in executions),
-                last_heartbeat=utcparse(fields["last_heartbeat"]),
-                device=fields.get("device", "cpu"),
-            )
-            states.append(state)
-        return states
+        """Returns the workers that are alive, by name: the janitor removes the entries of lost ones."""
+        return read_workers(self.redis)
 
     def _ended(self, job_id: str, action: str) -> Job:
         job = read_job(self.redis, job_id)

@@ -1,31 +1,28 @@
 """RQ's workers with our bookkeeping: they finalize ended jobs and put interrupted ones back.
 
-A worker has one queue, and runs a job in a forked process (`ForkWorker`) or in its own (`worker/inference/worker.py`).
+A worker has one queue, and runs a job in a forked process (`services/jobs/fork_worker.py`) or in its own
+(`worker/inference/worker.py`).
 """
 
 import logging
-import os
-import signal
-from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
-from redis.exceptions import ConnectionError, TimeoutError
-from rq import Queue, Worker
+from redis.client import Pipeline
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from rq import Queue
 from rq.executions import Execution
 from rq.job import Job as RQJob
 from rq.job import JobStatus as RQStatus
 from rq.worker import BaseWorker
+from rq.worker_registration import register
 
 from services.errors import GraftwerkError, JobCanceled, JobNotFound
-from services.isolation.parent_death import die_with_parent
 from services.jobs.events import publish_status
 from services.jobs.execution import AssignedJob, Assignment, JobExecution
 from services.jobs.finalization import finalize
 from services.jobs.records import (
-    ACTIVE_KEY,
     SERIALIZER,
     Failure,
     read_job,
@@ -37,13 +34,15 @@ from services.jobs.retry import RetryDecision, decide
 from services.jobs.status import worker_died
 from services.settings import Settings
 
-MONITORING_SECONDS = 5
-"""Interval of a busy worker's heartbeats."""
+MONITORING_SECONDS = 1
+"""Interval of a busy worker's heartbeats; `services/jobs/liveness.py` decides when a worker is lost."""
 
-HEARTBEAT_SECONDS = 15
-"""Time after the last heartbeat at which a job is given to another worker."""
+WORKER_TTL_SECONDS = 20
+"""RQ's setting: an idle worker sends a heartbeat 15 s earlier than this, thus every five seconds."""
 
-WORKER_TTL_SECONDS = 45
+ENTRY_SECONDS = 45
+"""Time that the entry of a worker outlives its last heartbeat where no janitor removes it."""
+
 MAINTENANCE_SECONDS = 15
 
 logger = logging.getLogger("graftwerk.worker")
@@ -84,7 +83,7 @@ class TrackedWorker(BaseWorker):
     def prepare_execution(self, job: RQJob) -> Execution:
         """Adds RQ's entry of a started job and makes this execution the current one."""
         execution = super().prepare_execution(job)
-        JobExecution(job.id, execution.id, self.connection).start()
+        JobExecution(job.id, execution.id, self.connection).start(self.name)
         return execution
 
     def perform_job(self, job: RQJob, queue: Queue, execution: Execution) -> bool:
@@ -100,15 +99,27 @@ class TrackedWorker(BaseWorker):
 
     # ---- running --------------------------------------------------------------------------------------
 
+    def serialize(self) -> dict[str, Any]:
+        """Adds the state to RQ's fields of this worker's entry."""
+        return {**super().serialize(), "state": self.get_state()}
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Writes the whole entry of this worker, so that one that was removed by mistake is complete again."""
+        super().heartbeat(ENTRY_SECONDS, pipeline)
+        if self.birth_date is not None:
+            connection = self.connection if pipeline is None else pipeline
+            connection.hset(self.key, mapping=cast(Any, self.serialize()))
+            register(self, cast(Pipeline, connection))
+
     def get_heartbeat_ttl(self, job: RQJob, working_time: float = 0.0) -> int:
-        """Returns the seconds without a heartbeat after which a job counts as lost, independent of its time limit."""
-        return HEARTBEAT_SECONDS
+        """Returns the lifetime in seconds of RQ's keys of an execution after its last heartbeat."""
+        return ENTRY_SECONDS
 
     def maintain_heartbeats(self, job: RQJob, execution: Execution) -> None:
         """Calls RQ's; a Redis outage must not end a job of hours."""
         try:
             super().maintain_heartbeats(job, execution)
-        except (ConnectionError, TimeoutError) as error:
+        except RedisError as error:
             logger.warning("Job %s: no heartbeat: %s", job.id, error)
 
     def clean_registries(self) -> None:
@@ -201,74 +212,3 @@ class TrackedWorker(BaseWorker):
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         """Ignores a second signal: RQ would leave the job `started`, and the worker is stopping already."""
         logger.info("Worker %s is stopping.", self.name)
-
-
-class ForkWorker(TrackedWorker, Worker):
-    """Worker that runs each job in a forked process, whose parent has imported the packages that jobs need."""
-
-    def __init__(
-        self,
-        queue_name: str,
-        *,
-        name: str,
-        redis: Redis,
-        settings: Settings,
-        prepare_process: Callable[[], None],
-    ) -> None:
-        """`prepare_process` is called in each job's process before the task."""
-        super().__init__(queue_name, name=name, redis=redis, settings=settings)
-        self.prepare_process = prepare_process
-        self._cancel_seen: str | None = None
-
-    def execute_job(self, job: RQJob, queue: Queue) -> None:
-        """Runs a job that must still run."""
-        if self.is_waiting(job):
-            super().execute_job(job, queue)
-
-    def main_work_horse(self, job: RQJob, queue: Queue) -> None:
-        """Runs in the job's process, which dies with its parent."""
-        die_with_parent(self.pid or 0)
-        super().main_work_horse(job, queue)
-
-    def perform_job(self, job: RQJob, queue: Queue, execution: Execution) -> bool:
-        """Runs in the job's process."""
-        self.prepare_process()
-        return super().perform_job(job, queue, execution)
-
-    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        """Kills the job's process, not its group: right after the fork that is still the worker's."""
-        if self.horse_pid:
-            with suppress(ProcessLookupError):
-                os.kill(self.horse_pid, sig)
-
-    def monitor_work_horse(self, job: RQJob, queue: Queue, execution: Execution) -> None:
-        """Calls RQ's; covers a signal before the fork and a kill after the commit."""
-        if self._stop_requested:
-            self.kill_horse()
-        super().monitor_work_horse(job, queue, execution)
-        if self.connection.sismember(ACTIVE_KEY, job.id):
-            finalize(self.connection, job.id)
-
-    def maintain_heartbeats(self, job: RQJob, execution: Execution) -> None:
-        """Also kills a canceled job that has not stopped since the last heartbeat."""
-        super().maintain_heartbeats(job, execution)
-        try:
-            record = read_records(self.connection, [job.id])[0]
-        except (ConnectionError, TimeoutError):
-            return  # logged by the heartbeat
-        if record is not None and record.cancel:
-            if self._cancel_seen == execution.id:
-                self.kill_horse()
-            self._cancel_seen = execution.id
-
-    def handle_warm_shutdown_request(self) -> None:
-        """Kills the job's process; `handle_job_failure` then puts the job back."""
-        super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
-        self.kill_horse()
-
-    def handle_work_horse_killed(self, job: RQJob, retpid: Any, ret_val: Any, rusage: Any) -> None:
-        """Remembers if this worker killed the process."""
-        self._killed_by_us = self.asked_to_stop
-        super().handle_work_horse_killed(  # type: ignore[no-untyped-call]
-            job, retpid, ret_val, rusage
-        )

@@ -23,6 +23,7 @@ from services.models.manifest import read_manifest
 from services.models.store import ModelStore
 from services.settings import Settings
 from tests.api_client import Json, client_of
+from tests.contract.janitor_clock import Clock, watch
 from tests.redis_server import Server, until
 from tests.results import result_json
 from tests.upgrade_recording import FOLDER, load_redis, recorded_keys, unpack_volume
@@ -69,7 +70,10 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 @pytest.fixture(scope="module")
 def upgraded(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """The same installation after a janitor's round and the workers' run through all queues."""
-    Janitor(installation.redis, installation.settings).round()
+    clock = Clock()
+    janitor = Janitor(installation.redis, installation.settings, clock)
+    watch(janitor, clock)
+    janitor.round()
     environment = {
         "GRAFTWERK_REDIS_URL": installation.settings.redis_address,
         "GRAFTWERK_MODELS_DIR": str(installation.settings.models_dir),

@@ -399,7 +399,10 @@ def test_the_jobs_of_a_killed_worker_run_alone_and_all_finish_on_another(
     worker.kill()
     start_worker(own_queue)
     janitor = Janitor(own_queue.redis, own_queue.settings)
-    until(lambda: janitor.round() and all(own_queue.get(id).status != "running" for id in suspects), 60)
+    until(
+        lambda: janitor.recover() is None and all(own_queue.get(id).status != "running" for id in suspects),
+        60,
+    )
     seen: set[int] = set()
 
     def count() -> bool:

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 from rq.job import Job as RQJob
+from rq.utils import as_text
 
 from services.errors import JobNotFound, NotReady
 from services.jobs.events import follow
+from services.jobs.fork_worker import ForkWorker
 from services.jobs.queue import JobQueue
 from services.jobs.records import Failure, read_records
-from services.jobs.rq_workers import ForkWorker
 from services.kinds.convert import ConvertRequest
 from services.settings import Settings
+from tests.contract.janitor_clock import Clock, watch
 from worker.janitor import LOCK_KEY, Janitor
 
 
@@ -30,8 +32,13 @@ def queue(redis: Redis, settings: Settings) -> JobQueue:
 
 
 @pytest.fixture
-def janitor(redis: Redis, settings: Settings) -> Janitor:
-    return Janitor(redis, settings)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def janitor(redis: Redis, settings: Settings, clock: Clock) -> Janitor:
+    return Janitor(redis, settings, clock)
 
 
 @pytest.fixture
@@ -52,39 +59,42 @@ def take(worker: ForkWorker) -> RQJob:
 def start(worker: ForkWorker) -> RQJob:
     """Takes the next job and starts it."""
     job = take(worker)
-    execution = worker.prepare_execution(job)
+    worker.prepare_execution(job)
     worker.prepare_job_execution(job, True)
-    # As if the last heartbeat were long past.
-    worker.connection.zadd("rq:wip:convert", {execution.composite_key: time.time() - 1})
     return job
 
 
+def start_execution(worker: ForkWorker) -> str:
+    """Starts the next job and returns the id of its execution."""
+    job = start(worker)
+    return as_text(worker.connection.hget(f"graftwerk:job:{job.id}", "execution") or b"")
+
+
 def test_a_job_taken_and_never_started_goes_back_to_the_front(
-    queue: JobQueue, janitor: Janitor, worker: ForkWorker, redis: Redis
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
 ) -> None:
     first = queue.submit(convert("a"))[0].id
     queue.submit(convert("b"))
     take(worker)
-    janitor.round()
+    watch(janitor, clock, 7)
     assert queue.get(first).queue_position is None
-    redis.set(f"rq:queue:convert:intermediate:first_seen:{first}", time.time() - 11)
-    janitor.round()
+    watch(janitor, clock, 1)
     assert queue.get(first).queue_position == 1
     assert RQJob.fetch(first, connection=redis, serializer="json").retries_left == 2
     assert redis.llen("rq:queue:convert:intermediate") == 0
 
 
 def test_a_lost_job_is_retried_twice_and_then_fails_with_its_dependents(
-    queue: JobQueue, janitor: Janitor, worker: ForkWorker
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker
 ) -> None:
     job_id = queue.submit(convert("a"))[0].id
     waiting = queue.submit(convert("b", after=[job_id]))[0].id
     for _ in range(2):
         start(worker)
-        janitor.round()
+        watch(janitor, clock)
         assert queue.get(job_id).status == "queued"
     start(worker)
-    janitor.round()
+    watch(janitor, clock)
     job, dependent = queue.get(job_id), queue.get(waiting)
     assert job.error is not None
     assert dependent.error is not None
@@ -96,13 +106,13 @@ def test_a_lost_job_is_retried_twice_and_then_fails_with_its_dependents(
 
 
 def test_lost_jobs_go_to_the_front_in_their_order_and_run_alone(
-    queue: JobQueue, janitor: Janitor, worker: ForkWorker, redis: Redis
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
 ) -> None:
     lost = [queue.submit(convert(name))[0].id for name in ("a", "b", "c")]
     waiting = queue.submit(convert("d"))[0].id
     for _ in lost:
         start(worker)
-    janitor.round()
+    watch(janitor, clock)
     assert [queue.get(id).queue_position for id in [*lost, waiting]] == [1, 2, 3, 4]
     assert [record.alone for record in read_records(redis, [*lost, waiting]) if record] == [True] * 3 + [
         False
@@ -110,30 +120,81 @@ def test_lost_jobs_go_to_the_front_in_their_order_and_run_alone(
 
 
 def test_a_lost_job_with_a_transient_error_goes_to_the_end(
-    queue: JobQueue, janitor: Janitor, worker: ForkWorker, redis: Redis
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
 ) -> None:
     first = queue.submit(convert("a"))[0].id
     second = queue.submit(convert("b"))[0].id
     start(worker)
     redis.hset(f"graftwerk:job:{first}", "error", Failure.of(NotReady("m")).dumps())
-    janitor.round()
+    watch(janitor, clock)
     assert [queue.get(id).queue_position for id in (second, first)] == [1, 2]
 
 
-def test_a_job_with_heartbeats_is_left_alone(queue: JobQueue, janitor: Janitor, worker: ForkWorker) -> None:
+def test_a_slow_worker_that_is_connected_keeps_its_job(
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
+) -> None:
     job_id = queue.submit(convert("a"))[0].id
-    worker.prepare_execution(taken := take(worker))
-    worker.prepare_job_execution(taken, True)
-    janitor.round()
+    member = f"{job_id}:{start_execution(worker)}"
+    for _ in range(4):
+        watch(janitor, clock, 29)
+        redis.zincrby("rq:wip:convert", 1, member)
+    assert queue.get(job_id).status == "running"
+    watch(janitor, clock, 30)
+    assert queue.get(job_id).status == "queued"
+
+
+def test_a_worker_that_is_not_connected_any_more_loses_its_job_within_six_seconds(
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    start(worker)
+    redis.client_setname("another")
+    watch(janitor, clock, 4)
+    assert queue.get(job_id).status == "running"
+    watch(janitor, clock, 2)
+    assert queue.get(job_id).status == "queued"
+
+
+def test_a_worker_whose_last_heartbeat_is_an_hour_ahead_loses_its_job_too(
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
+) -> None:
+    """The clock was set back an hour just after the worker had died."""
+    job_id = queue.submit(convert("a"))[0].id
+    redis.zincrby("rq:wip:convert", 3600, f"{job_id}:{start_execution(worker)}")
+    watch(janitor, clock)
+    assert queue.get(job_id).status == "queued"
+
+
+def test_a_janitor_that_was_held_up_finds_nobody_lost(
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    start(worker)
+    redis.client_setname("another")
+    janitor.recover()
+    clock.seconds += 3600
+    janitor.recover()
     assert queue.get(job_id).status == "running"
 
 
+def test_the_entry_of_a_lost_worker_is_removed_and_a_living_one_writes_its_own_again(
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker
+) -> None:
+    worker.register_birth()
+    worker.set_state("idle")
+    watch(janitor, clock)
+    assert queue.workers() == []
+    worker.heartbeat()
+    assert [(state.name, state.queue, state.state) for state in queue.workers()] == [("w", "convert", "idle")]
+
+
 def test_a_job_that_ended_without_heartbeats_stays_ended(
-    queue: JobQueue, janitor: Janitor, worker: ForkWorker, redis: Redis
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
 ) -> None:
     job_id = queue.submit(convert("a"))[0].id
     start(worker)
     redis.hset(f"rq:job:{job_id}", "status", "finished")
+    watch(janitor, clock)
     janitor.round()
     assert queue.get(job_id).status == "succeeded"
     assert redis.llen("rq:queue:convert") == 0
@@ -191,14 +252,13 @@ def test_only_one_janitor_works_at_a_time(janitor: Janitor, redis: Redis) -> Non
 
 
 def test_a_superseded_execution_changes_nothing_when_it_ends(
-    queue: JobQueue, janitor: Janitor, worker: ForkWorker
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker
 ) -> None:
     job_id = queue.submit(convert("a"))[0].id
     old_job = take(worker)
     old = worker.prepare_execution(old_job)
     worker.prepare_job_execution(old_job, True)
-    worker.connection.zadd("rq:wip:convert", {old.composite_key: time.time() - 1})
-    janitor.round()
+    watch(janitor, clock)
     new_job = take(worker)
     new = worker.prepare_execution(new_job)
     worker.prepare_job_execution(new_job, True)

@@ -120,7 +120,7 @@ def test_a_job_goes_on_where_its_worker_died_with_the_texts_of_an_undisturbed_ru
         torn.write(b'{"number": 0, "prompt"')
     successor = start_worker(own_queue)
     janitor = Janitor(own_queue.redis, own_queue.settings)
-    until(lambda: janitor.round() and own_queue.get(job_id).status == "succeeded", 90)
+    until(lambda: janitor.recover() is None and own_queue.get(job_id).status == "succeeded", 90)
     successor.kill()  # the next test has a worker of its own
     found = result(own_queue.get(job_id))
     assert found["resumed"] == len(half) - 1

@@ -3,8 +3,8 @@
 import os
 import sys
 
+from services.jobs.fork_worker import ForkWorker
 from services.jobs.queue import connect
-from services.jobs.rq_workers import ForkWorker
 from services.settings import Settings
 from worker.__main__ import configure_logging
 
@@ -13,10 +13,11 @@ def main() -> int:
     """Runs until a signal."""
     configure_logging("text")
     settings = Settings()
+    name = f"convert-test-{os.getpid()}"
     worker = ForkWorker(
         "convert",
-        name=f"convert-test-{os.getpid()}",
-        redis=connect(settings),
+        name=name,
+        redis=connect(settings, client_name=name),
         settings=settings,
         prepare_process=lambda: None,
     )

@@ -142,7 +142,7 @@ def test_an_execution_stops_counting_when_another_takes_over(
     redis: FakeRedis, clock: Clock, execution: JobExecution
 ) -> None:
     execution.ensure_current()
-    JobExecution("j", "e2", redis, clock=clock).start()
+    JobExecution("j", "e2", redis, clock=clock).start("w")
     assert not execution.is_current()
     with pytest.raises(ExecutionSuperseded):
         execution.ensure_current()
@@ -151,7 +151,7 @@ def test_an_execution_stops_counting_when_another_takes_over(
 def test_a_superseded_execution_writes_neither_progress_nor_error(
     redis: FakeRedis, clock: Clock, execution: JobExecution
 ) -> None:
-    JobExecution("j", "e2", redis, clock=clock).start()
+    JobExecution("j", "e2", redis, clock=clock).start("w")
     execution.report(Progress("writing", 1, 2))
     execution.fail(ModelNotFound("no model"))
     assert redis.hget(KEY, "progress") is None
@@ -160,10 +160,10 @@ def test_a_superseded_execution_writes_neither_progress_nor_error(
 
 def test_a_new_start_forgets_an_old_error_but_never_a_cancellation(redis: FakeRedis) -> None:
     JobExecution("j", "e1", redis).fail(ModelNotFound("no model"))
-    JobExecution("j", "e2", redis).start()
+    JobExecution("j", "e2", redis).start("w")
     assert redis.hget(KEY, "error") is None
     JobExecution("j", "e2", redis).fail(JobCanceled("stop"))
-    JobExecution("j", "e3", redis).start()
+    JobExecution("j", "e3", redis).start("w")
     assert json.loads(redis.hget(KEY, "error") or "")["code"] == "canceled"
 
 

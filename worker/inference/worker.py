@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from types import FrameType
 from typing import Any, cast
 
@@ -80,12 +81,15 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         self._wakeup = threading.Event()
         self._lookups = ThreadPoolExecutor(max_workers=1, thread_name_prefix="backend-lookup")
 
-    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
-        """Adds the name of the worker's device to RQ's record of it."""
-        super().bootstrap(*args, **kwargs)
+    def serialize(self) -> dict[str, Any]:
+        """Adds the name of the device to the fields of this worker's entry."""
+        return {**super().serialize(), "device": self.device_name}
+
+    @cached_property
+    def device_name(self) -> str:
+        """Name of the device and of its model."""
         device = resolve_device(self.settings.device)
-        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-        self.connection.hset(self.key, "device", name)
+        return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
         """Runs this job and all jobs that arrive meanwhile, until none is left."""
