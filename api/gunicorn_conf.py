@@ -5,6 +5,12 @@ after its fork and only then imports the application (with redis-py), so that al
 are named as a file, because `python:api.gunicorn_conf` would import the application before that.
 """
 
+import resource
+import runpy
+from pathlib import Path
+from typing import Any
+
+from services.isolation.parent_death import die_with_parent
 from services.logs import log_config
 from services.settings import Settings
 
@@ -13,7 +19,7 @@ _settings = Settings()
 bind = (
     f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 )
-worker_class = "gevent"
+worker_class = runpy.run_path(str(Path(__file__).with_name("gunicorn_worker.py")))["ApiWorker"]
 workers = 2
 worker_connections = 1000
 
@@ -30,3 +36,16 @@ logconfig_dict = log_config(_settings.log_format, through_root=("gunicorn.error"
 accesslog = "-"
 access_log_format = '%(h)s "%(r)s" %(s)s %(b)s bytes %(M)s ms id=%({x-request-id}o)s'
 errorlog = "-"
+
+OPEN_FILES = 8192
+"""Files that a process may have open: each connection is one, and each event stream has another to Redis."""
+
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+if _soft < OPEN_FILES:
+    _most = OPEN_FILES if _hard == resource.RLIM_INFINITY else min(OPEN_FILES, _hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(_soft, _most), _hard))
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Ends a worker with its master: an orphan would hold the port, and answer next to the new ones."""
+    die_with_parent(worker.ppid)

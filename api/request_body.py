@@ -87,6 +87,8 @@ def _receive() -> bytes:
         raise BadRequest(f"The body broke off after {len(body)} bytes.") from error
     if len(body) > limit:
         raise RequestEntityTooLarge
+    if len(body) < (request.content_length or 0):
+        raise BadRequest(f"The body broke off after {len(body)} of {request.content_length} bytes.")
     return bytes(body)
 
 

@@ -66,4 +66,5 @@ def _is_deeper(structure: bytes, depth: int) -> bool:
         if not brackets:
             return False
         brackets = brackets.replace(b"[]", b"")  # the innermost level
-    return bool(brackets)
+    # the rest of a text that ends too early is left to the parser, as far as that does not nest too deeply either
+    return b"[]" in brackets or brackets.count(b"[") > depth
