@@ -42,12 +42,13 @@ down: ## stop the compose services; models and jobs stay in their volumes
 e2e-compose: $(READY) $(JS) ## the end-to-end tests against the compose services
 	@PYTHON=$(BIN)/python deploy/e2e-compose.sh
 
-e2e-consumers: $(READY) ## load our models with llama.cpp and vLLM, in environments of their own (needs a package index)
+e2e-consumers: $(READY) ## load our models with llama.cpp and vLLM, in environments of their own (needs a package index and a C++ compiler)
 	@$(BIN)/python -m tests.consumers.environments
 	@$(BIN)/pytest -q tests/consumers
 
-bench: $(READY) ## measure converting, merging and generating, as ratios within one run
+bench: $(READY) ## measure converting, quantizing, merging and generating, as ratios within one run
 	@$(BIN)/python -m bench weights
+	@$(BIN)/python -m bench quantization
 	@$(BIN)/python -m bench generate
 	@$(BIN)/python -m bench batching
 	@$(BIN)/python -m bench sharing

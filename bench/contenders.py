@@ -26,7 +26,8 @@ CANCEL_AT = 0.3
 Found = dict[str, Any]
 
 
-def _publishing(folder: Path, name: str) -> AbstractContextManager[Path]:
+def publishing(folder: Path, name: str) -> AbstractContextManager[Path]:
+    """Returns a context manager that yields a staging folder and publishes it as a model of the volume."""
     from services.models.store import ModelStore
 
     return ModelStore(folder / "volume").publishing(name, execution=uuid.uuid4().hex)
@@ -37,7 +38,7 @@ def graftwerk_convert(folder: Path) -> Found:
     from services.convert import convert
 
     start = time.monotonic()
-    with _publishing(folder, "converted") as staging:
+    with publishing(folder, "converted") as staging:
         convert(folder / "original", staging)
     return {"work_seconds": time.monotonic() - start}
 
@@ -51,7 +52,7 @@ def _merge(folder: Path, adapters: tuple[str, ...], *, verify: bool) -> Found:
     eta_accuracy = EtaAccuracy()
     watch = WriteHooks(eta_accuracy.report)
     start = time.monotonic()
-    with _publishing(folder, "merged") as staging:
+    with publishing(folder, "merged") as staging:
         stack = [(name, folder / name, 1.0) for name in adapters]
         merged = merge(folder / "volume/converted", stack, staging, hooks=watch)
         if verify:
@@ -95,7 +96,7 @@ def graftwerk_merge_canceled(folder: Path) -> Found:
             raise JobCanceled("the job was canceled while it ran")
 
     try:
-        with _publishing(folder, "canceled") as staging:
+        with publishing(folder, "canceled") as staging:
             stack = [(name, folder / name, 1.0) for name in ADAPTERS]
             merge(folder / "volume/converted", stack, staging, hooks=WriteHooks(report, check))
     except JobCanceled:

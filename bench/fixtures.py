@@ -33,14 +33,14 @@ class Numbers:
         return self._block.repeat(count // len(self._block) + 1)[:count].reshape(shape).clone()
 
 
-def make_original(folder: Path, layers: int) -> None:
+def make_original(folder: Path, layers: int, vocabulary: int = VOCABULARY) -> None:
     """Writes an original checkpoint of one rank."""
     folder.mkdir(parents=True)
     numbers = Numbers(1)
     ones = torch.ones(DIM, dtype=torch.float16)
     state = {
-        "tok_embeddings.weight": numbers.tensor(VOCABULARY, DIM), "norm.weight": ones.clone(),
-        "output.weight": numbers.tensor(VOCABULARY, DIM),
+        "tok_embeddings.weight": numbers.tensor(vocabulary, DIM), "norm.weight": ones.clone(),
+        "output.weight": numbers.tensor(vocabulary, DIM),
     }  # fmt: skip
     for layer in range(layers):
         prefix = f"layers.{layer}."
@@ -60,7 +60,7 @@ def make_original(folder: Path, layers: int) -> None:
         "vocab_size": -1,
     }
     (folder / "params.json").write_text(json.dumps(params))
-    write_tokenizer(folder / "tokenizer.model", VOCABULARY)
+    write_tokenizer(folder / "tokenizer.model", vocabulary)
 
 
 def make_adapter(folder: Path, layers: int, rank: int, rows: int) -> None:

@@ -1,16 +1,12 @@
 """Conversion and merge against cp, PEFT, mergekit and the script of transformers 4.31: time, memory, ETA, a cancellation."""
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
+from bench.command import measure_command
 from bench.contenders import ADAPTERS, PLAIN_ADAPTER, clear
-from bench.memory import Peak
 from bench.peers import command_of, is_there, set_up
 from bench.plots import draw_bars
 
@@ -30,8 +26,6 @@ RATIOS = {
 }
 NEEDED = ("graftwerk_convert", "graftwerk_merge_plain", "graftwerk_merge", "graftwerk_merge_verified")
 """Outputs that other contenders read or copy; the others are removed at once to save disk space."""
-
-SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -91,23 +85,10 @@ def run(folder: Path, environments: Path, runs: int, *, peers: bool) -> dict[str
 
 
 def measure(name: str, folder: Path, environments: Path) -> Json:
-    """Returns wall seconds of one run, and peaks of anonymous and resident memory over its processes in MB."""
+    """Returns time and memory of one run of a contender."""
     clear(folder, name)
     command = command_of(name, folder, environments)
-    os.sync()
-    start = time.monotonic()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | SETTINGS
-    )
-    with Peak(process.pid) as peak:
-        output, errors = process.communicate()
-    seconds = time.monotonic() - start
-    if process.returncode:
-        raise SystemExit(f"{name} ended with {process.returncode}: {errors[-2000:]}")
-    told = json.loads(output.splitlines()[-1]) if command[0] != "cp" else {"work_seconds": seconds}
-    return {
-        "seconds": seconds, "anonymous_mb": peak.anonymous / 2**20, "resident_mb": peak.resident / 2**20, **told,
-    }  # fmt: skip
+    return measure_command(command, prints_json=command[0] != "cp")
 
 
 def summary(results: dict[str, list[Json]]) -> Json:
