@@ -16,7 +16,11 @@ _LONG_WORD = re.compile(rf"\S{{{WORD_LIMIT + 1},}}")
 
 
 def bounded(text: str, limit: int = TEXT_LIMIT) -> str:
-    """Returns a text with its long words, and then itself, cut in the middle; the cut says how much is left out."""
+    """Returns a text with its long words, and then itself, cut in the middle; the cut says how much is left out.
+
+    Half a surrogate pair, as in the name of a file that is not UTF-8, is written as its number: every message becomes JSON.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
     return cut(_LONG_WORD.sub(lambda word: cut(word[0], WORD_LIMIT), text), limit)
 
 

@@ -1,6 +1,6 @@
 """An adapter on disk: its configuration and the purpose of each of its tensors, from headers alone."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from services.adapters.adapter_config import check_config
 from services.adapters.expert_packs import ExpertPack, split_packs
 from services.adapters.lora_tensors import LoraPair, pair_factors, sort_tensors
+from services.adapters.module_names import NameEnds
 from services.adapters.tuners import (
     TokenRows,
     TunerLayer,
@@ -170,18 +171,27 @@ def _check_tensor(name: str, key: str, tensor: TensorHeader) -> None:
 def _check_declared(
     name: str, config: Mapping[str, Any], changed: Iterable[str], replaced: Mapping[str, TensorHeader]
 ) -> None:
-    modules = [tensor.removesuffix(".weight") for tensor in changed]
-    for module in config.get("modules_to_save") or []:
-        if not any(f".{tensor}".endswith(f".{module}.weight") for tensor in replaced):
-            raise IncompleteAdapter(
-                f"Adapter {name}: adapter_config.json says modules_to_save has {module!r}; the file holds no such "
-                "tensor.",
-                "The adapter's file is incomplete: fetch it again.",
-            )
+    saved = config.get("modules_to_save") or []
+    missing = _missing(
+        saved, (tensor.removesuffix(".weight") for tensor in replaced if tensor.endswith(".weight"))
+    )
+    if missing is not None:
+        raise IncompleteAdapter(
+            f"Adapter {name}: adapter_config.json says modules_to_save has {missing!r}; the file holds no such tensor.",
+            "The adapter's file is incomplete: fetch it again.",
+        )
     targets = config.get("target_modules")
-    for target in targets if isinstance(targets, list) else []:
-        if not any(f".{module}".endswith(f".{target}") for module in modules):
-            raise IncompleteAdapter(
-                f"Adapter {name}: adapter_config.json says target_modules has {target!r}; the file holds no pair for it.",
-                "The adapter's file is incomplete: fetch it again.",
-            )
+    modules = (tensor.removesuffix(".weight") for tensor in changed)
+    missing = _missing(targets, modules) if isinstance(targets, list) else None
+    if missing is not None:
+        raise IncompleteAdapter(
+            f"Adapter {name}: adapter_config.json says target_modules has {missing!r}; the file holds no pair for it.",
+            "The adapter's file is incomplete: fetch it again.",
+        )
+
+
+def _missing(ends: Sequence[str], names: Iterable[str]) -> str | None:
+    """Returns the first of the ends that no name has, None if there is none."""
+    wanted = NameEnds(ends)
+    found = {end for name in names for end in wanted.of(name)}
+    return next((end for end in ends if end not in found), None)

@@ -5,10 +5,10 @@ passes only if it is null, false or empty (the configs of 2023 have some).
 """
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from services.adapters.module_names import ModulePatterns
 from services.adapters.tuners import LAYER_TYPES
 from services.errors import IncompleteAdapter, UnsupportedAdapter
 from services.files.json_file import is_number
@@ -31,13 +31,24 @@ EXACT_INITS = (True, False, "gaussian", "eva", "orthogonal", "lora_ga_none")
 """Initializations that do not change the base; PiSSA, CorDA, OLoRA and LoftQ change it."""
 
 
+LISTS = ("modules_to_save", "target_parameters")
+"""Keys whose value is a list of names, or null."""
+
+TOKEN_KEYS = ("trainable_token_indices", "token_indices")
+"""Keys whose value is a list of token ids, or such lists by the names of modules, or null."""
+
+TOKENS_LIMIT = 2**31
+HINT = "Take adapter_config.json from where the adapter was published."
+
+
 def check_config(name: str, config: Mapping[str, Any]) -> None:
     """Refuses options that would change the result and are not honoured.
 
     Raises:
         UnsupportedAdapter: The type of adapter or an option is not supported.
-        IncompleteAdapter: A number is missing or not positive.
+        IncompleteAdapter: A number is missing or not positive, or a value is of another type.
     """
+    _check_lists(name, config)
     if config.get("peft_type") in (*LAYER_TYPES, "TRAINABLE_TOKENS"):
         return  # PEFT's own configuration class checks it when its layer is made
     if config.get("peft_type") != "LORA":
@@ -49,7 +60,7 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
     for key in ("r", "lora_alpha"):
         _check_number(name, key, config.get(key))
     for key in ("rank_pattern", "alpha_pattern"):
-        _check_pattern(name, key, config.get(key))
+        _check_patterns(name, key, config.get(key))
     if config.get("init_lora_weights", True) not in EXACT_INITS:
         raise UnsupportedAdapter(
             f"Adapter {name} was initialized with init_lora_weights = {config['init_lora_weights']!r}, which "
@@ -70,45 +81,70 @@ def _check_number(name: str, key: str, value: object) -> None:
     if not is_number(value) or value <= 0 or (whole and value != int(value)):
         raise IncompleteAdapter(
             f"Adapter {name}: adapter_config.json has {key} = {value!r}; a positive number is needed.",
-            "Take adapter_config.json from where the adapter was published.",
+            HINT,
         )
 
 
-def _check_pattern(name: str, key: str, patterns: object) -> None:
-    """Refuses patterns (regular expressions from an untrusted file) whose repeated groups could keep the matcher busy for ever."""
-    if patterns is None:
-        return
-    if not isinstance(patterns, dict):
+def _check_patterns(name: str, key: str, patterns: object) -> None:
+    if patterns is not None and not isinstance(patterns, dict):
         raise IncompleteAdapter(
             f"Adapter {name}: adapter_config.json has {key} = {patterns!r}; a mapping of modules to numbers is needed.",
-            "Take adapter_config.json from where the adapter was published.",
+            HINT,
         )
-    for pattern, value in patterns.items():
+    for value in (patterns or {}).values():
         _check_number(name, key, value)
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
+
+
+def _check_lists(name: str, config: Mapping[str, Any]) -> None:
+    for key in LISTS:
+        if not _is_list_of(str, config.get(key) or []):
+            raise _wrong_type(name, key, config, "a list of names")
+    targets = config.get("target_modules")
+    if not isinstance(targets, str) and not _is_list_of(str, targets or []):
+        raise _wrong_type(name, "target_modules", config, "a list of names or one expression")
+    for key in TOKEN_KEYS:
+        given = config.get(key) or []
+        for indices in given.values() if isinstance(given, dict) else [given]:
+            if not _is_list_of(int, indices) or not all(0 <= index < TOKENS_LIMIT for index in indices):
+                raise _wrong_type(name, key, config, "a list of token ids, or such lists by module,")
+
+
+def _is_list_of(kind: type, values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _wrong_type(name: str, key: str, config: Mapping[str, Any], needed: str) -> IncompleteAdapter:
+    found = repr(config[key])
+    shown = found if len(found) <= 200 else f"{found[:200]}…"
+    return IncompleteAdapter(
+        f"Adapter {name}: adapter_config.json has {key} = {shown}; {needed} is needed.", HINT
+    )
+
+
+class Scales:
+    """Ranks and scales of the modules of a LoRA adapter.
+
+    Raises:
+        UnsupportedAdapter: The configuration is of another tuner, or has an expression that is not valid or takes too long.
+    """
+
+    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+        """Takes a configuration that `check_config` has accepted."""
+        self._name = name
+        self._config = config
+        self._ranks, self._alphas = (
+            ModulePatterns(name, key, (config.get(key) or {}) if config.get("peft_type") == "LORA" else {})
+            for key in ("rank_pattern", "alpha_pattern")
+        )
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Returns rank and scale of one module: alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, eq. 4)."""
+        config = self._config
+        if config.get("peft_type") != "LORA":
             raise UnsupportedAdapter(
-                f"Adapter {name}: {key} has {pattern!r}, which is not a valid regular expression ({error}).",
-                "Write the modules' names out.",
-            ) from error
-        if re.search(r"\)[*+{]", pattern):
-            raise UnsupportedAdapter(
-                f"Adapter {name}: {key} has {pattern!r}, which repeats a group.",
-                "Write the modules' names out.",
+                f"Adapter {self._name} is of type {config.get('peft_type')!r} and holds LoRA factors for {module!r}.",
+                "Re-save the adapter with PEFT.",
             )
-
-
-def _pattern_value(patterns: Mapping[str, Any], module: str, default: float) -> float:
-    """Returns the value of the first key that ends the module's name (peft/utils/other.py, get_pattern_key)."""
-    for key, value in patterns.items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
-            return float(value)
-    return default
-
-
-def scaling_of(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Returns rank and scale of one module: alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, eq. 4)."""
-    rank = int(_pattern_value(config.get("rank_pattern") or {}, module, config["r"]))
-    alpha = _pattern_value(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
-    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        rank = int(self._ranks.value(module, config["r"]))
+        alpha = float(self._alphas.value(module, config["lora_alpha"]))
+        return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.adapters.adapter_config import scaling_of
+from services.adapters.adapter_config import Scales
 from services.adapters.lora_tensors import ExpertPart, LoraPair
 from services.architectures.mixtures import DOWN, GATE_UP, MixtureClass
 from services.errors import AdapterMismatch, IncompleteAdapter, UnknownAdapterKey, UnsupportedAdapter
@@ -43,7 +43,7 @@ def split_packs(
     modules = {key: match["module"] for key in halves if (match := _EXPERTS.fullmatch(key))}
     if not modules:
         return {}, dict(halves)
-    targets = {str(target).rsplit(".", 1)[-1] for target in config.get("target_parameters") or []}
+    targets = {target.rsplit(".", 1)[-1] for target in config.get("target_parameters") or []}
     parameters = frozenset(targets & {GATE_UP, DOWN})
     if not parameters or not config.get("peft_version"):
         raise UnsupportedAdapter(
@@ -76,7 +76,7 @@ def _pack(
             f"Adapter {name}: {key!r} has {', '.join(sorted(found))}; needed are lora_A and lora_B.",
             "The adapter's file is incomplete: fetch it again.",
         )
-    rank, scaling = scaling_of(config, module)
+    rank, scaling = Scales(name, config).of(module)
     return ExpertPack(module, found["lora_A"], found["lora_B"], rank, scaling, parameters)
 
 

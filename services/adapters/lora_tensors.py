@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.adapters.adapter_config import scaling_of
+from services.adapters.adapter_config import Scales
+from services.adapters.module_names import NameEnds
 from services.adapters.tuners import PREFIX
 from services.errors import IncompleteAdapter, ShapeMismatch, UnknownAdapterKey, UnsupportedAdapter
 from services.files.tensors import TensorHeader
@@ -104,6 +105,7 @@ def pair_factors(
     name: str, config: Mapping[str, Any], halves: Mapping[str, Mapping[str, TensorHeader]]
 ) -> dict[str, LoraPair]:
     pairs: dict[str, LoraPair] = {}
+    scales, parameters = Scales(name, config), NameEnds(config.get("target_parameters") or [])
     for module, found in halves.items():
         embedding = "lora_embedding_A" in found or "lora_embedding_B" in found
         wanted = {"lora_embedding_A", "lora_embedding_B"} if embedding else {"lora_A", "lora_B"}
@@ -114,9 +116,8 @@ def pair_factors(
                 "The adapter's file is incomplete: fetch it again.",
             )
         prefix = "lora_embedding_" if embedding else "lora_"
-        rank, scaling = scaling_of(config, module)
-        parameters = config.get("target_parameters") or []
-        rounded = embedding or any(f".{module}.weight".endswith(f".{parameter}") for parameter in parameters)
+        rank, scaling = scales.of(module)
+        rounded = embedding or any(parameters.of(f"{module}.weight"))
         pair = LoraPair(module, found[f"{prefix}A"], found[f"{prefix}B"], rank, scaling, embedding, rounded)
         _check_pair(name, pair)
         pairs[pair.tensor] = pair

@@ -4,10 +4,11 @@ Every key is `base_model.model.<module>.<parameter of the tuner>`; a few tuners 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from services.adapters.module_names import NameEnds
 from services.errors import IncompleteAdapter, UnknownAdapterKey, UnsupportedAdapter
 from services.files.tensors import TensorHeader
 
@@ -127,11 +128,12 @@ def split_token_rows(
     """
     found = {key: match for key in tensors if (match := _TOKEN_ROWS.fullmatch(key.removeprefix(PREFIX)))}
     rows: dict[str, TokenRows] = {}
+    indices_of = _indices(config)
     for key, match in found.items():
-        indices = _indices(config, match["module"])
-        if len(indices) != tensors[key].shape[0]:
+        indices = indices_of(match["module"])
+        if tensors[key].shape[:1] != (len(indices),):
             raise IncompleteAdapter(
-                f"Adapter {name}: {key!r} has {tensors[key].shape[0]} rows; adapter_config.json names {len(indices)} "
+                f"Adapter {name}: {key!r} has {next(iter(tensors[key].shape), 'no')} rows; adapter_config.json names {len(indices)} "
                 f"trained tokens for {match['module']!r}.",
                 "Use the adapter_config.json that belongs to these weights.",
             )
@@ -144,9 +146,10 @@ def split_token_rows(
     return rows, {key: header for key, header in tensors.items() if key not in found}
 
 
-def _indices(config: Mapping[str, Any], module: str) -> tuple[int, ...]:
-    """Returns the indices in either form of PEFT: a list for the embeddings, or lists by module name."""
+def _indices(config: Mapping[str, Any]) -> Callable[[str], tuple[int, ...]]:
+    """Returns the token ids by module, from either form of PEFT: a list for the embeddings, or lists by module name."""
     given = config.get("trainable_token_indices") or config.get("token_indices") or []
-    if isinstance(given, Mapping):
-        given = next((value for key, value in given.items() if f".{module}".endswith(f".{key}")), [])
-    return tuple(int(index) for index in given)
+    if not isinstance(given, Mapping):
+        return lambda module: tuple(given)
+    ends, order = NameEnds(given), {end: number for number, end in enumerate(given)}
+    return lambda module: tuple(given.get(min(ends.of(module), key=order.__getitem__, default=""), ()))

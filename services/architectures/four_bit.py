@@ -5,13 +5,14 @@ scales' own scales and values, and a JSON text of its shape, dtype and block siz
 with `packed`).
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from services.errors import IncompleteCheckpoint, UnreadableFile
+from services.files.json_file import parse_json
+from services.files.regular_file import open_regular
 from services.files.tensors import DTYPE_CODES, TensorHeader
 from services.files.weight_files import Tensors
 
@@ -100,12 +101,12 @@ def _companion(found: Tensors, name: str) -> TensorHeader:
 def _description(header: TensorHeader) -> Mapping[str, Any]:
     if header.size_bytes > STATE_LIMIT_BYTES:
         raise _damaged(header, f"{header.size_bytes} bytes of description")
-    with header.path.open("rb") as file:
+    with open_regular(header.path) as file:
         file.seek(header.offset)
         raw = file.read(header.size_bytes)
     try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(raw)
+    except ValueError as error:
         raise _damaged(header, error) from error
     if not isinstance(found, dict):
         raise _damaged(header, f"a {type(found).__name__} instead of an object")

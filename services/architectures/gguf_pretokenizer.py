@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from services.architectures.json_vocabulary import read_tokenizer_json
 from services.architectures.pre_tokenizers import PRE_TOKENIZERS
-from services.architectures.vocabulary import read_within_limit
 from services.errors import UnreadableTokenizer, UnsupportedFormat
 from services.files.json_members import members, value_at
 
@@ -54,7 +54,7 @@ def pretokenizer_name(folder: Path) -> str:
         UnreadableTokenizer: The file is damaged or too large.
     """
     path = folder / "tokenizer.json"
-    data = read_within_limit(path)
+    data = read_tokenizer_json(path)
     try:
         top = members(data)
         model = members(data, top["model"][0])
@@ -79,7 +79,7 @@ def pretokenizer_name(folder: Path) -> str:
 
 def normalizes(folder: Path) -> bool:
     """Returns True if a folder's `tokenizer.json`, which has a name here, normalizes text first: to NFC."""
-    data = read_within_limit(folder / "tokenizer.json")
+    data = read_tokenizer_json(folder / "tokenizer.json")
     top = members(data)
     normalizer = value_at(data, top["normalizer"]) if "normalizer" in top else None
     return any(True for _ in _flat(normalizer, "normalizers"))

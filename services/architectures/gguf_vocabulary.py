@@ -14,7 +14,7 @@ from typing import Any
 from services.architectures.bpe_merges import byte_alphabet
 from services.architectures.json_vocabulary import pieces_as_bytes
 from services.architectures.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from services.architectures.vocabulary import Vocabulary
+from services.architectures.vocabulary import SIZE_LIMIT_BYTES, Vocabulary
 from services.errors import UnreadableTokenizer
 from services.files.gguf_files import GgufModel
 from services.files.gguf_header import GgufArray
@@ -46,9 +46,6 @@ ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 OTHER_KINDS: Mapping[str, str] = {
     "bert": "WordPiece", "t5": "unigram", "rwkv": "RWKV", "plamo2": "PLaMo", "none": "no", "gemma4": "Gemma 4",
 }  # fmt: skip
-
-SIZE_LIMIT_BYTES = 64 * 2**20
-"""Largest tokenizer.model that is read back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +199,7 @@ def _tokens(model: GgufModel) -> tuple[Sequence[str], Sequence[int]]:
         size -= 1
     if not size:
         raise _unbuildable(model, "it has no tokens", "a model needs some")
-    if sum(map(len, tokens)) > SIZE_LIMIT_BYTES // 4:
+    if sum(map(len, tokens)) > SIZE_LIMIT_BYTES // 2:
         raise _unbuildable(model, "its tokens are longer than any tokenizer's", "at most 16 MiB are read")
     return tokens[:size], types[:size]
 

@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from services.architectures.bpe_merges import byte_alphabet
-from services.architectures.vocabulary import Vocabulary, VocabularyKind, read_vocabulary, read_within_limit
+from services.architectures.vocabulary import PIECES_LIMIT, Vocabulary, VocabularyKind, read_vocabulary
 from services.errors import UnreadableTokenizer
+from services.files.json_budget import JsonBudget
+from services.files.json_file import check_budget
 from services.files.json_members import MAX_ELEMENTS, members, value_at
+from services.files.regular_file import read_regular
 
 KINDS: Mapping[str, VocabularyKind] = {
     "BPE": "sentencepiece", "Unigram": "sentencepiece", "WordLevel": "words", "WordPiece": "words",
 }  # fmt: skip
 """Kind of the pieces by the type of `model`; with a step of type ByteLevel they are bytes."""
+
+SIZE_LIMIT_BYTES = 64 * 2**20
+"""Largest `tokenizer.json`. Gemma 3's takes 33 megabytes."""
+
+BUDGET = JsonBudget(containers=1_500_000, members=2_000_000, items=4_000_000, depth=64)
+"""For a whole file: Gemma 3's has half a million merges, each a list of two texts."""
 
 HINT = "Take tokenizer.json from the original model."
 
@@ -42,7 +51,7 @@ def read_json_vocabulary(path: Path) -> Vocabulary:
     Raises:
         UnreadableTokenizer: The file is damaged or too large, or its ids are not those that `tokenizers` would give.
     """
-    data = read_within_limit(path)
+    data = read_tokenizer_json(path)
     try:
         kind, pieces, model_pieces = _read(data)
     except KeyError as error:
@@ -51,6 +60,20 @@ def read_json_vocabulary(path: Path) -> Vocabulary:
         raise UnreadableTokenizer(f"{path.name} is not a tokenizer ({error}).", HINT) from error
     digest = hashlib.sha256(data).hexdigest()
     return Vocabulary(kind, pieces, digest, file="tokenizer.json", model_pieces=model_pieces)
+
+
+def read_tokenizer_json(path: Path) -> bytes:
+    """Returns the content of a `tokenizer.json` whose size, values and depth are within the limits.
+
+    Raises:
+        UnreadableTokenizer: They are not, or it is not a regular file.
+    """
+    data = read_regular(path, SIZE_LIMIT_BYTES, UnreadableTokenizer, HINT)
+    try:
+        check_budget(data, BUDGET)
+    except ValueError as error:
+        raise UnreadableTokenizer(f"{path.name} is not a tokenizer ({error}).", HINT) from error
+    return data
 
 
 def _read(data: bytes) -> tuple[VocabularyKind, tuple[bytes, ...], int]:
@@ -92,7 +115,9 @@ def _model_ids(vocab: Any) -> dict[str, int]:
     if isinstance(vocab, list):
         texts = [entry[0] for entry in vocab if isinstance(entry, list) and isinstance(entry[0], str)]
         vocab = {text: number for number, text in enumerate(texts)} if len(texts) == len(vocab) else None
-    if not isinstance(vocab, dict) or not all(map(_is_id, set(vocab.values()))):
+    if isinstance(vocab, dict) and len(vocab) > PIECES_LIMIT:
+        raise ValueError(f"it has {len(vocab)} pieces, more than {PIECES_LIMIT}")
+    if not isinstance(vocab, dict) or not all(map(_is_id, vocab.values())):
         raise ValueError("its vocabulary is not a table of pieces and ids")
     return vocab
 

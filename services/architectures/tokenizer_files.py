@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from services.architectures.config import rope_type_of, unwrap_params
 from services.errors import UnreadableTokenizer
 from services.files.json_file import Json, read_json_if_present
+from services.files.regular_file import read_regular
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """File of the chat template; it takes precedence over the one in `tokenizer_config.json`."""
@@ -20,6 +21,9 @@ TOKENIZER_FILES = (
     CHAT_TEMPLATE, "chat_template.json",
 )  # fmt: skip
 """Files of a model folder that belong to its tokenizer."""
+
+TEMPLATE_LIMIT_BYTES = 2**20
+"""Largest `chat_template.jinja`. Those of models with tools take 20 kilobytes."""
 
 ROLES = ("bos_token", "eos_token", "pad_token")
 
@@ -72,7 +76,7 @@ class TokenizerFiles:
         added: dict[int, AddedToken] = {}
         for text, token_id in self.read("added_tokens.json").items():
             added[_token_id("added_tokens.json", token_id)] = AddedToken(text, False)
-        listed = self.tokenizer_config.get("added_tokens_decoder") or {}
+        listed = self._typed(dict, "tokenizer_config.json", "added_tokens_decoder") or {}
         for token_id, entry in listed.items():
             content = token_content(entry)
             if content is not None:
@@ -85,8 +89,9 @@ class TokenizerFiles:
     def named_tokens(self) -> list[str]:
         """Returns the contents of all tokens that have a role or are called special."""
         named = [self.role(role) for role in ROLES]
-        for source in (self.special_tokens_map, self.tokenizer_config):
-            named += [token_content(entry) for entry in source.get("additional_special_tokens") or []]
+        for file in ("special_tokens_map.json", "tokenizer_config.json"):
+            listed = self._typed(list, file, "additional_special_tokens") or []
+            named += [token_content(entry) for entry in listed]
         return [content for content in named if content]
 
     def role(self, role: str) -> str | None:
@@ -103,7 +108,13 @@ class TokenizerFiles:
     def eos_ids(self) -> frozenset[int]:
         """Returns the ids that end an output; `generation_config.json` takes precedence over `config.json`."""
         found = self.read("generation_config.json").get("eos_token_id", self.config.get("eos_token_id"))
-        return frozenset([found] if isinstance(found, int) else found or [])
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(type(token_id) is int for token_id in ids):
+            raise UnreadableTokenizer(
+                f"The eos_token_id of generation_config.json or config.json is {str(found)[:200]}; ids are whole numbers.",
+                "Fetch the file again.",
+            )
+        return frozenset(ids)
 
     def has_scaled_rope(self) -> bool:
         """Returns True if the rotary frequencies are scaled, as Llama models from 3.1 on have them."""
@@ -120,16 +131,34 @@ class TokenizerFiles:
         for settings in (self.read("chat_template.json"), self.tokenizer_config):
             found = settings.get("chat_template")
             if isinstance(found, list):
-                found = {entry["name"]: entry["template"] for entry in found}.get("default")
+                found = next(
+                    (t["template"] for t in found if _is_template(t) and t["name"] == "default"), None
+                )
             if isinstance(found, str):
                 return found
         return None
+
+    def _typed(self, kind: type, file: str, key: str) -> Any:
+        """Returns a value of a file, None if it is absent or null."""
+        found = (self.tokenizer_config if file == "tokenizer_config.json" else self.special_tokens_map).get(
+            key
+        )
+        if found is not None and not isinstance(found, kind):
+            raise UnreadableTokenizer(
+                f"{file} has {key} = {str(found)[:200]}; a JSON {'object' if kind is dict else 'list'} is needed.",
+                "Fetch the file again.",
+            )
+        return found
+
+
+def _is_template(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("template"), str) and "name" in entry
 
 
 def _text_of(path: Path) -> str:
     """Returns a file's text with its line ends as they are."""
     try:
-        return path.read_bytes().decode()
+        return read_regular(path, TEMPLATE_LIMIT_BYTES, UnreadableTokenizer).decode()
     except UnicodeDecodeError as error:
         raise UnreadableTokenizer(
             f"{path.name} is not valid UTF-8 ({error}).", "Fetch the file again."
@@ -145,5 +174,7 @@ def token_content(entry: Any) -> str | None:
 def _token_id(file: str, value: Any) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError) as error:
-        raise UnreadableTokenizer(f"{file} has the token id {value!r}.", "Fetch the file again.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UnreadableTokenizer(
+            f"{file} has the token id {str(value)[:200]}.", "Fetch the file again."
+        ) from error

@@ -14,8 +14,18 @@ from pathlib import Path
 from typing import Literal
 
 from services.errors import InvalidRequest, UnreadableTokenizer
+from services.files.regular_file import read_regular
 
-SIZE_LIMIT_BYTES = 64 * 2**20
+SIZE_LIMIT_BYTES = 32 * 2**20
+"""Largest `tokenizer.model`. The largest in use, of 256,000 pieces, take four megabytes."""
+
+PIECES_LIMIT = 2**19
+"""Most pieces of a vocabulary: twice those of the largest in use."""
+
+FIELDS_LIMIT = 3 * PIECES_LIMIT
+"""Most fields of a SentencePiece model, those of pieces included: each has a text, a score and mostly no type."""
+
+HINT = "Take tokenizer.model from the original download."
 
 VocabularyKind = Literal["sentencepiece", "tiktoken", "byte-level", "words"]
 """Form of the pieces: text with "▁" for a space, bytes (with or without a tokenizer.json around them), or words."""
@@ -74,7 +84,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     Raises:
         UnreadableTokenizer: The file is neither SentencePiece nor tiktoken, or is damaged or too large.
     """
-    data = read_within_limit(path)
+    data = read_regular(path, SIZE_LIMIT_BYTES, UnreadableTokenizer, HINT)
     digest = hashlib.sha256(data).hexdigest()
     tiktoken = _tiktoken_pieces(data)
     if tiktoken is not None:
@@ -84,25 +94,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
     except (IndexError, ValueError) as error:
         raise UnreadableTokenizer(
             f"{path.name} is neither a SentencePiece model nor a tiktoken file ({error}).",
-            "Take tokenizer.model from the original download.",
+            HINT,
         ) from error
     if not pieces:
-        raise UnreadableTokenizer(
-            f"{path.name} holds no pieces.", "Take tokenizer.model from the original download."
-        )
+        raise UnreadableTokenizer(f"{path.name} holds no pieces.", HINT)
     return Vocabulary("sentencepiece", pieces, digest)
-
-
-def read_within_limit(path: Path) -> bytes:
-    """Returns the content of a tokenizer's file.
-
-    Raises:
-        UnreadableTokenizer: It is too large.
-    """
-    size_bytes = path.stat().st_size
-    if size_bytes > SIZE_LIMIT_BYTES:
-        raise UnreadableTokenizer(f"{path.name} has {size_bytes} bytes; at most {SIZE_LIMIT_BYTES} are read.")
-    return path.read_bytes()
 
 
 def new_pieces(base: Sequence[bytes], addition: Sequence[bytes], pad_token: str | None = None) -> list[bytes]:
@@ -129,12 +125,13 @@ def new_pieces(base: Sequence[bytes], addition: Sequence[bytes], pad_token: str 
 
 
 def _tiktoken_pieces(data: bytes) -> tuple[bytes, ...] | None:
-    lines = data.split(b"\n")
-    first = lines[0].split(b" ")
+    first = data.partition(b"\n")[0].split(b" ", 2)
     if len(first) != 2 or not first[1].strip().isdigit():
         return None
+    if data.count(b"\n") > PIECES_LIMIT:
+        raise UnreadableTokenizer(f"The tiktoken file has more than {PIECES_LIMIT} lines.", HINT)
     pieces: list[bytes] = []
-    for line in filter(None, lines):
+    for line in filter(None, data.split(b"\n")):
         try:
             piece, digits = line.split()
             pieces.append(base64.b64decode(piece, validate=True))
@@ -150,18 +147,25 @@ def _tiktoken_pieces(data: bytes) -> tuple[bytes, ...] | None:
 
 
 def _sentencepiece_pieces(data: bytes) -> Iterator[bytes]:
-    for number, wire_type, value in _fields(data):
+    left = iter(range(FIELDS_LIMIT))
+    for number, wire_type, value in _fields(data, left):
         if number == 1 and wire_type == 2:
-            fields = {n: v for n, w, v in _fields(value) if w == 2}
+            fields = {n: v for n, w, v in _fields(value, left) if w == 2}
             if 1 not in fields:
                 raise ValueError("a piece has no text")
             yield fields[1]
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yields the fields of one protocol buffer message: number, wire type, raw bytes (empty for numbers)."""
+def _fields(data: bytes, left: Iterator[int]) -> Iterator[tuple[int, int, bytes]]:
+    """Yields the fields of one protocol buffer message: number, wire type, raw bytes (empty for numbers).
+
+    Args:
+        left: One item for each field that may still be read.
+    """
     at = 0
     while at < len(data):
+        if next(left, None) is None:
+            raise ValueError(f"it has more than {FIELDS_LIMIT} fields")
         tag, at = _varint(data, at)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == 2:

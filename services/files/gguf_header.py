@@ -6,6 +6,7 @@ dimensions (the fastest first), type and offset of each tensor; data begins at t
 """
 
 import math
+import os
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from services.errors import UnreadableFile, UnsupportedFormat
-from services.files.tensors import TensorHeader
+from services.files.regular_file import open_regular
+from services.files.tensors import TensorHeader, check_name
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -26,11 +28,17 @@ ENTRIES_LIMIT = 100_000
 STRING_LIMIT_BYTES = 2**20
 """Longest string. A chat template takes some kilobytes."""
 
-HEADER_LIMIT_BYTES = 256 * 2**20
+HEADER_LIMIT_BYTES = 64 * 2**20
 """Largest header. A vocabulary of 256,000 tokens with its merges takes about ten megabytes."""
 
+TEXT_LIMIT_BYTES = 32 * 2**20
+"""Largest size of all strings that are kept."""
+
+STRINGS_LIMIT = 1_000_000
+"""Most strings and arrays within arrays: a vocabulary of 256,000 tokens has half a million merges."""
+
 VALUES_LIMIT = 2**21
-"""Longest array whose values are kept: eight times the largest vocabulary."""
+"""Most numbers that are kept: eight times the largest vocabulary."""
 
 NESTING_LIMIT = 2
 
@@ -99,7 +107,7 @@ class GgufHeader:
         if tensor.encoding in ("F32", "F16", "BF16"):
             return TensorHeader(name, tensor.encoding, tensor.shape, self.path, tensor.offset)
         rows = math.prod(tensor.shape[:-1])
-        return TensorHeader(name, "U8", (rows, tensor.size_bytes // rows), self.path, tensor.offset)
+        return TensorHeader(name, "U8", (rows, tensor.size_bytes // max(rows, 1)), self.path, tensor.offset)
 
 
 def read_gguf_header(path: Path, arrays: Collection[str] = ()) -> GgufHeader:
@@ -112,7 +120,7 @@ def read_gguf_header(path: Path, arrays: Collection[str] = ()) -> GgufHeader:
         UnreadableFile: The file is truncated or damaged, or has sizes beyond the limits.
         UnsupportedFormat: It is not a GGUF file, or of another version, or big-endian.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return _Reader(path, file, arrays).header()
 
 
@@ -123,7 +131,13 @@ class _Reader:
         self._path = path
         self._file = file
         self._arrays = arrays
-        self._size = path.stat().st_size
+        self._size = os.fstat(file.fileno()).st_size
+        self._at = 0
+        self._left = {
+            "bytes of text": TEXT_LIMIT_BYTES,
+            "strings and arrays": STRINGS_LIMIT,
+            "numbers": VALUES_LIMIT,
+        }
 
     def header(self) -> GgufHeader:
         version = self._version()
@@ -155,12 +169,27 @@ class _Reader:
         return int(version)
 
     def _take(self, count: int) -> bytes:
+        self._pass(count)
         data = self._file.read(count)
         if len(data) != count:
             raise self._damaged(f"ends at {self._size} bytes, within its header")
-        if self._file.tell() > HEADER_LIMIT_BYTES:
-            raise self._damaged(f"has a header of more than {HEADER_LIMIT_BYTES} bytes")
         return data
+
+    def _pass(self, count: int) -> None:
+        """Counts bytes of the header that are read or skipped."""
+        self._at += count
+        if self._at > HEADER_LIMIT_BYTES:
+            raise self._damaged(f"has a header of more than {HEADER_LIMIT_BYTES} bytes")
+        if self._at > self._size:
+            raise self._damaged(f"ends at {self._size} bytes; a value of its header ends at {self._at}")
+
+    def _spend(self, what: str, count: int) -> None:
+        """Counts what the header announces, before it is read."""
+        self._left[what] -= count
+        if self._left[what] < 0:
+            raise self._damaged(
+                f"has too many {what}: {count} more than the {self._left[what] + count} that are left"
+            )
 
     def _damaged(self, what: str) -> UnreadableFile:
         return UnreadableFile(f"{self._path.name} {what}.", "It is truncated or damaged: fetch it again.")
@@ -178,6 +207,7 @@ class _Reader:
         length = int(self._number("<Q"))
         if length > STRING_LIMIT_BYTES:
             raise self._damaged(f"has a string of {length} bytes, more than {STRING_LIMIT_BYTES}")
+        self._spend("bytes of text", length)
         return self._take(length).decode("utf-8", "replace")
 
     def _entry(self, key: str, kind: int) -> Any:
@@ -185,12 +215,12 @@ class _Reader:
 
     def _kept(self, key: str) -> GgufArray:
         kind, length = int(self._number("<I")), int(self._number("<Q"))
-        if length > VALUES_LIMIT:
-            raise self._damaged(f"has {length} values of {key}, more than {VALUES_LIMIT}")
         if kind in _SCALARS:
+            self._spend("numbers", length)
             data = self._take(length * struct.calcsize(_SCALARS[kind]))
             return GgufArray(length, struct.unpack(f"<{length}{_SCALARS[kind][1]}", data))
         if kind == _STRING:
+            self._spend("strings and arrays", length)
             return GgufArray(length, tuple(self._text(key) for _ in range(length)))
         raise self._damaged(f"has values of type {kind} in {key}, which are neither numbers nor texts")
 
@@ -199,6 +229,7 @@ class _Reader:
         length = int(self._number("<Q"))
         if length > STRING_LIMIT_BYTES:
             raise self._damaged(f"has a string of {length} bytes in {key}, more than {STRING_LIMIT_BYTES}")
+        self._spend("bytes of text", length)
         data = self._take(length)
         try:
             return data.decode("utf-8")
@@ -218,22 +249,18 @@ class _Reader:
         kind, length = int(self._number("<I")), int(self._number("<Q"))
         if kind in _SCALARS:
             self._skip(length * struct.calcsize(_SCALARS[kind]))
-        elif length > HEADER_LIMIT_BYTES // 8:
-            raise self._damaged(f"has an array of {length} values")
-        else:
-            for _ in range(length):
-                self._skip_string() if kind == _STRING else self._value(kind, nesting)
+            return GgufArray(length)
+        self._spend("strings and arrays", length)
+        for _ in range(length):
+            self._skip_string() if kind == _STRING else self._value(kind, nesting)
         return GgufArray(length)
 
     def _skip_string(self) -> None:
         self._skip(int(self._number("<Q")))
 
     def _skip(self, count: int) -> None:
-        if self._file.tell() + count > min(self._size, HEADER_LIMIT_BYTES):
-            raise self._damaged(
-                f"ends at {self._size} bytes; a value of its header ends at {self._file.tell() + count}"
-            )
-        self._file.seek(count, 1)
+        self._pass(count)
+        self._file.seek(count, os.SEEK_CUR)
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
@@ -247,13 +274,14 @@ class _Reader:
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             raise self._damaged(f"has an alignment of {alignment!r}")
-        return -(-self._file.tell() // alignment) * alignment
+        return -(-self._at // alignment) * alignment
 
     def _placed(
         self, described: list[tuple[str, tuple[int, ...], int, int]], start: int
     ) -> dict[str, GgufTensor]:
         tensors: dict[str, GgufTensor] = {}
         for name, shape, number, offset in described:
+            check_name(self._path, name)
             if number not in GGML_TYPES:
                 raise UnsupportedFormat(
                     f"{self._path.name}: tensor {name!r} is of the unknown type {number}.",

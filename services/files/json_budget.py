@@ -5,11 +5,17 @@ counted by operations on whole byte strings, without a loop over its values. Tex
 valid beginning does; its parser refuses it.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _ALL_BUT_STRUCTURE = bytes(set(range(256)) - set(b'[]{},:"'))
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _AS_LISTS = bytes.maketrans(b"{}", b"[]")
+_BACKSLASHES = re.compile(rb"\\*")
+
+BLOCK_BYTES = 2**18
+"""Bytes that are counted at once: the count takes little memory, and ends early."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,15 +34,19 @@ class JsonBudget:
     items: int
     depth: int
 
+    @property
+    def marks(self) -> int:
+        """Most brackets, commas and colons of a text within the budget."""
+        return 2 * self.containers + self.items + 2 * self.members
+
 
 def excess(data: bytes, budget: JsonBudget) -> str | None:
     """Returns what a JSON text has too much of, as in "has 7 lists and objects, more than 5", or None."""
-    # without escaped characters, each quote begins or ends a string
-    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    strings, most = data.count(b'"') // 2, 1 + budget.items + 2 * budget.members
-    if strings > most:
-        return _more(strings, "strings", most)
-    structure = _structure(data)
+    structure = bytearray()
+    for block in _structure(data):
+        structure += block
+        if len(structure) > budget.marks + len(block):
+            break
     containers = structure.count(b"[") + structure.count(b"{")
     members = structure.count(b":")
     items = structure.count(b",") + containers - members
@@ -53,14 +63,31 @@ def _more(found: int, what: str, limit: int) -> str:
     return f"has {found} {what}, more than {limit}"
 
 
-def _structure(data: bytes) -> bytes:
-    """Returns brackets, commas and colons outside of strings."""
-    # most strings have none inside and become two quotes; splitting at these would make an object of each
-    data = data.translate(None, _ALL_BUT_STRUCTURE).replace(b'""', b"")
-    return b"".join(data.split(b'"')[::2])
+def _structure(data: bytes) -> Iterator[bytes]:
+    """Yields brackets, commas and colons outside of strings.
+
+    Of a block only these and quotes are kept. Two quotes side by side are then a string without marks, or the end of one and the begin
+    of the next: without them, each other quote still begins or ends a string.
+    """
+    start, inside = 0, False
+    while start < len(data):
+        end = _end_of_block(data, start)
+        # without escaped characters, each quote begins or ends a string
+        block = data[start:end].replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _ALL_BUT_STRUCTURE)
+        block = b'"' * inside + block
+        inside = block.count(b'"') % 2 == 1
+        yield b"".join((block + b'"' * inside).replace(b'""', b"").split(b'"')[::2])
+        start = end
 
 
-def _is_deeper(structure: bytes, depth: int) -> bool:
+def _end_of_block(data: bytes, start: int) -> int:
+    """Returns the end of a block that does not cut an escaped character in two."""
+    end = start + BLOCK_BYTES
+    match = _BACKSLASHES.match(data, end) if data[end - 1 : end] == b"\\" else None
+    return end if match is None else match.end() + 1
+
+
+def _is_deeper(structure: bytearray, depth: int) -> bool:
     brackets = structure.translate(_AS_LISTS, _ALL_BUT_BRACKETS)
     for _ in range(depth):
         if not brackets:

@@ -6,12 +6,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from pydantic_core import from_json
+
 from services.errors import GraftwerkError, IncompleteCheckpoint, UnreadableFile
+from services.files.json_budget import JsonBudget, excess
+from services.files.regular_file import read_regular
 
 Json = dict[str, Any]
 
-JSON_LIMIT_BYTES = 64 * 2**20
-"""Largest file that is read. The index of a model of ten thousand tensors takes about a megabyte, Llama 3's tokenizer.json 17."""
+JSON_LIMIT_BYTES = 32 * 2**20
+"""Largest file that is read. The index of a model of ten thousand tensors takes about a megabyte."""
+
+FILE_BUDGET = JsonBudget(containers=600_000, members=1_500_000, items=2_000_000, depth=64)
+"""For configurations, indexes, manifests and headers: 200,000 tensors take 600,000 containers and 800,000 members."""
+
+
+def parse_json(data: bytes, budget: JsonBudget = FILE_BUDGET) -> Any:
+    """Returns a JSON value; half a surrogate pair in a string is an error, as in the parsers of Rust and Go.
+
+    Raises:
+        ValueError: It is beyond the budget, or not valid JSON.
+    """
+    check_budget(data, budget)
+    return from_json(data)
+
+
+def check_budget(data: bytes, budget: JsonBudget = FILE_BUDGET) -> None:
+    """Checks JSON before it is parsed.
+
+    Raises:
+        ValueError: It is beyond the budget.
+    """
+    too_much = excess(data, budget)
+    if too_much is not None:
+        raise ValueError(f"it {too_much}")
 
 
 def read_json(path: Path, unreadable: type[GraftwerkError] = UnreadableFile) -> Json:
@@ -21,17 +49,12 @@ def read_json(path: Path, unreadable: type[GraftwerkError] = UnreadableFile) -> 
         unreadable: Class of the error.
 
     Raises:
-        UnreadableFile: The file is too large, or is not JSON, or holds another value than an object.
+        UnreadableFile: The file is too large, has too many values, is not JSON, or holds another value than an object.
     """
-    size_bytes = path.stat().st_size
-    if size_bytes > JSON_LIMIT_BYTES:
-        raise unreadable(
-            f"{path.name} has {size_bytes} bytes; at most {JSON_LIMIT_BYTES} are read.",
-            "Fetch the file again.",
-        )
+    data = read_regular(path, JSON_LIMIT_BYTES, unreadable)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(data)
+    except ValueError as error:
         raise unreadable(f"{path.name} is not valid JSON ({error}).", "Fetch the file again.") from error
     if not isinstance(value, dict):
         raise unreadable(

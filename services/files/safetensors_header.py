@@ -4,17 +4,19 @@ Format: 8 bytes little-endian length N, N bytes of JSON, then the tensors' bytes
 (https://github.com/huggingface/safetensors#format).
 """
 
-import json
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
 from services.errors import UnreadableFile, UnsupportedFormat
-from services.files.tensors import DTYPE_SIZES, TensorHeader
+from services.files.json_file import parse_json
+from services.files.regular_file import open_regular
+from services.files.tensors import DTYPE_SIZES, TensorHeader, check_name
 
-HEADER_LIMIT_BYTES = 100_000_000
-"""Largest header, as in the format's own library."""
+HEADER_LIMIT_BYTES = 32 * 2**20
+"""Largest header. That of 100,000 tensors takes 15 megabytes; the format's own library accepts 100 megabytes."""
 
 DIMENSIONS_LIMIT = 8
 """Largest number of dimensions. No weight has more than two."""
@@ -27,8 +29,7 @@ def read_safetensors_header(path: Path) -> dict[str, TensorHeader]:
         UnreadableFile: The file is truncated or longer than its header says, or the header is damaged.
         UnsupportedFormat: A tensor has a dtype that is not supported.
     """
-    size_bytes = path.stat().st_size
-    header, data_start = _header_json(path, size_bytes)
+    header, data_start, size_bytes = _header_json(path)
     header.pop("__metadata__", None)
     tensors = [_tensor(path, name, entry, data_start) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: tensor.offset)
@@ -36,20 +37,27 @@ def read_safetensors_header(path: Path) -> dict[str, TensorHeader]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _header_json(path: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
-    with path.open("rb") as file:
+def _header_json(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Returns the header, the first byte of the data, and the size of the file."""
+    with open_regular(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= HEADER_LIMIT_BYTES or 8 + length > size_bytes:
+        if not 2 <= length <= size_bytes - 8:
             raise UnreadableFile(
                 f"{path.name} has {size_bytes} bytes and its first 8 announce a header of {length}: "
                 "it is truncated, or is not a safetensors file.",
                 "Fetch the file again and compare its SHA-256 with the publisher's.",
             )
+        if length > HEADER_LIMIT_BYTES:
+            raise UnreadableFile(
+                f"{path.name} has a header of {length} bytes; at most {HEADER_LIMIT_BYTES} are read.",
+                "Save its tensors in several files.",
+            )
         raw = file.read(length)
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(raw)
+    except ValueError as error:
         raise UnreadableFile(
             f"{path.name}: the safetensors header is damaged ({error}).", "Fetch the file again."
         ) from error
@@ -57,10 +65,11 @@ def _header_json(path: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
         raise UnreadableFile(
             f"{path.name}: the safetensors header is not a JSON object.", "Fetch the file again."
         )
-    return header, 8 + length
+    return header, 8 + length, size_bytes
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorHeader:
+    check_name(path, name)
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.errors import UnreadableFile
+
 DTYPE_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -25,6 +27,27 @@ DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 """Names of these dtypes in torch and config.json."""
 
 DTYPE_CODES = {name: code for code, name in DTYPE_NAMES.items()}
+
+
+NAME_LIMIT = 512
+"""Longest name of a tensor, in characters. The longest in use have about a hundred."""
+
+NAME_PARTS_LIMIT = 32
+"""Most parts of a name between dots."""
+
+
+def check_name(path: Path, name: str) -> None:
+    """Checks that a name can be one of a module's parameters.
+
+    Raises:
+        UnreadableFile: It is too long, or has control characters or too many parts.
+    """
+    if len(name) > NAME_LIMIT or name.count(".") >= NAME_PARTS_LIMIT or not name.isprintable():
+        raise UnreadableFile(
+            f"{path.name} holds a tensor {name[:80]!r} ({len(name)} characters, {name.count('.') + 1} parts); names have at "
+            f"most {NAME_LIMIT} printable characters and {NAME_PARTS_LIMIT} parts.",
+            "The file is damaged: fetch it again.",
+        )
 
 
 def size_of(dtype: str, elements: int) -> int:

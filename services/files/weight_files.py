@@ -41,9 +41,12 @@ def _read_sharded(index: Path) -> Tensors:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
         raise IncompleteCheckpoint(f"{index.name} has no weight_map.", "Fetch the index again.")
+    shards: dict[str, list[str]] = {}
+    for name, shard in where.items():
+        shards.setdefault(shard, []).append(name)
     tensors: Tensors = {}
-    for shard in sorted(set(where.values())):
-        tensors.update(_read_shard(index, shard, {name for name, file in where.items() if file == shard}))
+    for shard in sorted(shards):
+        tensors.update(_read_shard(index, shard, shards[shard]))
     return tensors
 
 

@@ -1,6 +1,5 @@
 """Files that an import fetches from the Hub, and the checks that need no download."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from services.architectures.config import known_class
 from services.architectures.quantized import check_quantization
 from services.errors import GraftwerkError, HubFileChanged, UnreadableFile
+from services.files.json_file import parse_json
 from services.kinds.import_ import HubSource
 from services.models.hub import Hub, Repository, http_client
 from services.models.hub_files import HubFile, chosen_files
@@ -72,8 +72,8 @@ def _selected(hub: Hub, repository: Repository, source: HubSource) -> tuple[HubF
 def _json(hub: Hub, repository: Repository, file: HubFile) -> dict[str, Any]:
     content = _content(hub, repository, file)
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content)
+    except ValueError as error:
         raise UnreadableFile(
             f"{file.path} of {repository.name} is not valid JSON.", "Choose another revision."
         ) from error

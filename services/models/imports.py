@@ -19,7 +19,8 @@ from services.errors import (
     UnsupportedFormat,
 )
 from services.files.disk_full import disk_full_as_error
-from services.files.torch_zip import ARCHIVE_FAULTS
+from services.files.regular_file import open_regular
+from services.files.zip_archive import ARCHIVE_FAULTS, open_zip
 from services.kinds.model_summary import ModelKind
 from services.models.relative_path import fault_of_path, relative_path
 from services.models.summary import kind_of_folder
@@ -108,7 +109,7 @@ def list_archive(source: Path, *, limit_bytes: int, name: str | None = None) -> 
     """
     name = name or source.name
     try:
-        with zipfile.ZipFile(source) as archive:
+        with open_zip(source) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
     except (*ARCHIVE_FAULTS, OSError) as error:
         raise UnreadableFile(
@@ -298,10 +299,10 @@ def _is_linked(source: Path, target: Path) -> bool:
 
 def _chunks(member: Member) -> Iterable[bytes]:
     if member.inside is None:
-        with member.source.open("rb") as file:
+        with open_regular(member.source) as file:
             yield from _read(file)
     else:
-        with zipfile.ZipFile(member.source) as archive, archive.open(member.inside) as file:
+        with open_zip(member.source) as archive, archive.open(member.inside) as file:
             yield from _read(file)
 
 

@@ -11,8 +11,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from services.errors import UnreadableFile
+from services.files.json_file import JSON_LIMIT_BYTES, check_budget
+from services.files.regular_file import read_regular
 
 MANIFEST_NAME = "manifest.json"
+HINT = "Make the model again, or delete its manifest if you trust the files."
 VERSIONED_PACKAGES = (
     "graftwerk-service",
     "torch",
@@ -149,10 +152,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return None
+    data = read_regular(path, JSON_LIMIT_BYTES, hint=HINT)
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        check_budget(data)
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
         raise UnreadableFile(
-            f"{folder.name}/{MANIFEST_NAME} is damaged ({error.error_count()} faults).",
-            "Make the model again, or delete its manifest if you trust the files.",
+            f"{folder.name}/{MANIFEST_NAME} is damaged ({error.error_count()} faults).", HINT
         ) from error
+    except ValueError as error:
+        raise UnreadableFile(f"{folder.name}/{MANIFEST_NAME} is damaged ({error}).", HINT) from error

@@ -72,7 +72,9 @@ def describe_folder(folder: Path, name: str) -> ModelSummary:
     except GraftwerkError as error:
         found["problems"] = [f"{error.message} {error.hint}".strip()]
     except OSError as error:
-        found["problems"] = [f"{error.filename or folder.name} cannot be read: {error.strerror}."]
+        found["problems"] = [
+            f"{_shown(Path(Path(error.filename or folder).name))} cannot be read: {error.strerror}."
+        ]
     return ModelSummary(**found)
 
 
@@ -85,7 +87,12 @@ def _file_summaries(folder: Path) -> Iterator[FileSummary]:
         except OSError:
             continue
         if stat.S_ISREG(status.st_mode):
-            yield FileSummary(path=str(path.relative_to(folder)), size_bytes=status.st_size)
+            yield FileSummary(path=_shown(path.relative_to(folder)), size_bytes=status.st_size)
+
+
+def _shown(path: Path) -> str:
+    r"""Returns a path for people and JSON: bytes that are not UTF-8 as `\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _of_manifest(manifest: Manifest) -> dict[str, Any]:

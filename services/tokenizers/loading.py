@@ -4,7 +4,9 @@ from pathlib import Path
 
 from services.architectures.llama3 import LLAMA_3_1_SPECIAL_TOKENS, LLAMA_3_SPECIAL_TOKENS
 from services.architectures.tokenizer_files import ROLES, AddedToken, TokenizerFiles
+from services.architectures.vocabulary import SIZE_LIMIT_BYTES
 from services.errors import UnreadableTokenizer
+from services.files.regular_file import read_regular
 from services.tokenizers.huggingface import HuggingFaceCodec, complete_table, read_table
 from services.tokenizers.sentencepiece import SentencePieceCodec
 from services.tokenizers.tiktoken import TiktokenCodec, is_tiktoken
@@ -26,7 +28,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if folder is None:
             raise UnreadableTokenizer(f"There is no tokenizer {path.name}.")
         return _load_huggingface(folder)
-    content = model.read_bytes()
+    content = read_regular(model, SIZE_LIMIT_BYTES, UnreadableTokenizer)
     files = TokenizerFiles(folder)
     if is_tiktoken(content):
         return _load_tiktoken(content, model.name, files)

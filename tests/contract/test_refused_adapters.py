@@ -129,7 +129,7 @@ def test_unknown_options_that_are_null_pass(store: ModelStore) -> None:
         ("r", None), ("r", 0), ("r", "8"), ("r", True), ("r", 8.5), ("r", float("nan")), ("r", -8),
         ("lora_alpha", None), ("lora_alpha", "16"), ("lora_alpha", float("inf")), ("lora_alpha", float("nan")),
         ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"q_proj": 0}), ("rank_pattern", ["q_proj"]),
-        ("rank_pattern", {"q_proj(": 8}), ("rank_pattern", {"(q|v)+_proj": 8}), ("alpha_pattern", {"q_proj": None}),
+        ("rank_pattern", {"q_proj(": 8}), ("rank_pattern", {"((((((q|v)+)+)+)+)+)_proj": 8}), ("alpha_pattern", {"q_proj": None}),
         ("alpha_pattern", {"q_proj": float("inf")}), ("alpha_pattern", "q_proj"), ("modules_to_save", "embed_tokens"),
         ("modules_to_save", [7]), ("modules_to_save", {"lm_head": 1}),
     ],

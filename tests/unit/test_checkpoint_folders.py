@@ -185,10 +185,17 @@ def original(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["layers." + "9" * 5000 + ".weight", "layers.999999.attention.wq.weight", "\ud800"]
+    ("name", "error"),
+    [
+        ("layers." + "9" * 5000 + ".weight", UnreadableFile),
+        ("layers.999999.attention.wq.weight", UnknownTensor),
+        ("a\nb.weight", UnreadableFile),
+        ("\ud800", UnreadableFile),
+        ("a." * 40, UnreadableFile),
+    ],
 )
-def test_absurd_names_of_tensors_are_refused(tmp_path: Path, name: str) -> None:
+def test_absurd_names_of_tensors_are_refused(tmp_path: Path, name: str, error: type[GraftwerkError]) -> None:
     base = write_base(tmp_path / "base")
     (base / "model.safetensors").write_bytes(safetensors_file({**llama_shapes(), name: (2, 2)}))
-    with pytest.raises(UnknownTensor):
+    with pytest.raises(error):
         read_checkpoint(base)

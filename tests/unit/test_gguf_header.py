@@ -131,7 +131,7 @@ def test_what_is_no_sound_file_is_refused(
 
 
 def test_an_array_longer_than_the_file_is_refused(tmp_path: Path) -> None:
-    entry = text("a") + struct.pack("<IIQ", ARRAY, U32, 2**61)
+    entry = text("a") + struct.pack("<IIQ", ARRAY, U32, 2**20)
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry
     with pytest.raises(UnreadableFile, match="ends at"):
         read_gguf_header(saved(tmp_path, head))
@@ -140,7 +140,7 @@ def test_an_array_longer_than_the_file_is_refused(tmp_path: Path) -> None:
 def test_an_array_of_endless_strings_is_refused(tmp_path: Path) -> None:
     entry = text("a") + struct.pack("<IIQ", ARRAY, STRING, 2**61)
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry
-    with pytest.raises(UnreadableFile, match="array of 2305843009213693952 values"):
+    with pytest.raises(UnreadableFile, match="2305843009213693952 more than the 1000000 that are left"):
         read_gguf_header(saved(tmp_path, head))
 
 

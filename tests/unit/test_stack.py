@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.adapters.adapter import Adapter, read_adapter
-from services.adapters.adapter_config import scaling_of
+from services.adapters.adapter_config import Scales
 from services.adapters.stack import Stack, check_stack
 from services.architectures.checkpoint import Checkpoint
 from services.architectures.checkpoint_reader import read_checkpoint
@@ -237,7 +237,7 @@ def test_a_table_is_compared_with_the_table_next_to_a_tokenizer_model(tmp_path: 
 def test_rank_and_scale_of_a_module(
     config: dict[str, object], module: str, expected: tuple[int, float]
 ) -> None:
-    assert scaling_of({"r": 8, "lora_alpha": 16, **config}, module) == expected
+    assert Scales("a", {"peft_type": "LORA", "r": 8, "lora_alpha": 16, **config}).of(module) == expected
 
 
 # ---- published adapters -------------------------------------------------------------------------------
