@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from api import (
     auth,
+    deliveries,
     errors,
     headers,
     health,
@@ -24,6 +25,7 @@ from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
 from services.backend import Backend
 from services.jobs.queue import JobQueue, connect, connect_api
+from services.jobs.webhook_client import sender_of
 from services.models.hub import Hub
 from services.models.store import ModelStore
 from services.preflight import Plan
@@ -43,8 +45,9 @@ def create_app(
         store: The model store; by default the volume of the settings.
 
     Raises:
-        InvalidSettings: the API would be open to other machines without a key, or its keys cannot be read.
+        InvalidSettings: the API would be open to other machines without a key, or its keys or another secret cannot be read.
     """
+    sender_of(settings)  # only the janitor sends webhooks, but a wrong secret is found here too
     app = OpenAPI(
         __name__,
         info=Info(title="Graftwerk", version=API_VERSION, description=openapi.DESCRIPTION),
@@ -69,7 +72,7 @@ def create_app(
     app.before_request(auth.guard(settings))
     headers.register(app)
     errors.register(app)
-    for noun in (jobs, models, uploads, hub, openai, metrics, health):
+    for noun in (jobs, deliveries, models, uploads, hub, openai, metrics, health):
         app.register_api(noun.api)
     app.register_blueprint(pages.pages)
     app.register_blueprint(pages.swagger)
@@ -80,6 +83,7 @@ def create_app(
         hub.HubModelList,
         hub.HubRepository,
         uploads.UploadState,
+        deliveries.DeliveryList,
         errors.Problem,
         metrics.System,
         health.Health,

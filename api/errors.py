@@ -33,6 +33,8 @@ STATUS_OF: dict[type[e.GraftwerkError], int] = {
     e.JobTimeout: HTTPStatus.GATEWAY_TIMEOUT,
     e.JobAbandoned: HTTPStatus.INTERNAL_SERVER_ERROR,
     e.ExecutionSuperseded: HTTPStatus.CONFLICT,
+    e.DeliveryNotFound: HTTPStatus.NOT_FOUND,
+    e.DeliveryPending: HTTPStatus.CONFLICT,
     e.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     # the volume
     e.ModelNotFound: HTTPStatus.NOT_FOUND,

@@ -24,6 +24,7 @@ from services.jobs.disk_reservations import DiskUse
 from services.jobs.events import Event, follow
 from services.jobs.listing import JobFilter
 from services.jobs.status import ENDED, Job, JobStatus, UnknownRequest
+from services.jobs.webhook_client import check_webhook
 from services.kinds import JobKind
 from services.kinds.shared import JobRequest
 from services.models.store import LINES, PREDICTIONS
@@ -174,7 +175,7 @@ def job(path: JobPath, header: PreferHeader) -> Response:
     Until it has ended, `Retry-After` says how many seconds to wait before the next request. With `Prefer: wait=N` the
     response comes when the job has ended, or after N seconds with 202.
     """
-    return preferred_response(state().queue.get(_job_id(path)), 200)
+    return preferred_response(state().queue.get(job_id_of(path)), 200)
 
 
 @api.get("/jobs/<job_id>/events", responses={200: JOB_STREAM, **problems(404, 422, 503)})
@@ -186,7 +187,7 @@ def job_events(path: JobPath, query: EventsQuery, header: EventsHeader) -> Respo
     parameter `last_event_id`.
     """
     last_id = header.last_event_id or query.last_event_id
-    return sse.event_stream(_frames(follow(state().queue.streams, _job_id(path), last_id=last_id)))
+    return sse.event_stream(_frames(follow(state().queue.streams, job_id_of(path), last_id=last_id)))
 
 
 @api.get("/events", responses={200: JOB_STREAM, **problems(422, 503)})
@@ -199,7 +200,7 @@ def all_events(query: EventsQuery, header: EventsHeader) -> Response:
 @api.get("/jobs/<job_id>/log", responses={200: PLAIN_TEXT, **problems(404, 503)})
 def log(path: JobPath) -> Response:
     """Get the log of a job as lines of text."""
-    response = Response(state().queue.log(_job_id(path)), mimetype="text/plain")
+    response = Response(state().queue.log(job_id_of(path)), mimetype="text/plain")
     response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -210,7 +211,7 @@ def results(path: JobPath, query: ResultsQuery) -> Response:
 
     Ranges are supported, so that a reader can resume. The files remain when the job is deleted.
     """
-    job_id = _job_id(path)
+    job_id = job_id_of(path)
     suffix, mimetype = RESULT_FILES[query.format]
     file = state().store.result(job_id + suffix)
     if not file.is_file():
@@ -227,14 +228,14 @@ def results(path: JobPath, query: ResultsQuery) -> Response:
 @api.post("/jobs/<job_id>/cancel", responses={202: JobResponse, **problems(404, 409, 503)})
 def cancel(path: JobPath) -> Response:
     """Cancel a job: a queued one at once, a running one at its next step."""
-    return job_response(state().queue.cancel(_job_id(path)), 202)
+    return job_response(state().queue.cancel(job_id_of(path)), 202)
 
 
 @api.post("/jobs/<job_id>/retry", responses={202: JobResponse, **problems(404, 409, 422, 429, 503, 507)})
 def retry(path: JobPath) -> Response:
     """Run the request of an ended job again, as a new job."""
     queue = state().queue
-    ended = queue.get(_job_id(path))
+    ended = queue.get(job_id_of(path))
     if isinstance(ended.request, UnknownRequest):
         raise InvalidRequest(
             f"Job {ended.id} is of another version, which this one cannot run.", "Submit it again."
@@ -246,17 +247,19 @@ def retry(path: JobPath) -> Response:
 @api.delete("/jobs/<job_id>", responses={204: None, **problems(404, 409, 503)})
 def delete(path: JobPath) -> Response:
     """Delete the record of an ended job. The models that it made remain."""
-    state().queue.delete(_job_id(path))
+    state().queue.delete(job_id_of(path))
     return Response(status=204)
 
 
-def _job_id(path: JobPath) -> str:
+def job_id_of(path: JobPath) -> str:
+    """Returns the id in a path; raises JobNotFound if it is not a UUID."""
     if not re.fullmatch(UUID_PATTERN, path.job_id):
         raise JobNotFound(f"There is no job {path.job_id!r}.", "The id of a job is a UUID.")
     return path.job_id.lower()
 
 
 def _plan(request: JobRequest) -> Plan:
+    check_webhook(request, state().settings)
     promised = state().queue.promised([str(job_id) for job_id in request.after])
     store, limits = state().store, Limits(unpack_bytes=state().settings.unpack_limit_bytes)
     disk_use = DiskUse(reserved_bytes=state().queue.reserved_bytes(store.staging.bytes_of))

@@ -108,6 +108,18 @@ class ExecutionSuperseded(GraftwerkError):
     code = "execution_superseded"
 
 
+class DeliveryNotFound(GraftwerkError):
+    """The job has no delivery of this id."""
+
+    code = "delivery_not_found"
+
+
+class DeliveryPending(GraftwerkError):
+    """The delivery has not ended: it will be attempted again without a request."""
+
+    code = "delivery_pending"
+
+
 class QueueFull(GraftwerkError):
     """The number of waiting jobs has reached the limit of the settings."""
 

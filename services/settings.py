@@ -70,6 +70,14 @@ class Settings(BaseSettings):
     hf_endpoint: str | None = Field(
         None, description="Address of the Hub or of a mirror; `HF_ENDPOINT` if unset."
     )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Secret that signs webhooks, `whsec_` and base64; requests may have a `webhook` if it is set.",
+    )
+    webhook_secret_file: Path | None = Field(None, description="A file that holds that secret.")
+    webhook_allow_private: bool = Field(
+        False, description="Webhooks may be sent to private, loopback and link-local addresses."
+    )
     log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
     torch_threads: int = Field(
         0,
@@ -114,6 +122,15 @@ class Settings(BaseSettings):
             return self.hub_token.get_secret_value().strip() or None
         if self.hub_token_file is not None:
             return self.hub_token_file.read_text(encoding="utf-8").strip() or None
+        return None
+
+    @property
+    def webhook_key(self) -> str | None:
+        """Secret that signs webhooks, from the setting or from its file; an empty one is none."""
+        if self.webhook_secret is not None:
+            return self.webhook_secret.get_secret_value().strip() or None
+        if self.webhook_secret_file is not None:
+            return self.webhook_secret_file.read_text(encoding="utf-8").strip() or None
         return None
 
     @property

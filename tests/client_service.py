@@ -13,6 +13,14 @@ Run = Callable[..., Result]
 """Runs the `graftwerk` command with these arguments."""
 
 
+DELIVERY: dict[str, Any] = {
+    "id": "msg_1", "event": "job.failed", "url": "https://example.org/hook", "status": "failed",
+    "created_at": "2026-01-02T03:04:05.678Z", "next_attempt_at": None,
+    "attempts": [{"at": "2026-01-02T03:04:06Z", "seconds": 0.5, "status_code": 500, "error": None}],
+}  # fmt: skip
+"""A delivery as the API returns it."""
+
+
 class Service:
     """Fake API: records the requests and gives every job the same outcome."""
 
@@ -43,7 +51,14 @@ class Service:
             return self.refusal
         if request.url.path.startswith("/api/models"):
             return self.of_models(request)
+        if "/deliveries" in request.url.path:
+            return self.of_deliveries(request)
         return self.of_jobs(request)
+
+    def of_deliveries(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(202, json={**DELIVERY, "status": "pending", "attempts": []})
+        return httpx.Response(200, json={"deliveries": [DELIVERY]})
 
     def of_models(self, request: httpx.Request) -> httpx.Response:
         if request.method == "DELETE":

@@ -8,7 +8,8 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from redis import Redis
@@ -16,11 +17,16 @@ from redis import Redis
 from services.jobs.fork_worker import ForkWorker
 from services.jobs.queue import connect
 from services.jobs.rq_workers import TrackedWorker
+from services.jobs.webhook_client import sender_of
 from services.kinds import KINDS, QueueName
 from services.logs import log_config
 from services.settings import Settings
+from worker.deliveries import DeliveryLoop
 from worker.janitor import Janitor, wait_for_redis
 from worker.processor import lower_priority, set_threads, set_wait_policy, thread_count, usable_cores
+
+STOP_SECONDS = 5
+"""Time that a stopping janitor leaves to messages that are being sent; the others are sent after its next start."""
 
 logger = logging.getLogger("graftwerk.worker")
 
@@ -65,13 +71,27 @@ def build(queue: QueueName, name: str, redis: Redis, settings: Settings) -> Trac
     )
 
 
+@contextmanager
+def delivering(settings: Settings, stop: threading.Event) -> Iterator[None]:
+    """Sends webhooks in a thread until `stop` is set, if there is a secret to sign them with."""
+    sender = sender_of(settings)
+    if sender is None:
+        yield
+        return
+    thread = threading.Thread(target=DeliveryLoop(connect(settings), sender).work, args=(stop,), daemon=True)
+    thread.start()
+    yield
+    thread.join(STOP_SECONDS)
+
+
 def clean_up(redis: Redis, settings: Settings) -> int:
     """Runs the janitor until SIGTERM or SIGINT."""
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stop.set())
     logger.info("The janitor has started.")
-    Janitor(redis, settings).work(stop)
+    with delivering(settings, stop):
+        Janitor(redis, settings).work(stop)
     return 0
 
 

@@ -8,12 +8,13 @@ from graftwerk.client import Client
 from graftwerk.errors import ApiError, ClientError, UnreachableError, UsageError, WaitTimeoutError
 from graftwerk.inference_results import TokenPiece
 from graftwerk.job_handle import JobHandle
-from graftwerk.models import Job, Progress
+from graftwerk.models import Delivery, Job, Progress
 
 __all__ = [
     "ApiError",
     "Client",
     "ClientError",
+    "Delivery",
     "Job",
     "JobHandle",
     "Progress",

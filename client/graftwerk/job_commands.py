@@ -82,6 +82,22 @@ def retry(
 
 @app.command()
 @expanded
+def deliveries(
+    job_id: JobId,
+    connection: Connection,
+    redeliver: Annotated[
+        str | None, typer.Option(help="Send the message of this id again.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the messages to a job's webhook, with their attempts, as JSON."""
+    with connection.open() as client:
+        job = client.job(job_id)
+        found = job.deliveries() if redeliver is None else [job.redeliver(redeliver)]
+    typer.echo(json.dumps([delivery.model_dump(mode="json") for delivery in found], indent=2))
+
+
+@app.command()
+@expanded
 def log(job_id: JobId, connection: Connection) -> None:
     """Print the log of a job."""
     with connection.open() as client:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, Literal, cast
+from urllib.parse import quote
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -12,7 +13,7 @@ from graftwerk.display import open_console
 from graftwerk.errors import ApiError, UnreachableError, WaitTimeoutError
 from graftwerk.http import STREAM_SECONDS, HttpService, is_temporary, job_path
 from graftwerk.inference_results import TokenPiece
-from graftwerk.models import Job, Progress, ResultT_co, Status
+from graftwerk.models import Delivery, Job, Progress, ResultT_co, Status
 from graftwerk.progress_display import progress_view
 
 MAX_FAILURES = 15
@@ -50,6 +51,16 @@ class JobHandle(Generic[ResultT_co]):
     def refresh(self) -> Job[ResultT_co]:
         """Requests the job's present state and returns it."""
         return self._update(self._service.job("GET", self._path))
+
+    def deliveries(self) -> list[Delivery]:
+        """Returns the messages to the job's webhook, oldest first, with their attempts."""
+        found = self._service.items(f"{self._path}/deliveries", "deliveries", {})
+        return [Delivery.model_validate(item) for item in found]
+
+    def redeliver(self, delivery_id: str) -> Delivery:
+        """Has a message that was delivered or has failed sent again."""
+        path = f"{self._path}/deliveries/{quote(delivery_id, safe='')}/redeliver"
+        return Delivery.model_validate(self._service.json_object("POST", path))
 
     def wait(self, progress: bool = False, timeout: float | None = None) -> Job[ResultT_co]:
         """Returns the job when it has ended, in whichever way.

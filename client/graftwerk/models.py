@@ -54,6 +54,31 @@ class Progress(BaseModel):
     eta_seconds: float | None = None
 
 
+class Attempt(BaseModel):
+    """One attempt to send a message: the receiver's status code, or the reason why there is none."""
+
+    model_config = ConfigDict(extra="allow")
+
+    at: datetime
+    seconds: float
+    status_code: int | None = None
+    error: str | None = None
+
+
+class Delivery(BaseModel):
+    """One message to the webhook of a job."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    event: str
+    url: str
+    status: Literal["pending", "delivered", "failed"]
+    created_at: datetime
+    next_attempt_at: float | None = None
+    attempts: list[Attempt] = []
+
+
 class Job(BaseModel, Generic[ResultT_co]):
     """State of a job. Fields that this version does not know are kept."""
 

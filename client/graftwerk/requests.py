@@ -40,11 +40,19 @@ class Sampling(TypedDict, total=False):
     logprobs: int
 
 
+class WebhookTarget(TypedDict, total=False):
+    """Address that receives a message of the end of a job."""
+
+    url: Required[str]
+    events: list[Literal["succeeded", "failed", "canceled"]]
+
+
 class JobOptions(TypedDict, total=False):
     """Fields of every request."""
 
     after: list[str]
     metadata: dict[str, str]
+    webhook: WebhookTarget
 
 
 DType = Literal[

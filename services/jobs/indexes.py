@@ -22,6 +22,7 @@ from services.jobs.records import (
     ENDED_KEY,
     JOBS_KEY,
     Record,
+    deliveries_key,
     events_key,
     log_key,
     read_records,
@@ -122,7 +123,7 @@ def forget(redis: Redis, job_ids: Sequence[str]) -> None:
 
 
 def _forget(pipe: Pipeline, job_id: str, fields: IndexFields | None) -> None:
-    pipe.delete(record_key(job_id), log_key(job_id), events_key(job_id))
+    pipe.delete(record_key(job_id), log_key(job_id), events_key(job_id), deliveries_key(job_id))
     pipe.zrem(JOBS_KEY, job_id)
     pipe.zrem(ENDED_KEY, job_id)
     pipe.srem(ACTIVE_KEY, job_id)

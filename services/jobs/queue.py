@@ -15,6 +15,7 @@ from services.errors import (
     JobCanceled,
     JobNotEnded,
 )
+from services.jobs.deliveries import Delivery, read_deliveries, redeliver
 from services.jobs.disk_reservations import DiskNeed, reserved_bytes
 from services.jobs.events import publish_status
 from services.jobs.finalization import end_waiting
@@ -35,6 +36,7 @@ from services.jobs.records import (
 )
 from services.jobs.status import ENDED, Job, JobStatus, WorkerState
 from services.jobs.submission import TASK, UNKNOWN_ORIGIN, Origin, Submission
+from services.jobs.webhook_client import check_webhook
 from services.jobs.worker_states import read_workers
 from services.kinds import parse_request
 from services.kinds.shared import JobRequest
@@ -128,11 +130,13 @@ class JobQueue:
         Raises:
             DiskFull: other jobs have reserved the free bytes.
             IdempotencyConflict: the id belongs to a job with another request.
+            InvalidRequest: this service cannot send the request's webhook.
             JobNotFound: `after` names an unknown job.
             UpstreamFailed: `after` names a job that failed or was canceled.
             QueueFull: the number of waiting jobs has reached a limit.
             ModelExists: an unfinished job makes a model of the same name.
         """
+        check_webhook(request, self.settings)
         submission = Submission(
             redis=self.redis,
             limits=self.limits,
@@ -239,6 +243,28 @@ class JobQueue:
         """
         read_record(self.redis, job_id)
         return "".join(f"{as_text(line)}\n" for line in self.redis.lrange(log_key(job_id), 0, -1))
+
+    @reaching_redis()
+    def deliveries(self, job_id: str) -> Sequence[Delivery]:
+        """Returns the deliveries of a job's webhook, oldest first.
+
+        Raises:
+            JobNotFound: the job does not exist.
+        """
+        read_record(self.redis, job_id)
+        return read_deliveries(self.redis, job_id)
+
+    @reaching_redis()
+    def redeliver(self, job_id: str, delivery_id: str) -> Delivery:
+        """Makes a delivery that has ended due again.
+
+        Raises:
+            JobNotFound: the job does not exist.
+            DeliveryNotFound: the job has no such delivery.
+            DeliveryPending: the delivery has not ended.
+        """
+        read_record(self.redis, job_id)
+        return redeliver(self.redis, job_id, delivery_id)
 
     @reaching_redis()
     def promised(self, after: Sequence[str]) -> dict[str, JobRequest]:

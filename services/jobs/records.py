@@ -75,6 +75,11 @@ def log_key(job_id: str) -> str:
     return f"graftwerk:log:{job_id}"
 
 
+def deliveries_key(job_id: str) -> str:
+    """Returns the key of the hash of the deliveries of a job's webhook, by their ids."""
+    return f"graftwerk:deliveries:{job_id}"
+
+
 def events_key(job_id: str | None) -> str:
     """Returns the key of the stream of one job's events, or of all events."""
     return "graftwerk:events" if job_id is None else f"graftwerk:events:{job_id}"

@@ -96,7 +96,7 @@ class Submission:
                 return error
             self._enqueue(pipe)
             return True
-        if existing.request == self.request:
+        if existing.request.asks_same_as(self.request):
             return False
         return IdempotencyConflict(
             f"Job {self.job_id} exists with another request.", "Use a new id or key, or send the same body."

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from services.kinds.webhook import WebhookTarget
 from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
 from services.sampling import Sampling
 from services.templates import Message
@@ -96,6 +97,13 @@ class JobRequest(Shape):
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
         default={}, max_length=16, description="Up to 16 pairs of your own, given back with the job."
     )
+    webhook: WebhookTarget | None = Field(
+        default=None, description="Where a signed message of the job's end is sent."
+    )
+
+    def asks_same_as(self, other: "JobRequest") -> bool:
+        """Returns True if both ask for the same job; their webhooks may differ."""
+        return self.model_copy(update={"webhook": None}) == other.model_copy(update={"webhook": None})
 
     @property
     def reads(self) -> list[str]:

@@ -1,5 +1,7 @@
 """`graftwerk jobs` and `graftwerk models`."""
 
+import json
+
 from tests.client_service import ID, Run, Service
 
 
@@ -28,6 +30,17 @@ def test_jobs_cancel_retry_and_log_send_requests_to_their_paths(service: Service
         ("POST", f"/api/jobs/{ID}/cancel"),
         ("POST", f"/api/jobs/{ID}/retry"),
         ("GET", f"/api/jobs/{ID}/log"),
+    ]
+
+
+def test_jobs_deliveries_prints_attempts_and_sends_one_again(service: Service, run: Run) -> None:
+    (delivery,) = json.loads(run("jobs", "deliveries", ID).stdout)
+    assert (delivery["status"], delivery["attempts"][0]["status_code"]) == ("failed", 500)
+    (again,) = json.loads(run("jobs", "deliveries", ID, "--redeliver", "msg_1").stdout)
+    assert again["status"] == "pending"
+    assert [(request.method, request.url.path) for request in service.seen] == [
+        ("GET", f"/api/jobs/{ID}/deliveries"),
+        ("POST", f"/api/jobs/{ID}/deliveries/msg_1/redeliver"),
     ]
 
 

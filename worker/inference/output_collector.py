@@ -214,5 +214,5 @@ class OutputCollector:
 
 def _digest(request: GenerateRequest, prompts_digest: str, model: str) -> str:
     """Returns the SHA-256 of what the outputs of a file of prompts depend on: file, request and model."""
-    fields = request.model_dump_json(exclude={"after", "metadata"})
+    fields = request.model_dump_json(exclude={"after", "metadata", "webhook"})
     return hashlib.sha256(f"{prompts_digest}\n{fields}\n{model}".encode()).hexdigest()
