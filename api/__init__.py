@@ -23,6 +23,7 @@ from api import (
 )
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
+from api.wrong_keys import wrong_key_counter
 from services.backend import Backend
 from services.jobs.queue import JobQueue, connect, connect_api
 from services.jobs.webhook_client import sender_of
@@ -69,7 +70,7 @@ def create_app(
     )
 
     app.before_request(origins.check_host)
-    app.before_request(auth.guard(settings))
+    app.before_request(auth.guard(settings, wrong_key_counter(app, queue.redis)))
     headers.register(app)
     errors.register(app)
     for noun in (jobs, deliveries, models, uploads, hub, openai, metrics, health):

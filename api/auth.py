@@ -74,15 +74,15 @@ def _key(line: str, number: int) -> Key:
     return Key(words[0].lower(), words[1], words[2])
 
 
-def guard(settings: Settings) -> Callable[[], None]:
-    """Returns the check that runs before each request.
+def guard(settings: Settings, count_wrong_key: Callable[[str], None]) -> Callable[[], None]:
+    """Returns the check that runs before each request; it reports unknown keys to `count_wrong_key`.
 
     Raises:
         InvalidSettings: the API would be open to other machines without a key.
     """
     if settings.api_keys_file is not None:
         keys = read_keys(settings.api_keys_file)
-        return lambda: _check_key(keys)
+        return lambda: _check_key(keys, count_wrong_key)
     if settings.host not in LOOPBACK_HOSTS and not settings.behind_gateway:
         raise InvalidSettings(
             f"The API would listen on {settings.host}, beyond loopback, without a key.",
@@ -91,7 +91,7 @@ def guard(settings: Settings) -> Callable[[], None]:
     return check_local
 
 
-def _check_key(keys: list[Key]) -> None:
+def _check_key(keys: list[Key], count_wrong_key: Callable[[str], None]) -> None:
     if request.endpoint is None or request.blueprint in OPEN_BLUEPRINTS or request.endpoint == "static":
         return
     given = request.authorization
@@ -99,6 +99,7 @@ def _check_key(keys: list[Key]) -> None:
         raise _unauthorized("This request needs a key: send the header `Authorization: Bearer KEY`.")
     key = _find(keys, given.token)
     if key is None:
+        count_wrong_key(given.token)
         raise _unauthorized("The key is unknown.", error="invalid_token")
     g.key_digest = key.digest
     needed = _needed_role()

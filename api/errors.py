@@ -102,6 +102,7 @@ HTTP_CODES: dict[int, str] = {
     413: "body_too_large",
     415: "unsupported_media_type",
     416: "range_not_satisfiable",
+    429: "too_many_requests",
     500: e.InternalError.code,
 }
 """Codes of the errors of HTTP itself, by status; any other HTTP error is `http_<status>`."""
@@ -239,7 +240,7 @@ def error_response(
     response.headers.update(headers or {})
     response.headers["Cache-Control"] = "no-store"
     if status in RETRY_AFTER_SECONDS:
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
+        response.headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS[status]))
     return response
 
 

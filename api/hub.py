@@ -22,7 +22,7 @@ api = APIBlueprint(
     url_prefix="/api/hub",
     abp_tags=[Tag(name="hub")],
     abp_security=SECURITY,
-    abp_responses=problems(401, 403, 422, 500, 503),
+    abp_responses=problems(400, 401, 403, 422, 429, 500, 503),
 )
 
 

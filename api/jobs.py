@@ -45,7 +45,7 @@ api = APIBlueprint(
     url_prefix="/api",
     abp_tags=[Tag(name="jobs")],
     abp_security=SECURITY,
-    abp_responses=problems(401, 403, 500),
+    abp_responses=problems(400, 401, 403, 429, 500),
 )
 
 

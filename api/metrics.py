@@ -23,7 +23,7 @@ api = APIBlueprint(
     __name__,
     abp_tags=[Tag(name="system")],
     abp_security=SECURITY,
-    abp_responses=problems(401, 403, 500),
+    abp_responses=problems(400, 401, 403, 429, 500),
 )
 
 

@@ -40,7 +40,7 @@ api = APIBlueprint(
     url_prefix="/api",
     abp_tags=[Tag(name="uploads")],
     abp_security=SECURITY,
-    abp_responses=problems(401, 403, 412, 500),
+    abp_responses=problems(400, 401, 403, 412, 429, 500),
 )
 
 

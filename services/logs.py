@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,33 @@ TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 QUIET = ("httpx", "httpcore", "httpx2", "httpcore2")
 """Loggers of HTTP clients: they log each request, with an address that may hold a password."""
+
+
+SHOWN_PARAMETERS = frozenset(
+    {"after", "dry_run", "format", "kind", "last_event_id", "limit", "model", "revision", "search", "status"}
+)
+"""Query parameters of the API, whose values are logged."""
+
+_PARAMETER = re.compile(r"""(?<=[?&])(?P<name>[^=&\s"']+)(?:=[^&\s"']*)?""")
+_BEARER = re.compile(r"(?i)\bbearer\b[\s:]+[^\s\"']+")
+
+
+def mask_secrets(text: str) -> str:
+    """Returns a log line without query parameters that the API does not have, and without bearer keys.
+
+    People send keys in the wrong place by mistake.
+    """
+    text = _PARAMETER.sub(lambda found: found[0] if found["name"] in SHOWN_PARAMETERS else "***", text)
+    return _BEARER.sub("Bearer ***", text)
+
+
+class MaskSecrets(logging.Filter):
+    """Filter that masks secrets in the lines of a server, which hold requests as they came."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns True: every record passes, masked."""
+        record.msg, record.args = mask_secrets(record.getMessage()), ()
+        return True
 
 
 class JsonLines(logging.Formatter):
@@ -34,14 +62,16 @@ def log_config(log_format: str, *, through_root: tuple[str, ...] = ()) -> dict[s
 
     Args:
         log_format: `text` or `json`.
-        through_root: loggers whose own handlers are removed, so that they write through the root logger.
+        through_root: loggers of a server, whose own handlers are removed, so that they write through the root logger.
     """
     formatter: dict[str, Any] = {"()": JsonLines} if log_format == "json" else {"format": TEXT}
     loggers: dict[str, Any] = {name: {"level": "WARNING"} for name in QUIET}
-    loggers |= {name: {"level": "INFO", "handlers": [], "propagate": True} for name in through_root}
+    through = {"level": "INFO", "handlers": [], "propagate": True, "filters": ["mask"]}
+    loggers |= dict.fromkeys(through_root, through)
     return {
         "version": 1,
         "disable_existing_loggers": False,
+        "filters": {"mask": {"()": MaskSecrets}},
         "formatters": {"line": formatter},
         "handlers": {
             "stderr": {

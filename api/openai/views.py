@@ -39,7 +39,7 @@ from services.models.manifest import read_manifest
 from services.names import SERVED_NAME_PATTERN
 from services.preflight import preflight
 
-REFUSALS = object_of(401, 403, 404, 500)
+REFUSALS = object_of(401, 403, 404, 429, 500)
 WORK_REFUSALS = object_of(400, 401, 403, 404, 413, 415, 429, 500, 503)
 
 api = APIBlueprint("openai", __name__, url_prefix="/v1", abp_tags=[Tag(name="openai")], abp_security=SECURITY)
