@@ -94,6 +94,7 @@ class JobExecution:
         self._key = record_key(job_id)
         self._pace = Pace(clock)
         self._held: Progress | None = None
+        self._unsent: list[TokenPiece] = []
         self._stage = ""
         self._written_at = -math.inf
         self._asked_at = -math.inf
@@ -119,7 +120,8 @@ class JobExecution:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the progress that was kept, if any. A Redis outage only delays it."""
+        """Writes the progress and the text that were kept, if any. A Redis outage only delays them."""
+        self.publish_tokens(())
         if self._held is None:
             return
         progress, self._held = self._held, None
@@ -187,13 +189,15 @@ class JobExecution:
             pipe.execute()
 
     def publish_tokens(self, pieces: Sequence[TokenPiece]) -> None:
-        """Publishes new text as `token` events of this job, one for each piece."""
-        if not self._current:
+        """Publishes new text as `token` events of this job, one for each piece. A Redis outage only delays it."""
+        self._unsent += pieces
+        if not self._unsent or not self._current:
             return
         try:
-            publish_tokens(self.redis, self.job_id, pieces)
+            publish_tokens(self.redis, self.job_id, self._unsent)
+            self._unsent = []
         except (ConnectionError, TimeoutError) as error:
-            logger.warning("Job %s: text not published: %s", self.job_id, error)
+            logger.warning("Job %s: text not published yet: %s", self.job_id, error)
 
     def fail(self, error: GraftwerkError) -> None:
         """Records the error of the job before RQ commits the failure."""

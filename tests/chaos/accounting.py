@@ -63,6 +63,9 @@ def account(evidence: Evidence) -> Account:
         elif job.refused is not None:
             _check_refused(found, evidence, job, ended)
     _check_leftovers(found, evidence)
+    errors = evidence.api.server_errors
+    if errors:
+        found.problems.append(f"the API answered 500 {len(errors)} times, first to {errors[0]}")
     return found
 
 

@@ -14,8 +14,8 @@ Json = dict[str, Any]
 
 PATIENCE_SECONDS = 120.0
 PAUSE_SECONDS = 0.5
-AWAY = (429, 502, 503, 504)
-"""Statuses after which the same request is sent again."""
+AWAY = (429, 500, 502, 503, 504)
+"""Statuses after which the same request is sent again; 500 is a problem all the same."""
 
 TUS = {"Tus-Resumable": "1.0.0"}
 
@@ -34,16 +34,17 @@ class RefusedError(Exception):
 
 
 class Api:
-    """The API of the service under test; may be used from several threads."""
+    """The API of the service under test; may be used from several threads. `server_errors` are its answers with 500."""
 
     def __init__(self, url: str) -> None:
+        self.server_errors: list[str] = []
         self._http = httpx.Client(base_url=url, timeout=10, trust_env=False)
 
     def send(self, method: str, path: str, **more: Any) -> httpx.Response:
         """Returns the response of a request that may be repeated.
 
         Raises:
-            UnexpectedAnswerError: the API answers 500, or is away for longer than two minutes.
+            UnexpectedAnswerError: the API is away for longer than two minutes.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         last = "no answer"
@@ -52,7 +53,7 @@ class Api:
                 response = self._http.request(method, path, **more)
                 last = f"{response.status_code} {response.text[:300]}"
                 if response.status_code == 500:
-                    raise UnexpectedAnswerError(f"{method} {path}: {last}")
+                    self.server_errors.append(f"{method} {path}: {last}")
                 if response.status_code not in AWAY:
                     return response
             time.sleep(PAUSE_SECONDS)

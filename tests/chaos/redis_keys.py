@@ -51,6 +51,12 @@ KEY_KINDS = (
     KeyKind(pattern="rq:(queues|workers|registries)", reason="RQ's sets of names", fixed=3),
     KeyKind(pattern=f"rq:workers:{QUEUE}", reason="names of the workers of a queue", fixed=3),
     KeyKind(pattern=f"rq:(finished|failed):{QUEUE}", reason="ended jobs of a queue", fixed=6),
+    KeyKind(
+        pattern=f"rq:queue:{QUEUE}:intermediate:first_seen:{UUID}",
+        reason="times at which jobs were between queue and worker",
+        per_job=1,
+        is_expiring=True,
+    ),
     KeyKind(pattern="rq:clean_groups", reason="lock of RQ's cleaning", fixed=1, is_expiring=True),
     KeyKind(
         pattern="rq:worker:.+",

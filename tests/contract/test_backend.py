@@ -217,7 +217,7 @@ def server_there() -> Iterator[Scripted]:
 @pytest.fixture(scope="module")
 def queue(redis_server: Server, volume: Path, start_worker: StartWorker, server_there: Scripted) -> JobQueue:
     """A queue whose worker forwards to the small server."""
-    settings = settings_of(redis_server, volume, 3).model_copy(
+    settings = settings_of(redis_server.port, volume, 3).model_copy(
         update={"generate_backend_url": server_there.url}
     )
     queue = JobQueue(connect(settings), settings)

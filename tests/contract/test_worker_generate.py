@@ -26,6 +26,7 @@ from services.jobs.status import Job
 from services.kinds.generate import GenerateRequest
 from services.settings import Settings
 from services.tokenizers import load_tokenizer
+from tests.chaos.proxy import Link, Proxy
 from tests.miniature import ADAPTERS, MINIATURE, unpack_adapters
 from tests.redis_server import Server, until
 from tests.results import result_json
@@ -50,9 +51,9 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def settings_of(server: Server, volume: Path, database: int) -> Settings:
+def settings_of(port: int, volume: Path, database: int) -> Settings:
     return Settings(
-        redis_url=SecretStr(server.url.removesuffix("/0") + f"/{database}"),
+        redis_url=SecretStr(f"redis://127.0.0.1:{port}/{database}"),
         models_dir=volume,
         device="cpu",
         generate_slots=4,
@@ -99,7 +100,7 @@ def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWork
 @pytest.fixture(scope="module")
 def queue(redis_server: Server, volume: Path, start_worker: StartWorker) -> JobQueue:
     """A queue of its own with one worker that all harmless tests share."""
-    settings = settings_of(redis_server, volume, 1)
+    settings = settings_of(redis_server.port, volume, 1)
     queue = JobQueue(connect(settings), settings)
     queue.redis.flushdb()
     start_worker(queue)
@@ -109,7 +110,7 @@ def queue(redis_server: Server, volume: Path, start_worker: StartWorker) -> JobQ
 @pytest.fixture
 def own_queue(redis_server: Server, volume: Path) -> JobQueue:
     """A queue without a worker, for the tests that kill theirs."""
-    settings = settings_of(redis_server, volume, 2)
+    settings = settings_of(redis_server.port, volume, 2)
     queue = JobQueue(connect(settings), settings)
     queue.redis.flushdb()
     return queue
@@ -414,3 +415,34 @@ def test_the_jobs_of_a_killed_worker_run_alone_and_all_finish_on_another(
     assert seen <= {0, 1}
     assert ended(own_queue, ids[-1]).status == "succeeded"
     assert [RQJob.fetch(id, own_queue.redis, "json").retries_left for id in ids] == [1, 1, 1, 1, 2]
+
+
+def test_running_jobs_survive_a_cut_between_worker_and_redis(
+    own_queue: JobQueue, redis_server: Server, volume: Path, start_worker: StartWorker
+) -> None:
+    proxy = Proxy(["generate"], redis_server.port)
+    behind_proxy = settings_of(proxy.links["generate"].port, volume, 2)
+    worker = start_worker(JobQueue(own_queue.redis, behind_proxy))
+    job_id = ask(own_queue, prompt="hello", sampling=LONG)
+    until(lambda: own_queue.get(job_id).progress is not None)
+    record = f"graftwerk:job:{job_id}"
+    execution = own_queue.redis.hget(record, "execution")
+    proxy.apply("generate", Link.cut)
+    clients = own_queue.redis.client_list
+    until(lambda: not [client for client in clients() if str(worker.pid) in client["name"]])
+    proxy.apply("generate", Link.restore)
+    job = ended(own_queue, job_id, seconds=120)
+    assert own_queue.redis.hget(record, "execution") == execution
+    assert streamed_text(own_queue, job_id) == outputs(job)[0]["text"], "no text is lost in the outage"
+    worker.kill()
+    proxy.close()
+
+
+def streamed_text(queue: JobQueue, job_id: str) -> str:
+    """Text of the job's only output, joined from its events by their offsets."""
+    text = ""
+    for event in follow(queue.redis, job_id, last_id=None):
+        if event is not None and event.name == "token":
+            piece = json.loads(event.data)
+            text = text[: piece["offset"]] + piece["text"]
+    return text

@@ -125,6 +125,14 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             self._begin(*taken)
 
     def _take_neighbor(self) -> tuple[RQJob, Queue] | None:
+        """Takes the next job, if Redis answers: the running jobs survive an outage."""
+        try:
+            return self._take_compatible()
+        except (ConnectionError, TimeoutError) as error:
+            logger.warning("No further job is taken while Redis does not answer: %s", error)
+            return None
+
+    def _take_compatible(self) -> tuple[RQJob, Queue] | None:
         """Takes the next job, unless it or the running one must run alone: it then waits until no other job runs."""
         head = self.connection.lindex(self.queues[0].key, 0)
         if head is None or (self.jobs and (self.jobs[0].runs_alone or self._must_run_alone(as_text(head)))):
