@@ -8,9 +8,10 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, InternalServerError
 
 from api.headers import request_id
+from api.state import state
 from services import errors as e
 from services.bounded_text import LISTED, bounded, cut
 
@@ -44,6 +45,7 @@ STATUS_OF: dict[type[e.GraftwerkError], int] = {
     e.ResultsNotFound: HTTPStatus.NOT_FOUND,
     e.UnsafeArchive: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.DigestMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
+    e.VolumeUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     e.DiskFull: HTTPStatus.INSUFFICIENT_STORAGE,
     # uploads
     e.UploadNotFound: HTTPStatus.NOT_FOUND,
@@ -270,7 +272,18 @@ def problems(*statuses: int) -> dict[str | int | HTTPStatus, Any]:
     return {s: {"description": PHRASES[s], "content": content} for s in statuses}
 
 
+def on_os_error(error: OSError) -> Response:
+    """Returns the response to an error of the operating system: the volume's, if it is not available."""
+    try:
+        state().store.volume.require_writable()
+    except e.VolumeUnavailable as unavailable:
+        return on_graftwerk_error(unavailable)
+    logging.getLogger(__name__).error("unexpected error of the operating system", exc_info=error)
+    return on_http_error(InternalServerError())
+
+
 def register(app: Flask) -> None:
     """Makes every error of the application a problem."""
+    app.register_error_handler(OSError, on_os_error)
     app.register_error_handler(e.GraftwerkError, on_graftwerk_error)
     app.register_error_handler(HTTPException, on_http_error)

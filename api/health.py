@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from api.responses import json_response
 from api.state import state
-from services.errors import NotReady
+from services.errors import NotReady, VolumeUnavailable
 from services.kinds import QUEUES
 
 OK = "ok"
@@ -69,7 +69,7 @@ def readyz() -> Response:
 def _outcome(check: Callable[[], None]) -> str:
     try:
         check()
-    except NotReady as error:
+    except (NotReady, VolumeUnavailable) as error:
         return error.message
     return OK
 

@@ -1,6 +1,9 @@
 """Entry point of gunicorn: the application with the settings of the environment."""
 
 from api import create_app
+from services.models.volume import Volume
 from services.settings import Settings
 
-application = create_app(Settings())
+settings = Settings()
+Volume(settings.models_dir).mark()
+application = create_app(settings)

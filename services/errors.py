@@ -172,6 +172,13 @@ class DigestMismatch(GraftwerkError):
     code = "digest_mismatch"
 
 
+class VolumeUnavailable(GraftwerkError):
+    """The model volume is not mounted, or cannot be read or written."""
+
+    code = "volume_unavailable"
+    transient = True
+
+
 class DiskFull(GraftwerkError):
     """The volume has less free space than the job needs."""
 

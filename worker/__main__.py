@@ -20,9 +20,11 @@ from services.jobs.rq_workers import TrackedWorker
 from services.jobs.webhook_client import sender_of
 from services.kinds import KINDS, QueueName
 from services.logs import log_config
+from services.models.volume import Volume
 from services.settings import Settings
 from worker.deliveries import DeliveryLoop
 from worker.janitor import Janitor, wait_for_redis
+from worker.lifecycle import volume_check
 from worker.processor import lower_priority, set_threads, set_wait_policy, thread_count, usable_cores
 
 STOP_SECONDS = 5
@@ -67,7 +69,12 @@ def build(queue: QueueName, name: str, redis: Redis, settings: Settings) -> Trac
         return GenerateWorker(name=name, redis=redis, settings=settings)
     preload(queue)
     return ForkWorker(
-        queue, name=name, redis=redis, settings=settings, prepare_process=lambda: set_threads(threads)
+        queue,
+        name=name,
+        redis=redis,
+        settings=settings,
+        prepare_process=lambda: set_threads(threads),
+        check_volume=volume_check(settings),
     )
 
 
@@ -106,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = worker_name(role)
     redis = connect(settings, client_name=name)
     wait_for_redis(redis)
+    Volume(settings.models_dir).mark()
     if role == "janitor":
         return clean_up(redis, settings)
     worker = build(role, name, redis, settings)

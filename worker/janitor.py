@@ -12,7 +12,7 @@ from contextlib import suppress
 from redis import Redis
 from redis.exceptions import ConnectionError, LockError, OutOfMemoryError, TimeoutError
 
-from services.errors import NotReady
+from services.errors import NotReady, VolumeUnavailable
 from services.jobs.liveness import Clock
 from services.jobs.maintenance import active_jobs, needed_uploads, remove_expired, run_maintenance
 from services.jobs.recovery import Recovery
@@ -58,7 +58,7 @@ class Janitor:
                 # Its lock needs memory too; deleting needs neither.
                 self._report(remove_expired(self.redis))
                 logger.warning("Redis has no memory left, only expired records are removed: %s", error)
-            except NotReady as error:
+            except (NotReady, VolumeUnavailable) as error:
                 logger.warning("%s", error.message)
 
     def recover(self) -> None:
@@ -73,6 +73,7 @@ class Janitor:
         try:
             self._report(run_maintenance(self.redis))
             active = active_jobs(self.redis)
+            self.store.volume.require()  # where the mount is missing, nothing is swept
             # the files of a killed execution stay as long as its job may reuse them
             gone = self.store.sweep(lambda execution: execution.partition(".")[0] in active)
             self._report([f"Removed {path}." for path in gone])

@@ -3,16 +3,25 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic_core import from_json
 
-from services.errors import GraftwerkError, InternalError
+from services.errors import (
+    ExecutionSuperseded,
+    GraftwerkError,
+    InternalError,
+    JobCanceled,
+    JobTimeout,
+    VolumeUnavailable,
+)
 from services.jobs.execution import JobExecution, as_error, assigned, traceback_of
 from services.kinds import parse_request
 from services.kinds.shared import JobRequest, JobResult
 from services.models.hub import WORKER_SECONDS, Hub
 from services.models.store import ModelStore
+from services.models.volume import Volume
 from services.settings import Settings
 
 
@@ -33,6 +42,11 @@ class JobContext:
     def hub(self) -> Hub:
         """The Hub of the settings; a cancellation of the job interrupts every wait for it."""
         return Hub.of(self.settings, seconds=WORKER_SECONDS, check_canceled=self.execution.check_canceled)
+
+
+def volume_check(settings: Settings) -> Callable[[], None]:
+    """Returns a function that raises VolumeUnavailable while jobs cannot use the volume; a full one can be read."""
+    return partial(Volume(settings.models_dir).require_writable, full=True)
 
 
 Work = Callable[[JobRequest, JobContext], JobResult]
@@ -70,7 +84,7 @@ def catching() -> Iterator[Caught]:
 
 
 @contextmanager
-def failing(execution: JobExecution) -> Iterator[JobFailure]:
+def failing(context: JobContext) -> Iterator[JobFailure]:
     """Records an exception of the block as the failure of the job, and exposes it.
 
     The caller ends the RQ job: a task with `reraise()`, the inference worker with RQ's own failure handler.
@@ -79,13 +93,22 @@ def failing(execution: JobExecution) -> Iterator[JobFailure]:
     with catching() as caught:
         yield failure
     if caught.error is not None:
-        failure.cause, failure.error = caught.error, fail(execution, caught.error)
+        failure.cause, failure.error = caught.error, fail(context, caught.error)
 
 
-def fail(execution: JobExecution, cause: Exception) -> GraftwerkError:
-    """Records the reason of a failure and returns it; the traceback of an internal error goes to the job's log."""
+def fail(context: JobContext, cause: Exception) -> GraftwerkError:
+    """Records the reason of a failure and returns it; the traceback of an internal error goes to the job's log.
+
+    While the volume is not available, that is the reason: its files seem to be missing or damaged.
+    """
+    execution = context.execution
     execution.flush()
     error = as_error(cause)
+    if not isinstance(error, (JobCanceled, ExecutionSuperseded, JobTimeout)):
+        try:
+            context.store.volume.require_writable(full=True)
+        except VolumeUnavailable as unavailable:
+            error = unavailable
     if isinstance(error, InternalError):
         execution.log(traceback_of(cause))
     execution.fail(error)
@@ -100,10 +123,11 @@ def perform(payload: dict[str, Any], work: Work) -> dict[str, Any]:
     """
     assignment = assigned()
     execution = assignment.execution
-    with failing(execution) as failure:
+    context = JobContext.of(execution, assignment.settings)
+    with failing(context) as failure:
         request = parse_request(payload)
         execution.check_canceled()
-        result = result_as_json(work(request, JobContext.of(execution, assignment.settings)))
+        result = result_as_json(work(request, context))
     failure.reraise()
     execution.flush()
     return result

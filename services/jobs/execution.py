@@ -6,11 +6,13 @@ The worker attaches an `Assignment` to the RQ job that it performs; the task rea
 import json
 import logging
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pydantic import ValidationError
 from redis import Redis
@@ -256,8 +258,11 @@ def as_error(error: Exception) -> GraftwerkError:
 
 
 def _sentence(error: Exception) -> str:
-    """Returns the text of an error with one full stop at its end."""
-    return f"{str(error).rstrip().rstrip('.')}."
+    """Returns the text of an error with one full stop at its end, without the folders of a file's path."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.strerror}: {Path(os.fsdecode(error.filename)).name}"
+    return f"{text.rstrip().rstrip('.')}."
 
 
 def traceback_of(error: Exception) -> str:

@@ -16,7 +16,7 @@ from rq.job import Job as RQJob
 from services.isolation.parent_death import die_with_parent
 from services.jobs.finalization import finalize
 from services.jobs.records import ACTIVE_KEY, read_records
-from services.jobs.rq_workers import TrackedWorker
+from services.jobs.rq_workers import TrackedWorker, no_check
 from services.settings import Settings
 
 CANCEL_SECONDS = 5
@@ -34,9 +34,10 @@ class ForkWorker(TrackedWorker, Worker):
         redis: Redis,
         settings: Settings,
         prepare_process: Callable[[], None],
+        check_volume: Callable[[], None] = no_check,
     ) -> None:
         """`prepare_process` is called in each job's process before the task."""
-        super().__init__(queue_name, name=name, redis=redis, settings=settings)
+        super().__init__(queue_name, name=name, redis=redis, settings=settings, check_volume=check_volume)
         self.prepare_process = prepare_process
         self._cancel_seen: tuple[str, float] | None = None
 

@@ -5,6 +5,8 @@ A worker has one queue, and runs a job in a forked process (`services/jobs/fork_
 """
 
 import logging
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
 
@@ -18,10 +20,11 @@ from rq.job import JobStatus as RQStatus
 from rq.worker import BaseWorker
 from rq.worker_registration import register
 
-from services.errors import GraftwerkError, JobCanceled, JobNotFound
+from services.errors import GraftwerkError, JobCanceled, JobNotFound, VolumeUnavailable
 from services.jobs.events import publish_status
 from services.jobs.execution import AssignedJob, Assignment, JobExecution
 from services.jobs.finalization import finalize
+from services.jobs.put_back import put_back
 from services.jobs.records import (
     SERIALIZER,
     Failure,
@@ -45,7 +48,14 @@ ENTRY_SECONDS = 45
 
 MAINTENANCE_SECONDS = 15
 
+VOLUME_SECONDS = 1
+"""Interval of looking whether the volume is available again."""
+
 logger = logging.getLogger("graftwerk.worker")
+
+
+def no_check() -> None:
+    """For workers whose jobs need no volume."""
 
 
 class TrackedWorker(BaseWorker):
@@ -54,7 +64,16 @@ class TrackedWorker(BaseWorker):
     job_class = AssignedJob
     log_result_lifespan = False
 
-    def __init__(self, queue_name: str, *, name: str, redis: Redis, settings: Settings) -> None:
+    def __init__(
+        self,
+        queue_name: str,
+        *,
+        name: str,
+        redis: Redis,
+        settings: Settings,
+        check_volume: Callable[[], None] = no_check,
+    ) -> None:
+        """`check_volume` raises VolumeUnavailable while the worker must take no jobs."""
         super().__init__(
             [rq_queue(redis, queue_name)],
             name=name,
@@ -66,10 +85,33 @@ class TrackedWorker(BaseWorker):
             job_monitoring_interval=MONITORING_SECONDS,
         )
         self.settings = settings
+        self.check_volume = check_volume
         self.asked_to_stop = False
         self._killed_by_us = False
 
     # ---- starting -------------------------------------------------------------------------------------
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[RQJob, Queue] | None:
+        """Takes a job; while the volume is not available, it takes none."""
+        while True:
+            while not self.has_volume():
+                self.heartbeat()
+                time.sleep(VOLUME_SECONDS)
+            taken = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            if taken is None or self.has_volume():
+                return taken
+            put_back(self.connection, taken[1], taken[0].id)
+
+    def has_volume(self) -> bool:
+        """Returns False while the volume is not available, and logs why."""
+        try:
+            self.check_volume()
+        except VolumeUnavailable as error:
+            logger.warning("No job is taken: %s", error.message)
+            return False
+        return True
 
     def is_waiting(self, job: RQJob) -> bool:
         """Returns True if a job from the queue must still run; it may have been canceled."""

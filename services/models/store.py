@@ -14,12 +14,13 @@ from io import FileIO
 from pathlib import Path
 
 from services.bounded_text import listed
-from services.errors import InvalidName, ModelExists, ModelNotFound, NotReady, SourceNotFound
+from services.errors import InvalidName, ModelExists, ModelNotFound, SourceNotFound
 from services.kinds.model_summary import ModelSummary
 from services.models.base_offer import BaseOffer
 from services.models.staging import Staging
 from services.models.summary import describe_folder
 from services.models.uploads import Uploads
+from services.models.volume import Volume
 from services.names import NAME_RULE, is_model_name
 
 INCOMING, RESULTS, TRASH = "incoming", "results", ".trash"
@@ -36,6 +37,7 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.volume = Volume(root)
         self.staging = Staging(root)
         self.uploads = Uploads(root)
 
@@ -45,7 +47,7 @@ class ModelStore:
         """Returns the models' names in alphabetical order.
 
         Raises:
-            NotReady: the volume cannot be read.
+            VolumeUnavailable: the volume is not mounted or cannot be read.
         """
         with self._accessible("read"):
             entries = [entry.name for entry in os.scandir(self.root) if entry.is_dir()]
@@ -109,26 +111,18 @@ class ModelStore:
         return stats.f_bavail * stats.f_frsize
 
     def check(self) -> None:
-        """Checks that the volume is there and can be written.
+        """Checks that the volume is there, can be written and has space left.
 
         Raises:
-            NotReady: it cannot; the message gives the reason.
+            VolumeUnavailable: one is not so; the message gives the reason.
         """
-        probe = self.root / f".probe-{uuid.uuid4().hex}"
-        with self._accessible("written"):
-            probe.write_bytes(b"")
-            probe.unlink()
+        self.volume.require_writable()
 
     @contextmanager
     def _accessible(self, action: str) -> Iterator[None]:
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
+        self.volume.require()
+        with self.volume.accessible(action):
             yield
-        except OSError as error:
-            raise NotReady(
-                f"The model volume {self.root} cannot be {action} ({error.strerror}).",
-                "Check the mount and its owner.",
-            ) from error
 
     def incoming(self, relative: str) -> Path:
         """Returns a file or folder that was put on the volume, from its path `incoming/…`.
@@ -238,8 +232,9 @@ class ModelStore:
         """Removes a model: by one rename, then file by file. Raises what `path` raises."""
         folder = self.path(name)
         trash = self.root / TRASH / uuid.uuid4().hex
-        trash.parent.mkdir(exist_ok=True)
-        folder.rename(trash)
+        with self._accessible("written"):
+            trash.parent.mkdir(exist_ok=True)
+            folder.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
     def sweep(self, is_alive: Callable[[str], bool]) -> list[str]:

@@ -312,6 +312,26 @@ def test_a_job_of_a_killed_worker_that_was_canceled_ends_as_canceled(
     assert len(runs(redis)) == 1
 
 
+def test_a_job_that_loses_the_volume_waits_until_it_is_back_and_loses_no_retry(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis, settings: Settings
+) -> None:
+    start_worker()
+    job, _ = queue.submit(request_for("a", uses_volume="1", steps="40", step_seconds="0.05"))
+    running(queue, job.id)
+    away = settings.models_dir.with_name("away")
+    settings.models_dir.rename(away)  # as an unmounted volume: not even its folder is there
+    until(lambda: queue.get(job.id).status == "queued")
+    later = queue.submit(request_for("b", uses_volume="1"))[0].id
+    threading.Event().wait(2.5)
+    assert len(runs(redis)) == 1, "no job is taken meanwhile"
+    assert [queue.get(id).queue_position for id in (job.id, later)] == [1, 2]
+    away.rename(settings.models_dir)
+    assert ended(queue, job.id).status == ended(queue, later).status == "succeeded"
+    assert len(runs(redis)) == 3
+    lost = [line for line in queue.log(job.id).splitlines() if str(settings.models_dir) in line]
+    assert lost == []
+
+
 # ---- stops -------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,8 @@ def _work(request: JobRequest, context: JobContext) -> JobResult:
     for step in range(steps):
         if "ignores_cancel" not in options:
             context.execution.check_canceled()
+        if "uses_volume" in options:
+            (context.store.root / f"step-{step}").write_bytes(b"")
         context.execution.report(Progress("counting", step + 1, total, "steps"))
         PAUSE.wait(float(options.get("step_seconds", 0)))
     context.execution.ensure_current()

@@ -5,14 +5,17 @@ import sys
 
 from services.jobs.fork_worker import ForkWorker
 from services.jobs.queue import connect
+from services.models.volume import Volume
 from services.settings import Settings
 from worker.__main__ import configure_logging
+from worker.lifecycle import volume_check
 
 
 def main() -> int:
     """Runs until a signal."""
     configure_logging("text")
     settings = Settings()
+    Volume(settings.models_dir).mark()
     name = f"convert-test-{os.getpid()}"
     worker = ForkWorker(
         "convert",
@@ -20,6 +23,7 @@ def main() -> int:
         redis=connect(settings, client_name=name),
         settings=settings,
         prepare_process=lambda: None,
+        check_volume=volume_check(settings),
     )
     worker.work()
     return 0 if worker.asked_to_stop else 1

@@ -67,6 +67,7 @@ def test_only_these_codes_and_those_of_http_are_documented() -> None:
         ("idempotency_conflict", 422),
         ("queue_full", 429),
         ("not_ready", 503),
+        ("volume_unavailable", 503),
         ("disk_full", 507),
     ],
 )

@@ -90,7 +90,7 @@ def test_without_the_volume_it_is_not_ready_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     response = client_of(tmp_path / "file" / "models").get("/readyz")
     assert response.status_code == 503
-    assert "cannot be written" in response.get_json()["checks"]["volume"]
+    assert "cannot be read" in response.get_json()["checks"]["volume"]
 
 
 @pytest.mark.usefixtures("_all_workers")

@@ -9,6 +9,7 @@ from services.jobs.retry import RetryDecision, decide
 from services.kinds.convert import ConvertRequest
 
 FINAL = Failure("model_not_found", "m", "h", final=True)
+AWAY = Failure("volume_unavailable", "m", "h", final=False)
 TRANSIENT = Failure("not_ready", "m", "h", final=False)
 
 
@@ -36,6 +37,8 @@ def record(failure: Failure | None = None, *, cancel: bool = False) -> Record:
         (record(), False, True, RetryDecision.PUT_BACK),
         (record(cancel=True), True, False, RetryDecision.CANCEL),
         (record(FINAL, cancel=True), True, True, RetryDecision.CANCEL),
+        (record(AWAY), True, False, RetryDecision.PUT_BACK),
+        (record(AWAY), False, False, RetryDecision.PUT_BACK),
         (None, True, False, RetryDecision.RERUN),
         (None, False, False, RetryDecision.ABANDON),
     ],

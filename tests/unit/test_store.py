@@ -12,8 +12,8 @@ from services.errors import (
     InvalidName,
     ModelExists,
     ModelNotFound,
-    NotReady,
     SourceNotFound,
+    VolumeUnavailable,
 )
 from services.models.staging import journal_of
 from services.models.store import ModelStore
@@ -239,7 +239,7 @@ def test_a_volume_that_is_no_folder_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = ModelStore(tmp_path / "file" / "volume")
     for use in (store.check, store.names, store.free_bytes):
-        with pytest.raises(NotReady, match="model volume"):
+        with pytest.raises(VolumeUnavailable, match="model volume"):
             use()
 
 

@@ -199,7 +199,7 @@ class Scheduler(Generic[J]):
     @contextmanager
     def _failing(self, entry: Entry[J]) -> Iterator[None]:
         """Fails the job if the block raises."""
-        with failing(entry.job.context.execution) as failure:
+        with failing(entry.job.context) as failure:
             yield
         if failure.error is not None:
             self.remove(entry.job)

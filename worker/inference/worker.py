@@ -39,7 +39,7 @@ from worker.inference.model_cache import ModelCache, memory_limit_bytes
 from worker.inference.remote import RemoteSession
 from worker.inference.scheduler import Scheduler
 from worker.inference.session import Session, open_session
-from worker.lifecycle import JobContext, JobFailure, failing, result_as_json
+from worker.lifecycle import JobContext, JobFailure, failing, result_as_json, volume_check
 
 IDLE_SECONDS = 0.05
 """Interval between looks for new jobs while other servers do all the work."""
@@ -70,7 +70,9 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
     """Runs the jobs of the generate queue, up to `generate_slots` at once."""
 
     def __init__(self, *, name: str, redis: Redis, settings: Settings, queue_name: str = "generate") -> None:
-        super().__init__(queue_name, name=name, redis=redis, settings=settings)
+        super().__init__(
+            queue_name, name=name, redis=redis, settings=settings, check_volume=volume_check(settings)
+        )
         limit_bytes = settings.resident_models_bytes or memory_limit_bytes(settings.device)
         models = ModelCache(settings.device, limit_bytes, settings.generate_slots)
         self.session_scheduler: Scheduler[RunningJob] = Scheduler(
@@ -135,7 +137,11 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
     def _take_compatible(self) -> tuple[RQJob, Queue] | None:
         """Takes the next job, unless it or the running one must run alone: it then waits until no other job runs."""
         head = self.connection.lindex(self.queues[0].key, 0)
-        if head is None or (self.jobs and (self.jobs[0].runs_alone or self._must_run_alone(as_text(head)))):
+        if (
+            head is None
+            or not self.has_volume()
+            or (self.jobs and (self.jobs[0].runs_alone or self._must_run_alone(as_text(head))))
+        ):
             return None
         return self.queue_class.dequeue_any(
             self.queues, None, self.connection, job_class=self.job_class, serializer=self.serializer
@@ -169,7 +175,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
 
     def _open(self, job: RunningJob) -> None:
         """Opens the job's session, unless it is not known yet which server has its model."""
-        with failing(job.context.execution) as failure:
+        with failing(job.context) as failure:
             if job.stop_reason is not None:
                 raise job.stop_reason
             job.context.execution.check_canceled()
@@ -209,7 +215,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
     # ---- end ------------------------------------------------------------------------------------------
 
     def _succeed(self, job: RunningJob, result: JobResult) -> None:
-        with failing(job.context.execution) as failure:
+        with failing(job.context) as failure:
             value = result_as_json(result)
             job.context.execution.flush()
         if failure.error is not None:
