@@ -24,7 +24,7 @@ class FakeExecution(JobExecution):
         check_canceled: CheckCanceled = never_canceled,
         ensure_current: Callable[[], None] = lambda: None,
     ) -> None:
-        self.job_id, self.execution_id = job_id, run
+        self.job_id, self.execution_id, self.service = job_id, run, ""
         self.lines: list[str] = []
         self.pieces: list[TokenPiece] = []
         self.errors: list[GraftwerkError] = []

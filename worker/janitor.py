@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError, LockError, OutOfMemoryError, TimeoutError
 
 from services.errors import NotReady, VolumeUnavailable
+from services.jobs.identity import service_tag
 from services.jobs.liveness import Clock
 from services.jobs.maintenance import active_jobs, needed_uploads, remove_expired, run_maintenance
 from services.jobs.recovery import Recovery
@@ -75,7 +76,9 @@ class Janitor:
             active = active_jobs(self.redis)
             self.store.volume.require()  # where the mount is missing, nothing is swept
             # the files of a killed execution stay as long as its job may reuse them
-            gone = self.store.sweep(lambda execution: execution.partition(".")[0] in active)
+            gone = self.store.sweep(
+                lambda execution: execution.partition(".")[0] in active, service_tag(self.redis)
+            )
             self._report([f"Removed {path}." for path in gone])
             expired = self.store.uploads.sweep(needed_uploads(self.redis))
             self._report([f"Removed the expired upload {upload}." for upload in expired])

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -35,6 +36,7 @@ from services.errors import (
 from services.files.disk_full import is_disk_full
 from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
 from services.jobs.events import publish_progress, publish_tokens
+from services.jobs.identity import service_tag
 from services.jobs.records import Failure, log_key, record_key, transact
 from services.jobs.status import JobProgress
 from services.kinds.generate import TokenPiece
@@ -105,8 +107,13 @@ class JobExecution:
 
     @property
     def name(self) -> str:
-        """Name of the execution, `<job>.<run>`: its staging folder on the volume has this name."""
-        return f"{self.job_id}.{self.execution_id}"
+        """Name of the execution, `<job>.<run>.<service>`: its staging folder on the volume has this name."""
+        return ".".join(part for part in (self.job_id, self.execution_id, self.service) if part)
+
+    @cached_property
+    def service(self) -> str:
+        """Tag of the service, which may share the volume with others."""
+        return service_tag(self.redis)
 
     def start(self, worker: str) -> None:
         """Makes this execution, of the worker of this name, the current one and removes the error of an earlier one."""

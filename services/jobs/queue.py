@@ -19,6 +19,7 @@ from services.jobs.deliveries import Delivery, read_deliveries, redeliver
 from services.jobs.disk_reservations import DiskNeed, reserved_bytes
 from services.jobs.events import publish_status
 from services.jobs.finalization import end_waiting
+from services.jobs.identity import service_identity
 from services.jobs.indexes import count_ended, forget
 from services.jobs.listing import ALL_JOBS, JobFilter, list_jobs
 from services.jobs.open_jobs import OpenJob, read_open
@@ -44,8 +45,6 @@ from services.settings import Settings
 
 API_TIMEOUT_SECONDS = 4
 """Time that a request to the API waits for a reply of Redis."""
-
-IDENTITY_KEY = "graftwerk:service"
 
 
 def connect(settings: Settings, client_name: str | None = None) -> Redis:
@@ -80,12 +79,6 @@ def connect_api(settings: Settings) -> Redis:
         max_connections=2000,
         retry=RedisRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.2), 2, (ConnectionError,)),
     )
-
-
-def service_identity(redis: Redis) -> str:
-    """Returns the id of this service, which lasts as long as its Redis: a service recognizes itself by it."""
-    redis.set(IDENTITY_KEY, str(uuid4()), nx=True)
-    return as_text(redis.get(IDENTITY_KEY) or b"")
 
 
 class JobQueue:

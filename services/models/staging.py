@@ -1,19 +1,23 @@
 """Staging: the part of the volume where models are made before they get their names.
 
-An execution is named `<job>.<run>` and works in `<root>/.staging/<execution>`: the files of the model in `model/`, next to it
-the journal of what is written. An execution takes over what a killed execution of its job has left; the kernel's lock on
+An execution is named `<job>.<run>.<service>` and works in `<root>/.staging/<execution>`: the files of the model in `model/`, next to it
+the journal of what is written. Names before version 0.2 have no service. An execution takes over what a killed execution of its job has left; the kernel's lock on
 the folder tells that from one in which another execution still works.
 """
 
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 STAGING = ".staging"
 STAGED_MODEL = "model"
+
+ANYONES_SECONDS = 7 * 86400
+"""Time after the last change at which any service may remove a folder of another."""
 
 BLOCK_BYTES = 512
 """Unit of `st_blocks`, on every file system."""
@@ -60,9 +64,14 @@ class Staging:
         """
         return sum(_disk_bytes(place) for place in self._of_job(job))
 
-    def sweep(self, is_alive: Callable[[str], bool]) -> list[str]:
-        """Removes the folders of executions that are not alive; returns their names."""
-        gone = [place for place in self._places() if not is_alive(place.name)]
+    def sweep(self, is_alive: Callable[[str], bool], service: str = "") -> list[str]:
+        """Removes the folders of executions that are not alive; returns their names.
+
+        Args:
+            is_alive: says of an execution of this service if its job may need its folder.
+            service: tag of this service; folders of others are removed once nothing has changed for seven days.
+        """
+        gone = [place for place in self._places() if not is_alive(place.name) and _may_remove(place, service)]
         for place in gone:
             shutil.rmtree(place, ignore_errors=True)
         return [place.name for place in gone]
@@ -83,6 +92,25 @@ def journal_of(staged: Path) -> Path:
 
 def _job_of(execution: str) -> str:
     return execution.partition(".")[0]
+
+
+def _may_remove(place: Path, service: str) -> bool:
+    owner = place.name.partition(".")[2].partition(".")[2]
+    if owner == service or time.time() - _changed_at(place) > ANYONES_SECONDS:
+        return True
+    if owner:
+        return False
+    with _lock(place) as is_free:  # without a service in its name: it may belong to anyone
+        return is_free
+
+
+def _changed_at(place: Path) -> float:
+    """Returns the time of the last change in a folder; one that vanishes has changed long ago."""
+    changes = [0.0]
+    for path in (place, *place.glob("*"), *place.glob("*/*")):
+        with suppress(FileNotFoundError):
+            changes.append(path.lstat().st_mtime)
+    return max(changes)
 
 
 def _disk_bytes(folder: Path) -> int:

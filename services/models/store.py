@@ -203,7 +203,7 @@ class ModelStore:
         """Yields a staging folder that becomes the model `name` if the block ends without an error, and is removed if not.
 
         Args:
-            execution: `<job>.<run>`; names the staging folder, so that two executions of a job never share one.
+            execution: `<job>.<run>.<service>`; names the staging folder, so that two executions of a job never share one.
             confirm: called last, before the rename; raises if this execution must not publish any more.
             take_over: the folder may hold what a killed execution of the same job has left, next to its journal.
 
@@ -237,11 +237,11 @@ class ModelStore:
             folder.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
-    def sweep(self, is_alive: Callable[[str], bool]) -> list[str]:
-        """Removes the trash and the staging folders of executions that are not alive; returns those executions."""
+    def sweep(self, is_alive: Callable[[str], bool], service: str = "") -> list[str]:
+        """Removes the trash and the staging folders of executions that are not alive (see `Staging.sweep`)."""
         for entry in sorted((self.root / TRASH).glob("*")):
             shutil.rmtree(entry, ignore_errors=True)
-        return self.staging.sweep(is_alive)
+        return self.staging.sweep(is_alive, service)
 
 
 def _check_name(name: str) -> None:

@@ -12,6 +12,7 @@ from rq.utils import as_text
 from services.errors import JobNotFound, NotReady
 from services.jobs.events import follow
 from services.jobs.fork_worker import ForkWorker
+from services.jobs.identity import service_tag
 from services.jobs.queue import JobQueue
 from services.jobs.records import Failure, read_records
 from services.kinds.convert import ConvertRequest
@@ -237,8 +238,10 @@ def test_staging_folders_are_kept_while_their_job_may_go_on_and_swept_afterwards
     job = take(worker)
     execution = worker.prepare_execution(job)
     worker.prepare_job_execution(job, True)
-    killed, present = f"{job.id}.0123456789abcdef", f"{job.id}.{execution.id}"
-    for name in (killed, present, "ended-job.0123456789abcdef"):
+    own = service_tag(queue.redis)
+    killed, present = f"{job.id}.0123456789abcdef", f"{job.id}.{execution.id}.{own}"
+    gone = ["ended-job.0123456789abcdef", f"ended-job.1123456789abcdef.{own}"]
+    for name in (killed, present, *gone):
         (settings.models_dir / ".staging" / name).mkdir(parents=True)
     janitor.round()
     left = sorted(path.name for path in (settings.models_dir / ".staging").iterdir())

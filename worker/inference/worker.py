@@ -27,8 +27,8 @@ from services.backend import Backend, ServedModel
 from services.errors import ExecutionSuperseded, GraftwerkError, JobCanceled
 from services.generate import resolve_device
 from services.jobs.execution import INTERVAL_SECONDS, JobExecution
+from services.jobs.identity import service_identity
 from services.jobs.put_back import put_back
-from services.jobs.queue import service_identity
 from services.jobs.records import record_key
 from services.jobs.rq_workers import MONITORING_SECONDS, TrackedWorker
 from services.kinds import parse_request
