@@ -82,6 +82,18 @@ class TokenizerParity(Result):
     different: int
 
 
+class ImatrixSummary(Result):
+    """The importance matrix that an output was encoded with: read from `file`, or computed from `text_file`."""
+
+    file: str | None = None
+    text_file: str | None = None
+    datasets: list[str] = []
+    entries: int
+    chunks: int
+    chunk_size: int
+    tokens: int
+
+
 class WrittenCheckpoint(MadeModel):
     """Figures of a model whose tensors were written by a conversion or a merge."""
 
@@ -89,6 +101,7 @@ class WrittenCheckpoint(MadeModel):
     bytes_written: int
     tensors: int
     bits_per_weight: float | None = None
+    imatrix: ImatrixSummary | None = None
     tensor_digest: str | None = None
     tokenizer_parity: TokenizerParity | None = None
     resumed: ResumedWork = ResumedWork(tensors=0, bytes=0)

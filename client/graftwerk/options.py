@@ -133,13 +133,26 @@ class Output:
     ] = None
     max_shard_size: Annotated[str | None, _output_option("For example 5GB.")] = None
     ranks: Annotated[int | None, _output_option("Number of rank files of a meta output.")] = None
+    imatrix_text_file: Annotated[
+        str | None,
+        _output_option(
+            "Text on the volume (incoming/…) from which the importance matrix of a gguf output is computed."
+        ),
+    ] = None
+    imatrix_file: Annotated[
+        str | None, _output_option("Importance matrix on the volume (incoming/…), written by llama-imatrix.")
+    ] = None
     force: Annotated[
         bool, _output_option("Compute it even if an identical request has made it before.", "--force")
     ] = False
 
     def as_request(self) -> dict[str, Any]:
         """Returns the fields of a request that were given."""
-        return given(**{**vars(self), "force": self.force or None})
+        matrix = given(text_file=self.imatrix_text_file, file=self.imatrix_file)
+        return given(
+            output_format=self.output_format, dtype=self.dtype, max_shard_size=self.max_shard_size, ranks=self.ranks,
+            imatrix=matrix or None, force=self.force or None,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

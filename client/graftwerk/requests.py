@@ -70,6 +70,7 @@ class OutputOptions(TypedDict, total=False):
     dtype: DType | None
     max_shard_size: str
     ranks: int | None
+    imatrix: dict[str, str] | None
     force: bool
 
 

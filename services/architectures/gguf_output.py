@@ -114,8 +114,8 @@ def _check_imatrix(output: GgufOutput, mix: str, encodings: Mapping[str, str]) -
         ends = (model_class.embeddings, model_class.head)
         if model_class.text_name(name) not in ends and needs_imatrix(mix, encoding):
             raise UnsupportedOption(
-                f"{mix} stores {name!r} as {encoding}, which needs an importance matrix; conversions have none.",
-                'Choose a dtype that needs none, for example "q4_k_m" or "q2_k".',
+                f"{mix} stores {name!r} as {encoding}, which needs an importance matrix; the request has none.",
+                'Give one with "imatrix", or choose a dtype that needs none, for example "q4_k_m" or "q2_k".',
             )
 
 

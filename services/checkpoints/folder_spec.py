@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.architectures.output_spec import OutputSpec
+from services.checkpoints.importance import ImportanceMatrix
 from services.checkpoints.write_ledger import TensorPlan
 from services.files.gguf_origin import GgufOrigin
 from services.kinds.made_model import ResumedWork
@@ -26,6 +27,7 @@ class FolderSpec:
         max_shard_bytes: Largest size of a shard in Hugging Face's layout.
         template: Name of a prompt template (services/templates) for GGUF's metadata and Modelfile.
         origin: Name, licence and base models for GGUF's metadata.
+        importance: Importance matrix of a GGUF output.
         identity: Digest of the work, by which a journal is recognized (services/checkpoints/journal.py).
     """
 
@@ -35,6 +37,7 @@ class FolderSpec:
     max_shard_bytes: int = MAX_SHARD_BYTES
     template: str | None = None
     origin: GgufOrigin | None = None
+    importance: ImportanceMatrix | None = None
     identity: str = ""
 
     @property

@@ -60,7 +60,8 @@ def decode(rows: torch.Tensor, encoding: str) -> tuple[torch.Tensor, torch.Tenso
 def _bounds(encoding: str, blocks: Bytes, values: Floats) -> Floats:
     """Returns the bounds of blocks, of the shape of their values."""
     if encoding not in SCALES:  # points of a grid: its neighbours may move a value within the block's range
-        return np.broadcast_to(np.abs(values).max(axis=1, keepdims=True) + FLOAT16_STEP * 127, values.shape)
+        largest = np.abs(values).max(axis=1, keepdims=True) + FLOAT16_STEP * 127
+        return np.broadcast_to(largest, values.shape).copy()
     scales = SCALES[encoding](blocks)
     per_part = values.shape[1] // scales.step.shape[1]
     bound = np.repeat(STEPS.get(encoding, SEARCHED_STEPS) * scales.step + scales.unit, per_part, axis=1)

@@ -20,12 +20,16 @@ from services.checkpoints.gguf_tokens import add_tokenizer
 from services.checkpoints.write_ledger import TensorPlan
 from services.files.disk_full import disk_full_as_error
 from services.files.gguf_origin import GgufOrigin
+from services.kinds.made_model import ImatrixSummary
 
 FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,
     "BF16": gguf.LlamaFileType.MOSTLY_BF16,
 }
+
+IMATRIX_ENTRIES = "quantize.imatrix.entries_count"
+"""Key that every file has whose matrices an importance matrix has weighed."""
 
 
 def encode_header(path: Path, spec: FolderSpec, plans: Iterable[TensorPlan]) -> bytes:
@@ -42,6 +46,8 @@ def encode_header(path: Path, spec: FolderSpec, plans: Iterable[TensorPlan]) -> 
     if spec.origin is not None:
         _add_origin(writer, spec.origin)
     _add_parameters(writer, spec.output)
+    if spec.importance is not None:
+        _add_importance(writer, spec.importance.summary)
     add_tokenizer(writer, spec)
     for plan in plans:
         encoding = gguf.GGMLQuantizationType[plan.dtype]
@@ -67,6 +73,17 @@ def _add_origin(writer: gguf.GGUFWriter, origin: GgufOrigin) -> None:
     for number, base in enumerate(origin.bases):
         for key, text in base.items():
             writer.add_string(f"general.base_model.{number}.{key}", text)
+
+
+def _add_importance(writer: gguf.GGUFWriter, summary: ImatrixSummary) -> None:
+    """Adds the importance matrix under llama-quantize's keys (ggml-org/llama.cpp `tools/quantize/quantize.cpp`)."""
+    if summary.file is not None:
+        writer.add_string("quantize.imatrix.file", summary.file)
+    dataset = summary.text_file or next(iter(summary.datasets), None)
+    if dataset is not None:
+        writer.add_string("quantize.imatrix.dataset", dataset)
+    writer.add_uint32(IMATRIX_ENTRIES, summary.entries)
+    writer.add_uint32("quantize.imatrix.chunks_count", summary.chunks)
 
 
 def _add_parameters(writer: gguf.GGUFWriter, output: OutputSpec) -> None:

@@ -77,6 +77,7 @@ class GgufFile(PositionedWriter):
         self._header = header
         self._output = spec.output
         self._stored = gguf_plans(spec.output)
+        self._importance = spec.importance.rows if spec.importance else {}
         self._extra_digests: dict[str, str] = {}
 
     @property
@@ -126,7 +127,8 @@ class GgufFile(PositionedWriter):
         offset = offset_of(self._output, plan.name)
         if offset:
             ordered = (block.float() + offset for block in ordered)
-        return (encode(plan.name, block, stored.dtype) for block in ordered)
+        importance = self._importance.get(stored.name)
+        return (encode(plan.name, block, stored.dtype, importance) for block in ordered)
 
 
 def _padded(offset: int) -> int:

@@ -13,6 +13,7 @@ from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec
 from services.checkpoints.blocks import tensor_bytes
 from services.checkpoints.gguf_decoding import decode
+from services.checkpoints.gguf_metadata import IMATRIX_ENTRIES
 from services.checkpoints.gguf_plans import MODEL_FILE, gguf_plans, interleaved_heads, offset_of
 from services.checkpoints.rotary import interleaved_to_halves
 from services.checkpoints.tensor_reader import TensorReader
@@ -25,7 +26,7 @@ class StoredTensor:
     """A tensor of a written model: `key` is its name in the digests, `source` the position of its bytes.
 
     `dtype` is a safetensors code; for a block encoding that of the encoded values. `blocks` is the encoding's name, `offset` a
-    number that was added to its values.
+    number that was added to its values. `weighed`: an importance matrix decided which values are encoded well.
     """
 
     name: str
@@ -34,6 +35,7 @@ class StoredTensor:
     source: TensorSource
     blocks: str | None = None
     offset: float = 0.0
+    weighed: bool = False
 
     @property
     def by_blocks(self) -> bool:
@@ -138,7 +140,8 @@ def _stored(header: GgufHeader, output: OutputSpec, name: str, key: str) -> Stor
     source = TensorSource(name, raw.dtype, found.shape, (raw,), None, interleaved_heads(output, name))
     blocks = found.encoding if found.encoding in BLOCKS else None
     dtype = output.tensors[name][0] if blocks else raw.dtype
-    return StoredTensor(name, key, dtype, source, blocks, offset_of(output, name))
+    weighed = blocks is not None and IMATRIX_ENTRIES in header.metadata
+    return StoredTensor(name, key, dtype, source, blocks, offset_of(output, name), weighed)
 
 
 READERS: Mapping[OutputFormat, Callable[[Path, OutputSpec], StoredModel]] = {

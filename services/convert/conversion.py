@@ -14,6 +14,7 @@ from services.architectures.gguf_vocabulary import ARRAYS, read_gguf_vocabulary
 from services.architectures.output_spec import OutputFormat, OutputSpec, plan_output
 from services.checkpoints.blocks import source_blocks
 from services.checkpoints.folder_spec import MAX_SHARD_BYTES, FolderSpec, WrittenModel
+from services.checkpoints.importance import ImportanceMatrix
 from services.checkpoints.journal import stamps, work_identity
 from services.checkpoints.model_check import check_class
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check_finite
@@ -37,6 +38,8 @@ class ConvertOptions:
         ranks: Number of ranks of Meta's layout; None keeps the source's.
         template: Name of a prompt template for GGUF's metadata and Modelfile.
         origin: Name, licence and base models for GGUF's metadata. Absent from the `repr`: no tensor depends on it.
+        importance: Importance matrix of a GGUF output. Absent from the `repr`, which journals of versions without it have;
+            `identity` is the whole.
     """
 
     dtype: str | None = None
@@ -46,6 +49,12 @@ class ConvertOptions:
     ranks: int | None = None
     template: str | None = None
     origin: GgufOrigin | None = field(default=None, repr=False)
+    importance: ImportanceMatrix | None = field(default=None, repr=False)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Everything that distinguishes the work of these options from that of others, by its `repr`."""
+        return (self,) if self.importance is None else (self, self.importance.identity)
 
 
 def convert(
@@ -92,8 +101,8 @@ def _written(
     spec = FolderSpec(
         output=output, base_folder=checkpoint.folder, tokenizer_folder=tokenizer_folder,
         max_shard_bytes=options.max_shard_bytes,
-        template=options.template, origin=options.origin,
-        identity=work_identity("convert", options, output.config, output.tensors, stamps(checkpoint.weight_files)),
+        template=options.template, origin=options.origin, importance=options.importance,
+        identity=work_identity("convert", *options.identity, output.config, output.tensors, stamps(checkpoint.weight_files)),
     )  # fmt: skip
     with TensorReader() as reader:
 
@@ -108,7 +117,7 @@ def converted_output(checkpoint: Checkpoint, options: ConvertOptions) -> OutputS
     """Returns the output of a conversion."""
     return plan_output(
         options.output_format, checkpoint.config, checkpoint.stored, vocabulary=checkpoint.vocabulary,
-        dtype=options.dtype, ranks=options.ranks or checkpoint.ranks,
+        dtype=options.dtype, ranks=options.ranks or checkpoint.ranks, has_imatrix=options.importance is not None,
     )  # fmt: skip
 
 

@@ -58,8 +58,9 @@ class ConvertRequest(MakeRequest, OutputOptions):
                 raise ValueError(
                     f"{name} applies to output_format 'gguf' only, the request has {self.output_format!r}"
                 )
-        if self.base is not None and self.measure is not None:
-            raise ValueError("measure applies to models, and base is given: the source is an adapter")
+        for name in ("measure", "imatrix"):
+            if self.base is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name} applies to models, and base is given: the source is an adapter")
         return self
 
 

@@ -27,6 +27,22 @@ class TokenizerParity(Result):
     different: int
 
 
+class ImatrixSummary(Result):
+    """The importance matrix that an output was encoded with.
+
+    It was read from `file`, or computed from `text_file`; `datasets` are the texts that a file names. `entries` counts the
+    matrices that it weighs, `tokens` those of all chunks.
+    """
+
+    file: str | None = None
+    text_file: str | None = None
+    datasets: list[str] = []
+    entries: int
+    chunks: int
+    chunk_size: int
+    tokens: int
+
+
 class WrittenCheckpoint(MadeModel):
     """Figures of a model whose tensors were written by a conversion or a merge."""
 
@@ -36,6 +52,7 @@ class WrittenCheckpoint(MadeModel):
     bits_per_weight: float | None = Field(
         default=None, description="Bits of an average element of a `gguf` output; null for the other formats."
     )
+    imatrix: ImatrixSummary | None = None
     tensor_digest: str | None = Field(
         default=None, description="SHA-256 over the tensors' names, dtypes, shapes and digests."
     )

@@ -188,6 +188,29 @@ def unique_names(*names: str | None) -> list[str]:
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
+class ImatrixSource(Shape):
+    """Source of an importance matrix: a text to compute it from, or a file of llama-imatrix."""
+
+    text_file: str | None = Field(
+        default=None,
+        max_length=1024,
+        exclude_if=lambda value: value is None,
+        description="A UTF-8 text on the volume, under `incoming/`: at most 32 chunks of 512 tokens are used.",
+    )
+    file: str | None = Field(
+        default=None,
+        max_length=1024,
+        exclude_if=lambda value: value is None,
+        description="An importance matrix in GGUF on the volume, under `incoming/`.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.text_file is None) == (self.file is None):
+            raise ValueError("imatrix has exactly one of text_file and file")
+        return self
+
+
 class OutputOptions(Shape):
     """Options of a written model."""
 
@@ -201,6 +224,11 @@ class OutputOptions(Shape):
         ge=1,
         le=64,
         description="Rank count of a `meta` output; null: as many as the input has.",
+    )
+    imatrix: ImatrixSource | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Of a `gguf` output in blocks: the importance of each matrix's columns, by which errors are weighed.",
     )
     force: bool = Field(
         default=False, description="Compute it even if the same request has made the same model before."
@@ -220,6 +248,11 @@ class OutputOptions(Shape):
         if self.dtype in get_args(GgufDType) and self.output_format != "gguf":
             raise ValueError(
                 f"dtype {self.dtype!r} is an encoding of output_format 'gguf', the request has {self.output_format!r}"
+            )
+        if self.imatrix is not None and (self.dtype not in get_args(GgufDType) or self.dtype == "q8_0"):
+            raise ValueError(
+                f"imatrix applies to the types of output_format 'gguf' that weigh columns, such as 'q4_k_m'; the request has "
+                f"dtype {self.dtype!r}"
             )
         return self
 

@@ -13,6 +13,7 @@ from services.architectures.checkpoint_reader import read_checkpoint
 from services.architectures.output_spec import OutputFormat, OutputSpec, plan_output
 from services.checkpoints.blocks import source_blocks
 from services.checkpoints.folder_spec import MAX_SHARD_BYTES, FolderSpec, WrittenModel
+from services.checkpoints.importance import ImportanceMatrix
 from services.checkpoints.journal import stamps, work_identity
 from services.checkpoints.model_check import check_class
 from services.checkpoints.tensor_reader import TORCH_DTYPES, TensorReader, check_finite
@@ -42,6 +43,7 @@ class MergeOptions:
         base_precision: "original", or "dequantized": the base's linear weights are rounded to 4 bits and back first. Absent from the
             `repr`, which journals of versions without it have; `identity` is the whole.
         origin: Name, licence and base models for GGUF's metadata. Absent from the `repr`: no tensor depends on it.
+        importance: Importance matrix of a GGUF output. Absent from the `repr` like `base_precision`.
     """
 
     rounding: Literal["per_adapter", "once"] = "per_adapter"
@@ -53,11 +55,14 @@ class MergeOptions:
     device: str = "cpu"
     base_precision: BasePrecision = field(default="original", repr=False)
     origin: GgufOrigin | None = field(default=None, repr=False)
+    importance: ImportanceMatrix | None = field(default=None, repr=False)
 
     @property
     def identity(self) -> tuple[object, ...]:
         """Everything that distinguishes the work of these options from that of others, by its `repr`."""
-        return (self,) if self.base_precision == "original" else (self, self.base_precision)
+        precision = () if self.base_precision == "original" else (self.base_precision,)
+        importance = () if self.importance is None else (self.importance.identity,)
+        return (self, *precision, *importance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +112,7 @@ def merge(
     changes = [(item.scale, stamps([item.adapter.weights, item.adapter.config_file])) for item in scaled]
     spec = FolderSpec(
         output=output, base_folder=checkpoint.folder, tokenizer_folder=stack.tokenizer_folder, max_shard_bytes=options.max_shard_bytes,
-        template=options.template, origin=options.origin,
+        template=options.template, origin=options.origin, importance=options.importance,
         identity=work_identity(
             "merge", *options.identity, output.config, output.tensors, stamps(checkpoint.weight_files), changes
         ),
@@ -139,7 +144,7 @@ def merged_output(
     return plan_output(
         options.output_format, replace(base.config, vocab_size=stack.vocabulary_rows),
         merged_tensors(base, [item.adapter for item in adapters]), vocabulary=stack.vocabulary,
-        dtype=options.dtype, ranks=options.ranks or base.ranks,
+        dtype=options.dtype, ranks=options.ranks or base.ranks, has_imatrix=options.importance is not None,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from services.architectures.checkpoint import Checkpoint
 from services.architectures.output_spec import OUTPUT_DTYPES, output_bytes, output_warnings
 from services.errors import UnsupportedOption
 from services.kinds.convert import ConvertRequest
+from services.preflight.imatrix import planned_imatrix
 from services.preflight.output import checked_output, left_out_warnings, planned_write, tokenizer_warnings
 from services.preflight.perplexity import check_text_file
 from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, PlannedWrite, deferred_plan
@@ -36,16 +37,21 @@ def plan(request: ConvertRequest, inputs: Inputs) -> Plan:
     output = checked_output(
         request, checkpoint, checkpoint.stored, checkpoint.vocabulary, checkpoint.tokenizer_folder
     )
+    imatrix = planned_imatrix(request, output, inputs.store)
     return Plan(
         kind=request.kind,
-        reads=[PlannedRead(name=request.source, role="source", size_bytes=checkpoint.size_bytes)],
+        reads=[
+            PlannedRead(name=request.source, role="source", size_bytes=checkpoint.size_bytes),
+            *imatrix.reads,
+        ],
         writes=planned_write(request, output),
         output_bytes=output_bytes(output),
-        peak_memory_bytes=PROCESS_BYTES + BLOCKS_BYTES,
+        peak_memory_bytes=PROCESS_BYTES + BLOCKS_BYTES + imatrix.memory_bytes,
         warnings=[
             *tokenizer_warnings(checkpoint.tokenizer_folder, output),
             *left_out_warnings(checkpoint.stored, output),
             *output_warnings(output),
+            *imatrix.warnings,
         ],
     )
 

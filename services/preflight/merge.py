@@ -14,6 +14,7 @@ from services.kinds.merge import MergeRequest
 from services.models.digests import weights_digest
 from services.models.known_artifacts import check_known_order
 from services.models.manifest import InputEntry, read_manifest
+from services.preflight.imatrix import planned_imatrix
 from services.preflight.output import checked_output, left_out_warnings, planned_write, tokenizer_warnings
 from services.preflight.plan import PROCESS_BYTES, Inputs, Plan, PlannedRead, deferred_plan
 
@@ -38,21 +39,23 @@ def plan(request: MergeRequest, inputs: Inputs) -> Plan:
     )
     tensors = merged_tensors(stack.base, adapters)
     output = checked_output(request, stack.base, tensors, stack.vocabulary, stack.tokenizer_folder)
+    imatrix = planned_imatrix(request, output, inputs.store)
     widest = max((pair.shape[0] * pair.shape[1] for a in adapters for pair in a.pairs.values()), default=0)
     return Plan(
         kind=request.kind,
         reads=[
             PlannedRead(name=request.base, role="base", size_bytes=base.size_bytes),
             *map(PlannedRead.of_adapter, adapters),
+            *imatrix.reads,
         ],
         writes=planned_write(request, output).model_copy(
             update={"vocabulary_size": stack.vocabulary_rows, "tokenizer_of": stack.tokenizer_folder.name}
         ),
         output_bytes=output_bytes(output),
-        peak_memory_bytes=PROCESS_BYTES + 2 * (4 + 2 + 2) * widest + _rounding_bytes(request, base),
+        peak_memory_bytes=PROCESS_BYTES + 2 * (4 + 2 + 2) * widest + _rounding_bytes(request, base) + imatrix.memory_bytes,
         warnings=[
             *stack.warnings, *_merged_warnings(request.base, merged), *tokenizer_warnings(stack.tokenizer_folder, output),
-            *_scale_warnings(request, adapters), *left_out_warnings(tensors, output), *output_warnings(output),
+            *_scale_warnings(request, adapters), *left_out_warnings(tensors, output), *output_warnings(output), *imatrix.warnings,
         ],
     )  # fmt: skip
 

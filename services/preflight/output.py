@@ -45,6 +45,7 @@ def checked_output(
     output = plan_output(
         request.output_format, replace(base.config, vocab_size=rows), tensors, vocabulary=vocabulary,
         dtype=OUTPUT_DTYPES[request.dtype] if request.dtype else None, ranks=request.ranks or base.ranks,
+        has_imatrix=request.imatrix is not None,
     )  # fmt: skip
     check_output(output)
     if output.format == "gguf" and vocabulary is not None and vocabulary.file == "tokenizer.json":

@@ -82,7 +82,7 @@ def forward_logits(
         return layer_done
 
     # made one after another: leaving parameters empty changes PyTorch's modules for the whole process
-    passes = [_ForwardPass(weights, text, ids, count(number)) for number, weights in enumerate(models)]
+    passes = [ForwardPass(weights, text, ids, count(number)) for number, weights in enumerate(models)]
 
     def run(number: int) -> torch.Tensor | None:
         try:
@@ -107,7 +107,7 @@ class _Stopped(Exception):
     """Ends a forward pass after a layer."""
 
 
-class _ForwardPass:
+class ForwardPass:
     """Forward pass of a few tokens of a few texts through one model."""
 
     def __init__(
@@ -121,7 +121,8 @@ class _ForwardPass:
         embedding = self._model.get_input_embeddings()
         _fill(self._model, embedding, weights, text)
         embedding.weight = _parameter(weights.rows(text.embeddings, tokens))
-        for layer in _layers(self._model, text.config.num_hidden_layers):
+        self._layers = _layers(self._model, text.config.num_hidden_layers)
+        for layer in self._layers:
             layer.register_forward_hook(self._after_layer)
 
     @torch.no_grad()
@@ -132,10 +133,40 @@ class _ForwardPass:
         self._weights.release()
         return result
 
+    @torch.no_grad()
+    def pass_layers(self) -> None:
+        """Passes the tokens through all layers and computes no logits.
+
+        Within a layer one text follows another, so that the memory holds the hidden states of all and the products of one.
+        """
+        for layer in self._layers:
+            layer.forward = _text_by_text(layer.forward, len(self._ids))
+        model: Any = self._model.base_model
+        model(input_ids=self._ids, use_cache=False)
+        self._weights.release()
+
     def _after_layer(self, *args: object) -> None:
         """Releases the pages of a layer's weights."""
         self._weights.release()
         self._layer_done()
+
+
+def _text_by_text(forward: Callable[..., torch.Tensor], texts: int) -> Callable[..., torch.Tensor]:
+    """Returns the forward pass of a layer that takes the texts of a batch one after another."""
+
+    def part(value: Any, number: int) -> Any:
+        if isinstance(value, tuple):
+            return tuple(part(item, number) for item in value)
+        batched = isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == texts
+        return value[number : number + 1] if batched else value
+
+    def passed(*args: Any, **options: Any) -> torch.Tensor:
+        return torch.cat([
+            forward(*part(args, number), **{key: part(value, number) for key, value in options.items()})
+            for number in range(texts)
+        ])  # fmt: skip
+
+    return passed
 
 
 class _LazyLinear(nn.Module):

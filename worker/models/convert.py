@@ -1,9 +1,11 @@
 """`convert`: a checkpoint is converted to another layout and published."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from services.architectures.checkpoint import Checkpoint
+from services.architectures.checkpoint_reader import read_checkpoint
 from services.checkpoints.folder_spec import WrittenModel
 from services.checkpoints.write_hooks import WriteHooks
 from services.convert import ConvertOptions, convert, convert_adapter, converted_output
@@ -15,6 +17,7 @@ from services.models.text_file import read_text_file
 from services.preflight import Plan
 from services.verify import measure
 from worker.lifecycle import JobContext
+from worker.models.imatrix import imatrix_figures, output_importance
 from worker.models.publish import (
     checkpoint_manifest,
     completed_tokenizer,
@@ -47,7 +50,8 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
     )  # fmt: skip
 
     def make(staging: Path) -> Manifest:
-        checkpoint, written = convert(source, staging, options, write_hooks(context, staging))
+        chosen = _with_importance(request, options, context)
+        checkpoint, written = convert(source, staging, chosen, write_hooks(context, staging))
         log_resumed(written, context)
         tokenizer = completed_tokenizer(
             staging, request.output_format, options.template, instruct=request.instruct
@@ -57,13 +61,26 @@ def run(request: ConvertRequest, context: JobContext) -> ConvertResult:
             warnings=[*plan.warnings, *tokenizer.warnings], origin=_origin(checkpoint),
             result={
                 **_figures(checkpoint, written), **gguf_figures(request, written),
-                **_measured(request, options, checkpoint, staging, context), "tokenizer_parity": tokenizer.parity,
+                **_measured(request, chosen, checkpoint, staging, context), **imatrix_figures(chosen.importance),
+                "tokenizer_parity": tokenizer.parity,
             },
         )  # fmt: skip
 
     identity = request_identity(request, options, context.store)
     manifest = made_or_linked(request, plan, context, identity, make, resumes=True)
     return made_result(ConvertResult, request, context, manifest)
+
+
+def _with_importance(request: ConvertRequest, options: ConvertOptions, context: JobContext) -> ConvertOptions:
+    """Returns the options with the importance matrix of the request, if it has one."""
+    if request.imatrix is None:
+        return options
+    checkpoint = read_checkpoint(context.store.path(request.source), instruct=options.instruct)
+    output = converted_output(checkpoint, options)
+    importance = output_importance(
+        request, context, output, checkpoint, tokenizer_folder=checkpoint.tokenizer_folder
+    )
+    return replace(options, importance=importance)
 
 
 def _measured(

@@ -1,6 +1,7 @@
 """`merge`: adapters are merged into a base model; the result is verified and published."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,20 @@ from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.generate import resolve_device
 from services.kinds.merge import BaseQuantization, MergeRequest, MergeResult, MergeVerification
-from services.merge import Merged, MergeOptions, merge
+from services.merge import Merged, MergeOptions, merge, merged_output
 from services.models.digests import weights_digest
 from services.models.manifest import InputEntry, Manifest
 from services.preflight import Plan
-from services.verify import ChangeNorms, change_norms, compare_precisions, nothing_changed, verify_merge
+from services.verify import (
+    ChangeNorms,
+    change_norms,
+    compare_precisions,
+    expected_merge,
+    nothing_changed,
+    verify_merge,
+)
 from worker.lifecycle import JobContext
+from worker.models.imatrix import imatrix_figures, output_importance
 from worker.models.publish import (
     ANY_SIZE,
     checkpoint_manifest,
@@ -61,6 +70,7 @@ def _merge_into(
     base = context.store.path(request.base)
     adapters = [(choice.name, context.store.path(choice.name), choice.scale) for choice in request.adapters]
     hooks = write_hooks(context, staging)
+    options = _with_importance(request, options, context, adapters)
     merged = merge(base, adapters, staging, options=options, hooks=hooks)
     log_resumed(merged.written, context)
     report = verify_merge(merged, options, hooks) if request.verify else None
@@ -73,9 +83,28 @@ def _merge_into(
         warnings=[*plan.warnings, *nothing_changed(merged.adapters, norms), *tokenizer.warnings],
         result={
             **_figures(merged, report, norms), **gguf_figures(request, merged.written),
-            "tokenizer_parity": tokenizer.parity, "precisions": precisions,
+            **imatrix_figures(options.importance), "tokenizer_parity": tokenizer.parity, "precisions": precisions,
         },
     )  # fmt: skip
+
+
+def _with_importance(
+    request: MergeRequest,
+    options: MergeOptions,
+    context: JobContext,
+    adapters: Sequence[tuple[str, Path, float]],
+) -> MergeOptions:
+    """Returns the options with the importance matrix of the request, if it has one: that of the merged model."""
+    if request.imatrix is None:
+        return options
+    base = context.store.path(request.base)
+    expected = expected_merge(base, adapters, options.output_format, options.base_precision)
+    output = merged_output(expected.base, expected.adapters, expected.stack, options)
+    importance = output_importance(
+        request, context, output, expected.base, expected.adapters,
+        tokenizer_folder=expected.stack.tokenizer_folder,
+    )  # fmt: skip
+    return replace(options, importance=importance)
 
 
 def _norms(merged: Merged, hooks: WriteHooks) -> list[ChangeNorms]:

@@ -68,9 +68,20 @@ def request_identity(request: MakeRequest, options: object, store: ModelStore) -
         more = _more_of_merge(request)
     elif isinstance(request, ConvertRequest):
         more = _more_of_convert(request, store)
+    if isinstance(request, OutputOptions):
+        more = [*more, *imatrix_identity(request, store)]
     versions = {name: version for name, version in package_versions().items() if name in DECIDING_PACKAGES}
     facts = (request.kind, options, more, contents, sorted(versions.items()))
     return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def imatrix_identity(request: OutputOptions, store: ModelStore) -> tuple[str, ...]:
+    """Returns the digest of what an importance matrix is computed or read from; nothing for a request without one."""
+    if request.imatrix is None:
+        return ()
+    if request.imatrix.file is not None:
+        return ("imatrix", digest_file(store.incoming(request.imatrix.file)))
+    return ("imatrix of a text", digest_file(store.incoming(str(request.imatrix.text_file))))
 
 
 def _more_of_convert(request: ConvertRequest, store: ModelStore) -> list[object]:
