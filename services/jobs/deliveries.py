@@ -148,6 +148,11 @@ def redeliver(redis: Redis, job_id: str, delivery_id: str) -> Delivery:
     return again
 
 
+def count_pending(redis: Redis) -> int:
+    """Returns the number of deliveries that have not ended."""
+    return int(redis.zcard(DUE_KEY))
+
+
 def take_due(redis: Redis, count: int) -> list[tuple[str, str]]:
     """Takes up to this number of due deliveries for `CLAIM_SECONDS`; returns their jobs and ids."""
     attempt = partial(_take, redis, count)

@@ -16,6 +16,7 @@ from rq.utils import now, utcformat
 
 from services.errors import GraftwerkError, JobCanceled, UpstreamFailed
 from services.jobs.compaction import EndedJob
+from services.jobs.counters import count_end
 from services.jobs.deliveries import create
 from services.jobs.disk_reservations import release
 from services.jobs.events import append_status
@@ -141,5 +142,6 @@ def _close_once(redis: Redis, job: Job, retention_seconds: int, pipe: Pipeline) 
     pipe.zadd(ENDED_KEY, {job.id: time.time() + retention_seconds})
     add(pipe, job.id, fields, job.status, created_us)
     create(pipe, job)
+    count_end(pipe, job)
     pipe.srem(ACTIVE_KEY, job.id)
     release(pipe, job.id)

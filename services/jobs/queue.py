@@ -1,6 +1,5 @@
 """The queue of the API: submits, lists, cancels, retries and deletes jobs, and lists workers."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from uuid import uuid4
 
@@ -20,9 +19,8 @@ from services.jobs.disk_reservations import DiskNeed, reserved_bytes
 from services.jobs.events import publish_status
 from services.jobs.finalization import end_waiting
 from services.jobs.identity import service_identity
-from services.jobs.indexes import count_ended, forget
+from services.jobs.indexes import forget
 from services.jobs.listing import ALL_JOBS, JobFilter, list_jobs
-from services.jobs.open_jobs import OpenJob, read_open
 from services.jobs.queue_limits import QueueLimits
 from services.jobs.records import (
     active_ids,
@@ -35,7 +33,8 @@ from services.jobs.records import (
     read_records,
     record_key,
 )
-from services.jobs.status import ENDED, Job, JobStatus, WorkerState
+from services.jobs.statistics import Statistics, read_statistics
+from services.jobs.status import ENDED, Job, WorkerState
 from services.jobs.submission import TASK, UNKNOWN_ORIGIN, Origin, Submission
 from services.jobs.webhook_client import check_webhook
 from services.jobs.worker_states import read_workers
@@ -168,16 +167,9 @@ class JobQueue:
         return list_jobs(self.redis, selected, limit=limit, after=after)
 
     @reaching_redis()
-    def open_jobs(self) -> Sequence[OpenJob]:
-        """Returns the jobs that are not finalized, in no order."""
-        return read_open(self.redis)
-
-    @reaching_redis()
-    def count(self) -> Counter[tuple[str, JobStatus]]:
-        """Returns the numbers of jobs by kind and status, until their records expire."""
-        # Finalized jobs are counted last: one that is finalized meanwhile may count twice, and never not at all.
-        counts = Counter((job.kind, job.status) for job in read_open(self.redis))
-        return counts + count_ended(self.redis)
+    def statistics(self) -> Statistics:
+        """Returns the present numbers of jobs, and the counters of ended ones."""
+        return read_statistics(self.redis)
 
     @reaching_redis()
     def cancel(self, job_id: str) -> Job:

@@ -142,7 +142,8 @@ class Job(BaseModel):
 class WorkerState(BaseModel):
     """One living worker process; an inference worker may run several jobs at once.
 
-    `device`: display name of the device that it computes on.
+    `device`: display name of the device that it computes on; `models`: names of the models in its memory, those with
+    adapters on the fly as `base+adapter`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -153,3 +154,4 @@ class WorkerState(BaseModel):
     job_ids: list[str]
     last_heartbeat: datetime
     device: str
+    models: list[str] = []

@@ -1,5 +1,7 @@
 """States of the living workers, as their entries in Redis have them."""
 
+import json
+
 from redis import Redis
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text, utcparse
@@ -31,4 +33,5 @@ def _state(redis: Redis, name: str, fields: dict[str, str]) -> WorkerState:
         job_ids=sorted(as_text(entry).split(":")[0] for entry in executions),
         last_heartbeat=utcparse(fields["last_heartbeat"]),
         device=fields.get("device", "cpu"),
+        models=json.loads(fields.get("models", "[]")),
     )

@@ -100,7 +100,7 @@ def test_every_filter_lists_what_it_selects(
 
 
 def test_counts_are_those_of_the_jobs(queue: JobQueue, jobs: dict[str, tuple[str, str, set[str]]]) -> None:
-    counts = queue.count()
+    counts = queue.statistics().jobs
     assert counts == {
         (kind, status): 1 if status in ("queued", "running") else 2
         for kind, status in product(KINDS, get_args(JobStatus))
@@ -121,7 +121,7 @@ def test_jobs_of_an_earlier_version_are_indexed(
 def test_an_end_that_an_earlier_version_finalizes_is_indexed(
     queue: JobQueue, redis: Redis, jobs: dict[str, tuple[str, str, set[str]]]
 ) -> None:
-    assert queue.count().total() == len(jobs)
+    assert queue.statistics().jobs.total() == len(jobs)
     ended = next(id for id, (_, status, _) in jobs.items() if status == "failed")
     redis.srem("graftwerk:active", ended)
     assert listed(queue, JobFilter(status="failed")) == expected(jobs, JobFilter(status="failed"))
@@ -133,7 +133,7 @@ def test_expired_records_of_an_earlier_version_do_not_count(
     gone = next(id for id, (_, status, _) in jobs.items() if status == "succeeded")
     redis.srem("graftwerk:active", gone)
     redis.delete(f"graftwerk:job:{gone}", f"rq:job:{gone}", f"rq:results:{gone}")
-    assert queue.count().total() == len(jobs) - 1
+    assert queue.statistics().jobs.total() == len(jobs) - 1
     assert gone not in listed(queue, JobFilter())
 
 
@@ -193,7 +193,7 @@ def test_a_list_reads_no_more_of_more_records(queue: JobQueue, redis: Redis) -> 
             queue.list(selected, limit=10)
             needed.append(commands(redis) - before)
         before = commands(redis)
-        queue.count()
+        queue.statistics()
         needed.append(commands(redis) - before)
     assert needed[:3] == needed[3:]
 

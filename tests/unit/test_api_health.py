@@ -159,6 +159,10 @@ def test_prometheus_reads_the_same_numbers(tmp_path: Path) -> None:
     assert samples["graftwerk_jobs", "import", "queued"] == 1
     assert samples["graftwerk_queue_waiting", "convert"] == 1
     assert samples["graftwerk_queue_workers", "merge"] == 1
+    assert samples["graftwerk_waiting_jobs", "import"] == 1
+    assert 0 <= samples["graftwerk_oldest_wait_seconds", "import"] < 60
+    assert samples["graftwerk_oldest_wait_seconds", "merge"] == 0
+    assert samples["graftwerk_worker_heartbeat_age_seconds", "merge", "merge-1"] > 0
     assert samples["graftwerk_models",] == 0
     assert samples["graftwerk_volume_free_bytes",] > 0
 

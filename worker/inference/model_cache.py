@@ -36,6 +36,11 @@ class ModelKey:
     quantization: Quantization | None
     rope_alpha: float | None
 
+    @property
+    def name(self) -> str:
+        """The model's name and those of its adapters, `base+adapter`."""
+        return "+".join([self.model, *(name for name, _, _ in self.adapters)])
+
 
 @dataclass(slots=True, eq=False)
 class CachedModel:

@@ -3,6 +3,7 @@
 The work itself is the scheduler's. A thread sends the heartbeats of all jobs and finds out which ones have to stop.
 """
 
+import json
 import logging
 import threading
 import time
@@ -105,6 +106,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
                 with suppress(Interrupted):
                     self.session_scheduler.step()
                 self._wait_if_idle()
+        self._report_models()
         self.set_state(WorkerStatus.IDLE)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -270,6 +272,13 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
                 sent_at = time.monotonic()
                 for job in jobs:
                     self.maintain_heartbeats(job.job, job.execution)
+                self._report_models()
+
+    def _report_models(self) -> None:
+        """Writes the names of the models in memory to this worker's entry, for the operator."""
+        names = sorted(model.key.name for model in self.session_scheduler.models.models.copy())
+        with suppress(ConnectionError, TimeoutError):  # logged by the heartbeat
+            self.connection.hset(self.key, "models", json.dumps(names))
 
     def _check_stop(self, job: RunningJob) -> None:
         """Notes the reason for a job to stop, and cancels its session here: a beam search does not check."""
