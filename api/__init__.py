@@ -25,11 +25,13 @@ from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
 from api.wrong_keys import wrong_key_counter
 from services.backend import Backend
+from services.jobs.model_records import ModelRecords
 from services.jobs.queue import JobQueue, connect, connect_api
 from services.jobs.webhook_client import sender_of
 from services.models.hub import Hub
 from services.models.store import ModelStore
 from services.preflight import Plan
+from services.preflight.model_reader import ModelReader
 from services.settings import Settings
 
 API_VERSION = "1"
@@ -61,10 +63,12 @@ def create_app(
     app.url_map.merge_slashes = False  # a path with `//` is an unknown file, not a redirect
     app.json.sort_keys = False  # type: ignore[attr-defined]
     queue = queue or JobQueue(connect_api(settings), settings, streams=connect(settings))
+    store = store or ModelStore(settings.models_dir)
     app.extensions[EXTENSION] = AppState(
         settings=settings,
         queue=queue,
-        store=store or ModelStore(settings.models_dir),
+        store=store,
+        models=ModelReader(store, ModelRecords(queue.redis)),
         backend=Backend.of(settings, queue.identity),
         hub=Hub.of(settings),
     )

@@ -264,6 +264,7 @@ def _plan(request: JobRequest) -> Plan:
     store, limits = state().store, Limits(unpack_bytes=state().settings.unpack_limit_bytes)
     disk_use = DiskUse(reserved_bytes=state().queue.reserved_bytes(store.staging.bytes_of))
     servers = Servers(state().served(request), state().hub)
+    state().models.require_readable(request.reads)
     return preflight(request, store, promised, limits=limits, servers=servers, disk_use=disk_use)
 
 

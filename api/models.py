@@ -50,7 +50,7 @@ class FilePath(ModelPath):
 @api.get("/models", responses={200: ModelList, **problems(503)})
 def models() -> Response:
     """List the models on the volume."""
-    return json_response(ModelList(models=state().store.models()))
+    return json_response(ModelList(models=state().models.models()))
 
 
 @api.get("/models/<name>", responses={200: ModelSummary, **problems(404, 503)})
@@ -60,7 +60,7 @@ def model(path: ModelPath) -> Response:
     The summary is read from its files: layout, parameters, vocabulary, known digests, lineage, problems.
     """
     _folder(path)
-    return json_response(state().store.describe(path.name))
+    return json_response(state().models.describe(path.name))
 
 
 @api.delete("/models/<name>", responses={204: None, **problems(404, 409, 503)})

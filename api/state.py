@@ -9,6 +9,7 @@ from services.jobs.queue import JobQueue
 from services.kinds.shared import JobRequest
 from services.models.hub import Hub
 from services.models.store import ModelStore
+from services.preflight.model_reader import ModelReader
 from services.settings import Settings
 
 EXTENSION = "graftwerk"
@@ -16,11 +17,12 @@ EXTENSION = "graftwerk"
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """Settings, queue and model store of one application; `backend` is the other server that generates, if any."""
+    """Settings, queue and model store of one application; `models` describes what the store holds, `backend` is the other server that generates, if any."""
 
     settings: Settings
     queue: JobQueue
     store: ModelStore
+    models: ModelReader
     backend: Backend | None
     hub: Hub
 

@@ -80,6 +80,7 @@ class JobWaiter:
 
 def submit(state: AppState, job_request: GenerateRequest | EmbedRequest) -> JobWaiter:
     """Queues a job for the client of the current request. Raises what `preflight` and `JobQueue.submit` raise."""
+    state.models.require_readable(job_request.reads)
     preflight(job_request, state.store, {}, servers=Servers(state.served(job_request)))
     retention_seconds = min(RETENTION_SECONDS, state.settings.job_retention_seconds)
     job, _ = state.queue.submit(job_request, retention_seconds=retention_seconds, origin=origin())

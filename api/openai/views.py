@@ -32,10 +32,9 @@ from api.openapi import SECURITY, body_of, object_of
 from api.request_body import read_body
 from api.state import state
 from services.backend import FORWARDED_HEADER, SERVICE_HEADER, ServedModel
-from services.errors import GraftwerkError
 from services.kinds.embed import EmbedResult
 from services.kinds.generate import GenerateRequest
-from services.models.manifest import read_manifest
+from services.kinds.model_summary import ModelSummary
 from services.names import SERVED_NAME_PATTERN
 from services.preflight import preflight
 
@@ -58,7 +57,11 @@ def list_models() -> Response:
 
     Models of the volume come first, then those of the server of `GENERATE_BACKEND_URL`.
     """
-    local = {name: _local_model(name) for name in state().store.names() if _can_generate(name)}
+    local = {
+        record.summary.name: _local_model(record.summary.name, record.summary)
+        for record in state().models.all()
+        if record.generates
+    }
     remote = [_remote_model(model) for name, model in _served_models().items() if name not in local]
     response = _json({"object": "list", "data": [*local.values(), *remote]})
     if _is_forwarded():
@@ -72,8 +75,9 @@ def retrieve_model(path: ModelPath) -> Response:
     probe = _probe(path.model)
     if probe.model not in state().store.names() and path.model in (served := _served_models()):
         return _json(_remote_model(served[path.model]))
+    state().models.require_readable(probe.reads)
     preflight(probe, state().store, {})
-    return _json(_local_model(path.model))
+    return _json(_local_model(path.model, state().models.describe(probe.model)))
 
 
 @api.post(
@@ -167,19 +171,9 @@ def _probe(model: str) -> GenerateRequest:
     return GenerateRequest(kind="generate", prompt="", **split_model(model, SERVED_NAME_PATTERN))
 
 
-def _can_generate(name: str) -> bool:
-    try:
-        preflight(_probe(name), state().store, {})
-    except (GraftwerkError, OSError):  # incomplete, or deleted at this moment
-        return False
-    return True
-
-
-def _local_model(name: str) -> dict[str, Any]:
-    folder = state().store.path(split_model(name)["model"])
-    manifest = read_manifest(folder)
-    made = manifest.created_at if manifest else datetime.fromtimestamp(folder.stat().st_mtime)
-    owner = "graftwerk" if manifest else "local"
+def _local_model(name: str, summary: ModelSummary) -> dict[str, Any]:
+    made = summary.created_at or datetime.fromtimestamp((state().store.root / summary.name).stat().st_mtime)
+    owner = "graftwerk" if summary.created_at else "local"
     return {"id": name, "object": "model", "created": int(made.timestamp()), "owned_by": owner}
 
 

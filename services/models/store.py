@@ -16,7 +16,7 @@ from pathlib import Path
 from services.bounded_text import listed
 from services.errors import InvalidName, ModelExists, ModelNotFound, SourceNotFound
 from services.kinds.model_summary import ModelSummary
-from services.models.base_offer import BaseOffer
+from services.models.base_offer import BaseOffer, hub_ids_of_folders
 from services.models.staging import Staging
 from services.models.summary import describe_folder
 from services.models.uploads import Uploads
@@ -93,16 +93,8 @@ class ModelStore:
 
     def describe(self, name: str) -> ModelSummary:
         """Returns a model's summary, from its files' headers. Raises what `path` raises."""
-        return self._bases().complete(describe_folder(self.path(name), name))
-
-    def models(self) -> list[ModelSummary]:
-        """Returns the summary of every model on the volume, by name, without those that are deleted meanwhile."""
-        bases = self._bases()
-        summaries = [bases.complete(describe_folder(self.root / name, name)) for name in self.names()]
-        return [summary for summary in summaries if (self.root / summary.name).is_dir()]
-
-    def _bases(self) -> BaseOffer:
-        return BaseOffer(self.root / name for name in self.names())
+        bases = BaseOffer(lambda: hub_ids_of_folders(self.root / other for other in self.names()))
+        return bases.complete(describe_folder(self.path(name), name))
 
     def free_bytes(self) -> int:
         """Returns the bytes of the volume that this process may use."""

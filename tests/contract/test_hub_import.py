@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fakeredis import FakeRedis, FakeServer
 from safetensors.torch import save
 from torch import zeros
 
@@ -19,9 +20,11 @@ from services.errors import (
     InvalidRequest,
     JobCanceled,
 )
+from services.jobs.model_records import ModelRecords
 from services.kinds.import_ import ImportRequest
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
+from services.preflight.model_reader import ModelReader
 from services.progress import Progress
 from tests.api_client import client_of, problem
 from tests.contract.hub_child import hub_context, import_until_killed
@@ -258,6 +261,8 @@ def test_an_adapter_that_was_imported_names_its_base_on_the_volume(volume: Path,
     run(volume, hub, asked("the-base", revision="main"), job_id="other")
     expected = {"hub": "Org/name", "model": "the-base", "hint": None}
     assert ModelStore(volume).describe("taken").adapter["base"] == expected  # type: ignore[index]
-    listed = {model.name: model.adapter for model in ModelStore(volume).models()}
+    reader = ModelReader(ModelStore(volume), ModelRecords(FakeRedis(server=FakeServer())))
+    listed = {model.name: model.adapter for model in reader.models()}
+    reader.close()
     assert listed["taken"]["base"] == expected  # type: ignore[index]
     assert listed["the-base"] is None

@@ -223,7 +223,6 @@ def test_folders_of_the_volume_itself_are_no_models(store: ModelStore) -> None:
         (store.root / name).mkdir(parents=True)
     (store.root / "a-file").write_text("")
     assert store.names() == ["A", "b"]
-    assert [summary.name for summary in store.models()] == ["A", "b"]
 
 
 def test_a_missing_model_is_named_with_those_that_are_there(store: ModelStore) -> None:
@@ -260,14 +259,6 @@ def test_a_deleted_model_is_gone_with_its_files(store: ModelStore) -> None:
     assert list((store.root / ".trash").iterdir()) == []
     with pytest.raises(ModelNotFound):
         store.delete("a")
-
-
-def test_a_model_deleted_while_all_are_described_is_left_out(
-    store: ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(store, "kept")
-    monkeypatch.setattr(store, "names", lambda: ["deleted", "kept"])
-    assert [summary.name for summary in store.models()] == ["kept"]
 
 
 def test_a_name_can_be_used_again_after_deleting(store: ModelStore) -> None:

@@ -1,0 +1,158 @@
+"""Descriptions of the models on the volume, for the API: read in a process with limits, kept until the files change.
+
+The files are foreign. A folder that hangs or kills its reader costs one process and some seconds once; it is described with that as
+its problem until one of its files changes.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from services.errors import UnreadableFile
+from services.isolation.limits import LimitExceeded, Limits, ProcessDied
+from services.isolation.process import IsolatedProcess, complete
+from services.jobs.model_records import ModelRecords
+from services.kinds.model_summary import ModelSummary
+from services.models.base_offer import BaseOffer, hub_ids
+from services.models.store import ModelStore
+
+LIMITS = Limits(cpu_seconds=10, memory_bytes=2**30, seconds=60)
+"""Limits of one folder. A pickle of 100,000 tensors takes four seconds, a manifest of 32 MiB 350 megabytes."""
+
+FILES_LIMIT = 10_000
+"""Most files of a folder that is described."""
+
+VERSION = "1"
+"""Changes with the content of descriptions, so that those of another version are read again."""
+
+
+class ModelRecord(BaseModel):
+    """Description of a folder as it is kept.
+
+    Attributes:
+        state: Digest over the path, inode, size and times of each file.
+        generates: A generate job of the model would be accepted.
+        stopped: The folder's reader was stopped, or died.
+    """
+
+    state: str
+    summary: ModelSummary
+    generates: bool = False
+    stopped: bool = False
+
+
+class ModelReader:
+    """Descriptions of all models of a volume."""
+
+    def __init__(self, store: ModelStore, records: ModelRecords, limits: Limits = LIMITS) -> None:
+        self._store = store
+        self._records = records
+        self._process = IsolatedProcess("services.preflight.reading", limits)
+
+    def models(self) -> list[ModelSummary]:
+        """Returns the summary of every model, by name, without those that are deleted meanwhile."""
+        found = self.all()
+        bases = _bases(found)
+        return [bases.complete(record.summary) for record in found]
+
+    def describe(self, name: str) -> ModelSummary:
+        """Returns the summary of one model.
+
+        Raises:
+            InvalidName, ModelNotFound: as `ModelStore.path`.
+        """
+        self._store.path(name)
+        summary = self._current(name, self._records.get(name)).summary
+        return BaseOffer(lambda: hub_ids(record.summary for record in self.all())).complete(summary)
+
+    def all(self) -> list[ModelRecord]:
+        """Returns the description of every model, by name."""
+        names, kept = self._store.names(), self._records.all()
+        found = [self._current(name, kept.get(name)) for name in names]
+        self._records.drop(kept.keys() - set(names))
+        return [record for record in found if (self._store.root / record.summary.name).is_dir()]
+
+    def require_readable(self, names: Iterable[str]) -> None:
+        """Checks that no reader was stopped at these models; other processes may then read their headers.
+
+        Raises:
+            UnreadableFile: one was.
+        """
+        for name in {*names} & {*self._store.names()}:
+            record = self._current(name, self._records.get(name))
+            if record.stopped:
+                raise UnreadableFile(f"{name}: {record.summary.problems[0]}")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stop()
+
+    def _current(self, name: str, kept: bytes | None) -> ModelRecord:
+        state = _state_of(self._store.root / name)
+        if kept is not None:
+            try:
+                record = ModelRecord.model_validate_json(kept)
+            except ValidationError:  # of another version
+                record = None
+            if record is not None and record.state == state:
+                return record
+        return self._read(name, state)
+
+    def _read(self, name: str, state: str | None) -> ModelRecord:
+        if state is None:
+            return _stopped(name, "", f"The folder holds more than {FILES_LIMIT} files.")
+        try:
+            answer = complete(self._process.call({"root": str(self._store.root), "name": name}))
+        except (LimitExceeded, ProcessDied) as error:
+            record = _stopped(
+                name, state, f"Reading its headers took {error}: the files are damaged or hostile."
+            )
+            if str(error).endswith(" s"):  # of the clock: the volume or the machine did not respond
+                return record
+        else:
+            record = _of_answer(name, state, answer)
+        self._records.keep(name, record.model_dump_json().encode())
+        return record
+
+
+def _of_answer(name: str, state: str, answer: dict[str, Any]) -> ModelRecord:
+    if "fault" in answer:
+        return _stopped(
+            name, state, f"Its headers cannot be read ({answer['fault']}): the files are damaged."
+        )
+    return ModelRecord(state=state, **answer)
+
+
+def _stopped(name: str, state: str, problem: str) -> ModelRecord:
+    summary = ModelSummary(name=name, kind="unknown", size_bytes=0, problems=[problem])
+    return ModelRecord(state=state, summary=summary, stopped=True)
+
+
+def _bases(records: list[ModelRecord]) -> BaseOffer:
+    return BaseOffer(lambda: hub_ids(record.summary for record in records))
+
+
+def _state_of(folder: Path) -> str | None:
+    """Returns a digest of the state of all files, None if there are too many."""
+    lines = [VERSION]
+    for line in _file_states(folder):
+        lines.append(line)
+        if len(lines) > FILES_LIMIT:
+            return None
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _file_states(folder: Path) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = os.path.join(parent, name)  # noqa: PTH118  # pathlib takes ten times as long
+            try:
+                found = os.stat(path)  # noqa: PTH116
+            except OSError:
+                yield f"{path} unreadable"
+                continue
+            yield f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
