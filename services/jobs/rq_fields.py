@@ -19,8 +19,11 @@ from rq.utils import as_text
 
 FIELDS = ("status", "started_at", "ended_at", "origin")
 
-KEPT_FIELDS = ("status", "created_at", "started_at", "ended_at", "origin", "result_ttl")
-"""Fields of RQ's hash that an ended job keeps: those that we read, and those by which RQ finds and deletes it."""
+KEPT_FIELDS = ("status", "created_at", "started_at", "ended_at", "last_heartbeat", "origin", "result_ttl")
+"""Fields of RQ's hash that an ended job keeps: those that we read, and those by which RQ finds and deletes it.
+
+`last_heartbeat` is one of the latter: a worker whose heartbeat adds the field takes the job for deleted, and deletes the hash.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 from redis import Redis
+from rq import SimpleWorker
 from rq.job import Job as RQJob
 from rq.results import Result
 
@@ -206,3 +207,15 @@ def test_a_repeated_finalization_publishes_no_second_end(queue: JobQueue, redis:
     for stream in (f"graftwerk:events:{job_id}", "graftwerk:events"):
         statuses = [json.loads(fields[b"data"])["status"] for _, fields in redis.xrange(stream)]
         assert statuses == ["queued", "succeeded"]
+
+
+def test_a_heartbeat_after_the_end_leaves_the_job(queue: JobQueue, redis: Redis) -> None:
+    job_id = queue.submit(request_of("merge", 1))[0].id
+    worker = SimpleWorker(["merge"], connection=redis, serializer="json")
+    job = RQJob.fetch(job_id, connection=redis, serializer="json")
+    execution = worker.prepare_execution(job)
+    worker.prepare_job_execution(job)
+    end(redis, job_id, "finished")
+    assert finalize(redis, job_id)
+    worker.maintain_heartbeats(job, execution)
+    assert queue.get(job_id).status == "succeeded"
