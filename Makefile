@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 JS := tests/js/node_modules/.package-lock.json
 
-.PHONY: help demo serve test unit e2e client-wheel up down e2e-compose e2e-consumers bench chaos chaos-compose lint fmt clean
+.PHONY: help demo serve test unit e2e client-wheel up down e2e-compose e2e-consumers bench chaos chaos-compose lint monitoring fmt clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ lint: $(READY) ## style, types and the layers of imports
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+monitoring: $(READY) ## check alerts and dashboard with promtool (Debian: apt install prometheus)
+	@promtool check rules deploy/prometheus-alerts.yml
+	@$(BIN)/python deploy/dashboard_rules.py | promtool check rules /dev/stdin
 
 fmt: $(READY) ## format the code
 	@$(BIN)/ruff check --fix --select I
