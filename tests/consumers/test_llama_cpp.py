@@ -1,8 +1,10 @@
 """Models and adapters that were written here as GGUF, loaded by llama.cpp's own server."""
 
+import base64
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import httpx
 import pytest
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from services.convert import ADAPTER_FILE, ConvertOptions, convert, convert_adapter
 from services.merge import merge
@@ -26,6 +30,8 @@ from tests.reference.families import (
     save_tiny,
     save_tiny_adapter,
 )
+from tests.reference.make_original import SMALL, random_state, save_original
+from tests.reference.tiktoken_encoding import llama3_encoding
 
 MODEL_FILE = "model.gguf"
 
@@ -102,6 +108,35 @@ def test_the_merged_miniatures_tokens_are_ours(miniature: Path, tmp_path: Path) 
     with llama_cpp(write_gguf(miniature, tmp_path / "gguf", "F16")) as client:
         found = [tokenize(client, line) for line in lines]
     expected = [tokenizer.encode(line) for line in lines]
+    assert [line for line, a, b in zip(lines, found, expected, strict=True) if a != b] == []
+
+
+def trained_ranks(count: int) -> list[bytes]:
+    """Trains byte-level BPE on the mixed lines; returns the tokens by rank: 256 bytes, then what each merge makes."""
+    to_byte = {character: byte for byte, character in bytes_to_unicode().items()}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=count, initial_alphabet=sorted(to_byte), show_progress=False, special_tokens=[]
+    )
+    tokenizer.train_from_iterator(mixed_lines(500), trainer)
+    made = ["".join(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    merged = [bytes(to_byte[character] for character in token) for token in made]
+    return [bytes([byte]) for byte in range(256)] + list(dict.fromkeys(merged))
+
+
+def test_llama_3s_tokens_are_tiktokens(tmp_path: Path) -> None:
+    """An original checkpoint with tiktoken's file of ranks: llama.cpp splits and merges text as tiktoken does."""
+    ranks = trained_ranks(800)
+    sizes = replace(SMALL, vocab_size=len(ranks) + 256)
+    save_original(tmp_path / "llama", [random_state(sizes)], {**sizes.params, "rope_theta": 500000.0})
+    file = tmp_path / "llama" / "tokenizer.model"
+    file.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks)))
+    encoding, lines = llama3_encoding(file), mixed_lines(500)
+    with llama_cpp(write_gguf(tmp_path / "llama", tmp_path / "gguf", "F16")) as client:
+        found = [tokenize(client, line, add_special=False) for line in lines]
+    expected = [encoding.encode_ordinary(line) for line in lines]
+    assert sum(token >= 256 for tokens in expected for token in tokens) > 2000
     assert [line for line, a, b in zip(lines, found, expected, strict=True) if a != b] == []
 
 
