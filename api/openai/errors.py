@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from flask import Response, request
+from flask import Response, current_app, request
 from flask_openapi3.blueprint import APIBlueprint
 from pydantic import ValidationError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from api.errors import (
     FIELD_LIMIT,
@@ -39,6 +39,9 @@ CODES = {
 CLASS_OF_CODE: dict[str, type[e.GraftwerkError]] = {listed.code: listed for listed in STATUS_OF}
 
 UNKNOWN_URL = "unknown_url"
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+KEPT_HEADERS = ("Allow", "Retry-After", "WWW-Authenticate")
 
 
 class InvalidParameter(e.InvalidRequest):
@@ -109,12 +112,15 @@ def on_graftwerk_error(error: e.GraftwerkError) -> Response:
 def on_http_error(error: HTTPException) -> Response:
     """Returns the response to an error of HTTP itself."""
     problem = problem_of_http_error(error)
-    kept = {name: value for name, value in http_headers(error).items() if name == "WWW-Authenticate"}
+    kept = {name: value for name, value in http_headers(error).items() if name in KEPT_HEADERS}
     return _respond(_status(problem), _object(problem), kept)
 
 
 def unknown_url(rest: str) -> Response:
-    """Returns the response to a path under /v1 that does not exist, with any method."""
+    """Returns the response to a path under /v1 that does not exist, or not with this method."""
+    offered = [method for method in METHODS if _is_offered(method)]
+    if offered:
+        raise MethodNotAllowed([*offered, "OPTIONS"])
     message = bounded(f"There is no {request.method} /v1/{rest} here.")
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": UNKNOWN_URL}
     return _respond(HTTPStatus.NOT_FOUND, {"error": error}, {})
@@ -124,5 +130,12 @@ def register(api: APIBlueprint) -> None:
     """Gives every error of the blueprint OpenAI's shape."""
     api.register_error_handler(e.GraftwerkError, on_graftwerk_error)
     api.register_error_handler(HTTPException, on_http_error)
-    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-    api.add_url_rule("/<path:rest>", view_func=unknown_url, methods=methods)
+    api.add_url_rule("/<path:rest>", view_func=unknown_url, methods=METHODS)
+
+
+def _is_offered(method: str) -> bool:
+    """Returns True if another view has the current request's path with this method."""
+    adapter = current_app.create_url_adapter(request)
+    assert adapter is not None
+    endpoint: str = adapter.match(method=method)[0]
+    return endpoint != request.endpoint

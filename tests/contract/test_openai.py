@@ -285,11 +285,15 @@ def test_an_unknown_key_and_an_insufficient_key_are_different_errors(volume: Pat
             client.completions.create(model="base", prompt="x")
 
 
-@pytest.mark.parametrize(("method", "url"), [("get", "/v1/files"), ("get", "/v1/chat/completions")])
-def test_an_unknown_path_is_an_error_in_openais_shape(volume: Path, method: str, url: str) -> None:
-    response = getattr(client_of(volume), method)(url)
-    assert response.status_code == 404
-    assert response.get_json()["error"]["code"] == "unknown_url"
+@pytest.mark.parametrize(
+    ("url", "status", "code"),
+    [("/v1/files", 404, "unknown_url"), ("/v1/chat/completions", 405, "method_not_allowed")],
+)
+def test_an_unknown_path_or_method_is_an_error_in_openais_shape(
+    volume: Path, url: str, status: int, code: str
+) -> None:
+    response = client_of(volume).get(url)
+    assert (response.status_code, response.get_json()["error"]["code"]) == (status, code)
 
 
 def test_invalid_json_is_an_error_in_openais_shape(volume: Path) -> None:
