@@ -31,9 +31,9 @@ KEY_KINDS = (
     ),
     KeyKind(pattern=f"graftwerk:events:{UUID}", reason="events of each job", per_job=1, is_expiring=True),
     KeyKind(
-        pattern="graftwerk:(events|jobs|ended|kinds|service)",
-        reason="all events, all jobs, kinds, the service's id",
-        fixed=5,
+        pattern="graftwerk:(events|jobs|ended|kinds|service|models)",
+        reason="all events, all jobs, kinds, the service's id, descriptions of models",
+        fixed=6,
     ),
     KeyKind(pattern="graftwerk:ended:[a-z-]+:[a-z]+", reason="ended jobs by kind and status", fixed=36),
     KeyKind(
