@@ -5,6 +5,8 @@ from uuid import uuid4
 
 from flask import Flask, Response, g, request
 
+from services.logs import set_log_ids
+
 REQUEST_ID = "X-Request-Id"
 
 NOTHING_POLICY = "default-src 'none'; frame-ancestors 'none'"
@@ -31,5 +33,7 @@ def add_headers(response: Response) -> Response:
 
 
 def register(app: Flask) -> None:
-    """Adds the headers to every response of the application."""
+    """Adds the headers to every response of the application, and the id of the request to what it logs."""
+    app.before_request(lambda: set_log_ids(request=request_id()))
     app.after_request(add_headers)
+    app.teardown_request(lambda _: set_log_ids())

@@ -4,6 +4,7 @@ RQ commits the end of a job first, `finalize` does the rest. It may be repeated,
 between the two.
 """
 
+import logging
 import time
 from functools import partial
 
@@ -36,6 +37,7 @@ from services.jobs.records import (
 )
 from services.jobs.rq_fields import results_key, rq_key
 from services.jobs.status import ENDED, WAITING, Job
+from services.logs import log_ids
 
 GRACE_SECONDS = 3600
 """Time that the log of a job outlives RQ's hash. The record remains until the janitor removes it together with its indexes."""
@@ -45,6 +47,9 @@ EVENTS_SECONDS = 600
 
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 """Lua: deletes a reservation of a name only if it is still this job's."""
+
+
+logger = logging.getLogger("graftwerk.jobs")
 
 
 def finalize(redis: Redis, job_id: str) -> bool:
@@ -61,6 +66,10 @@ def finalize(redis: Redis, job_id: str) -> bool:
     _close(redis, job, retention_seconds=rq.result_ttl or GRACE_SECONDS)
     if job.status != "succeeded":
         _fail_dependents(redis, job, dependent_ids)
+    with log_ids(job=job_id):
+        logger.info(
+            "Job %s: ended as %s.", job_id, f"{job.status} ({job.error.code})" if job.error else job.status
+        )
     return True
 
 

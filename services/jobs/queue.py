@@ -1,5 +1,6 @@
 """The queue of the API: submits, lists, cancels, retries and deletes jobs, and lists workers."""
 
+import logging
 from collections.abc import Callable, Sequence
 from uuid import uuid4
 
@@ -40,6 +41,7 @@ from services.jobs.webhook_client import check_webhook
 from services.jobs.worker_states import read_workers
 from services.kinds import parse_request
 from services.kinds.shared import JobRequest
+from services.logs import log_ids
 from services.settings import Settings
 
 API_TIMEOUT_SECONDS = 4
@@ -78,6 +80,9 @@ def connect_api(settings: Settings) -> Redis:
         max_connections=2000,
         retry=RedisRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.2), 2, (ConnectionError,)),
     )
+
+
+logger = logging.getLogger("graftwerk.jobs")
 
 
 class JobQueue:
@@ -143,6 +148,8 @@ class JobQueue:
         is_new = submission.commit()
         job = read_job(self.redis, submission.job_id)
         if is_new:
+            with log_ids(job=job.id):
+                logger.info("Job %s of kind %s is queued.", job.id, job.kind)
             publish_status(self.redis, job)
         return job, is_new
 
