@@ -48,7 +48,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=int, default=100_000, help="number of ended jobs")
     parser.add_argument("--waiting", type=int, default=900, help="number of waiting jobs")
     parser.add_argument("--requests", type=int, default=100, help="number of requests of each path")
-    parser.add_argument("--pollers", type=int, default=500, help="clients that read a job each second")
+    parser.add_argument("--pollers", type=int, default=500, help="clients that read one job again and again")
+    parser.add_argument(
+        "--interval", type=float, default=5, help="seconds between two reads of such a client"
+    )
     parser.add_argument("--streams", type=int, default=200, help="clients that follow the events of all jobs")
     parser.add_argument("--seconds", type=int, default=20, help="time of the pollers and streams")
 
@@ -66,15 +69,15 @@ def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
             "bytes_per_ended_job": {"0.1.0": round(before), "at_end": round(at_end), "later": round(later)}
         }
         with api(settings) as (url, process):
-            report["empty"] = {"mb": memory(redis, process), "ms": latencies(url, 20)}
+            report["empty"] = {"mb": memory(redis, process), "ms": latencies(url, 20, process)}
             used = used_bytes(redis)
             ids = copy(redis, records, options.records)
             share = (used_bytes(redis) - used) / options.records
             report["bytes_per_ended_job"]["later_with_all_indexes"] = round(share)
             queue_jobs(redis, settings, options.waiting)
-            latencies(url, 2)  # the processes grow once
+            latencies(url, 2, process)  # the processes grow once
             report["records"] = options.records
-            report["full"] = {"mb": memory(redis, process), "ms": latencies(url, options.requests)}
+            report["full"] = {"mb": memory(redis, process), "ms": latencies(url, options.requests, process)}
             report["crowd"] = asyncio.run(crowd(url, ids[-1], options)) | {"mb": memory(redis, process)}
     shutil.rmtree(folder)
     return report, violations_of(report)
@@ -135,10 +138,22 @@ def queue_jobs(redis: Redis, settings: Settings, count: int) -> None:
         queue.submit(parse_request({"kind": "convert", "source": "llama", "target": f"waiting-{uuid4()}"}))
 
 
-def latencies(url: str, requests: int) -> dict[str, dict[str, float]]:
-    """Returns the latencies of each path in milliseconds, one request at a time."""
+def latencies(url: str, requests: int, process: psutil.Process) -> dict[str, dict[str, float]]:
+    """Returns the latencies of each path in milliseconds, one request at a time, and the API's processor time for each."""
+    found = {}
     with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
-        return {path: quantiles([_seconds(client, path) for _ in range(requests)]) for path in PATHS}
+        for path in PATHS:
+            before = processor_seconds(process)
+            seconds = [_seconds(client, path) for _ in range(requests)]
+            used = (processor_seconds(process) - before) / requests
+            found[path] = quantiles(seconds) | {"cpu": round(used * 1000, 1)}
+    return found
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    """Returns the processor time that a process and its children have used."""
+    times = [one.cpu_times() for one in [process, *process.children(recursive=True)]]
+    return sum(one.user + one.system for one in times)
 
 
 def _seconds(client: httpx.Client, path: str) -> float:
@@ -170,7 +185,7 @@ def memory(redis: Redis, process: psutil.Process) -> dict[str, float]:
 
 
 async def crowd(url: str, job_id: str, options: argparse.Namespace) -> Json:
-    """Reads one job once a second with many clients while others follow the events of all jobs."""
+    """Reads one job with many clients while others follow the events of all jobs."""
     deadline = time.monotonic() + options.seconds
     seconds: list[float] = []
     errors: list[str] = []
@@ -179,14 +194,14 @@ async def crowd(url: str, job_id: str, options: argparse.Namespace) -> Json:
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60, limits=limits) as client:
 
         async def poll(number: int) -> None:
-            await asyncio.sleep(number / options.pollers)
+            await asyncio.sleep(number / options.pollers * options.interval)
             while time.monotonic() < deadline:
                 start = time.perf_counter()
                 answer = await client.get(f"/api/jobs/{job_id}")
                 seconds.append(time.perf_counter() - start)
                 if answer.status_code != 200:
                     errors.append(str(answer.status_code))
-                await asyncio.sleep(max(0.0, 1 - (time.perf_counter() - start)))
+                await asyncio.sleep(max(0.0, options.interval - (time.perf_counter() - start)))
 
         async def stream() -> None:
             async with client.stream("GET", "/api/events") as answer:
@@ -198,7 +213,7 @@ async def crowd(url: str, job_id: str, options: argparse.Namespace) -> Json:
             *(stream() for _ in range(options.streams)), *(poll(n) for n in range(options.pollers))
         )
     return {
-        "pollers": options.pollers, "streams": options.streams, "seconds": options.seconds, "requests": len(seconds),
+        "pollers": options.pollers, "interval": options.interval, "streams": options.streams, "seconds": options.seconds, "requests": len(seconds),
         "errors": errors[:5], "ms": quantiles(seconds),
     }  # fmt: skip
 

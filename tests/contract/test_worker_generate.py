@@ -161,6 +161,7 @@ def test_a_prompt_is_continued_as_transformers_does_it(queue: JobQueue, volume: 
     )
     assert result_json(job)["tokens_per_second"] > 0
     assert result_json(job)["seconds"] > 0
+    until(lambda: "base" in queue.workers()[0].models)
 
 
 def test_adapters_on_the_fly_answer_every_question_to_the_letter(queue: JobQueue, volume: Path) -> None:
