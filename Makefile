@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 JS := tests/js/node_modules/.package-lock.json
 
-.PHONY: help demo serve test unit e2e client-wheel up down e2e-compose e2e-consumers bench chaos chaos-compose lint monitoring fmt clean
+.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers bench chaos chaos-compose lint monitoring fmt clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +21,11 @@ serve: $(READY) ## run the service at http://127.0.0.1:8000
 	@$(BIN)/graftwerk serve
 
 test: $(READY) $(JS) ## all tests that need neither Docker nor a GPU
-	@$(BIN)/pytest -q --numprocesses 2 --dist loadfile tests/unit tests/contract
+	@$(BIN)/pytest -q --numprocesses 2 --dist loadfile tests/unit tests/contract tests/fuzz
 	@$(BIN)/pytest -q tests/e2e
+
+fuzz: $(READY) ## 20,000 mutated and generated files for the readers of headers, with a new seed
+	@FUZZ_CASES=20000 $(BIN)/pytest -q --timeout 3600 tests/fuzz
 
 unit: $(READY) ## the tests that take seconds
 	@$(BIN)/pytest -q tests/unit
