@@ -87,6 +87,7 @@ STATUS_OF: dict[type[e.GraftwerkError], int] = {
     e.UnknownTemplate: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.TemplateLimitExceeded: HTTPStatus.UNPROCESSABLE_ENTITY,
     # the service
+    e.InsufficientMemory: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     e.InvalidSettings: HTTPStatus.INTERNAL_SERVER_ERROR,
     e.VerificationFailed: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -15,21 +15,19 @@ from api import sse
 from api.auth import origin
 from api.errors import problems
 from api.openapi import FILE, JOB_BODY, JOB_STREAM, PLAIN_TEXT, PLAN_OR_JOB, SECURITY
+from api.planning import plan_of
 from api.prefer import PreferHeader, preferred_response
 from api.request_body import parse_job_request
 from api.responses import JobPage, JobResponse, job_response, job_responses, json_response
 from api.state import state
 from services.errors import InvalidRequest, JobNotFound, NotReady, ResultsNotFound
-from services.jobs.disk_reservations import DiskUse
 from services.jobs.events import Event, follow
 from services.jobs.listing import JobFilter
 from services.jobs.status import ENDED, Job, JobStatus, UnknownRequest
-from services.jobs.webhook_client import check_webhook
 from services.kinds import JobKind
 from services.kinds.shared import JobRequest
 from services.models.store import LINES, PREDICTIONS
 from services.names import SERVED_NAME_PATTERN
-from services.preflight import Limits, Plan, Servers, preflight
 
 UUID_PATTERN = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
@@ -129,7 +127,7 @@ def submit(query: SubmitQuery, header: SubmitHeader) -> Response:
     """
     request = parse_job_request()
     if query.dry_run:
-        return json_response(_plan(request))
+        return json_response(plan_of(request))
     key = header.idempotency_key
     job, _ = _submit(request, None if key is None else str(uuid5(KEY_NAMESPACE, key)))
     return preferred_response(job, 202)
@@ -240,8 +238,11 @@ def retry(path: JobPath) -> Response:
         raise InvalidRequest(
             f"Job {ended.id} is of another version, which this one cannot run.", "Submit it again."
         )
-    need = _plan(ended.request).disk_need if ended.status in ENDED else None
-    return job_response(queue.retry(ended.id, need=need, origin=origin()), 202)
+    if ended.status not in ENDED:
+        return job_response(queue.retry(ended.id), 202)  # refused
+    plan = plan_of(ended.request)
+    retried = queue.retry(ended.id, need=plan.disk_need, memory_bytes=plan.peak_memory_bytes, origin=origin())
+    return job_response(retried, 202)
 
 
 @api.delete("/jobs/<job_id>", responses={204: None, **problems(404, 409, 503)})
@@ -258,21 +259,15 @@ def job_id_of(path: JobPath) -> str:
     return path.job_id.lower()
 
 
-def _plan(request: JobRequest) -> Plan:
-    check_webhook(request, state().settings)
-    promised = state().queue.promised([str(job_id) for job_id in request.after])
-    store, limits = state().store, Limits(unpack_bytes=state().settings.unpack_limit_bytes)
-    disk_use = DiskUse(reserved_bytes=state().queue.reserved_bytes(store.staging.bytes_of))
-    servers = Servers(state().served(request), state().hub)
-    state().models.require_readable(request.reads)
-    return preflight(request, store, promised, limits=limits, servers=servers, disk_use=disk_use)
-
-
 def _submit(request: JobRequest, job_id: str | None) -> tuple[Job, bool]:
     # a repeated submission returns its job without a new check: its target may exist by now
     is_new = job_id is None or not _is_known(job_id)
-    need = _plan(request).disk_need if is_new else None
-    return state().queue.submit(request, job_id, need=need, origin=origin())
+    if not is_new:
+        return state().queue.submit(request, job_id, origin=origin())
+    plan = plan_of(request)
+    return state().queue.submit(
+        request, job_id, need=plan.disk_need, memory_bytes=plan.peak_memory_bytes, origin=origin()
+    )
 
 
 def _is_known(job_id: str) -> bool:

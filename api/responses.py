@@ -6,7 +6,8 @@ from flask import Response
 from pydantic import BaseModel, Field, RootModel
 
 from api.state import state
-from services.jobs.status import ENDED, Job
+from services.jobs.status import ENDED, Job, WaitingFor
+from services.jobs.waiting import read_volume_problem
 from services.kinds import KINDS, AnyRequest
 from services.kinds.model_summary import ModelSummary
 
@@ -28,13 +29,24 @@ class JobResponse(Job):
     )
 
     @classmethod
-    def of(cls, job: Job, served_queues: Collection[str]) -> "JobResponse":
-        """Returns the job with its links, and a warning if it waits in a queue that no living worker serves."""
+    def of(cls, job: Job, served_queues: Collection[str], volume_problem: str = "") -> "JobResponse":
+        """Returns the job with its links and what it waits for, and a warning if no living worker serves its queue."""
         own = f"/api/jobs/{job.id}"
         action = "retry" if job.status in ENDED else "cancel"
         links = {"self": own, "events": f"{own}/events", "log": f"{own}/log", action: f"{own}/{action}"}
         warnings = _warnings(job, served_queues)
-        return cls.model_validate({**dict(job), "warnings": warnings, "links": links})
+        waiting_for = job.waiting_for
+        if job.status == "queued" and waiting_for is None:
+            waiting_for = _waiting_for(warnings, volume_problem)
+        return cls.model_validate(
+            {**dict(job), "waiting_for": waiting_for, "warnings": warnings, "links": links}
+        )
+
+
+def _waiting_for(warnings: Sequence[str], volume_problem: str) -> WaitingFor | None:
+    if warnings:
+        return WaitingFor(what="worker", message=warnings[0])
+    return WaitingFor(what="volume", message=volume_problem) if volume_problem else None
 
 
 def _warnings(job: Job, served_queues: Collection[str]) -> list[str]:
@@ -48,7 +60,8 @@ def job_responses(jobs: Sequence[Job]) -> list[JobResponse]:
     """Returns jobs as the API shows them; the workers are read once, and only if a job is queued."""
     is_any_queued = any(job.status == "queued" for job in jobs)
     served_queues = {worker.queue for worker in state().queue.workers()} if is_any_queued else set()
-    return [JobResponse.of(job, served_queues) for job in jobs]
+    volume_problem = read_volume_problem(state().queue.redis) if is_any_queued else ""
+    return [JobResponse.of(job, served_queues, volume_problem) for job in jobs]
 
 
 class JobPage(BaseModel):

@@ -410,6 +410,12 @@ class TemplateLimitExceeded(GraftwerkError):
 # ---- the service --------------------------------------------------------------------------------------
 
 
+class InsufficientMemory(GraftwerkError):
+    """The job needs more memory than its worker may use in all."""
+
+    code = "insufficient_memory"
+
+
 class NotReady(GraftwerkError):
     """Redis, the volume or a worker does not answer."""
 

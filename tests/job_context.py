@@ -45,6 +45,9 @@ class FakeExecution(JobExecution):
     def reserve_disk(self, need: DiskNeed) -> None:
         """Does nothing: there is enough space."""
 
+    def wait_for_memory(self, needed_bytes: int) -> None:
+        """Does nothing: there is enough memory."""
+
     def log(self, line: str) -> None:
         """Keeps the line."""
         self.lines.append(line)

@@ -71,7 +71,8 @@ function duration(job) {
 }
 
 function jobItem(job) {
-  const status = job.status === "queued" && job.queue_position ? `queued, position ${job.queue_position}` : job.status;
+  const place = job.waiting_for ? `waiting for ${job.waiting_for.what}` : job.queue_position ? `position ${job.queue_position}` : "";
+  const status = job.status === "queued" && place ? `queued, ${place}` : job.status;
   const cancel = ENDED.includes(job.status)
     ? null : element("button", { class: "quiet", onclick: () => cancelJob(job.id) }, "Cancel");
   const error = job.error && element("p", { class: "error" }, `${job.error.message} ${job.error.hint}`);

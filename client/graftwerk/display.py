@@ -173,6 +173,8 @@ def jobs_view(jobs: Sequence[Job]) -> Table:
 def _state(job: Job) -> str:
     if job.error is not None:
         return job.error.code
+    if job.status == "queued" and job.waiting_for is not None:
+        return f"waiting for {job.waiting_for.what}: {job.waiting_for.message}"
     if job.status == "queued" and job.queue_position is not None:
         return f"position {job.queue_position} in the queue"
     if job.status == "running" and job.progress is not None:

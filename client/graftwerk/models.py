@@ -79,6 +79,13 @@ class Delivery(BaseModel):
     attempts: list[Attempt] = []
 
 
+class WaitingFor(BaseModel):
+    """Reason why a queued job does not run yet: `memory`, `worker`, `volume` or `jobs`, and a sentence."""
+
+    what: str
+    message: str
+
+
 class Job(BaseModel, Generic[ResultT_co]):
     """State of a job. Fields that this version does not know are kept."""
 
@@ -92,6 +99,7 @@ class Job(BaseModel, Generic[ResultT_co]):
     finished_at: datetime | None = None
     after: list[str] = []
     queue_position: int | None = None
+    waiting_for: WaitingFor | None = None
     warnings: list[str] = []
     progress: Progress | None = None
     request: JsonObject = {}

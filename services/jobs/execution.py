@@ -10,7 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from services.files.disk_full import is_disk_full
 from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
 from services.jobs.events import publish_progress, publish_tokens
 from services.jobs.identity import service_tag
+from services.jobs.memory import MemoryAdmission, machine, needed_memory, read_memory
 from services.jobs.records import Failure, log_key, record_key, transact
 from services.jobs.status import JobProgress
 from services.kinds.generate import TokenPiece
@@ -49,6 +50,9 @@ INTERVAL_SECONDS = 0.25
 
 SMOOTHING_SECONDS = 5.0
 """Time constant of the smoothed rate from which the remaining time is computed."""
+
+MEMORY_SECONDS = 1
+"""Interval of looking whether memory is there."""
 
 LOG_LINES_KEPT = 5000
 
@@ -174,6 +178,23 @@ class JobExecution:
             reserve(pipe, self.job_id, need)
 
         transact(self.redis, attempt, RESERVATIONS_KEY)
+
+    def wait_for_memory(self, needed_bytes: int) -> None:
+        """Waits until the memory is there, if it was not known before the job was started: its inputs were not there.
+
+        Raises:
+            InsufficientMemory: it can never fit.
+            JobCanceled: the job was canceled.
+        """
+        if not needed_bytes or needed_memory(self.redis, self.job_id):
+            return  # the worker has waited for it
+        began = self.clock()
+        admission = MemoryAdmission(self.redis, self.job_id, read_memory(), machine())
+        while admission.admit(needed_bytes, self.clock() - began):
+            self.report(Progress("waiting for memory"))
+            self.check_canceled()
+            time.sleep(MEMORY_SECONDS)
+            admission = replace(admission, memory=read_memory())
 
     def ensure_current(self) -> None:
         """Checks right before publishing that the job still belongs to this execution.

@@ -22,6 +22,7 @@ from services.jobs.deliveries import create
 from services.jobs.disk_reservations import release
 from services.jobs.events import append_status
 from services.jobs.indexes import IndexFields, add
+from services.jobs.memory import release_memory
 from services.jobs.records import (
     ACTIVE_KEY,
     ENDED_KEY,
@@ -154,3 +155,4 @@ def _close_once(redis: Redis, job: Job, retention_seconds: int, pipe: Pipeline) 
     count_end(pipe, job)
     pipe.srem(ACTIVE_KEY, job.id)
     release(pipe, job.id)
+    release_memory(pipe, job.id)

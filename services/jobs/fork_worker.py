@@ -13,10 +13,21 @@ from rq import Queue, Worker
 from rq.executions import Execution
 from rq.job import Job as RQJob
 
+from services.errors import InsufficientMemory
 from services.isolation.parent_death import die_with_parent
-from services.jobs.finalization import finalize
+from services.jobs.finalization import end_waiting, finalize
+from services.jobs.memory import (
+    MemoryAdmission,
+    machine,
+    needed_memory,
+    note_used,
+    read_memory,
+    resident_bytes,
+)
 from services.jobs.records import ACTIVE_KEY, read_records
 from services.jobs.rq_workers import TrackedWorker, no_check
+from services.jobs.status import WaitingFor
+from services.jobs.waiting import end_waiting_for, hold_back, waited_seconds
 from services.settings import Settings
 
 CANCEL_SECONDS = 5
@@ -42,9 +53,24 @@ class ForkWorker(TrackedWorker, Worker):
         self._cancel_seen: tuple[str, float] | None = None
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
-        """Runs a job that must still run."""
-        if self.is_waiting(job):
+        """Runs a job that must still run and whose memory is there."""
+        if self.is_waiting(job) and self._is_admitted(job, queue):
             super().execute_job(job, queue)
+
+    def _is_admitted(self, job: RQJob, queue: Queue) -> bool:
+        redis, needed_bytes = self.connection, needed_memory(self.connection, job.id)
+        admission = MemoryAdmission(redis, job.id, read_memory(), machine())
+        try:
+            reason = admission.admit(needed_bytes, waited_seconds(redis, job.id)) if needed_bytes else ""
+        except InsufficientMemory as error:
+            end_waiting(redis, job.id, error)
+            queue.intermediate_queue.remove(job.id)
+            return False
+        if reason:
+            hold_back(redis, queue, job.id, WaitingFor(what="memory", message=reason))
+            return False
+        end_waiting_for(redis, job.id)
+        return True
 
     def main_work_horse(self, job: RQJob, queue: Queue) -> None:
         """Runs in the job's process, which dies with its parent."""
@@ -74,6 +100,7 @@ class ForkWorker(TrackedWorker, Worker):
         """Also kills a canceled job that has not stopped within `CANCEL_SECONDS`."""
         super().maintain_heartbeats(job, execution)
         try:
+            note_used(self.connection, job.id, resident_bytes(self.horse_pid))
             record = read_records(self.connection, [job.id])[0]
         except (ConnectionError, TimeoutError):
             return  # logged by the heartbeat

@@ -1,4 +1,4 @@
-"""Return of a job that a worker has taken from its queue but not started."""
+"""Return of a job that a worker has taken from its queue but not started, or that waits outside of its queue."""
 
 from functools import partial
 
@@ -16,12 +16,18 @@ def put_back(redis: Redis, queue: Queue, job_id: str) -> bool:
     return transact(redis, partial(_put_back, queue=queue, job_id=job_id), RQJob.key_for(job_id))
 
 
+def held_key(queue: Queue) -> str:
+    """Returns the key of the jobs that wait outside of this queue, by their age."""
+    return f"graftwerk:held:{queue.name}"
+
+
 def _put_back(pipe: Pipeline, queue: Queue, job_id: str) -> bool:
     redis = queue.connection
     status = redis.hget(RQJob.key_for(job_id), "status")
     in_queue = redis.lpos(queue.key, job_id) is not None
     pipe.multi()
     pipe.lrem(queue.intermediate_queue_key, 1, job_id)
+    pipe.zrem(held_key(queue), job_id)
     if in_queue or status != RQStatus.QUEUED.value.encode():
         return False
     pipe.lpush(queue.key, job_id)

@@ -113,6 +113,7 @@ class JobQueue:
         *,
         retention_seconds: int | None = None,
         need: DiskNeed | None = None,
+        memory_bytes: int = 0,
         origin: Origin = UNKNOWN_ORIGIN,
     ) -> tuple[Job, bool]:
         """Queues a job and returns it, or the existing job with this `job_id`; the flag is True for a new one.
@@ -122,6 +123,7 @@ class JobQueue:
             job_id: id of the job; None for a new id.
             retention_seconds: time that the record is kept once the job has ended; None for the setting's.
             need: bytes to reserve on the volume.
+            memory_bytes: peak memory of the plan, 0 if it is not known.
             origin: who submits it.
 
         Raises:
@@ -144,6 +146,7 @@ class JobQueue:
             job_id=job_id or str(uuid4()),
             retention_seconds=retention_seconds or self.settings.job_retention_seconds,
             need=need,
+            memory_bytes=memory_bytes,
         )
         is_new = submission.commit()
         job = read_job(self.redis, submission.job_id)
@@ -198,7 +201,14 @@ class JobQueue:
         return read_job(self.redis, job_id)
 
     @reaching_redis()
-    def retry(self, job_id: str, *, need: DiskNeed | None = None, origin: Origin = UNKNOWN_ORIGIN) -> Job:
+    def retry(
+        self,
+        job_id: str,
+        *,
+        need: DiskNeed | None = None,
+        memory_bytes: int = 0,
+        origin: Origin = UNKNOWN_ORIGIN,
+    ) -> Job:
         """Submits the request of an ended job as a new job.
 
         Raises:
@@ -210,7 +220,7 @@ class JobQueue:
         known = zip(job.after, read_records(self.redis, job.after), strict=True)
         after = [id for id, record in known if record is not None]
         request = parse_request({**job.request.model_dump(mode="json"), "after": after})
-        return self.submit(request, need=need, origin=origin)[0]
+        return self.submit(request, need=need, memory_bytes=memory_bytes, origin=origin)[0]
 
     @reaching_redis()
     def delete(self, job_id: str) -> None:

@@ -2,8 +2,9 @@
 
 The status is RQ's and is never stored twice, and neither is the result: RQ's until the job is finalized, then ours, compressed.
 Our fields, in the hash `graftwerk:job:<id>`: `request`, its `kind` and `models` (for lists), `created_at` (microseconds since
-1970), `progress`, `error`, `cancel` (a flag), `execution` (the id of the execution that may publish), `alone` (a flag: its
-worker runs no other job next to it) and `result`. The other keys are indexes: all jobs by age, jobs that are not finalized, expiring records; `services/jobs/indexes.py` has those of ended jobs.
+1970), `progress`, `error`, `cancel` (a flag), `execution` (the id of the execution that may publish) and its `worker`, `alone` (a flag:
+its worker runs no other job next to it), `memory` (peak of its plan), `waiting_for` and `result`. The other keys are indexes: all jobs
+by age, jobs that are not finalized, expiring records; `services/jobs/indexes.py` has those of ended jobs.
 """
 
 import json
@@ -38,9 +39,12 @@ from services.jobs.status import (
     JobError,
     JobProgress,
     JobStatus,
+    WaitingFor,
     read_request,
     read_result,
+    read_waiting_for,
     status_of,
+    waiting_for,
     worker_died,
 )
 from services.kinds.shared import JobRequest
@@ -148,6 +152,7 @@ class Record:
     result: bytes | None = None
     """JSON of the result of a finalized job, compressed."""
     alone: bool = False
+    waiting_for: WaitingFor | None = None
 
     @classmethod
     def parse(cls, fields: dict[bytes, bytes]) -> "Record | None":
@@ -164,6 +169,7 @@ class Record:
             execution=fields[b"execution"].decode() if b"execution" in fields else None,
             result=fields.get(b"result"),
             alone=b"alone" in fields,
+            waiting_for=read_waiting_for(fields),
         )
 
     @property
@@ -289,6 +295,7 @@ def _view(job_id: str, state: RQState, record: Record, result: bytes | None, pos
         finished_at=state.ended_at if status in ENDED else None,
         after=[str(id) for id in record.request.after],
         queue_position=position,
+        waiting_for=waiting_for(status, state.status, record.waiting_for),
         progress=record.progress.completed()
         if record.progress and status == "succeeded"
         else record.progress,

@@ -25,6 +25,7 @@ from services.jobs.events import publish_status
 from services.jobs.finalization import finalize
 from services.jobs.indexes import forget
 from services.jobs.liveness import Ages, Clock, Heartbeat, Liveness
+from services.jobs.memory import release_memory
 from services.jobs.put_back import put_back
 from services.jobs.records import (
     JOBS_KEY,
@@ -38,6 +39,7 @@ from services.jobs.records import (
 )
 from services.jobs.retry import RetryDecision, decide
 from services.jobs.status import worker_died
+from services.jobs.waiting import return_held
 from services.kinds import QUEUES
 
 STRANDED_SECONDS = 8
@@ -78,11 +80,13 @@ class Recovery:
         self.redis = redis
         self._executions, self._workers = Liveness(redis, clock), Liveness(redis, clock)
         self._stranded = Ages(clock)
+        self._rounds = 0
 
     def round(self) -> list[str]:
         """Runs one round, which is safe next to running workers and other rounds; returns a line for each change."""
         queues = [rq_queue(self.redis, name) for name in QUEUES]
         started = {execution.member: execution for queue in queues for execution in _started(queue)}
+        self._return_held(queues)
         return [
             *self._reclaim_lost(started),
             *self._return_stranded(queues, {execution.job_id for execution in started.values()}),
@@ -113,6 +117,12 @@ class Recovery:
     def _newest_first(self, lost: list[Started]) -> list[Started]:
         ages = {execution.job_id: self.redis.zscore(JOBS_KEY, execution.job_id) or 0.0 for execution in lost}
         return sorted(lost, key=lambda execution: ages[execution.job_id], reverse=True)
+
+    def _return_held(self, queues: list[Queue]) -> None:
+        """Returns jobs that wait for memory to their queues every other round; a worker decides again."""
+        self._rounds += 1
+        for queue in queues if self._rounds % 2 else ():
+            return_held(self.redis, queue)
 
     def _return_stranded(self, queues: list[Queue], started: set[str]) -> Iterator[str]:
         """Puts jobs back whose worker died between taking and starting them."""
@@ -157,6 +167,7 @@ def _reclaim(pipe: Pipeline, lost: Started) -> str | None:
         return None
     if record.execution != lost.execution_id:
         return None  # a leftover of an earlier execution
+    release_memory(pipe, job_id)
     Execution(lost.execution_id, job_id, redis, job.worker_name or "").delete(job, pipeline=pipe)
     decision = decide(record, has_retries=job.should_retry)
     if decision in (RetryDecision.RERUN, RetryDecision.RETRY):

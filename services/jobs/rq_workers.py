@@ -26,6 +26,7 @@ from services.errors import GraftwerkError, JobCanceled, JobNotFound, VolumeUnav
 from services.jobs.events import publish_status
 from services.jobs.execution import AssignedJob, Assignment, JobExecution
 from services.jobs.finalization import finalize
+from services.jobs.memory import MEMORY_KEY, read_memory
 from services.jobs.put_back import put_back
 from services.jobs.records import (
     SERIALIZER,
@@ -37,6 +38,7 @@ from services.jobs.records import (
 )
 from services.jobs.retry import RetryDecision, decide
 from services.jobs.status import worker_died
+from services.jobs.waiting import VOLUME_KEY, VOLUME_TTL_SECONDS
 from services.logs import log_ids
 from services.settings import Settings
 
@@ -113,6 +115,7 @@ class TrackedWorker(BaseWorker):
             self.check_volume()
         except VolumeUnavailable as error:
             logger.warning("No job is taken: %s", error.message)
+            self.connection.set(VOLUME_KEY, error.message, ex=VOLUME_TTL_SECONDS)
             return False
         return True
 
@@ -153,8 +156,9 @@ class TrackedWorker(BaseWorker):
     # ---- running --------------------------------------------------------------------------------------
 
     def serialize(self) -> dict[str, Any]:
-        """Adds the state to RQ's fields of this worker's entry."""
-        return {**super().serialize(), "state": self.get_state()}
+        """Adds the state and the memory to RQ's fields of this worker's entry."""
+        own = {"state": self.get_state(), "memory_bytes": read_memory().total_bytes}
+        return {**super().serialize(), **own}
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Writes the whole entry of this worker, so that one that was removed by mistake is complete again."""
@@ -201,6 +205,7 @@ class TrackedWorker(BaseWorker):
         if execution is not None and self._superseded(job, execution):
             return
         record = read_records(self.connection, [job.id])[0]
+        self.connection.hdel(MEMORY_KEY, job.id)
         is_stopped, self._killed_by_us = self._killed_by_us, False
         self._apply(
             decide(record, has_retries=job.should_retry, is_worker_stopped=is_stopped), job, exc_string

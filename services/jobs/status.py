@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError, WrapValidator
 
-from services.errors import JobAbandoned, JobCanceled, UpstreamFailed
+from services.errors import InsufficientMemory, JobAbandoned, JobCanceled, UpstreamFailed
 from services.kinds import KINDS, AnyRequest, parse_request, parse_result
 from services.kinds.shared import JobRequest, JobResult
 
@@ -29,14 +29,14 @@ _OUTCOMES: dict[str, JobStatus] = {
 def status_of(rq_status: str, error_code: str | None) -> JobStatus:
     """Returns our status for RQ's, given the code of the error in our own record.
 
-    A recorded `canceled` or `upstream_failed` is final: it holds even while a worker that had already taken the job
+    A recorded `canceled`, `upstream_failed` or `insufficient_memory` is final: it holds even while a worker that had already taken the job
     from the queue has yet to notice. A job that has finished has succeeded.
     """
     if rq_status == "finished":
         return "succeeded"
     if error_code == JobCanceled.code:
         return "canceled"
-    if error_code == UpstreamFailed.code:
+    if error_code in (UpstreamFailed.code, InsufficientMemory.code):
         return "failed"
     return _OUTCOMES[rq_status]
 
@@ -74,6 +74,31 @@ class JobError(BaseModel):
     code: str
     message: str
     hint: str
+
+
+class WaitingFor(BaseModel):
+    """Reason why a queued job does not run yet, in addition to the jobs before it in its queue."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: Literal["memory", "worker", "volume", "jobs"]
+    message: str
+
+
+WAITS_FOR_JOBS = WaitingFor(what="jobs", message="The job runs after the jobs in `after` have succeeded.")
+
+
+def read_waiting_for(fields: dict[bytes, bytes]) -> WaitingFor | None:
+    """Returns the reason in the fields of a record, None without one."""
+    text = fields.get(b"waiting_for")
+    return None if text is None else WaitingFor.model_validate_json(text)
+
+
+def waiting_for(status: JobStatus, rq_status: str, recorded: WaitingFor | None) -> WaitingFor | None:
+    """Returns what a job with these statuses waits for; None unless it is queued."""
+    if status != "queued":
+        return None
+    return WAITS_FOR_JOBS if rq_status == "deferred" else recorded
 
 
 class UnknownRequest(JobRequest):
@@ -132,6 +157,7 @@ class Job(BaseModel):
     finished_at: datetime | None
     after: list[str]
     queue_position: int | None
+    waiting_for: WaitingFor | None = None
     progress: JobProgress | None
     request: StoredRequest
     result: StoredResult | None
@@ -144,6 +170,7 @@ class WorkerState(BaseModel):
 
     `device`: display name of the device that it computes on; `models`: names of the models in its memory, those with
     adapters on the fly as `base+adapter`.
+    `memory_bytes`: memory that it may use in all, 0 if unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -155,3 +182,4 @@ class WorkerState(BaseModel):
     last_heartbeat: datetime
     device: str
     models: list[str] = []
+    memory_bytes: int = 0

@@ -64,6 +64,7 @@ class Submission:
     job_id: str
     retention_seconds: int
     need: DiskNeed | None
+    memory_bytes: int
 
     def commit(self) -> bool:
         """Queues the job; returns False if it is queued already.
@@ -152,6 +153,8 @@ class Submission:
             pipe.set(target_key(self.request.makes), self.job_id)
         if self.need is not None:
             reserve(pipe, self.job_id, self.need)
+        if self.memory_bytes:
+            pipe.hset(record_key(self.job_id), "memory", self.memory_bytes)
 
     def _add_to_queue(self, pipe: Pipeline) -> None:
         """Creates RQ's job; this begins the transaction."""

@@ -34,4 +34,5 @@ def _state(redis: Redis, name: str, fields: dict[str, str]) -> WorkerState:
         last_heartbeat=utcparse(fields["last_heartbeat"]),
         device=fields.get("device", "cpu"),
         models=json.loads(fields.get("models", "[]")),
+        memory_bytes=int(fields.get("memory_bytes", 0)),
     )

@@ -39,6 +39,12 @@ KEY_KINDS = (
     KeyKind(
         pattern="graftwerk:ended:[a-z-]+:[a-z]+:.+", reason="ended jobs by kind, status and model", per_job=4
     ),
+    KeyKind(
+        pattern="graftwerk:(memory-wanted:.+|volume-unavailable)",
+        reason="reasons why jobs wait",
+        fixed=2,
+        is_expiring=True,
+    ),
     KeyKind(pattern="graftwerk:(janitor|indexing)", reason="locks", fixed=2, is_expiring=True),
     KeyKind(pattern=f"rq:job:{UUID}", reason="RQ's job", per_job=1, is_expiring=True),
     KeyKind(pattern=f"rq:results:{UUID}", reason="results of RQ's jobs", per_job=1, is_expiring=True),

@@ -111,6 +111,11 @@ class ModelCache:
         if model.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def evict_unused(self) -> None:
+        """Removes the models that no job runs on."""
+        for model in [model for model in self.models if not model.refcount]:
+            self.evict(model)
+
     def _find(self, key: ModelKey) -> CachedModel | None:
         return next((model for model in self.models if model.key == key), None)
 

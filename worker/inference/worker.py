@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import ConnectionError, TimeoutError
 from rq import Queue, SimpleWorker
 from rq.executions import Execution
@@ -29,6 +30,7 @@ from services.errors import ExecutionSuperseded, GraftwerkError, JobCanceled
 from services.generate import resolve_device
 from services.jobs.execution import INTERVAL_SECONDS, JobExecution
 from services.jobs.identity import service_identity
+from services.jobs.memory import check_capacity, is_memory_wanted, needed_memory, read_memory
 from services.jobs.put_back import put_back
 from services.jobs.records import record_key
 from services.jobs.rq_workers import MONITORING_SECONDS, TrackedWorker
@@ -83,6 +85,13 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         self.jobs: list[RunningJob] = []
         self._wakeup = threading.Event()
         self._lookups = ThreadPoolExecutor(max_workers=1, thread_name_prefix="backend-lookup")
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Also drops unused models while another job waits for memory of this machine and none runs here."""
+        super().heartbeat(timeout, pipeline)
+        models = self.session_scheduler.models
+        if pipeline is None and not self.jobs and models.models and is_memory_wanted(self.connection):
+            models.evict_unused()
 
     def serialize(self) -> dict[str, Any]:
         """Adds the name of the device to the fields of this worker's entry."""
@@ -181,11 +190,18 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             if job.stop_reason is not None:
                 raise job.stop_reason
             job.context.execution.check_canceled()
+            self._check_capacity(job)
             job.session = self._session_of(job)
         if failure.error is not None:
             self._fail(job, failure)
         elif job.session is not None:
             self.session_scheduler.add(job, job.session)
+
+    def _check_capacity(self, job: RunningJob) -> None:
+        """Refuses a job whose model never fits into memory; a quantized one takes less than its plan says."""
+        variants = job.job.args[0].get("variants") or [job.job.args[0]]
+        if self.device_name == "cpu" and not any(variant.get("quantization") for variant in variants):
+            check_capacity(needed_memory(self.connection, job.job.id), read_memory().total_bytes)
 
     def _session_of(self, job: RunningJob) -> Session | None:
         request = parse_request(job.job.args[0])

@@ -91,10 +91,12 @@ def planned(request: JobRequest, context: JobContext) -> Plan:
     """
     limits = Limits(digest_bytes=ANY_SIZE, unpack_bytes=context.settings.unpack_limit_bytes)
     staged_bytes = context.store.staging.bytes_of(context.execution.job_id)
-    return preflight(
+    plan = preflight(
         request, context.store, (), limits=limits, servers=Servers(hub=context.hub),
         disk_use=DiskUse(staged_bytes=staged_bytes),
     )  # fmt: skip
+    context.execution.wait_for_memory(plan.peak_memory_bytes)
+    return plan
 
 
 @contextmanager

@@ -1,0 +1,38 @@
+"""Plans of submitted requests, from the volume, the queue and the workers."""
+
+from api.state import state
+from services.jobs.disk_reservations import DiskUse
+from services.jobs.memory import check_capacity
+from services.jobs.webhook_client import check_webhook
+from services.kinds import KINDS
+from services.kinds.shared import JobRequest
+from services.preflight import Limits, Plan, Servers, preflight
+
+
+def plan_of(request: JobRequest) -> Plan:
+    """Returns the plan of a request, or refuses it with the reason: see `preflight`, and `_check_memory`."""
+    check_webhook(request, state().settings)
+    promised = state().queue.promised([str(job_id) for job_id in request.after])
+    store, limits = state().store, Limits(unpack_bytes=state().settings.unpack_limit_bytes)
+    disk_use = DiskUse(reserved_bytes=state().queue.reserved_bytes(store.staging.bytes_of))
+    servers = Servers(state().served(request), state().hub)
+    state().models.require_readable(request.reads)
+    plan = preflight(request, store, promised, limits=limits, servers=servers, disk_use=disk_use)
+    if not _is_quantized(request):
+        _check_memory(plan)
+    return plan
+
+
+def _is_quantized(request: JobRequest) -> bool:
+    """Returns True if a loaded model takes less memory than its plan says."""
+    fields = request.model_dump(mode="json")
+    return any(part.get("quantization") for part in (fields, *fields.get("variants", [])))
+
+
+def _check_memory(plan: Plan) -> None:
+    """Checks that a living worker has the memory that the plan needs; what GPUs need is checked when they load."""
+    queue = KINDS[plan.kind].queue
+    serving = [worker for worker in state().queue.workers() if worker.queue == queue]
+    totals = [worker.memory_bytes for worker in serving if worker.device == "cpu" and worker.memory_bytes]
+    if totals and len(totals) == len(serving):
+        check_capacity(plan.peak_memory_bytes, max(totals))

@@ -1,0 +1,67 @@
+"""Jobs that wait for memory or the volume: why, and their place outside of the queue until they are tried again."""
+
+import time
+from functools import partial
+from typing import Any
+
+from redis import Redis
+from redis.client import Pipeline
+from rq import Queue
+from rq.job import Job as RQJob
+from rq.utils import as_text
+
+from services.jobs.events import publish_status
+from services.jobs.put_back import held_key, put_back
+from services.jobs.records import JOBS_KEY, reaching_redis, read_job, record_key, transact
+from services.jobs.status import WaitingFor
+
+VOLUME_KEY = "graftwerk:volume-unavailable"
+"""Reason why workers take no jobs; it exists while they report it."""
+
+VOLUME_TTL_SECONDS = 5
+
+
+@reaching_redis()
+def read_volume_problem(redis: Redis) -> str:
+    """Returns why workers take no jobs while the volume is not available, else the empty string."""
+    return as_text(redis.get(VOLUME_KEY) or b"")
+
+
+def hold_back(redis: Redis, queue: Queue, job_id: str, reason: WaitingFor) -> None:
+    """Takes a job that was not started out of its queue, so that those behind it may run before it.
+
+    The janitor returns it to the front within seconds, and a worker tries it again.
+    """
+    attempt = partial(_hold_back, queue=queue, job_id=job_id, reason=reason)
+    if transact(redis, attempt, RQJob.key_for(job_id)):
+        publish_status(redis, read_job(redis, job_id))
+
+
+def _hold_back(pipe: Pipeline, queue: Queue, job_id: str, reason: WaitingFor) -> bool:
+    redis, key = queue.connection, record_key(job_id)
+    is_first = not redis.hexists(key, "waiting_for")
+    created_us = redis.zscore(JOBS_KEY, job_id) or 0.0
+    pipe.multi()
+    pipe.lrem(queue.intermediate_queue_key, 1, job_id)
+    pipe.zadd(held_key(queue), {job_id: created_us})
+    pipe.hset(key, "waiting_for", reason.model_dump_json())
+    pipe.hsetnx(key, "waiting_since", time.time())
+    return is_first
+
+
+def return_held(redis: Redis, queue: Queue) -> None:
+    """Returns the jobs that wait outside of their queue to its front, the oldest first."""
+    members: Any = redis.zrevrange(held_key(queue), 0, -1)
+    for member in members:
+        put_back(redis, queue, as_text(member))
+
+
+def end_waiting_for(redis: Redis, job_id: str) -> None:
+    """Removes the reason from the record of a job that is about to start."""
+    redis.hdel(record_key(job_id), "waiting_for", "waiting_since")
+
+
+def waited_seconds(redis: Redis, job_id: str) -> float:
+    """Returns the seconds for which the job has waited outside of its queue."""
+    since = redis.hget(record_key(job_id), "waiting_since")
+    return 0.0 if since is None else max(0.0, time.time() - float(since))
