@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos.api import Api
+from tests.chaos.api import Api, UnexpectedAnswerError
 from tests.chaos.load import Submitted
 from tests.chaos.recipes import RECIPES, RESULT_OF_KIND, Json
 from tests.chaos.recorder import ENDED, Recorder
@@ -51,11 +51,7 @@ class Evidence:
 def account(evidence: Evidence) -> Account:
     """Returns the account of all jobs of the load."""
     found = Account()
-    ended = {
-        job.planned.number: evidence.api.job(job.planned.id)
-        for job in evidence.jobs
-        if job.refused is None and not job.problems
-    }
+    ended = _read_ended(found, evidence)
     for job in evidence.jobs:
         found.problems += [f"job {job.planned.number}: {problem}" for problem in job.problems]
         if job.planned.number in ended:
@@ -67,6 +63,18 @@ def account(evidence: Evidence) -> Account:
     if errors:
         found.problems.append(f"the API answered 500 {len(errors)} times, first to {errors[0]}")
     return found
+
+
+def _read_ended(found: Account, evidence: Evidence) -> dict[int, Json]:
+    """Returns the accepted jobs by number; one that the service does not know any more is a problem."""
+    ended = {}
+    for job in evidence.jobs:
+        if job.refused is None and not job.problems:
+            try:
+                ended[job.planned.number] = evidence.api.job(job.planned.id)
+            except UnexpectedAnswerError as error:
+                found.problems.append(f"job {job.planned.number} ({job.planned.recipe}) is lost: {error}")
+    return ended
 
 
 def _check_ended(found: Account, evidence: Evidence, submitted: Submitted, job: Json) -> None:
