@@ -32,6 +32,7 @@ from services.errors import (
     InvalidRequest,
     JobCanceled,
     JobTimeout,
+    NotReady,
 )
 from services.files.disk_full import is_disk_full
 from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
@@ -273,6 +274,11 @@ def as_error(error: Exception) -> GraftwerkError:
     """Returns the error for a job's record: our own errors unchanged, known ones translated, others as `internal_error`."""
     if isinstance(error, GraftwerkError):
         return error
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return NotReady(
+            f"Redis did not answer while the job ran: {_sentence(error)}",
+            "Check that it runs. The job is run again, at most twice.",
+        )
     if isinstance(error, BaseTimeoutException):
         return JobTimeout(f"The job took too long: {_sentence(error)}", "Raise JOB_TIMEOUT_SECONDS.")
     if is_disk_full(error):

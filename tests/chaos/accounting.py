@@ -13,12 +13,14 @@ from tests.chaos.recorder import ENDED, Recorder
 from tests.chaos.recovery import Done
 from tests.chaos.references import Reference, digests
 
-DEATHS_BEFORE_FAILURE = 3
+MOST_EXECUTIONS = 3
 DISK_FAULT = "full disk"
 DISK_GRACE_SECONDS = 60.0
 """Time after a full disk in which a job may still fail by it: it may have been submitted or begun meanwhile."""
 
-DEATH_CODES = ("worker_died", "poison_job")
+RETRIED_CODES = ("worker_died", "not_ready")
+"""Codes of jobs that have run three times: a process died each time, or Redis did not answer."""
+
 DISK_CODES = ("disk_full", "volume_unavailable")
 LEFT_FOLDERS = (".staging", ".uploads", ".trash")
 
@@ -99,8 +101,8 @@ def _is_lawful(evidence: Evidence, submitted: Submitted, status: str, code: str)
         return True
     if status == "canceled":
         return submitted.cancel_requested
-    if code in DEATH_CODES:
-        return evidence.recorder.executions(submitted.planned.id) >= DEATHS_BEFORE_FAILURE
+    if code in RETRIED_CODES:
+        return evidence.recorder.executions(submitted.planned.id) >= MOST_EXECUTIONS
     if code in DISK_CODES:
         return _disk_was_full(evidence, submitted)
     return code == "upstream_failed" and submitted.planned.after is not None

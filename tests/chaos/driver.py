@@ -91,6 +91,7 @@ class Run:
         )  # fmt: skip
         found = account(evidence)
         self._verify(found, jobs)
+        _wait(self._is_clean, LEFTOVER_SECONDS)
         keys, problems = count_keys(self.redis, self.redis.zcard("graftwerk:jobs"))
         found.problems += problems
         self.recorder.close()

@@ -31,9 +31,9 @@ KEY_KINDS = (
     ),
     KeyKind(pattern=f"graftwerk:events:{UUID}", reason="events of each job", per_job=1, is_expiring=True),
     KeyKind(
-        pattern="graftwerk:(events|jobs|ended|kinds|service|models)",
-        reason="all events, all jobs, kinds, the service's id, descriptions of models",
-        fixed=6,
+        pattern="graftwerk:(events|jobs|ended|kinds|service|models|counters)",
+        reason="all events, all jobs, kinds, the service's id, descriptions of models, counters",
+        fixed=7,
     ),
     KeyKind(pattern="graftwerk:ended:[a-z-]+:[a-z]+", reason="ended jobs by kind and status", fixed=36),
     KeyKind(
@@ -52,6 +52,12 @@ KEY_KINDS = (
         pattern=f"rq:job::?{UUID}:(dependents|dependencies)",
         reason="jobs after others",
         per_job=2,
+        is_expiring=True,
+    ),
+    KeyKind(
+        pattern=f"rq:execution:{UUID}:[0-9a-f]{{32}}",
+        reason="executions whose last heartbeat came after their end",
+        per_job=3,
         is_expiring=True,
     ),
     KeyKind(pattern="rq:(queues|workers|registries)", reason="RQ's sets of names", fixed=3),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
+from redis.exceptions import ConnectionError, TimeoutError
 from rq.timeouts import JobTimeoutException
 
 from services.errors import ExecutionSuperseded, JobCanceled, ModelNotFound
@@ -180,6 +181,8 @@ def test_a_log_of_several_lines_keeps_them_apart(redis: FakeRedis, execution: Jo
         (ModelNotFound("no model"), "model_not_found"),
         (JobTimeoutException("1 s"), "timeout"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (ConnectionError("Connection closed by server."), "not_ready"),
+        (TimeoutError("Timeout reading from socket"), "not_ready"),
         (FileNotFoundError("x"), "internal_error"),
         (ZeroDivisionError("division by zero"), "internal_error"),
     ],
