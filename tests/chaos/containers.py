@@ -15,7 +15,7 @@ from tests.chaos.volume import Volume
 ROOT = Path(__file__).parents[2]
 PROJECT = "graftwerk-chaos"
 FILES = ("docker-compose.yml", "tests/chaos/compose.yml")
-COMMAND_SECONDS, START_SECONDS = 60.0, 900.0
+COMMAND_SECONDS, START_SECONDS = 120.0, 900.0
 SERVICES = {queue: f"worker-{queue}" for queue in ("convert", "merge", "generate")}
 """Services whose names are not that of their role."""
 
@@ -46,7 +46,8 @@ class ContainerSystem(System):
         self._compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
         try:
             self._compose("build", "--quiet", seconds=START_SECONDS)
-            self._compose("up", "--detach", "--wait", "--wait-timeout", "180", seconds=START_SECONDS)
+            self._compose("up", "--detach", seconds=START_SECONDS)
+            self.wait_until_ready()
             yield
         finally:
             self.resume("")

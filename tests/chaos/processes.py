@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from configparser import RawConfigParser
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from graftwerk.local_service import free_port, read_readiness
+from graftwerk.local_service import free_port
 from graftwerk.supervisor_config import ServiceLocation, environment, programs
 
 from tests.chaos.clock import Clock
@@ -19,7 +18,7 @@ from tests.chaos.proxy import Link, Proxy
 from tests.chaos.system import ROLES, System
 from tests.chaos.volume import Volume
 
-START_SECONDS, STOP_SECONDS = 180.0, 30.0
+STOP_SECONDS = 30.0
 MARK = "GRAFTWERK_CHAOS_RUN"
 """Variable in the environment of every process of a run."""
 
@@ -58,7 +57,7 @@ class ProcessSystem(System):
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            self._wait_until_ready()
+            self.wait_until_ready()
             yield
         finally:
             self.resume("")
@@ -128,15 +127,6 @@ class ProcessSystem(System):
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWERK_")}
         own = {**inherited, **SETTINGS, **self.clock.environment, MARK: str(self.folder)}
         return environment(self.location, self.redis_port, own)
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not read_readiness(self.url).is_ready:
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"The service is not ready after {START_SECONDS:.0f} s: see {self.folder}/logs."
-                )
-            time.sleep(0.2)
 
     def _stop(self) -> None:
         assert self._supervisor is not None

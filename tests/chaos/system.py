@@ -1,13 +1,17 @@
 """The service under test as faults see it: its processes by role, its volume, and its addresses."""
 
 import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import psutil
+from graftwerk.local_service import read_readiness
 
 from tests.chaos.volume import Volume
+
+START_SECONDS = 300.0
 
 ROLES = ("convert", "merge", "generate", "janitor", "api", "redis")
 
@@ -104,6 +108,18 @@ class System(ABC):
     def step_clock(self, seconds: int) -> None:
         """Sets the clock of all processes to this offset."""
         raise NotImplementedError
+
+    def wait_until_ready(self) -> None:
+        """Returns when all parts of the service work.
+
+        Raises:
+            TimeoutError: they do not within five minutes.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while not read_readiness(self.url).is_ready:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The service is not ready after {START_SECONDS:.0f} s.")
+            time.sleep(0.2)
 
     @contextmanager
     @abstractmethod
