@@ -61,12 +61,12 @@ def pretokenizer_name(folder: Path) -> str:
         parts = {key: value_at(data, top[key]) for key in ("pre_tokenizer", "normalizer") if key in top}
         flags = {key: value_at(data, span) for key, span in model.items() if key not in ("vocab", "merges")}
         steps = tuple(_steps(parts.get("pre_tokenizer")))
+        _check_model(flags, parts.get("normalizer"))
+        name = NAMES.get((steps, bool(flags.get("ignore_merges"))))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UnreadableTokenizer(
             f"{path.name} is not a tokenizer ({error}).", "Take tokenizer.json from the original model."
         ) from error
-    _check_model(flags, parts.get("normalizer"))
-    name = NAMES.get((steps, bool(flags.get("ignore_merges"))))
     if name is None:
         shown = ", ".join(str(step[0]) for step in steps) or "none"
         raise UnsupportedFormat(

@@ -21,6 +21,18 @@ IN_CI = 2000
 LIMITS = Limits(cpu_seconds=2, memory_bytes=400 * 2**20, seconds=60)
 """Limits of one case; the address space of the process without any file is about 250 MiB."""
 
+FOUND = [
+    (
+        "tokenizer.json",
+        b'{"pre_tokenizer": {"type": [null]}, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
+    ),
+    (
+        "tokenizer.json",
+        b'{"normalizer": {"normalizers": 5}, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
+    ),
+]
+"""Files that once ended in an exception."""
+
 Read = Callable[[dict[str, bytes]], Any]
 
 
@@ -46,6 +58,11 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Read]:
 def test_a_sound_model_is_answered(read: Read) -> None:
     """Each question that the cases ask has an answer for sound files: the property below is not empty."""
     assert read(dict(BASE_FILES)) == {"answers": 4}
+
+
+@pytest.mark.parametrize(("name", "content"), FOUND)
+def test_what_was_found_is_answered_or_refused(name: str, content: bytes, read: Read) -> None:
+    assert "escaped" not in read({name: content})
 
 
 @pytest.mark.parametrize("name", CASES)
