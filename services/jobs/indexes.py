@@ -127,9 +127,10 @@ def _forget(pipe: Pipeline, job_id: str, fields: IndexFields | None) -> None:
     pipe.zrem(JOBS_KEY, job_id)
     pipe.zrem(ENDED_KEY, job_id)
     pipe.srem(ACTIVE_KEY, job_id)
-    if fields is None:
-        return  # a job of an earlier version that is not indexed
-    for kind, status, model in product((fields.kind,), ENDED, (None, *fields.models)):
+    # without a record the kind is not known, and the counts must be right all the same
+    kinds = KINDS if fields is None else (fields.kind,)
+    models = () if fields is None else fields.models
+    for kind, status, model in product(kinds, ENDED, (None, *models)):
         pipe.zrem(ended_key(kind, status, model), job_id)
 
 

@@ -138,6 +138,22 @@ def test_expired_records_of_an_earlier_version_do_not_count(
     assert gone not in listed(queue, JobFilter())
 
 
+def test_a_record_that_is_lost_leaves_the_counts_right(
+    queue: JobQueue, redis: Redis, jobs: dict[str, tuple[str, str, set[str]]]
+) -> None:
+    run_maintenance(redis)
+    lost = next(id for id, (_, status, _) in jobs.items() if status == "failed")
+    redis.delete(f"graftwerk:job:{lost}")
+    redis.zadd("graftwerk:ended", {lost: 1.0})
+    run_maintenance(redis)
+    assert queue.statistics().jobs.total() == len(jobs) - 1
+    before = redis.info("commandstats").get("cmdstat_zrange", {}).get("calls", 0)
+    queue.statistics()
+    assert redis.info("commandstats").get("cmdstat_zrange", {}).get("calls", 0) == before, (
+        "nothing is built again"
+    )
+
+
 def test_nothing_is_left_of_expired_and_deleted_jobs(
     queue: JobQueue, redis: Redis, jobs: dict[str, tuple[str, str, set[str]]]
 ) -> None:
