@@ -27,7 +27,8 @@ RECEIVE_SECONDS = 120
 PIECE_BYTES = 64 * 1024
 
 _HALF_PAIR = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|[c-fC-F][0-9a-fA-F]{2}(?<!\\u[dD][89abAB]..\\u....))",
+    re.DOTALL,
 )
 """Escape of half a surrogate pair without the other half. The bytes of a body in UTF-8 never hold one."""
 
@@ -133,12 +134,12 @@ def _unusual_strings(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
         loc, item = pending.pop()
         if isinstance(item, str):
             yield loc, item
-        elif isinstance(item, list):
-            pending += [((*loc, index), child) for index, child in enumerate(item) if _is_unusual(child)]
-        elif isinstance(item, dict):
-            yield from ((loc, key) for key in item if _is_unusual(key))
-            pending += [((*loc, key), child) for key, child in item.items() if _is_unusual(child)]
-
-
-def _is_unusual(child: Any) -> bool:
-    return not child.isascii() if isinstance(child, str) else isinstance(child, list | dict)
+        else:
+            if isinstance(item, dict):
+                yield from ((loc, key) for key in item if not key.isascii())
+            children = item.items() if isinstance(item, dict) else enumerate(item)
+            pending += [
+                ((*loc, step), child)
+                for step, child in children
+                if (not child.isascii() if isinstance(child, str) else isinstance(child, list | dict))
+            ]

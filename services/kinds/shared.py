@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from services.bounded_text import listed
 from services.kinds.webhook import WebhookTarget
 from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
 from services.sampling import Sampling
@@ -29,6 +30,9 @@ PROMPTS_LIMIT = 10_000
 
 MESSAGES_LIMIT = 1000
 """Most messages of a conversation."""
+
+UNKNOWN_LIMIT = 100
+"""Unknown fields of an object up to which each is an error of its own."""
 
 PROMPT_FIELDS = ("prompt", "prompts", "prompts_file", "messages")
 """Fields of which a request must have exactly one, as far as its kind has them."""
@@ -84,6 +88,15 @@ class Shape(BaseModel):
     """Root of all request models: unknown fields are errors, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown_fields(cls, value: Any) -> Any:
+        # pydantic would make an error of each
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + UNKNOWN_LIMIT:
+            unknown = [name for name in value if name not in cls.model_fields]
+            raise ValueError(f"{len(unknown)} fields are unknown: {listed(unknown)}")
+        return value
 
 
 class JobRequest(Shape):

@@ -15,7 +15,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CODE = ("api", "services", "worker", "client", "bench", "tests")
 TEXTS = (
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "docs/**/*.md", "examples/**/*.md"),
+    *(
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "Makefile",
+        "docs/**/*.md",
+        "examples/**/*.md",
+    ),
     *("tests/fixtures/**/*.md", "client/*.md", "api/templates/*.html", "api/static/*.js"),
 )
 ALLOWED_OPENINGS = {"api": 0, "services": 0, "worker": 0, "client": 0, "bench": 0, "tests": 0}
