@@ -16,6 +16,7 @@ from services.merge.peft_layers import layer_model
 from services.progress import Progress
 from services.verify.expected import ExpectedMerge, expected_rows, rounding
 from services.verify.observations import Observations
+from services.verify.rounded import rounded_merge, rounded_rows
 
 LAYER_TOLERANCE = 1e-5
 """Difference that a layer's forward pass in float32 may have from its merge, relative to the largest value: orthogonal tuners
@@ -115,13 +116,20 @@ def _value_findings(
     if any(change.layer is not None for change in changes_of(merge.adapters, stored.name)):
         yield from _layer_findings(reader, merge, stored, observations)
         return
-    rows = _sample(stored.shape[0])
+    rows = _sample(stored.shape[0]) if len(stored.shape) > 1 else torch.arange(stored.shape[0])
     found, slack = stored.rows(reader, rows)
-    expected, tolerance = expected_rows(reader, merge.base, merge.adapters, stored.name, rows)
-    tolerance = tolerance + rounding(expected, TORCH_DTYPES[stored.dtype]) + slack
+    expected = expected_rows(reader, merge.base, merge.adapters, stored.name, rows)
+    tolerance = expected.tolerance + rounding(expected.values, TORCH_DTYPES[stored.dtype]) + slack
     if stored.weighed:
-        found, expected, tolerance = _by_row(found, expected)
-    yield from _compare(stored, found, expected, tolerance, observations)
+        yield from _compare(stored, *_by_row(found, expected.values), observations)
+        return
+    yield from _compare(stored, found, expected.values, tolerance, observations)
+    if expected.deltas and not stored.by_blocks:
+        for once in merge.roundings:
+            rounded, _ = rounded_rows(
+                reader, rounded_merge(merge, once, {stored.name: stored}), stored.name, rows
+            )
+            observations.scales.observe(once, found - rounded.double(), expected.deltas)
 
 
 def _by_row(found: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -168,7 +176,7 @@ def _layer_findings(
     last = max(i for i, change in enumerate(changes) if change.layer is not None)
     weight = reader.load(merge.base.tensors[stored.name])
     if last:
-        weight = torch.cat(list(changed_blocks(reader, weight, changes[:last], once=merge.once)))
+        weight = torch.cat(list(changed_blocks(reader, weight, changes[:last], once=bool(merge.once))))
     layer = changes[last].layer
     assert layer is not None
     model = layer_model(reader, changes[last].adapter, layer, weight.float())

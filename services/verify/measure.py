@@ -17,7 +17,8 @@ from services.errors import InvalidRequest
 from services.kinds.convert import Measurement
 from services.tokenizers import load_tokenizer
 from services.verify.forward_pass import forward_logits, text_model
-from services.verify.weights import ModelWeights, StoredWeights, UnmergedWeights
+from services.verify.rounded import RoundedMerge
+from services.verify.weights import ExpectedWeights, ModelWeights, StoredWeights
 
 WINDOW = 64
 """Tokens of a window, each of which is predicted from those before it in the window."""
@@ -41,7 +42,10 @@ def measure(
     rows = output.tensors[source.embeddings][1][0]
     ids = _windows(load_tokenizer(source.tokenizer_folder).encode(text), rows)
     with TensorReader() as reader:
-        models: list[ModelWeights] = [UnmergedWeights(reader, source, []), StoredWeights(reader, stored)]
+        models: list[ModelWeights] = [
+            ExpectedWeights(reader, RoundedMerge(base=source, dtypes={})),
+            StoredWeights(reader, stored),
+        ]
         expected, found = forward_logits(models, text_model(output.config, output.tensors, rows), ids, hooks)
     divergence = torch.stack([_divergence(a, b) for a, b in zip(expected, found, strict=True)])
     same = expected.argmax(-1) == found.argmax(-1)

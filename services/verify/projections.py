@@ -1,39 +1,44 @@
 """Linear maps of weights that are read in blocks of rows, each cast to float32 on its own."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from services.checkpoints.blocks import row_slices
 
+PROBES = 2
+"""Vectors of random signs that each weight is multiplied with, so that each of its rows is compared and not only samples."""
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
 
 class Projection(nn.Module):
-    """Linear map of float32 tensors (…, in) to (…, out), plus the products of adapters."""
+    """Linear map of float32 tensors (…, in) to (…, out)."""
 
     def __init__(
-        self,
-        product: Callable[[torch.Tensor], torch.Tensor],
-        factors: Sequence[tuple[torch.Tensor, torch.Tensor, float]] = (),
-        bias: torch.Tensor | None = None,
+        self, product: Product, bias: torch.Tensor | None, on_probe: Callable[[torch.Tensor], None]
     ) -> None:
-        """`factors` are A of shape (r, in), B of shape (out, r), both in any dtype, and the scale."""
+        """`on_probe` gets the products of the weight's rows with the probes, of shape (PROBES, out)."""
         super().__init__()
-        self._product = product
-        self._factors = factors
-        self._bias = bias
+        self._product, self._bias, self._on_probe = product, bias, on_probe
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of the weight's product, the factors' products and the bias."""
-        out = self._product(x)
-        for a, b, scale in self._factors:
-            out = out + (x @ a.float().T) @ b.float().T * scale
+        """Returns the sum of the weight's product and the bias."""
+        flat = x.reshape(-1, x.shape[-1])
+        out = self._product(torch.cat([flat, random_signs(x.shape[-1])]))
+        self._on_probe(out[len(flat) :].clone())
+        out = out[: len(flat)].reshape(*x.shape[:-1], out.shape[-1])
         return out if self._bias is None else out + self._bias
 
 
-def product_of(
-    rows: int, blocks: Callable[[], Iterable[torch.Tensor]]
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def random_signs(columns: int) -> torch.Tensor:
+    """Returns the probes for a weight with so many columns: 1 and -1 in float32, of shape (PROBES, columns)."""
+    generator = torch.Generator().manual_seed(columns)
+    return torch.randint(0, 2, (PROBES, columns), generator=generator).float() * 2 - 1
+
+
+def product_of(rows: int, blocks: Callable[[], Iterable[torch.Tensor]]) -> Product:
     """Returns the map `x @ W.T` of a weight of `rows` rows that comes as blocks of rows."""
 
     def product(x: torch.Tensor) -> torch.Tensor:
@@ -47,6 +52,6 @@ def product_of(
     return product
 
 
-def weight_product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def weight_product(weight: torch.Tensor) -> Product:
     """Returns the map `x @ W.T` of a weight of shape (out, in)."""
     return product_of(len(weight), lambda: (weight[rows] for rows in row_slices(*weight.shape)))

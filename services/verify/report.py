@@ -2,11 +2,10 @@
 
 Four proofs: the output is read again by its headers and every tensor's digest compared with the written one; sampled rows of
 every tensor are computed again in float64 and must lie within the rounding of the output's dtype; the configuration and
-the tokenizer must load and agree with the tensors; and the logits of the whole model must be those of the base with its
-adapters on the fly (comparison.py). All but the first apply to any model that is said to be a merge, whoever made it.
+the tokenizer must load and agree with the tensors; and the logits of the whole model must be the expected
+ones (comparison.py). All but the first apply to any model that is said to be a merge, whoever made it.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -94,12 +93,24 @@ def _findings(
         for finding in tensor_findings(reader, model, merge, hooks, observations, digests):
             as_expected = False
             yield finding
+        for adapter, share in observations.scales.shares().items():
+            as_expected = False
+            yield _scale_finding(adapter, share)
         if not as_expected or merge.base.config.family is None:  # some dense types have parts of their own
             return
-        bound = math.sqrt(observations.rounding_square)
-        observations.logits = compare_logits(reader, model, merge, rounding=bound, hooks=hooks)
-        if not observations.logits.passed:
+        for name, message in compare_logits(reader, model, merge, observations, hooks):
+            yield Finding(name, message, FAULT)
+        if observations.logits is not None and not observations.logits.passed:
             yield _logits_finding(observations.logits)
+
+
+def _scale_finding(adapter: str, share: float) -> Finding:
+    return Finding(
+        "adapter",
+        f"{100 * abs(share):.3g} % of the change by the adapter {adapter} is {'too much' if share > 0 else 'missing'}; rounding "
+        "explains none of it.",
+        FAULT,
+    )
 
 
 def _logits_finding(found: LogitsComparison) -> Finding:

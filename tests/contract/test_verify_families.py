@@ -13,7 +13,8 @@ from services.checkpoints.tensor_reader import TensorReader
 from services.checkpoints.write_hooks import WriteHooks
 from services.progress import Progress
 from services.verify.forward_pass import forward_logits, text_model
-from services.verify.weights import ModelWeights, StoredWeights, UnmergedWeights
+from services.verify.rounded import RoundedMerge
+from services.verify.weights import ExpectedWeights, ModelWeights, StoredWeights
 from tests.reference.families import OPTIONS, save_tiny
 
 IDS = torch.tensor(
@@ -38,7 +39,10 @@ def test_the_logits_are_those_of_transformers(model_type: str, tied: bool, tmp_p
     )
     stages: list[Progress] = []
     with TensorReader() as reader:
-        sides: list[ModelWeights] = [StoredWeights(reader, stored), UnmergedWeights(reader, base, [])]
+        sides: list[ModelWeights] = [
+            StoredWeights(reader, stored),
+            ExpectedWeights(reader, RoundedMerge(base=base, dtypes={})),
+        ]
         text = text_model(base.config, base.tensors, 300)
         found = forward_logits(sides, text, IDS, WriteHooks(report=stages.append))
     assert torch.equal(found[0], found[1])
