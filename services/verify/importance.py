@@ -26,7 +26,8 @@ from services.merge import ScaledAdapter
 from services.progress import Progress
 from services.tokenizers import load_tokenizer
 from services.verify.forward_pass import ForwardPass, text_model
-from services.verify.weights import ModelWeights, UnmergedWeights
+from services.verify.rounded import RoundedMerge
+from services.verify.weights import ExpectedWeights, ModelWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ def compute_importance(
     text: CalibrationText,
     hooks: WriteHooks,
 ) -> ImportanceMatrix:
-    """Returns the importance matrix of a base with adapters on the fly: that of the merged model before its weights are rounded.
+    """Returns the importance matrix of a merged model before its weights are rounded.
 
     Args:
         output: The GGUF output; the matrices of its layers get a row.
@@ -101,7 +102,8 @@ def compute_importance(
     ids = _chunks(text, output.config, rows)
     sums = _Sums()
     with TensorReader() as reader:
-        weights = _ObservedWeights(UnmergedWeights(reader, base, adapters), sums, hooks)
+        merged = RoundedMerge(base=base, adapters=adapters, once=True, dtypes={})
+        weights = _ObservedWeights(ExpectedWeights(reader, merged), sums, hooks)
         layers = _LayerProgress(output.config.num_hidden_layers, hooks)
         ForwardPass(
             weights, text_model(output.config, output.tensors, rows), ids, layers.advance
