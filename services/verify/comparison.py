@@ -54,7 +54,7 @@ def compare_logits(
     the sampled values (`Observations.errors`), and the logits may differ by TOLERATED_ERRORS times as much as its logits do.
 
     A row is compared by its products with random signs. A sum of errors e_j with such signs exceeds SIGNIFICANCE * |e| once in
-    10^13 (Hoeffding 1963), whatever the errors are; |e| is at most the sum of all roundings of the row (rounded.py).
+    10^13 (Hoeffding 1963), for errors of any sizes; |e| is at most the sum of all roundings of the row (rounded.py).
 
     Yields:
         The name of each matrix with such a row, and a message. Afterwards `observations.logits` is set; its positions are all

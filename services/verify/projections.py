@@ -33,7 +33,7 @@ class Projection(nn.Module):
 
 
 def random_signs(columns: int) -> torch.Tensor:
-    """Returns the probes for a weight with so many columns: 1 and -1 in float32, of shape (PROBES, columns)."""
+    """Returns the probes for a weight of that width: 1 and -1 in float32, of shape (PROBES, columns)."""
     generator = torch.Generator().manual_seed(columns)
     return torch.randint(0, 2, (PROBES, columns), generator=generator).float() * 2 - 1
 

@@ -71,8 +71,8 @@ def rounded_rows(
     """Returns rows of one merged tensor in float32 (float64 for such a base), and the bound on the norm of each row's roundings.
 
     A rounding to a dtype changes a value v by at most eps * |v|, hence a row by at most eps times its norm; the bound is the sum
-    over all roundings on the way. A product of r terms in float32 adds r * eps32 * |B||A|, of which the factors' norms are a
-    bound.
+    over all roundings. A product of r terms in float32 adds at most r * eps32 * |B||A|,
+    with the norms of the factors.
 
     Args:
         rows: Indices of the rows, int64 of shape (rows,).
