@@ -154,11 +154,15 @@ def read_reservations(redis: Redis) -> dict[str, Reservation]:
 
 
 def note_used(redis: Redis, job_id: str, used_bytes: int) -> None:
-    """Notes what the process of a job uses of its reservation, if it has one."""
-    text = redis.hget(MEMORY_KEY, job_id)
-    if text is not None:
-        entry = {**loads(text), "used_bytes": used_bytes}
-        redis.hset(MEMORY_KEY, job_id, dumps(entry))
+    """Notes what the process of a job uses of its reservation, if it has one; one that ends meanwhile stays ended."""
+
+    def attempt(pipe: Pipeline) -> None:
+        text = redis.hget(MEMORY_KEY, job_id)
+        pipe.multi()
+        if text is not None:
+            pipe.hset(MEMORY_KEY, job_id, dumps({**loads(text), "used_bytes": used_bytes}))
+
+    transact(redis, attempt, MEMORY_KEY)
 
 
 def release_memory(pipe: Pipeline, job_id: str) -> None:

@@ -77,7 +77,7 @@ KEY_KINDS = (
         is_expiring=True,
     ),
 )
-"""Everything else is a leak: queues, started jobs, reservations and names of targets must be gone."""
+"""Everything else is a leak: queues, started jobs, reservations of disk and memory, names of targets must be gone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,20 @@ def test_two_workers_of_a_machine_never_count_on_the_same_bytes(redis: Redis) ->
     assert admission(redis, "c", 8 * GB, name="another machine").admit(8 * GB, 0) == ""
 
 
+def test_a_note_of_used_memory_does_not_revive_a_reservation(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert admission(redis, "a", 8 * GB).admit(5 * GB, 0) == ""
+
+    def end_meanwhile(entry: object) -> str:
+        redis.hdel(MEMORY_KEY, "a")
+        return json.dumps(entry)
+
+    monkeypatch.setattr("services.jobs.memory.dumps", end_meanwhile)
+    note_used(redis, "a", 4 * GB)
+    assert not redis.exists(MEMORY_KEY)
+
+
 def test_a_job_that_has_waited_for_long_is_not_starved_by_later_heavy_ones(
     queue: JobQueue, redis: Redis
 ) -> None:
