@@ -91,7 +91,7 @@ def test_an_unexpected_exception_is_500_without_its_traceback(
     def break_down(store: object) -> list[str]:
         raise RuntimeError("the innermost secret")
 
-    monkeypatch.setattr("services.models.store.ModelStore.models", break_down)
+    monkeypatch.setattr("services.models.store.ModelStore.names", break_down)
     response = client.get("/api/models", headers={"X-Request-Id": "seen-by-the-proxy"})
     problem(response, 500, "internal_error")
     assert "secret" not in response.text
