@@ -13,6 +13,9 @@ THREADS = 24
 FOLLOW_SECONDS = 600.0
 
 UPLOAD_TRIES = 4
+UPLOAD_PAUSE_SECONDS = 5.0
+"""Pause before another upload: while the clock is ahead, each one expires at once."""
+
 UPLOAD_GONE = ("upload_not_found", "404")
 """Codes of an upload that has expired; a response to HEAD has no body."""
 
@@ -95,6 +98,7 @@ class Load:
                 submitted.refused = error.code
                 if error.code not in UPLOAD_GONE:
                     return
+                time.sleep(UPLOAD_PAUSE_SECONDS)
 
     def _send_once(self, submitted: Submitted) -> None:
         job = submitted.planned
