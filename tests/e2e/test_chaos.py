@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 SHORT = ("--seed", "15", "--minutes", "0.3", "--jobs", "16", "--plain-volume")
-"""A killed job process, worker, API process and Redis among 16 jobs."""
+"""16 jobs, two of them canceled; the merge worker, a job process and Redis are killed."""
 
 ROOT = Path(__file__).parents[2]
 
