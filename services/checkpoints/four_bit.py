@@ -50,7 +50,7 @@ def rounded(tensor: torch.Tensor, four_bit: FourBit) -> torch.Tensor:
         weight.contiguous(), blocksize=four_bit.block_size, compress_statistics=four_bit.double,
         quant_type=four_bit.quant_type,
     )  # fmt: skip
-    found: torch.Tensor = functional.dequantize_4bit(codes, state)
+    found = _dequantized(codes, state)
     return found.T.contiguous() if four_bit.transposed else found
 
 
@@ -60,4 +60,16 @@ def dequantized(view: Callable[[TensorHeader], torch.Tensor], four_bit: FourBit)
     stored = {key: view(header) for key, header in four_bit.stored.items()}
     codes = stored.pop("weight")
     state = functional.QuantState.from_dict(stored, device=torch.device("cpu"))
-    return functional.dequantize_4bit(codes, state)  # type: ignore[no-any-return]
+    return _dequantized(codes, state)
+
+
+def _dequantized(codes: torch.Tensor, state: Any) -> torch.Tensor:
+    """Returns the values of codes in the shape of their state.
+
+    They are decoded as one row: on a CPU with AVX-512, bitsandbytes 0.50 takes the wrong scales where a block goes on in the next
+    row.
+    """
+    shape = state.shape
+    state.shape = torch.Size([shape.numel()])
+    found: torch.Tensor = bitsandbytes().functional.dequantize_4bit(codes, state)
+    return found.reshape(shape)

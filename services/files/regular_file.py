@@ -58,4 +58,4 @@ def read_regular(
         size_bytes = os.fstat(file.fileno()).st_size
         if size_bytes > limit_bytes:
             raise unreadable(f"{path.name} has {size_bytes} bytes; at most {limit_bytes} are read.", hint)
-        return file.read(limit_bytes)
+        return file.read(size_bytes)  # a larger number would be allocated at once

@@ -12,7 +12,11 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from services.checkpoints.four_bit import require_bitsandbytes
+from services.errors import UnsupportedOption
 from services.kinds.shared import Quantization
+
+BLOCK = 64
+"""Values with a scale of their own in 4 bits."""
 
 NF4_BITS = 4.5
 """Four bits, and a float32 scale per block of 64 (Dettmers et al., QLoRA, NeurIPS 2023)."""
@@ -32,6 +36,26 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return make(load_in_8bit=True)
     return make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def keep_arithmetic(model: PreTrainedModel) -> None:
+    """Makes matrices in 4 bits on a CPU compute in the dtype that was chosen.
+
+    With AVX-512 for bfloat16, bitsandbytes 0.50 would round activations and scales to bfloat16; and with AVX-512 it takes the wrong
+    scales where a block goes on in the next row.
+
+    Raises:
+        UnsupportedOption: The rows of a matrix on a CPU are not whole blocks.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu") or module.weight.device.type != "cpu":
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if module.in_features % BLOCK:
+            raise UnsupportedOption(
+                f"{name} has rows of {module.in_features} values; in 4bit on a CPU they must be whole blocks of {BLOCK}.",
+                "Use 8bit, or leave quantization out.",
+            )
 
 
 def quantized_bytes(parameters: int, kept: int, quantization: Quantization, *, width: int) -> int:

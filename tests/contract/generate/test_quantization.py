@@ -36,9 +36,9 @@ GREEDY = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume with one model: 3 layers, dim 48, 8 heads, 4 KV heads, width 140, 101 tokens."""
+    """A volume with one model: 3 layers, dim 64, 8 heads, 4 KV heads, width 192, 101 tokens."""
     root = tmp_path_factory.mktemp("volume")
-    save_llama(root / "model")
+    save_llama(root / "model", hidden_size=64, intermediate_size=192)
     return root
 
 
@@ -85,10 +85,10 @@ def test_4_bits_are_the_nearest_of_sixteen_values_in_blocks_of_64(volume: Path, 
     torch.testing.assert_close(dequantize_4bit(found, found.quant_state).float(), expected)
 
 
-MATRICES = 3 * (2 * 48 * 48 + 2 * 24 * 48 + 3 * 140 * 48)
-KEPT = 4 * (2 * 101 * 48 + 7 * 48)
+MATRICES = 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 192 * 64)
+KEPT = 4 * (2 * 101 * 64 + 7 * 64)
 """Bytes of embeddings, head and norms in float32."""
-ROWS = 3 * (2 * 48 + 2 * 24 + 2 * 140 + 48)
+ROWS = 3 * (2 * 64 + 2 * 32 + 2 * 192 + 64)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_sizes_count_the_scales_and_unquantized_tensors(
     body = {"kind": "generate", "model": "model", "prompt": "x", "quantization": quantization}
     store = ModelStore(volume)
     needed = _needed_bytes(key_of(GenerateRequest.model_validate(body), store), store, "cpu")
-    # The scales of 8 bits are left out of the estimate: 4 bytes a row, here of 48 columns and not of 4,096.
+    # The scales of 8 bits are left out of the estimate: 4 bytes a row, here of 64 columns and not of 4,096.
     assert needed == pytest.approx(expected, rel=0.06)
 
 
@@ -117,6 +117,8 @@ def test_the_engine_generates_the_tokens_of_transformers_with_these_weights(
     reference: Any = LlamaForCausalLM.from_pretrained(
         volume / "model", dtype=torch.float32, quantization_config=config
     )
+    for module in reference.modules():  # in float32 on every CPU
+        module.support_avx512bf16_for_cpu = False
     for ids, request in zip(PROMPTS, requests, strict=True):
         prompt = torch.tensor([ids])
         written = reference.generate(
@@ -128,6 +130,16 @@ def test_the_engine_generates_the_tokens_of_transformers_with_these_weights(
         )
         (output,) = found[request.id]
         assert output.token_ids == written[0, len(ids) :].tolist()
+
+
+def test_rows_that_are_not_whole_blocks_are_refused_in_4_bits(tmp_path: Path) -> None:
+    """bitsandbytes decodes them wrongly on a CPU with AVX-512."""
+    save_llama(tmp_path / "model")
+    with pytest.raises(
+        UnsupportedOption, match="rows of 48 values; in 4bit on a CPU they must be whole blocks of 64"
+    ):
+        load_model(tmp_path / "model", quantization="4bit")
+    assert load_model(tmp_path / "model", quantization="8bit").size_bytes
 
 
 def test_a_worker_without_bitsandbytes_refuses(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
