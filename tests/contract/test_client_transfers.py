@@ -77,8 +77,9 @@ def app_and_volume(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]
 def volume(app_and_volume: tuple[Any, Path]) -> Path:
     app, volume = app_and_volume
     app.extensions["graftwerk"].queue.redis.flushall()
-    shutil.rmtree(volume)
-    volume.mkdir()
+    # the folder itself stays: another one would count as a volume that is not mounted
+    for entry in volume.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return volume
 
 
