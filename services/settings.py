@@ -118,20 +118,12 @@ class Settings(BaseSettings):
     @property
     def hub_secret(self) -> str | None:
         """Token for the Hub, from the setting or from its file; an empty one is none."""
-        if self.hub_token is not None:
-            return self.hub_token.get_secret_value().strip() or None
-        if self.hub_token_file is not None:
-            return self.hub_token_file.read_text(encoding="utf-8").strip() or None
-        return None
+        return _secret(self.hub_token, self.hub_token_file)
 
     @property
     def webhook_key(self) -> str | None:
         """Secret that signs webhooks, from the setting or from its file; an empty one is none."""
-        if self.webhook_secret is not None:
-            return self.webhook_secret.get_secret_value().strip() or None
-        if self.webhook_secret_file is not None:
-            return self.webhook_secret_file.read_text(encoding="utf-8").strip() or None
-        return None
+        return _secret(self.webhook_secret, self.webhook_secret_file)
 
     @property
     def hub_endpoint(self) -> str:
@@ -146,3 +138,10 @@ class Settings(BaseSettings):
         if self.redis_url_file is not None:
             return self.redis_url_file.read_text(encoding="utf-8").strip()
         return "redis://127.0.0.1:6379/0"
+
+
+def _secret(value: SecretStr | None, file: Path | None) -> str | None:
+    """Returns a secret, from its setting or from its file; an empty one is none."""
+    if value is not None:
+        return value.get_secret_value().strip() or None
+    return None if file is None else file.read_text(encoding="utf-8").strip() or None

@@ -10,6 +10,7 @@ from typing import Any
 
 from services.adapters.module_names import ModulePatterns
 from services.adapters.tuners import LAYER_TYPES
+from services.bounded_text import cut
 from services.errors import IncompleteAdapter, UnsupportedAdapter
 from services.files.json_file import is_number
 
@@ -114,8 +115,7 @@ def _is_list_of(kind: type, values: object) -> bool:
 
 
 def _wrong_type(name: str, key: str, config: Mapping[str, Any], needed: str) -> IncompleteAdapter:
-    found = repr(config[key])
-    shown = found if len(found) <= 200 else f"{found[:200]}…"
+    shown = cut(repr(config[key]), 200)
     return IncompleteAdapter(
         f"Adapter {name}: adapter_config.json has {key} = {shown}; {needed} is needed.", HINT
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from services.errors import UnreadableFile, UnsupportedFormat
 from services.files.gguf_header import MAGIC, GgufArray, GgufHeader, read_gguf_header
+from services.files.regular_file import open_regular
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 
@@ -56,7 +57,7 @@ def read_imatrix_header(path: Path) -> ImatrixHeader:
 
 
 def _check_magic(path: Path) -> None:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise UnsupportedFormat(

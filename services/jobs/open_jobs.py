@@ -15,7 +15,7 @@ from services.jobs.status import JobStatus, status_of
 
 PATTERNS = (
     "#",
-    *(f"{rq_key('*')}->{field}" for field in ("status",)),
+    f"{rq_key('*')}->status",
     *(f"{record_key('*')}->{field}" for field in ("error", "kind", "models", "created_at", "owner")),
 )
 """Values that the command SORT reads of each job: its id, fields of RQ's hash, fields of our record."""

@@ -151,18 +151,7 @@ def merge_request(root: Path, dtype: str) -> MergeRequest:
 
 @pytest.mark.parametrize("dtype", ["q4_0", "q2_k", "q4_k_m", "iq4_xs", "iq2_xs"])
 def test_a_merge_with_an_importance_matrix_passes_its_verification(root: Path, dtype: str) -> None:
-    base = save_llama(root / "own", torch.float16, **BIG)
-    save_tiny_adapter(root / "adapter", base)
-    put_imatrix(root, sums_of())
-    request = {
-        "kind": "merge",
-        "base": "own",
-        "adapters": ["adapter"],
-        "target": "new",
-        "output_format": "gguf",
-    }
-    merged = MergeRequest.model_validate({**request, "dtype": dtype, "imatrix": {"file": "incoming/m.gguf"}})
-    result = merge_job.run(merged, job_context(root))
+    result = merge_job.run(merge_request(root, dtype), job_context(root))
     assert result.verification is not None
     assert 0.01 < (result.verification.largest_share_of_tolerance or 0) < 0.8
 
