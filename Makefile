@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 JS := tests/js/node_modules/.package-lock.json
 
-.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers bench chaos chaos-compose lint monitoring fmt clean
+.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers browser bench chaos chaos-compose lint monitoring translations fmt clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ unit: $(READY) ## the tests that take seconds
 
 e2e: $(READY) $(JS) ## the end-to-end tests over HTTP, with real processes
 	@$(BIN)/pytest -q tests/e2e
+
+browser: $(READY) $(JS) ## the pages in Chromium (Debian: apt install chromium fonts-noto-cjk)
+	@$(BIN)/pytest -q tests/browser
 
 client-wheel: $(READY) ## install the client alone into a fresh environment and try it (needs a package index)
 	@PYTHON=$(BIN)/python deploy/client-wheel.sh
@@ -76,6 +79,9 @@ lint: $(READY) ## style, types and the layers of imports
 monitoring: $(READY) ## check alerts and dashboard with promtool (Debian: apt install prometheus)
 	@promtool check rules deploy/prometheus-alerts.yml
 	@$(BIN)/python deploy/dashboard_rules.py | promtool check rules /dev/stdin
+
+translations: $(READY) ## extract the texts of the pages, update and compile their catalogues
+	@$(BIN)/python deploy/translations.py
 
 fmt: $(READY) ## format the code
 	@$(BIN)/ruff check --fix --select I

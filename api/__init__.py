@@ -79,8 +79,7 @@ def create_app(
     errors.register(app)
     for noun in (jobs, deliveries, models, uploads, hub, openai, metrics, health):
         app.register_api(noun.api)
-    app.register_blueprint(pages.pages)
-    app.register_blueprint(pages.swagger)
+    pages.register(app)
 
     bodies: list[type[BaseModel]] = [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody]
     returned: list[type[BaseModel]] = [responses.JobResponse, responses.JobPage, Plan, responses.ModelList]

@@ -30,8 +30,8 @@ ROLE_OF_METHOD = {"GET": "read", "HEAD": "read", "OPTIONS": "read", "DELETE": "a
 ROLE_OF_BLUEPRINT = {"uploads": "submit"}
 """Role that every method of a blueprint needs, except OPTIONS: uploads are read, continued and removed by their senders."""
 
-OPEN_BLUEPRINTS = ("health", "pages", "swagger")
-"""Blueprints without user data, open without a key: probes, the page, its scripts, the documentation."""
+OPEN_BLUEPRINTS = ("health", "reference", "swagger")
+"""Blueprints without data of people, open without a key: probes and the documentation of the API."""
 
 REALM = "Graftwerk API"
 """Realm of the challenge; the space makes werkzeug quote it, as RFC 9110, section 11.5 requires."""

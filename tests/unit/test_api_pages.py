@@ -1,18 +1,25 @@
-"""The home page and the documentation: complete without a network, and without inline scripts."""
+"""The pages and the documentation: complete without a network, and without inline scripts."""
 
 import re
+import sys
 from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
 from flask.testing import FlaskClient
 
-from services.templates import TEMPLATES
+from api.pages.layout import is_local_path
 from tests.api_client import client_of
 
 pytestmark = pytest.mark.disable_socket
 
+PAGES = ("/", "/merge", "/jobs", "/playground", "/system")
 LOADED = re.compile(r"""<(?:script|link|img)\b[^>]*?(?:src|href)=["']([^"']+)""")
+RUN = re.compile(r"<script(?![^>]*application/json)[^>]*>([^<]+)</script>")
+IMPORTED = re.compile(r'^import .* from "(.+)";$', re.M)
+LARGEST_PAGE_BYTES = 150_000
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "deploy"))
 
 
 @pytest.fixture
@@ -20,28 +27,41 @@ def client(tmp_path: Path) -> FlaskClient:
     return client_of(tmp_path)
 
 
-# ---- pages --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("url", ["/", "/docs"])
-def test_a_page_loads_nothing_from_other_hosts(client: FlaskClient, url: str) -> None:
-    page = client.get(url)
-    assert (page.status_code, page.mimetype) == (200, "text/html")
-    addresses = LOADED.findall(page.text)
-    assert len(addresses) >= 3
-    for address in addresses:
+def loaded_by(client: FlaskClient, url: str) -> dict[str, bytes]:
+    """Returns the files that a page loads, with the modules that its scripts import."""
+    pending = {urljoin(url, address) for address in LOADED.findall(client.get(url).text)}
+    files = dict[str, bytes]()
+    while pending:
+        address = pending.pop()
         assert not re.match(r"\w*:?//", address)
-        assert client.get(urljoin(url, address), buffered=True).status_code == 200
+        response = client.get(address, buffered=True)
+        assert response.status_code == 200, address
+        files[address] = response.data
+        if address.endswith(".js") and "/vendor/" not in address:
+            pending |= {urljoin(address, name) for name in IMPORTED.findall(response.text)} - set(files)
+    return files
 
 
-@pytest.mark.parametrize("url", ["/", "/docs"])
+@pytest.mark.parametrize("url", [*PAGES, "/docs"])
+def test_a_page_loads_only_files_of_the_service_and_all_exist(client: FlaskClient, url: str) -> None:
+    assert client.get(url).mimetype == "text/html"
+    assert len(loaded_by(client, url)) >= 4
+
+
+@pytest.mark.parametrize("url", PAGES)
+def test_a_page_with_all_its_files_is_small(client: FlaskClient, url: str) -> None:
+    files = loaded_by(client, url)
+    assert sum(map(len, files.values())) + len(client.get(url).data) < LARGEST_PAGE_BYTES
+
+
+@pytest.mark.parametrize("url", [*PAGES, "/docs"])
 def test_a_page_runs_only_scripts_of_the_service_and_has_none_inline(client: FlaskClient, url: str) -> None:
     page = client.get(url)
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy
     assert "frame-ancestors 'none'" in policy
     assert "script-src" not in policy
-    assert re.findall(r"<script[^>]*>([^<]+)</script>", page.text) == []
+    assert RUN.findall(page.text) == []
     assert not re.search(r"""\s(on\w+|style)=["']""", page.text)
 
 
@@ -49,20 +69,64 @@ def test_the_page_links_to_the_documentation(client: FlaskClient) -> None:
     assert 'href="/docs"' in client.get("/").text
 
 
-def test_every_module_that_a_script_imports_exists(client: FlaskClient) -> None:
-    pending, seen = ["/static/home.js"], set[str]()
-    while pending:
-        url = pending.pop()
-        seen.add(url)
-        script = client.get(url, buffered=True)
-        assert script.status_code == 200, url
-        found = {
-            urljoin(url, address) for address in re.findall(r'^import .* from "(.+)";$', script.text, re.M)
-        }
-        pending += found - seen
-    assert len(seen) == 3
+@pytest.mark.parametrize(
+    ("header", "cookie", "language"),
+    [
+        ("zh-TW,en;q=0.5", None, "zh-Hans"),
+        ("fr,zh;q=0.8,en;q=0.7", None, "zh-Hans"),
+        ("en-GB,zh;q=0.5", None, "en"),
+        ("fr", None, "en"),
+        ("en", "zh", "zh-Hans"),
+        ("zh", "en", "en"),
+        ("en", "xx", "en"),
+    ],
+)
+def test_the_language_is_that_of_the_cookie_or_else_of_the_browser(
+    client: FlaskClient, header: str, cookie: str | None, language: str
+) -> None:
+    if cookie:
+        client.set_cookie("language", cookie)
+    page = client.get("/jobs", headers={"Accept-Language": header})
+    assert f'<html lang="{language}"' in page.text
 
 
-def test_the_page_offers_every_template(client: FlaskClient) -> None:
-    options = re.findall(r'<option value="([^"]*)">', client.get("/").text)
-    assert options == ["", *TEMPLATES]
+@pytest.mark.parametrize("path", ["/jobs", "/", "/models/zh?tab=tensors"])
+def test_a_path_of_the_service_is_local(path: str) -> None:
+    assert is_local_path(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["//evil.example", "/\\evil.example", "https://evil.example", "jobs", "", "/a\\b", "/a b"]
+)
+def test_an_address_of_another_site_is_not_local(path: str) -> None:
+    assert not is_local_path(path)
+
+
+# ---- translations -------------------------------------------------------------------------------------
+
+
+def test_every_text_of_the_pages_is_translated_and_compiled() -> None:
+    import translations
+
+    for domain, file in translations.catalog_files():
+        catalog = translations.read(file)
+        assert {message.id for message in catalog} == {
+            message.id for message in translations.template_of(domain)
+        }, f"make translations, then translate {file}"
+        assert [message.id for message in catalog if not message.string or message.fuzzy] == []
+        assert file.with_suffix(".mo").read_bytes() == translations.compiled(catalog)
+
+
+def test_a_translation_keeps_the_placeholders_of_its_text() -> None:
+    import translations
+
+    placeholder = re.compile(r"\{\w+\}|%\(\w+\)s")
+    for _, file in translations.catalog_files():
+        for message in translations.read(file):
+            texts = (
+                [message.id, message.string]
+                if isinstance(message.id, str)
+                else [message.id[-1], message.string[0]]
+            )
+            found = [sorted(placeholder.findall(text)) for text in texts if message.id]
+            assert not found or found[0] == found[1], message.id
