@@ -8,19 +8,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graftwerk.async_client import AsyncClient
+    from graftwerk.async_job_handle import AsyncJobHandle
     from graftwerk.client import Client
-    from graftwerk.errors import ApiError, ClientError, UnreachableError, UsageError, WaitTimeoutError
+    from graftwerk.errors import (
+        ApiError,
+        ClientError,
+        JobFailedError,
+        UnreachableError,
+        UsageError,
+        WaitTimeoutError,
+    )
     from graftwerk.inference_results import TokenPiece
     from graftwerk.job_handle import JobHandle
+    from graftwerk.model_results import ModelSummary
     from graftwerk.models import Delivery, Job, Progress
 
 __all__ = [
     "ApiError",
+    "AsyncClient",
+    "AsyncJobHandle",
     "Client",
     "ClientError",
     "Delivery",
     "Job",
+    "JobFailedError",
     "JobHandle",
+    "ModelSummary",
     "Progress",
     "TokenPiece",
     "UnreachableError",
@@ -29,10 +43,20 @@ __all__ = [
 ]
 
 _MODULES = {
+    "async_client": ("AsyncClient",),
+    "async_job_handle": ("AsyncJobHandle",),
     "client": ("Client",),
-    "errors": ("ApiError", "ClientError", "UnreachableError", "UsageError", "WaitTimeoutError"),
+    "errors": (
+        "ApiError",
+        "ClientError",
+        "JobFailedError",
+        "UnreachableError",
+        "UsageError",
+        "WaitTimeoutError",
+    ),
     "inference_results": ("TokenPiece",),
     "job_handle": ("JobHandle",),
+    "model_results": ("ModelSummary",),
     "models": ("Delivery", "Job", "Progress"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

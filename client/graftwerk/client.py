@@ -6,47 +6,44 @@ with Client("http://127.0.0.1:8000") as client:
 
 import os
 import time
-import uuid
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self, Unpack, cast
+from typing import Self
 
 import httpx
 
-from graftwerk import requests
+from graftwerk import calls
 from graftwerk.errors import ApiError, UnreachableError
-from graftwerk.http import HttpService, model_path
-from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
+from graftwerk.http import HttpService
 from graftwerk.job_handle import JobHandle
-from graftwerk.local_files import default_name, list_local
-from graftwerk.model_results import (
-    CombineResult,
-    ConvertResult,
-    ExtendTokenizerResult,
-    ExtractResult,
-    ImportResult,
-    MergeResult,
-    PublishToHubResult,
-    VerifyResult,
-)
-from graftwerk.models import Job, JsonObject, ResultT_co
-from graftwerk.progress_display import transfer_report
-from graftwerk.pull import PulledModel, pull
-from graftwerk.remote_archive import RemoteArchive
-from graftwerk.upload import Uploader
-from graftwerk.upload_memory import UploadMemory
+from graftwerk.kind_methods import KindMethods
+from graftwerk.local_files import default_name
+from graftwerk.model_results import ImportResult, ModelSummary
+from graftwerk.models import Job, JsonObject
+from graftwerk.pull import PulledModel
+from graftwerk.service_models import HubModel, HubRepository, System
+from graftwerk.transfers import Transfers
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Client:
-    """A service at a URL; a context manager that closes its connections.
+def address(url: str | None) -> str:
+    """Returns the URL, or that of the environment, or that of a service on this machine."""
+    return url or os.environ.get("GRAFTWERK_URL") or DEFAULT_URL
+
+
+def key(api_key: str | None) -> str | None:
+    """Returns the API key, or that of the environment."""
+    return api_key or os.environ.get("GRAFTWERK_API_KEY")
+
+
+class Client(KindMethods):
+    """A service at a URL; a context manager that closes its connections. Threads may share it.
 
     Args:
         url: address of the service; `GRAFTWERK_URL` or http://127.0.0.1:8000 if None.
         api_key: bearer key; `GRAFTWERK_API_KEY` if None.
-        transport: transport of httpx, for tests.
+        transport: transport of httpx, for tests and for special networks.
         pause: replaces `time.sleep` between two attempts to reach the service.
 
     Raises:
@@ -62,12 +59,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._service = HttpService(
-            url or os.environ.get("GRAFTWERK_URL") or DEFAULT_URL,
-            api_key or os.environ.get("GRAFTWERK_API_KEY"),
-            transport=transport,
-            pause=pause,
-        )
+        self._service = HttpService(address(url), key(api_key), transport=transport, pause=pause)
 
     def __enter__(self) -> Self:
         return self
@@ -84,79 +76,36 @@ class Client:
         """Address of the service."""
         return self._service.url
 
-    # ---- one method per kind --------------------------------------------------------------------------
-
-    def import_(self, **request: Unpack[requests.ImportRequest]) -> JobHandle[ImportResult]:
-        """Submits an `import`: files of the volume become a model."""
-        return self._submit("import", request, ImportResult)
-
-    def convert(self, **request: Unpack[requests.ConvertRequest]) -> JobHandle[ConvertResult]:
-        """Submits a `convert`: a checkpoint of one layout becomes a model of another."""
-        return self._submit("convert", request, ConvertResult)
-
-    def merge(self, **request: Unpack[requests.MergeRequest]) -> JobHandle[MergeResult]:
-        """Submits a `merge`: adapters are merged into a base model, in order."""
-        return self._submit("merge", request, MergeResult)
-
-    def publish_to_hub(
-        self, **request: Unpack[requests.PublishToHubRequest]
-    ) -> JobHandle[PublishToHubResult]:
-        """Submits a `publish-to-hub`: the files of a model become a commit on the Hub."""
-        return self._submit("publish-to-hub", request, PublishToHubResult)
-
-    def verify(self, **request: Unpack[requests.VerifyRequest]) -> JobHandle[VerifyResult]:
-        """Submits a `verify`: a model is checked against its manifest, or against base and adapters."""
-        return self._submit("verify", request, VerifyResult)
-
-    def extend_tokenizer(
-        self, **request: Unpack[requests.ExtendTokenizerRequest]
-    ) -> JobHandle[ExtendTokenizerResult]:
-        """Submits an `extend-tokenizer`: pieces of one vocabulary are appended to another."""
-        return self._submit("extend-tokenizer", request, ExtendTokenizerResult)
-
-    def extract(self, **request: Unpack[requests.ExtractRequest]) -> JobHandle[ExtractResult]:
-        """Submits an `extract`: the difference of a fine-tuned model and its base becomes a LoRA adapter."""
-        return self._submit("extract", request, ExtractResult)
-
-    def combine(self, **request: Unpack[requests.CombineRequest]) -> JobHandle[CombineResult]:
-        """Submits a `combine`: several adapters of one base become one adapter."""
-        return self._submit("combine", request, CombineResult)
-
-    def generate(self, **request: Unpack[requests.GenerateRequest]) -> JobHandle[GenerateResult]:
-        """Submits a `generate`: a model completes prompts or continues a conversation."""
-        return self._submit("generate", request, GenerateResult)
-
-    def compare(self, **request: Unpack[requests.CompareRequest]) -> JobHandle[CompareResult]:
-        """Submits a `compare`: several models complete the same prompts."""
-        return self._submit("compare", request, CompareResult)
-
-    def embed(self, **request: Unpack[requests.EmbedRequest]) -> JobHandle[EmbedResult]:
-        """Submits an `embed`: texts become vectors."""
-        return self._submit("embed", request, EmbedResult)
-
-    def perplexity(self, **request: Unpack[requests.PerplexityRequest]) -> JobHandle[PerplexityResult]:
-        """Submits a `perplexity`: a model scores a text."""
-        return self._submit("perplexity", request, PerplexityResult)
-
-    def _submit(
-        self, kind: str, request: Mapping[str, object], _result: type[ResultT_co]
-    ) -> JobHandle[ResultT_co]:
-        return cast(JobHandle[ResultT_co], self.submit({"kind": kind, **request}))
-
     # ---- jobs -----------------------------------------------------------------------------------------
 
     def submit(self, request: JsonObject) -> JobHandle:
-        """Submits a request of any kind. It carries an idempotency key, so that a resent one queues no second job."""
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
-        job = self._service.job("POST", "/api/jobs", json=request, headers=headers)
+        """Submits a request of any kind; its fields are not checked before the service reads them.
+
+        Args:
+            request: the request with its `kind`, as the API takes it.
+
+        Returns:
+            The handle of the queued job.
+
+        Raises:
+            ApiError: the request cannot succeed, or the queue is full.
+        """
+        job = self._service.call(calls.submit(request))
         return JobHandle(self._service, job.id, job)
 
     def plan(self, request: JsonObject) -> JsonObject:
-        """Returns the plan of a request without queueing it: inputs, output, memory, disk, warnings."""
-        return self._service.json_object("POST", "/api/jobs", json=request, params={"dry_run": "true"})
+        """Returns the plan of a request without queueing it: inputs, output, memory, disk, warnings.
+
+        Args:
+            request: the request with its `kind`, as the API takes it.
+
+        Raises:
+            ApiError: the request cannot succeed.
+        """
+        return self._service.call(calls.plan(request))
 
     def job(self, job_id: str) -> JobHandle:
-        """Returns the handle of a job; its first use requests the job's state."""
+        """Returns the handle of a job; nothing is requested before its first use."""
         return JobHandle(self._service, job_id)
 
     def jobs(
@@ -167,24 +116,37 @@ class Client:
         model: str | None = None,
         limit: int = 20,
     ) -> list[Job]:
-        """Returns up to `limit` jobs, newest first; `model` selects those that read or make it."""
-        given = {"kind": kind, "status": status, "model": model, "limit": str(limit)}
-        params = {name: value for name, value in given.items() if value is not None}
-        return [self._service.as_job(item) for item in self._service.items("/api/jobs", "jobs", params)]
+        """Returns the newest jobs, newest first.
 
-    # ---- models and system ----------------------------------------------------------------------------
+        Args:
+            kind: only jobs of this kind, such as `merge`.
+            status: only jobs with this status.
+            model: only jobs that read or make this model.
+            limit: number of jobs at most, up to 1,000.
+        """
+        return self._service.call(calls.jobs(kind=kind, status=status, model=model, limit=limit))
 
-    def models(self) -> list[JsonObject]:
-        """Returns summaries of all models on the volume."""
-        return self._service.items("/api/models", "models", {})
+    # ---- models ---------------------------------------------------------------------------------------
 
-    def model(self, name: str) -> JsonObject:
-        """Returns the summary of one model, with its files, lineage and problems."""
-        return self._service.json_object("GET", model_path(name))
+    def models(self) -> list[ModelSummary]:
+        """Returns the summaries of all models on the volume."""
+        return self._service.call(calls.models())
+
+    def model(self, name: str) -> ModelSummary:
+        """Returns the summary of one model, with its files, lineage and problems.
+
+        Raises:
+            ApiError: there is no such model (`model_not_found`).
+        """
+        return self._service.call(calls.model(name))
 
     def delete_model(self, name: str) -> None:
-        """Deletes a model from the volume; refused while a job needs it."""
-        self._service.send("DELETE", model_path(name))
+        """Deletes a model from the volume.
+
+        Raises:
+            ApiError: there is no such model, or a job needs it (`model_in_use`).
+        """
+        self._service.call(calls.delete_model(name))
 
     def push(
         self, source: str | Path, name: str | None = None, *, progress: bool = False
@@ -194,8 +156,12 @@ class Client:
         Chunks that a broken connection lost are sent again; a repeated call continues where an earlier one was killed.
 
         Args:
+            source: the folder, file or archive.
             name: name of the new model; by default that of the folder, or of the file without its suffix.
             progress: show the progress of the upload on stderr.
+
+        Returns:
+            The handle of the queued `import`.
 
         Raises:
             UsageError: there are no files, or their name cannot name a model.
@@ -204,17 +170,20 @@ class Client:
         return self.import_(source={"upload": self.upload(source, target, progress=progress)}, target=target)
 
     def upload(self, source: str | Path, name: str, *, progress: bool = False) -> list[str]:
-        """Uploads the files of a local folder, or a local file, and returns the ids of the uploads, for `import_`.
+        """Uploads the files of a local folder, or a local file, for an import.
 
         Args:
+            source: the folder or file.
             name: name of the new model, for the display of the progress.
+            progress: show the progress on stderr.
+
+        Returns:
+            The ids of the uploads: `import_(source={"upload": ids}, …)` makes a model of them.
 
         Raises:
             UsageError: there are no files.
         """
-        files = list_local(Path(source))
-        with transfer_report("push", name, shown=progress) as report:
-            return Uploader(self._service, UploadMemory(self.url), report).upload(files)
+        return Transfers(self._service).upload(Path(source), name, progress=progress)
 
     def pull(self, name: str, into: str | Path = ".", *, progress: bool = False) -> PulledModel:
         """Downloads a model into the folder `into/name`, verified against its manifest.
@@ -222,26 +191,53 @@ class Client:
         A broken download is continued; a repeated call continues where an earlier one was killed.
 
         Args:
+            name: name of the model.
+            into: local folder.
             progress: show the progress on stderr.
+
+        Returns:
+            The new folder, and the names of the files that were verified by their digests.
 
         Raises:
             UsageError: something of that name is in `into` already.
             ClientError: the model changed meanwhile, or a digest differs.
         """
-        with (
-            closing(RemoteArchive(self._service, f"{model_path(name)}/archive")) as archive,
-            transfer_report("pull", name, shown=progress) as report,
-        ):
-            return pull(archive, name, Path(into), report)
+        return Transfers(self._service).pull(name, Path(into), progress=progress)
 
-    def system(self) -> JsonObject:
+    # ---- the Hub and the system -----------------------------------------------------------------------
+
+    def hub_search(self, search: str, *, limit: int = 20) -> list[HubModel]:
+        """Searches the Hub for models, most downloaded first.
+
+        Args:
+            search: a part of the id, such as `qwen3`.
+            limit: number of models at most, up to 100.
+
+        Raises:
+            ApiError: the service does not use the Hub (`hub_disabled`) or cannot reach it (`hub_unreachable`).
+        """
+        return self._service.call(calls.hub_search(search, limit))
+
+    def hub_model(self, repository: str, *, revision: str | None = None) -> HubRepository:
+        """Returns a repository of the Hub: its commit, its files, and those that an import fetches.
+
+        Args:
+            repository: the id, `org/name`.
+            revision: a branch, a tag or a commit; the main branch if None.
+
+        Raises:
+            ApiError: there is no such repository, or it is gated (`hub_gated`).
+        """
+        return self._service.call(calls.hub_model(repository, revision))
+
+    def system(self) -> System:
         """Returns workers, devices, memory and queues of the service."""
-        return self._service.json_object("GET", "/api/system")
+        return self._service.call(calls.system())
 
     def is_ready(self) -> bool:
         """Returns True if Redis, the volume and a worker of each queue respond."""
         try:
-            self._service.send("GET", "/readyz")
+            self._service.call(calls.readiness())
         except (ApiError, UnreachableError):
             return False
         return True

@@ -72,3 +72,8 @@ def default_name(source: str) -> str:
     if not name:
         raise UsageError(f"{source!r} gives no name for the model.", "Name it with --name or --target.")
     return name
+
+
+def part_of(file: Path) -> Path:
+    """Returns the place of a file until it is complete, in the same folder."""
+    return file.with_name(f"{file.name}.part")

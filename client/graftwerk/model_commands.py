@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from graftwerk.display import facts_view, open_console, rows_view
+from graftwerk.models import fields_of
 from graftwerk.options import Connection, expanded
 
 app = typer.Typer(help="List models; show or remove one.")
@@ -27,9 +28,11 @@ def list_models(context: typer.Context, connection: Connection, as_json: AsJson 
     with connection.open() as client:
         models = client.models()
     if as_json:
-        typer.echo(json.dumps(models, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps([fields_of(model) for model in models], indent=2, ensure_ascii=False))
     elif models:
-        open_console().print(rows_view([{name: model.get(name) for name in COLUMNS} for model in models]))
+        open_console().print(
+            rows_view([{name: getattr(model, name) for name in COLUMNS} for model in models])
+        )
     else:
         open_console(stderr=True).print(
             "No models yet. `graftwerk import` makes a model of files on the volume."
@@ -41,7 +44,7 @@ def list_models(context: typer.Context, connection: Connection, as_json: AsJson 
 def show(name: Name, connection: Connection, as_json: AsJson = False) -> None:
     """Show a model: kind, format, sizes, lineage, problems."""
     with connection.open() as client:
-        model = client.model(name)
+        model = fields_of(client.model(name))
     if as_json:
         typer.echo(json.dumps(model, indent=2, ensure_ascii=False))
     else:

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from rich.filesize import decimal
+
+from graftwerk.notebook import html_of
 from graftwerk.result import JobResult, Result
 
 
@@ -41,6 +44,14 @@ class ModelSummary(Result):
     lineage: dict[str, Any] | None = None
     problems: list[str] = []
     warnings: list[str] = []
+
+    def __repr__(self) -> str:
+        size = decimal(self.size_bytes)
+        parameters = f", {self.parameters:,} parameters" if self.parameters else ""
+        return f"<ModelSummary {self.name}: {self.kind}{parameters}, {size}>"
+
+    def _repr_html_(self) -> str:
+        return html_of(self.name, self.model_dump(mode="json", exclude_unset=True, exclude={"name"}))
 
 
 class MadeModel(JobResult):

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_serializer, field_validator
 from typing_extensions import TypeVar
 
+from graftwerk.errors import JobFailedError
 from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
 from graftwerk.model_results import (
     CombineResult,
@@ -18,6 +19,7 @@ from graftwerk.model_results import (
     PublishToHubResult,
     VerifyResult,
 )
+from graftwerk.notebook import html_of
 from graftwerk.result import Failure, JobResult
 
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
@@ -121,6 +123,37 @@ class Job(BaseModel, Generic[ResultT_co]):
     @field_serializer("result")
     def _result_as_received(self, result: JobResult | None) -> JsonObject | None:
         return None if result is None else fields_of(result)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.title}: {self._state}>"
+
+    def _repr_html_(self) -> str:
+        fields = self.model_dump(mode="json", exclude_unset=True, exclude={"links", "request", "progress"})
+        state = {"id": self.id, "state": self._state}
+        shown = state | {
+            name: value for name, value in fields.items() if name not in ("id", "kind", "status")
+        }
+        return html_of(self.title, shown)
+
+    @property
+    def _state(self) -> str:
+        if self.error is not None:
+            return f"{self.status}, {self.error.code}"
+        if self.status == "running" and self.progress is not None:
+            share = "" if self.progress.fraction is None else f" {self.progress.fraction:.0%}"
+            return f"{self.status}, {self.progress.stage}{share}"
+        return self.status
+
+    def raise_for_status(self) -> Self:
+        """Returns this job if it has not failed, as `client.merge(…).wait().raise_for_status()`.
+
+        Raises:
+            JobFailedError: the job failed or was canceled.
+        """
+        if self.status in ("failed", "canceled"):
+            error = self.error or Failure(code=self.status, message=f"The job {self.id} was {self.status}.")
+            raise JobFailedError(error.code, error.message, error.hint, job_id=self.id)
+        return self
 
     @property
     def ended(self) -> bool:

@@ -9,16 +9,14 @@ from typing import NoReturn
 import httpx
 
 from graftwerk.errors import ApiError, ClientError, UnreachableError
-from graftwerk.http import HttpService, is_temporary
+from graftwerk.http import HttpService
+from graftwerk.protocol import MAX_FAILURES, PAUSE_SECONDS, is_temporary
 
 KEPT_BYTES = 64 * 1024
 """Bytes before the position that are kept: tarfile steps back by one."""
 
 SKIPPED_BYTES = 2**20
 """A shorter way ahead is read and dropped, a longer one is a new request."""
-
-MAX_FAILURES = 15
-PAUSE_SECONDS = 2.0
 
 
 class RemoteArchive(io.RawIOBase):

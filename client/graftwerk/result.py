@@ -6,11 +6,16 @@ does not know are kept.
 
 from pydantic import BaseModel, ConfigDict
 
+from graftwerk.notebook import html_of
+
 
 class Result(BaseModel):
     """Root of all parts of results."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+    def _repr_html_(self) -> str:
+        return html_of(type(self).__name__, self.model_dump(mode="json", exclude_unset=True))
 
 
 class JobResult(Result):

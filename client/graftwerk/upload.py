@@ -6,18 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from graftwerk.errors import ApiError, ClientError, UnreachableError
-from graftwerk.http import HttpService, is_temporary
+from graftwerk.http import HttpService
 from graftwerk.local_files import LocalFile
 from graftwerk.models import Progress
+from graftwerk.protocol import MAX_FAILURES, PAUSE_SECONDS, is_temporary
 from graftwerk.upload_memory import UploadMemory
 
 CHUNK_BYTES = 8 * 2**20
 TUS = {"Tus-Resumable": "1.0.0"}
-
-MAX_FAILURES = 15
-"""Consecutive failed requests, with a pause between two of them, after which the service counts as gone."""
-
-PAUSE_SECONDS = 2.0
 
 RESUMED_AFTER = (409, 423, 460)
 """Refusals after which the offset is requested again: another offset, a connection that just broke, damaged bytes."""

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from graftwerk import ApiError, Client, Job, TokenPiece, UnreachableError, WaitTimeoutError
 from graftwerk.inference_results import GenerateResult
-from graftwerk.job_handle import MAX_FAILURES
+from graftwerk.protocol import MAX_FAILURES
 
 JOB = {"id": "j1", "kind": "merge", "status": "queued", "request": {"target": "ab"}}
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -158,7 +158,8 @@ def test_a_broken_stream_is_resumed_after_the_last_event() -> None:
             return stream(BrokenStream(frame("status", job_json("running"), "7-1")))
         return stream(frame("status", job_json("succeeded"), "8-0"))
 
-    assert client_of(handler).job("j1").wait().status == "succeeded"
+    *_, last = client_of(handler).job("j1").events()
+    assert isinstance(last, Job) and last.status == "succeeded"
     assert last_ids == [None, "7-1"]
 
 
@@ -209,7 +210,35 @@ def test_an_unknown_job_ends_the_wait_at_once() -> None:
 
     with pytest.raises(ApiError, match="no job j1"):
         client_of(handler).job("j1").wait()
-    assert asked == ["/api/jobs/j1/events", "/api/jobs/j1"]
+    assert asked == ["/api/jobs/j1"]
+    with pytest.raises(ApiError, match="no job j1"):
+        list(client_of(handler).job("j1").events())
+    assert asked[1:] == ["/api/jobs/j1/events", "/api/jobs/j1"]
+
+
+def test_a_wait_is_one_request_that_the_service_answers_at_the_end() -> None:
+    asked: list[tuple[str, str]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.path, request.headers["Prefer"]))
+        applied = {"Preference-Applied": request.headers["Prefer"]}
+        status = "running" if len(asked) < 3 else "succeeded"
+        return httpx.Response(200, json=job_json(status), headers=applied)
+
+    pauses: list[float] = []
+    client = Client("http://graftwerk.test", transport=httpx.MockTransport(handler), pause=pauses.append)
+    assert client.job("j1").wait().status == "succeeded"
+    assert asked == [("/api/jobs/j1", "wait=30")] * 3
+    assert pauses == []
+
+
+def test_a_wait_pauses_where_the_service_answers_at_once() -> None:
+    answers = iter(["queued", "running", "failed"])
+    pauses: list[float] = []
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=job_json(next(answers))))
+    client = Client("http://graftwerk.test", transport=transport, pause=pauses.append)
+    assert client.job("j1").wait(timeout=3600).status == "failed"
+    assert pauses == [2.0, 2.0]
 
 
 def test_each_kind_has_a_method_that_returns_a_handle_with_a_typed_result() -> None:

@@ -6,13 +6,18 @@ from typing import get_args
 
 import graftwerk.requests as client_requests
 import pytest
-from graftwerk import Client
+from graftwerk import Client, ModelSummary
 from graftwerk.inference_results import TokenPiece
 from graftwerk.models import RESULTS
+from graftwerk.service_models import HubModel, HubRepository, System
 from pydantic import BaseModel
 
+from api.hub import HubModel as ServiceHubModel
+from api.hub import HubRepository as ServiceHubRepository
+from api.metrics import System as ServiceSystem
 from services.kinds import KINDS, module_name
 from services.kinds.generate import TokenPiece as ServicePiece
+from services.kinds.model_summary import ModelSummary as ServiceModelSummary
 from services.sampling import Sampling
 
 Pair = tuple[type[BaseModel], type[BaseModel]]
@@ -51,6 +56,26 @@ def test_results_have_the_same_fields(kind: str) -> None:
     pairs(RESULTS[kind], KINDS[kind].result, found)
     for ours, theirs in found:
         assert fields(ours) == fields(theirs), (ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (ModelSummary, ServiceModelSummary),
+        (System, ServiceSystem),
+        (HubModel, ServiceHubModel),
+        (HubRepository, ServiceHubRepository),
+    ],
+)
+def test_models_the_system_and_the_hub_have_the_same_fields(
+    ours: type[BaseModel], theirs: type[BaseModel]
+) -> None:
+    found: set[Pair] = set()
+    pairs(ours, theirs, found)
+    for one, other in found:
+        missing = fields(other).keys() - fields(one).keys()
+        assert missing <= {"type", "title", "status", "errors"}, (one, other)
+        assert {name: fields(other)[name] for name in fields(one)} == fields(one), (one, other)
 
 
 def test_a_streamed_piece_has_the_same_fields() -> None:

@@ -1,0 +1,84 @@
+"""The service and the Hub as the API describes them. Fields that this version does not know are kept."""
+
+from datetime import datetime
+
+from graftwerk.result import Result
+
+
+class WorkerState(Result):
+    """A living worker process: its queue, the jobs that it runs, and the models in its memory."""
+
+    name: str
+    queue: str
+    state: str
+    job_ids: list[str]
+    last_heartbeat: datetime
+    device: str
+    models: list[str] = []
+    memory_bytes: int = 0
+
+
+class QueueState(Result):
+    """Counts of one queue: queued jobs, running jobs, living workers."""
+
+    waiting: int
+    running: int
+    workers: int
+
+
+class VolumeState(Result):
+    """The model volume: number of models and free bytes."""
+
+    models: int
+    free_bytes: int
+
+
+class System(Result):
+    """Workers, queues by name, and the volume."""
+
+    workers: list[WorkerState]
+    queues: dict[str, QueueState]
+    volume: VolumeState
+
+
+class HubModel(Result):
+    """A repository that a search of the Hub has found; null where the Hub does not say."""
+
+    id: str
+    downloads: int | None
+    likes: int | None
+    gated: bool
+    private: bool
+    library: str | None
+    task: str | None
+    modified_at: datetime | None
+
+
+class HubFile(Result):
+    """A file of a repository; `selected` is true if an import without `files` fetches it."""
+
+    path: str
+    size_bytes: int
+    selected: bool
+
+
+class HubProblem(Result):
+    """The reason why an import of a repository would be refused: a stable code, the finding and the remedy."""
+
+    code: str
+    detail: str
+    hint: str = ""
+
+
+class HubRepository(Result):
+    """A repository of the Hub at one commit, its files, and the bytes of all files and of the selected ones."""
+
+    id: str
+    revision: str | None
+    commit: str
+    gated: bool
+    private: bool
+    files: list[HubFile]
+    size_bytes: int
+    selected_bytes: int
+    problem: HubProblem | None
