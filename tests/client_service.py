@@ -21,6 +21,13 @@ DELIVERY: dict[str, Any] = {
 """A delivery as the API returns it."""
 
 
+LINEAGE = {
+    "operation": "merge",
+    "inputs": [{"role": "base", "name": "a"}, {"role": "adapter", "name": "b", "scale": 1}],
+}
+"""Lineage of the model of the fake service."""
+
+
 class Service:
     """Fake API: records the requests and gives every job the same outcome."""
 
@@ -63,7 +70,7 @@ class Service:
     def of_models(self, request: httpx.Request) -> httpx.Response:
         if request.method == "DELETE":
             return httpx.Response(204)
-        one = {"name": "ab", "kind": "adapter", "size_bytes": 5000, "lineage": {"base": "a"}}
+        one = {"name": "ab", "kind": "adapter", "size_bytes": 5000, "lineage": LINEAGE}
         return httpx.Response(200, json={"models": [one]} if request.url.path == "/api/models" else one)
 
     def of_jobs(self, request: httpx.Request) -> httpx.Response:

@@ -2,20 +2,23 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
-from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from graftwerk.inference_results import CompareResult, EmbedResult, FirstDifference, GenerateResult, Output
-from graftwerk.models import Job, JsonObject, fields_of
+from graftwerk.model_results import MadeModel, VerifyResult
+from graftwerk.models import Job, fields_of
+from graftwerk.outcome import outcome_line
+from graftwerk.result import JobResult
+from graftwerk.tables import facts_view
 
-COLOR_OF = {"queued": "dim", "running": "cyan", "succeeded": "green", "failed": "red", "canceled": "yellow"}
-PIPE_COLUMNS = 240
+PIPE_COLUMNS = 100
+"""Width of tables where the output is not a terminal."""
+
+MOST_DIFFERENCES = 5
+"""Deviations of a verification that are listed without --verbose."""
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -27,9 +30,33 @@ def open_console(*, stderr: bool = False) -> Console:
 # ---- results ------------------------------------------------------------------------------------------
 
 
-def print_result(console: Console, job: Job) -> None:
-    """Prints an ended job's result: texts, vectors, or a table of fields."""
-    result = job.result
+def print_result(job: Job, *, verbose: bool = False) -> None:
+    """Prints a succeeded job: its texts or vectors on stdout, and one line about it; with `verbose` also all details.
+
+    The line is on stderr where texts or vectors are on stdout, which programs read.
+    """
+    console, result = open_console(), job.result
+    has_content = _print_content(console, result)
+    notes = open_console(stderr=True) if has_content else console
+    print_line(notes, outcome_line(job), style="dim" if has_content else "")
+    if isinstance(result, MadeModel):
+        for warning in (*result.warnings, *result.model.problems):
+            warn(warning)
+    if isinstance(result, VerifyResult):
+        _print_differences(console, result, None if verbose else MOST_DIFFERENCES)
+    if result is not None and (
+        verbose or type(result) is JobResult
+    ):  # no sentence describes an unknown result
+        details = {name: value for name, value in fields_of(result).items() if name not in _CONTENT}
+        notes.print(facts_view(details))
+
+
+_CONTENT = ("outputs", "differences", "embeddings", "comparisons")
+"""Fields of results that are printed as text, with and without details."""
+
+
+def _print_content(console: Console, result: JobResult | None) -> bool:
+    """Prints texts and vectors; returns False for a result without any."""
     if isinstance(result, CompareResult):
         print_comparison(console, result)
     elif isinstance(result, GenerateResult) and result.results_file is None:
@@ -37,11 +64,16 @@ def print_result(console: Console, job: Job) -> None:
     elif isinstance(result, EmbedResult):
         for embedding in result.embeddings:
             console.print(json.dumps(embedding), soft_wrap=True, markup=False)
-    elif result is not None:
-        fields = fields_of(result)
-        if isinstance(result, GenerateResult):
-            del fields["outputs"]
-        console.print(facts_view(fields))
+    else:
+        return False
+    return True
+
+
+def _print_differences(console: Console, result: VerifyResult, limit: int | None) -> None:
+    for difference in result.differences[:limit]:
+        print_line(console, f"  {difference.tensor or difference.file or result.model}: {difference.message}")
+    if limit is not None and len(result.differences) > limit:
+        print_line(console, f"  and {len(result.differences) - limit:,} more; --verbose lists them")
 
 
 def print_outputs(console: Console, outputs: Sequence[Output]) -> None:
@@ -96,95 +128,25 @@ def _without_escapes(console: Console, text: str) -> str:
     return text.replace("\x1b", "␛") if console.is_terminal else text
 
 
-def facts_view(facts: Mapping[str, Any]) -> RenderableType:
-    """Returns the names and values of a JSON object; nested objects are indented, lists of objects are tables."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in facts.items():
-        if value not in (None, [], {}, ""):
-            grid.add_row(_heading(name), _value_view(name, value))
-    return grid
-
-
-def _value_view(name: str, value: Any) -> RenderableType:
-    if isinstance(value, dict):
-        return facts_view(value)
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return rows_view(value)
-    return Text(_plain(name, value))
-
-
-def rows_view(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns a table of JSON objects, with a column for each name that has a value in any of them."""
-    names = list(
-        dict.fromkeys(name for row in rows for name, value in row.items() if value not in (None, [], {}))
+def print_line(console: Console, line: str | Text, *, style: str = "") -> None:
+    """Prints a sentence: wrapped between words on a terminal, as one line in a pipe."""
+    console.print(
+        Text(line) if isinstance(line, str) else line, style=style, soft_wrap=not console.is_terminal
     )
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in names:
-        table.add_column(_heading(name), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_plain(name, row.get(name))) for name in names))
-    return table
 
 
-def _heading(name: str) -> str:
-    return name.removesuffix("_bytes").replace("_", " ")
+def note(line: str, *, style: str = "") -> None:
+    """Prints a message on stderr."""
+    print_line(open_console(stderr=True), line, style=style)
 
 
-def _plain(name: str, value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_plain(name, item) for item in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(key, item)}" for key, item in value.items())
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return decimal(value) if name.endswith("bytes") else f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.6g}"
-    return "" if value is None else str(value)
-
-
-def plan_view(plan: JsonObject) -> RenderableType:
-    """Returns the view of a dry run's plan, with the warnings last and in yellow."""
-    facts = {name: value for name, value in plan.items() if name != "warnings"}
-    warnings = [Text(f"warning: {warning}", style="yellow") for warning in plan.get("warnings", [])]
-    return Group(facts_view(facts), *warnings)
-
-
-def jobs_view(jobs: Sequence[Job]) -> Table:
-    """Returns a table of jobs."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("id", "job", "status", "created", "progress"):
-        table.add_column(heading, no_wrap=heading == "id")
-    for job in jobs:
-        created = f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}" if job.created_at else ""
-        table.add_row(
-            job.id,
-            escape(job.title),
-            Text(job.status, style=COLOR_OF[job.status]),
-            created,
-            escape(_state(job)),
-        )
-    return table
-
-
-def _state(job: Job) -> str:
-    if job.error is not None:
-        return job.error.code
-    if job.status == "queued" and job.waiting_for is not None:
-        return f"waiting for {job.waiting_for.what}: {job.waiting_for.message}"
-    if job.status == "queued" and job.queue_position is not None:
-        return f"position {job.queue_position} in the queue"
-    if job.status == "running" and job.progress is not None:
-        share = "" if job.progress.fraction is None else f" {job.progress.fraction:.0%}"
-        return f"{job.progress.stage}{share}"
-    return ""
+def warn(warning: str) -> None:
+    """Prints a warning on stderr."""
+    note(f"warning: {warning}", style="yellow")
 
 
 def complain(console: Console, detail: str, hint: str = "") -> None:
     """Prints an error in two lines: the finding and the remedy."""
-    console.print(Text.assemble(("error: ", "bold red"), detail), soft_wrap=True)
+    print_line(console, Text.assemble(("error: ", "bold red"), detail))
     if hint:
-        console.print(Text(f"       {hint}", style="dim"), soft_wrap=True)
+        print_line(console, f"       {hint}", style="dim")

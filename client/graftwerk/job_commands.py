@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from graftwerk.display import jobs_view, open_console
+from graftwerk.display import note, open_console
+from graftwerk.lists import JobsView
 from graftwerk.options import Connection, expanded
 from graftwerk.submission import finish, follow, show_submitted
 
@@ -13,6 +14,7 @@ app = typer.Typer(help="List jobs; watch, cancel, retry them, read their logs.")
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print all details of the result.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -38,18 +40,18 @@ def list_jobs(
     if as_json:
         typer.echo(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2, ensure_ascii=False))
     elif jobs:
-        open_console().print(jobs_view(jobs))
+        open_console().print(JobsView(jobs))
     else:
-        open_console(stderr=True).print("no jobs")
+        note("No jobs.")
 
 
 @app.command()
 @expanded
-def watch(job_id: JobId, connection: Connection, as_json: AsJson = False) -> None:
+def watch(job_id: JobId, connection: Connection, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Follow a job until it has ended; the exit code is its outcome."""
     with connection.open() as client:
         job = follow(client.job(job_id))
-    finish(job, as_json=as_json)
+    finish(job, as_json=as_json, verbose=verbose)
 
 
 @app.command()
@@ -59,7 +61,7 @@ def cancel(job_id: JobId, connection: Connection) -> None:
     with connection.open() as client:
         job = client.job(job_id).cancel()
     outcome = "canceled" if job.ended else "will end in a moment"
-    open_console(stderr=True).print(f"{job.title}: {outcome}", markup=False)
+    note(f"{job.title}: {outcome}")
 
 
 @app.command()
@@ -69,6 +71,7 @@ def retry(
     connection: Connection,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Submit and return immediately.")] = False,
     as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Submit the request of an ended job again, as a new job."""
     with connection.open() as client:
@@ -77,7 +80,7 @@ def retry(
             show_submitted(handle.job, as_json=as_json)
             return
         job = follow(handle)
-    finish(job, as_json=as_json)
+    finish(job, as_json=as_json, verbose=verbose)
 
 
 @app.command()

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from graftwerk.display import facts_view, open_console, rows_view
+from graftwerk.display import note, open_console
+from graftwerk.lists import ModelsView, main_facts
 from graftwerk.models import fields_of
 from graftwerk.options import Connection, expanded
+from graftwerk.tables import facts_view
 
 app = typer.Typer(help="List models; show or remove one.")
-
-COLUMNS = ("name", "kind", "known_as", "parameters", "dtypes", "vocabulary_size", "size_bytes", "problems")
-"""Fields of a model in the list; `models show` has all of them."""
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
@@ -30,25 +29,30 @@ def list_models(context: typer.Context, connection: Connection, as_json: AsJson 
     if as_json:
         typer.echo(json.dumps([fields_of(model) for model in models], indent=2, ensure_ascii=False))
     elif models:
-        open_console().print(
-            rows_view([{name: getattr(model, name) for name in COLUMNS} for model in models])
-        )
+        open_console().print(ModelsView([fields_of(model) for model in models]))
     else:
-        open_console(stderr=True).print(
-            "No models yet. `graftwerk import` makes a model of files on the volume."
+        note(
+            "No models yet. `graftwerk import` makes a model of files on the volume, of the Hub or of this machine."
         )
 
 
 @app.command()
 @expanded
-def show(name: Name, connection: Connection, as_json: AsJson = False) -> None:
-    """Show a model: kind, format, sizes, lineage, problems."""
+def show(
+    name: Name,
+    connection: Connection,
+    as_json: AsJson = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print all details, with files and lineage.")
+    ] = False,
+) -> None:
+    """Show a model: kind, sizes, origin, problems."""
     with connection.open() as client:
         model = fields_of(client.model(name))
     if as_json:
         typer.echo(json.dumps(model, indent=2, ensure_ascii=False))
     else:
-        open_console().print(facts_view(model))
+        open_console().print(facts_view(model if verbose else main_facts(model)))
 
 
 @app.command()
@@ -63,4 +67,4 @@ def rm(
         typer.confirm(f"Remove {name} permanently?", abort=True)
     with connection.open() as client:
         client.delete_model(name)
-    open_console(stderr=True).print(f"removed {name}", markup=False)
+    note(f"removed {name}")

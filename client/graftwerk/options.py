@@ -102,6 +102,10 @@ class Submission:
             "--json", help="Print the job (or the plan) as JSON, and only that.", rich_help_panel="Job"
         ),
     ] = False
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Print all details of the result.", rich_help_panel="Job"),
+    ] = False
 
 
 Target = Annotated[str, typer.Option("--target", "-t", help="Name of the new model.", show_default=False)]

@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from graftwerk.display import COLOR_OF, open_console
+from graftwerk.display import open_console
 from graftwerk.models import Job
 from graftwerk.models import Progress as JobProgress
+from graftwerk.status_text import COLOR_OF
 
 STATUS_TEXT = {"queued": "waiting", "succeeded": "done", "failed": "failed", "canceled": "canceled"}
 

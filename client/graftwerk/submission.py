@@ -1,19 +1,18 @@
 """Submission of a job by a command: show its progress and result, and exit with its outcome."""
 
 import json
-import sys
 from collections.abc import Callable
 
 import typer
-from rich.console import Console
-from rich.prompt import Prompt
 
-from graftwerk.display import complain, open_console, plan_view, print_result
+from graftwerk.display import complain, note, open_console, print_result, warn
 from graftwerk.errors import ApiError
+from graftwerk.interruption import interruptible
 from graftwerk.job_handle import JobHandle
 from graftwerk.model_results import VerifyResult
 from graftwerk.models import Job, JsonObject
 from graftwerk.options import Connection, Submission, given
+from graftwerk.tables import plan_view
 
 EXIT_FAILED = 1
 EXIT_CANCELED = 130
@@ -40,14 +39,15 @@ def run_job(
             show_plan(client.plan(request), as_json=submission.as_json)
             return
         handle = client.submit(request)
-        show_warnings(handle.job)
+        for warning in handle.job.warnings:
+            warn(warning)
         if submission.no_wait:
             show_submitted(handle.job, as_json=submission.as_json)
             return
         job = follow(handle)
         if save is not None and job.status == "succeeded":
             save(handle)
-    finish(job, as_json=submission.as_json)
+    finish(job, as_json=submission.as_json, verbose=submission.verbose)
 
 
 def show_plan(plan: JsonObject, *, as_json: bool) -> None:
@@ -58,45 +58,23 @@ def show_plan(plan: JsonObject, *, as_json: bool) -> None:
         open_console().print(plan_view(plan))
 
 
-def show_warnings(job: Job) -> None:
-    """Prints the warnings of a submission on stderr."""
-    for warning in job.warnings:
-        open_console(stderr=True).print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-
-
 def show_submitted(job: Job, *, as_json: bool) -> None:
     """Prints a job that is not waited for: its id, or all of it as JSON."""
     typer.echo(job.model_dump_json(indent=2) if as_json else job.id)
 
 
 def follow(handle: JobHandle) -> Job:
-    """Returns the ended job; its progress is shown on stderr. Ctrl-C asks "cancel or detach".
+    """Returns the ended job; its progress is shown on stderr. Ctrl-C asks for one key: cancel, detach or go on.
 
     Raises:
         typer.Exit: the person has detached.
     """
-    console = open_console(stderr=True)
-    console.print(f"job {handle.id}", style="dim")
-    while True:
-        try:
-            return handle.wait(progress=True)
-        except KeyboardInterrupt:
-            if not wants_cancel(console):
-                console.print(
-                    f"Detached; the job continues. Follow it with `graftwerk jobs watch {handle.id}`."
-                )
-                raise typer.Exit(EXIT_CANCELED) from None
-            cancel_if_running(handle)
-
-
-def wants_cancel(console: Console) -> bool:
-    """Asks for the meaning of a Ctrl-C; without a terminal the job is not canceled."""
-    if not sys.stdin.isatty():
-        return False
-    try:
-        return Prompt.ask("cancel or detach", choices=["cancel", "detach"], console=console) == "cancel"
-    except (KeyboardInterrupt, EOFError):
-        return False
+    note(f"job {handle.id}", style="dim")
+    job = interruptible(lambda: handle.wait(progress=True), lambda: cancel_if_running(handle), "the job")
+    if job is None:
+        note(f"Detached; the job continues. Follow it with `graftwerk jobs watch {handle.id}`.")
+        raise typer.Exit(EXIT_CANCELED)
+    return job
 
 
 def cancel_if_running(handle: JobHandle) -> None:
@@ -108,8 +86,8 @@ def cancel_if_running(handle: JobHandle) -> None:
             raise
 
 
-def finish(job: Job, *, as_json: bool) -> None:
-    """Prints an ended job's result or error.
+def finish(job: Job, *, as_json: bool, verbose: bool = False) -> None:
+    """Prints an ended job's result, with `verbose` in all details, or its error.
 
     Raises:
         typer.Exit: the job failed, was canceled, or is a verification that did not pass.
@@ -117,7 +95,7 @@ def finish(job: Job, *, as_json: bool) -> None:
     if as_json:
         typer.echo(job.model_dump_json(indent=2))
     elif job.status == "succeeded":
-        print_result(open_console(), job)
+        print_result(job, verbose=verbose)
     if isinstance(job.result, VerifyResult) and not job.result.passed:
         found = len(job.result.differences)
         noun = "difference" if found == 1 else "differences"
@@ -128,5 +106,5 @@ def finish(job: Job, *, as_json: bool) -> None:
         complain(open_console(stderr=True), message, job.error.hint if job.error else "")
         raise typer.Exit(EXIT_FAILED)
     if job.status == "canceled":
-        open_console(stderr=True).print("canceled", style="yellow")
+        note("canceled", style="yellow")
         raise typer.Exit(EXIT_CANCELED)

@@ -9,12 +9,13 @@ import typer
 
 from graftwerk.arguments import parse_digests
 from graftwerk.client import Client
-from graftwerk.display import open_console
+from graftwerk.display import note
 from graftwerk.errors import ApiError, UsageError
 from graftwerk.import_source import HUB, VOLUME, default_target, is_local, parse_source
 from graftwerk.local_files import default_name, list_local
 from graftwerk.models import JsonObject
 from graftwerk.options import Connection, Submission, expanded, given
+from graftwerk.quantities import counted
 from graftwerk.submission import EXIT_CANCELED, run_job
 
 
@@ -54,10 +55,8 @@ def pull(
     typer.echo(pulled.folder)
     if pulled.unverified:
         listed = ", ".join(pulled.unverified[:5]) + (" …" if len(pulled.unverified) > 5 else "")
-        note = (
-            f"{len(pulled.unverified)} file(s) without digests were checked by their length alone: {listed}"
-        )
-        open_console(stderr=True).print(note, style="dim", markup=False, soft_wrap=True)
+        files = counted(len(pulled.unverified), "file")
+        note(f"{files} without digests checked by length alone: {listed}", style="dim")
 
 
 @expanded
@@ -116,7 +115,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        open_console(stderr=True).print("Stopped; the same command continues where it ended.", style="yellow")
+        note("Stopped; the same command continues where it ended.", style="yellow")
         raise typer.Exit(EXIT_CANCELED) from None
 
 

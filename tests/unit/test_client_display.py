@@ -3,9 +3,11 @@
 import io
 
 import pytest
-from graftwerk.display import facts_view, jobs_view, print_text, rows_view
+from graftwerk.display import print_text
+from graftwerk.lists import JobsView
 from graftwerk.models import Job
 from graftwerk.progress_display import Bars, progress_view
+from graftwerk.tables import RowsView, facts_view
 from rich.console import Console
 
 PROGRESS = {
@@ -98,7 +100,7 @@ def test_facts_show_sizes_readably_and_leave_out_what_is_empty() -> None:
 
 def test_an_object_in_a_table_is_its_names_and_values() -> None:
     console = console_of(terminal=False)
-    console.print(rows_view([{"adapter": "zh", "change_norms": {"q_proj": 1.23456789, "lm_head": 20.5}}]))
+    console.print(RowsView([{"adapter": "zh", "change_norms": {"q_proj": 1.23456789, "lm_head": 20.5}}]))
     assert printed(console).splitlines()[1].strip().split(maxsplit=1) == [
         "zh",
         "q_proj 1.23457, lm_head 20.5",
@@ -108,8 +110,8 @@ def test_an_object_in_a_table_is_its_names_and_values() -> None:
 def test_markup_in_values_is_text() -> None:
     console = console_of(terminal=False)
     console.print(facts_view({"message": "[red]x[/nothing]"}))
-    console.print(rows_view([{"name": "[bold]a"}]))
-    console.print(jobs_view([job("failed", request={"target": "[/]"}, error={"code": "c", "message": "m"})]))
+    console.print(RowsView([{"name": "[bold]a"}]))
+    console.print(JobsView([job("failed", request={"target": "[/]"}, error={"code": "c", "message": "m"})]))
     assert "[red]x[/nothing]" in printed(console)
     assert "[bold]a" in printed(console)
     assert "merge → [/]" in printed(console)

@@ -46,6 +46,7 @@ def test_jobs_deliveries_prints_attempts_and_sends_one_again(service: Service, r
 
 def test_models_lists_shows_and_removes(service: Service, run: Run) -> None:
     assert "5.0 kB" in run("models").stdout
-    assert "lineage" in run("models", "show", "ab").stdout
+    assert "made by  merge of a + b" in run("models", "show", "ab").stdout
+    assert "lineage" in run("models", "show", "ab", "--verbose").stdout
     assert run("models", "rm", "ab").exit_code == 0
-    assert (service.seen[2].method, service.seen[2].url.path) == ("DELETE", "/api/models/ab")
+    assert (service.seen[3].method, service.seen[3].url.path) == ("DELETE", "/api/models/ab")

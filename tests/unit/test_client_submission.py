@@ -101,7 +101,7 @@ def test_ctrl_c_on_a_terminal_cancels_when_told_to(
         return events(handle, timeout)
 
     monkeypatch.setattr(JobHandle, "events", once_interrupted)
-    monkeypatch.setattr("graftwerk.submission.wants_cancel", lambda _: True)
+    monkeypatch.setattr("graftwerk.interruption.ask", lambda _: "cancel")
     service.status = "canceled"
     assert run("convert", "a", "b").exit_code == 130
     assert f"/api/jobs/{ID}/cancel" in [request.url.path for request in service.seen]
