@@ -19,11 +19,11 @@ from api import (
     origins,
     pages,
     responses,
+    signin,
     uploads,
 )
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
-from api.wrong_keys import wrong_key_counter
 from services.backend import Backend
 from services.jobs.model_records import ModelRecords
 from services.jobs.queue import JobQueue, connect, connect_api
@@ -74,11 +74,12 @@ def create_app(
     )
 
     app.before_request(origins.check_host)
-    app.before_request(auth.guard(settings, wrong_key_counter(app, queue.redis)))
+    auth.register(app, settings, queue.redis)
     headers.register(app)
     errors.register(app)
-    for noun in (jobs, deliveries, models, uploads, hub, openai, metrics, health):
+    for noun in (jobs, deliveries, models, uploads, hub, openai, signin, metrics, health):
         app.register_api(noun.api)
+    app.register_blueprint(signin.page)
     pages.register(app)
 
     bodies: list[type[BaseModel]] = [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody]
@@ -88,6 +89,7 @@ def create_app(
         hub.HubRepository,
         uploads.UploadState,
         deliveries.DeliveryList,
+        signin.SessionState,
         errors.Problem,
         metrics.System,
         health.Health,

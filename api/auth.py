@@ -1,28 +1,25 @@
-"""Access control: bearer keys with roles; without keys, only local clients and no pages of other sites.
+"""Access control: bearer keys and sessions with roles; without keys, only local clients and no pages of other sites."""
 
-The key file has one line for each key, `sha256 role name`: the SHA-256 of the key in hexadecimal, one of `read`, `submit`
-and `admin`, and a display name. Blank lines and lines that begin with `#` are skipped.
-"""
-
-import hashlib
 import hmac
-import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import suppress
+from dataclasses import dataclass
 
-from flask import g, request
+from flask import Flask, Response, current_app, g, request
+from redis import Redis
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
+from werkzeug.wrappers import Response as AnyResponse
 
 from api.headers import request_id
-from api.origins import check_local
-from services.errors import InvalidSettings
+from api.keys import Key, KeyFile
+from api.origins import SAFE_METHODS, check_local, check_site_of_browser
+from api.session import Session, Sessions, sessions_of
+from api.sign_in_address import REALM, htmx_redirect_to_sign_in, redirect_to_sign_in
+from api.wrong_keys import wrong_key_counter
+from services.errors import InvalidSettings, NotReady
 from services.jobs.submission import Origin
 from services.settings import LOOPBACK_HOSTS, Settings
-
-ROLES = ("read", "submit", "admin")
-"""Roles in ascending order; each includes the rights of those before it."""
 
 ROLE_OF_METHOD = {"GET": "read", "HEAD": "read", "OPTIONS": "read", "DELETE": "admin"}
 """Role that a method needs; all other methods change something and need `submit`."""
@@ -30,101 +27,187 @@ ROLE_OF_METHOD = {"GET": "read", "HEAD": "read", "OPTIONS": "read", "DELETE": "a
 ROLE_OF_BLUEPRINT = {"uploads": "submit"}
 """Role that every method of a blueprint needs, except OPTIONS: uploads are read, continued and removed by their senders."""
 
-OPEN_BLUEPRINTS = ("health", "reference", "swagger")
-"""Blueprints without data of people, open without a key: probes and the documentation of the API."""
+OPEN_BLUEPRINTS = ("health", "session", "reference", "swagger")
+"""Blueprints without data of models and jobs, open without a key: probes, the sign-in, the documentation."""
 
-REALM = "Graftwerk API"
-"""Realm of the challenge; the space makes werkzeug quote it, as RFC 9110, section 11.5 requires."""
+PAGES = "pages_"
+"""Beginning of the names of the blueprints of pages."""
 
+CSRF_HEADER = "X-CSRF-Token"
 
-class Key(NamedTuple):
-    """One line of the key file."""
-
-    digest: str
-    role: str
-    name: str
+EXTENSION = "graftwerk.access"
 
 
-def read_keys(path: Path) -> list[Key]:
-    """Returns the keys in a file.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The key of a request, and the session if it came by cookie."""
 
-    Raises:
-        InvalidSettings: the file cannot be read, a line is malformed, or there is no key.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InvalidSettings(f"GRAFTWERK_API_KEYS_FILE {path} cannot be read: {error.strerror}.") from error
-    keys = [_key(line, number) for number, line in enumerate(lines, 1) if line.strip() and line[0] != "#"]
-    if not keys:
-        raise InvalidSettings(
-            f"GRAFTWERK_API_KEYS_FILE {path} contains no key.",
-            "Write a line `sha256 role name` for each key.",
-        )
-    return keys
+    key: Key
+    session: Session | None = None
 
 
-def _key(line: str, number: int) -> Key:
-    words = line.split(maxsplit=2)
-    if len(words) != 3 or not re.fullmatch(r"[0-9a-fA-F]{64}", words[0]) or words[1] not in ROLES:
-        raise InvalidSettings(
-            f"Line {number} of the key file does not have the form `sha256 role name`.",
-            f"The role is one of {', '.join(ROLES)}; make the digest with `printf %s KEY | sha256sum`.",
-        )
-    return Key(words[0].lower(), words[1], words[2])
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The keys of an application, None if it has none, its sessions, and the count of wrong keys."""
+
+    key_file: KeyFile | None
+    sessions: Sessions
+    count_wrong_key: Callable[[str], None]
+
+    def find(self, key: str) -> Key | None:
+        """Returns the line of a key; a wrong one is counted.
+
+        Raises:
+            TooManyRequests: there were too many wrong keys.
+        """
+        found = self.key_file.find(key) if self.key_file else None
+        if found is None:
+            self.count_wrong_key(key)
+        return found
 
 
-def guard(settings: Settings, count_wrong_key: Callable[[str], None]) -> Callable[[], None]:
-    """Returns the check that runs before each request; it reports unknown keys to `count_wrong_key`.
+def register(app: Flask, settings: Settings, redis: Redis) -> None:
+    """Checks every request of the application before its view.
 
     Raises:
-        InvalidSettings: the API would be open to other machines without a key.
+        InvalidSettings: the API would be open to other machines without a key, or its keys or its secret cannot be read.
     """
+    app.extensions[EXTENSION] = Access(
+        _key_file(settings), sessions_of(settings, redis), wrong_key_counter(app, redis)
+    )
+    app.before_request(_check)
+    app.after_request(_renew)
+    app.context_processor(lambda: {"signed_in": signed_in(), "may": may, "csrf_token": csrf_token})
+
+
+def access() -> Access:
+    """Returns the access control of the application that handles the current request."""
+    found: Access = current_app.extensions[EXTENSION]
+    return found
+
+
+def caller() -> Caller | None:
+    """Returns the caller of the current request by its cookie or, on routes that need one, by its bearer key."""
+    if "caller" not in g:
+        g.caller = None  # an error page must not fail as the request did
+        g.caller = _by_session()
+    found: Caller | None = g.caller
+    return found
+
+
+def signed_in() -> Key | None:
+    """Returns the key that the current request has, with `name` and `role`; None also where there are no keys."""
+    found = caller()
+    return found.key if found else None
+
+
+def may(role: str) -> bool:
+    """Returns True if the current request has the rights of a role; without keys every request has all."""
+    key = signed_in()
+    return access().key_file is None if key is None else key.includes(role)
+
+
+def csrf_token() -> str:
+    """Returns the value of the header `X-CSRF-Token` for this session; empty for requests that need none."""
+    found = caller()
+    return found.session.csrf_token if found and found.session else ""
+
+
+def check_csrf(session: Session, given: str) -> None:
+    """Checks that a page of this service sends the current request.
+
+    Raises:
+        Forbidden: the token is not that of the session, or the browser names another site.
+    """
+    check_site_of_browser()
+    if not hmac.compare_digest(session.csrf_token.encode(), given.encode("utf-8", "surrogateescape")):
+        state = "wrong" if given else "missing"
+        raise Forbidden(
+            f"The header {CSRF_HEADER} is {state}. A request with the cookie of a session needs it: "
+            "GET /api/session has its value."
+        )
+
+
+def origin() -> Origin:
+    """Returns the origin of the current request: its key, which the check has found, and its id."""
+    key = signed_in()
+    return Origin(key.digest if key else "", request_id())
+
+
+def _key_file(settings: Settings) -> KeyFile | None:
     if settings.api_keys_file is not None:
-        keys = read_keys(settings.api_keys_file)
-        return lambda: _check_key(keys, count_wrong_key)
+        return KeyFile(settings.api_keys_file)
     if settings.host not in LOOPBACK_HOSTS and not settings.behind_gateway:
         raise InvalidSettings(
             f"The API would listen on {settings.host}, beyond loopback, without a key.",
             "Set GRAFTWERK_API_KEYS_FILE to a file of keys, or GRAFTWERK_HOST to 127.0.0.1.",
         )
-    return check_local
+    return None
 
 
-def _check_key(keys: list[Key], count_wrong_key: Callable[[str], None]) -> None:
+def _check() -> AnyResponse | None:
+    if access().key_file is None:
+        check_local()
+        return None
     if request.endpoint is None or request.blueprint in OPEN_BLUEPRINTS or request.endpoint == "static":
-        return
-    given = request.authorization
-    if given is None or given.type != "bearer" or not given.token:
-        raise _unauthorized("This request needs a key: send the header `Authorization: Bearer KEY`.")
-    key = _find(keys, given.token)
-    if key is None:
-        count_wrong_key(given.token)
-        raise _unauthorized("The key is unknown.", error="invalid_token")
-    g.key_digest = key.digest
+        return None
+    g.caller = _by_bearer() or caller()
+    if g.caller is None:
+        if "HX-Request" in request.headers:
+            return htmx_redirect_to_sign_in()
+        if _is_page():
+            return redirect_to_sign_in()
+        raise _unauthorized(
+            "This request needs a key: send the header `Authorization: Bearer KEY`, or sign in at /login."
+        )
+    _check_rights(g.caller)
+    return None
+
+
+def _check_rights(found: Caller) -> None:
+    if found.session is not None and request.method not in SAFE_METHODS:
+        check_csrf(found.session, request.headers.get(CSRF_HEADER, ""))
     needed = _needed_role()
-    if ROLES.index(key.role) < ROLES.index(needed):
+    if not found.key.includes(needed):
         raise Forbidden(
-            f"{request.method} {request.path} needs the role {needed!r}; this key has {key.role!r}."
+            f"{request.method} {request.path} needs the role {needed!r}; this key has {found.key.role!r}."
         )
 
 
-def origin() -> Origin:
-    """Returns the origin of the current request: its key, which the guard has checked, and its id."""
-    return Origin(g.get("key_digest", ""), request_id())
+def _by_bearer() -> Caller | None:
+    given = request.authorization
+    if given is None or given.type != "bearer" or not given.token:
+        return None
+    key = access().find(given.token)
+    if key is None:
+        raise _unauthorized("The key is unknown.", error="invalid_token")
+    return Caller(key)
+
+
+def _by_session() -> Caller | None:
+    key_file = access().key_file
+    session = access().sessions.read(key_file.keys()) if key_file else None
+    return Caller(session.key, session) if session else None
+
+
+def _renew(response: Response) -> Response:
+    found: Caller | None = g.get("caller")
+    if found is not None and found.session is not None:
+        response.vary.add("Cookie")
+        if found.session.is_due:
+            with suppress(NotReady):  # the old cookie is still valid
+                access().sessions.renew(response, found.session)
+    return response
+
+
+def _is_page() -> bool:
+    return (request.blueprint or "").startswith(PAGES)
 
 
 def _needed_role() -> str:
     if request.method != "OPTIONS" and request.blueprint in ROLE_OF_BLUEPRINT:
         return ROLE_OF_BLUEPRINT[request.blueprint]
     return ROLE_OF_METHOD.get(request.method, "submit")
-
-
-def _find(keys: list[Key], token: str) -> Key | None:
-    digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
-    # all keys are compared in constant time, so that the duration reveals nothing about them
-    found = [key for key in keys if hmac.compare_digest(key.digest, digest)]
-    return found[0] if found else None
 
 
 def _unauthorized(description: str, **parameters: str) -> Unauthorized:

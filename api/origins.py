@@ -48,15 +48,35 @@ def check_local() -> None:
             "GRAFTWERK_API_KEYS_FILE to serve it under a public name."
         )
     if request.method not in SAFE_METHODS:
-        _check_site()
+        _check_origin()
+        check_site_of_browser()
 
 
-def _check_site() -> None:
+def check_sender() -> None:
+    """Refuses a form that a page of another site sends; browsers name the site, older ones the origin only.
+
+    Raises:
+        Forbidden: the browser names another site or origin.
+    """
+    check_site_of_browser()
+    if "Sec-Fetch-Site" not in request.headers:
+        _check_origin()
+
+
+def check_site_of_browser() -> None:
+    """Refuses a request if the browser says that a page of another site sends it.
+
+    Raises:
+        Forbidden: the browser names another site.
+    """
+    if request.headers.get("Sec-Fetch-Site", "none") not in OWN_SITES:
+        raise Forbidden("A page of another site may not change anything in this service.")
+
+
+def _check_origin() -> None:
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc != _host():
         raise Forbidden(f"A page of {origin!r} may not change anything in this service.")
-    if request.headers.get("Sec-Fetch-Site", "none") not in OWN_SITES:
-        raise Forbidden("A page of another site may not change anything in this service.")
 
 
 def _host() -> str:

@@ -19,6 +19,9 @@ BEGINNING = 6
 PER_BEGINNING, PER_ADDRESS = "10/minute", "100/minute"
 WAIT_SECONDS = 60
 
+SCOPE = "wrong-keys"
+"""Scope of both limits: without one each route and the sign-in would count apart."""
+
 
 def wrong_key_counter(app: Flask, redis: Redis) -> Callable[[str], None]:
     """Returns a function that counts a wrong key of the current request, in Redis or, while it is away, in this process.
@@ -34,8 +37,8 @@ def wrong_key_counter(app: Flask, redis: Redis) -> Callable[[str], None]:
         key_prefix="graftwerk",
     )
 
-    @limiter.limit(PER_ADDRESS)
-    @limiter.limit(PER_BEGINNING, key_func=_address_and_beginning)
+    @limiter.shared_limit(PER_ADDRESS, scope=SCOPE)
+    @limiter.shared_limit(PER_BEGINNING, scope=SCOPE, key_func=_address_and_beginning)
     def count() -> None:
         pass
 

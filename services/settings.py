@@ -26,6 +26,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 takes a free one.")
     api_keys_file: Path | None = Field(None, description="Bearer keys: lines of `sha256 role name`.")
+    session_secret: SecretStr | None = Field(
+        None, description="Secret that signs the sessions of people; made and kept in Redis if unset."
+    )
+    session_secret_file: Path | None = Field(None, description="A file that holds that secret.")
     behind_gateway: bool = Field(
         False, description="The port is published elsewhere, on loopback only (as in the compose file)."
     )
@@ -124,6 +128,11 @@ class Settings(BaseSettings):
     def webhook_key(self) -> str | None:
         """Secret that signs webhooks, from the setting or from its file; an empty one is none."""
         return _secret(self.webhook_secret, self.webhook_secret_file)
+
+    @property
+    def session_key(self) -> str | None:
+        """Secret that signs sessions, from the setting or from its file; an empty one is none."""
+        return _secret(self.session_secret, self.session_secret_file)
 
     @property
     def hub_endpoint(self) -> str:

@@ -45,6 +45,10 @@ KEY_KINDS = (
         fixed=2,
         is_expiring=True,
     ),
+    KeyKind(pattern="graftwerk:session-secret", reason="secret that signs sessions", fixed=1),
+    KeyKind(
+        pattern="graftwerk:signed-out:.+", reason="sessions that were ended", fixed=100, is_expiring=True
+    ),
     KeyKind(pattern="graftwerk:(janitor|indexing)", reason="locks", fixed=2, is_expiring=True),
     KeyKind(pattern=f"rq:job:{UUID}", reason="RQ's job", per_job=1, is_expiring=True),
     KeyKind(pattern=f"rq:results:{UUID}", reason="results of RQ's jobs", per_job=1, is_expiring=True),

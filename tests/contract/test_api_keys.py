@@ -16,6 +16,8 @@ from tests.api_client import client_of
 from tests.contract.api_server import ApiServer, api_server
 from tests.redis_server import Server
 
+ROUTES = ("/api/jobs", "/api/models", "/v1/models", "/metrics")
+
 VALID = f"valid-{secrets.token_hex(16)}"
 
 
@@ -53,7 +55,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
 def test_wrong_keys_are_limited_and_valid_ones_are_not(keyed: Keyed) -> None:
     found: Counter[int] = Counter()
     for number in range(90):
-        found[keyed.status(f"wrong-{number}")] += 1
+        found[keyed.status(f"wrong-{number}", ROUTES[number % len(ROUTES)])] += 1
         if number % 20 == 0:
             assert keyed.status(VALID) == 200
     assert found[401] <= 20, "ten a minute with the same beginning, in two minutes at most"

@@ -79,8 +79,10 @@ def test_an_insufficient_role_is_refused_with_the_needed_one(keyed: FlaskClient)
     assert "'submit'" in found["detail"]
 
 
-@pytest.mark.parametrize("url", ["/healthz", "/readyz", "/docs", "/openapi.json", "/static/scripts/page.js"])
-def test_probes_documentation_and_scripts_need_no_key(keyed: FlaskClient, url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["/healthz", "/readyz", "/login", "/docs", "/openapi.json", "/static/scripts/page.js"]
+)
+def test_probes_the_sign_in_and_the_documentation_need_no_key(keyed: FlaskClient, url: str) -> None:
     assert keyed.get(url, buffered=True).status_code in (200, 503)
 
 
