@@ -5,15 +5,22 @@ from typing import Annotated, Literal
 import typer
 
 from graftwerk.arguments import parse_adapters
-from graftwerk.options import Connection, Submission, Target, expanded, given
-from graftwerk.submission import run_job
+from graftwerk.completion import adapter_names, model_names
+from graftwerk.job_run import run_job
+from graftwerk.option_bundles import expanded
+from graftwerk.options import Connection, Submission, Target, given
 
 
 @expanded
 def extract(
-    base: Annotated[str, typer.Argument(help="Name of the base model.", show_default=False)],
+    base: Annotated[
+        str, typer.Argument(help="Name of the base model.", show_default=False, autocompletion=model_names)
+    ],
     model: Annotated[
-        str, typer.Argument(help="Name of the model that was trained from it.", show_default=False)
+        str,
+        typer.Argument(
+            help="Name of the model that was trained from it.", show_default=False, autocompletion=model_names
+        ),
     ],
     *,
     rank: Annotated[
@@ -31,7 +38,11 @@ def extract(
 def combine(
     adapters: Annotated[
         list[str],
-        typer.Argument(help='Names of the adapters; "name@0.5" sets the scale.', show_default=False),
+        typer.Argument(
+            help='Names of the adapters; "name@0.5" sets the scale.',
+            show_default=False,
+            autocompletion=adapter_names,
+        ),
     ],
     *,
     target: Target,

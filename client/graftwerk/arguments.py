@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from graftwerk.errors import UsageError
-from graftwerk.models import JsonObject
 from graftwerk.options import given
+from graftwerk.requests import JsonObject
 from graftwerk.text_input import read_text
 
 TEXT_LIMIT = 1_000_000

@@ -13,6 +13,7 @@ from typing import Self
 import httpx
 
 from graftwerk import calls
+from graftwerk.completion import DEFAULT_URL
 from graftwerk.errors import ApiError, UnreachableError
 from graftwerk.http import HttpService
 from graftwerk.job_handle import JobHandle
@@ -23,8 +24,6 @@ from graftwerk.models import Job, JsonObject
 from graftwerk.pull import PulledModel
 from graftwerk.service_models import HubModel, HubRepository, System
 from graftwerk.transfers import Transfers
-
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def address(url: str | None) -> str:

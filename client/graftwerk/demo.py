@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -39,17 +38,12 @@ class DemoError(ClientError):
     """The demonstration cannot run, or did not give the expected outputs."""
 
 
-def demo(
-    examples: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the miniature. [default: the one of the checkout]",
-            file_okay=False,
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Import, convert, merge and query a miniature model with a service of its own; removes everything it made."""
+def demo(examples: Path | None) -> None:
+    """Imports, converts, merges and queries a miniature model with a service of its own; removes everything it made.
+
+    Args:
+        examples: folder of the miniature; None is that of the checkout.
+    """
     require_service()
     examples = examples or find_miniature()
     if not (examples / "questions.json").is_file():

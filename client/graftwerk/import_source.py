@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from graftwerk.errors import UsageError
 from graftwerk.local_files import default_name
-from graftwerk.models import JsonObject
 from graftwerk.options import given
+from graftwerk.requests import JsonObject
 
 HUB = "hub:"
 VOLUME = "incoming/"

@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 
-from graftwerk.display import note, open_console
-from graftwerk.lists import JobsView
-from graftwerk.options import Connection, expanded
-from graftwerk.submission import finish, follow, show_submitted
+from graftwerk.completion import all_names, job_ids, unfinished_job_ids
+from graftwerk.option_bundles import expanded
+from graftwerk.options import Connection
 
 app = typer.Typer(help="List jobs; watch, cancel, retry them, read their logs.")
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
+JobId = Annotated[
+    str, typer.Argument(metavar="ID", help="The job's id.", show_default=False, autocompletion=job_ids)
+]
+UnfinishedJobId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The job's id.", show_default=False, autocompletion=unfinished_job_ids),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print all details of the result.")]
 
@@ -27,7 +32,10 @@ def list_jobs(
         str | None, typer.Option(help="Only jobs with this status.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Only jobs that read or make this model.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Only jobs that read or make this model.", show_default=False, autocompletion=all_names
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(help="Largest number of jobs, newest first.", min=1, max=200)] = 20,
     as_json: AsJson = False,
@@ -35,6 +43,9 @@ def list_jobs(
     """List jobs, newest first."""
     if context.invoked_subcommand is not None:
         return
+    from graftwerk.display import note, open_console
+    from graftwerk.lists import JobsView
+
     with connection.open() as client:
         jobs = client.jobs(kind=kind, status=status, model=model, limit=limit)
     if as_json:
@@ -49,6 +60,8 @@ def list_jobs(
 @expanded
 def watch(job_id: JobId, connection: Connection, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Follow a job until it has ended; the exit code is its outcome."""
+    from graftwerk.submission import finish, follow
+
     with connection.open() as client:
         job = follow(client.job(job_id))
     finish(job, as_json=as_json, verbose=verbose)
@@ -56,8 +69,10 @@ def watch(job_id: JobId, connection: Connection, as_json: AsJson = False, verbos
 
 @app.command()
 @expanded
-def cancel(job_id: JobId, connection: Connection) -> None:
+def cancel(job_id: UnfinishedJobId, connection: Connection) -> None:
     """Cancel a queued or running job."""
+    from graftwerk.display import note
+
     with connection.open() as client:
         job = client.job(job_id).cancel()
     outcome = "canceled" if job.ended else "will end in a moment"
@@ -74,6 +89,8 @@ def retry(
     verbose: Verbose = False,
 ) -> None:
     """Submit the request of an ended job again, as a new job."""
+    from graftwerk.submission import finish, follow, show_submitted
+
     with connection.open() as client:
         handle = client.job(job_id).retry()
         if no_wait:

@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from graftwerk.display import note, open_console
-from graftwerk.lists import ModelsView, main_facts
-from graftwerk.models import fields_of
-from graftwerk.options import Connection, expanded
-from graftwerk.tables import facts_view
+from graftwerk.completion import all_names
+from graftwerk.option_bundles import expanded
+from graftwerk.options import Connection
 
 app = typer.Typer(help="List models; show or remove one.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="The model's name.", show_default=False, autocompletion=all_names),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 
 
@@ -24,6 +25,10 @@ def list_models(context: typer.Context, connection: Connection, as_json: AsJson 
     """List the models on the volume."""
     if context.invoked_subcommand is not None:
         return
+    from graftwerk.display import note, open_console
+    from graftwerk.lists import ModelsView
+    from graftwerk.models import fields_of
+
     with connection.open() as client:
         models = client.models()
     if as_json:
@@ -47,6 +52,11 @@ def show(
     ] = False,
 ) -> None:
     """Show a model: kind, sizes, origin, problems."""
+    from graftwerk.display import open_console
+    from graftwerk.lists import main_facts
+    from graftwerk.models import fields_of
+    from graftwerk.tables import facts_view
+
     with connection.open() as client:
         model = fields_of(client.model(name))
     if as_json:
@@ -63,6 +73,8 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without confirmation.")] = False,
 ) -> None:
     """Remove a model from the volume."""
+    from graftwerk.display import note
+
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Remove {name} permanently?", abort=True)
     with connection.open() as client:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Generic, Literal, Self
+from typing import Generic, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_serializer, field_validator
 from typing_extensions import TypeVar
 
+from graftwerk import requests
 from graftwerk.errors import JobFailedError
 from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
 from graftwerk.model_results import (
@@ -24,7 +25,7 @@ from graftwerk.result import Failure, JobResult
 
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 
-JsonObject = dict[str, Any]
+JsonObject = requests.JsonObject
 
 RESULTS: Mapping[str, type[JobResult]] = {
     "import": ImportResult,

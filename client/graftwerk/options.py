@@ -1,60 +1,16 @@
 """Options that several commands share: a dataclass of options is one parameter of a command."""
 
 import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from graftwerk.client import DEFAULT_URL, Client
+from graftwerk.completion import DEFAULT_URL, adapter_names, job_ids, model_names, template_names
 from graftwerk.requests import DType
 
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-def expanded(command: Command) -> Command:
-    """Returns the command with each dataclass parameter replaced by one parameter per field, as typer needs it."""
-    hints = get_type_hints(command, include_extras=True)
-    bundles = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        gathered = {
-            name: bundle(**{item.name: values.pop(item.name) for item in fields(bundle)})
-            for name, bundle in cast(dict[str, type[Any]], bundles).items()
-        }
-        command(**values, **gathered)
-
-    parameters = [
-        parameter
-        for name, given in inspect.signature(command).parameters.items()
-        for parameter in (_field_parameters(bundles[name]) if name in bundles else [given])
-    ]
-    signature = inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return cast(Command, run)
-
-
-def _field_parameters(bundle: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(bundle, include_extras=True)
-    return [
-        inspect.Parameter(
-            item.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=_default_of(item),
-            annotation=hints[item.name],
-        )
-        for item in fields(bundle)
-    ]
-
-
-def _default_of(item: Field[Any]) -> Any:
-    if item.default_factory is not MISSING:
-        return item.default_factory()
-    return inspect.Parameter.empty if item.default is MISSING else item.default
+if TYPE_CHECKING:
+    from graftwerk.client import Client
 
 
 @dataclass(frozen=True)
@@ -71,8 +27,10 @@ class Connection:
         ),
     ] = None
 
-    def open(self) -> Client:
+    def open(self) -> "Client":
         """Returns a client of this service."""
+        from graftwerk.client import Client
+
         return Client(self.url, self.api_key)
 
 
@@ -87,6 +45,7 @@ class Submission:
             metavar="ID",
             rich_help_panel="Job",
             show_default=False,
+            autocompletion=job_ids,
         ),
     ] = field(default_factory=list)
     no_wait: Annotated[
@@ -108,6 +67,19 @@ class Submission:
     ] = False
 
 
+ModelName = Annotated[
+    str, typer.Argument(help="Name of the model.", show_default=False, autocompletion=model_names)
+]
+Adapters = Annotated[
+    list[str],
+    typer.Option(
+        "--adapters",
+        "-a",
+        help='Names in order, separated by commas or repeated; "name@0.5" sets the scale.',
+        show_default=False,
+        autocompletion=adapter_names,
+    ),
+]
 Target = Annotated[str, typer.Option("--target", "-t", help="Name of the new model.", show_default=False)]
 
 
@@ -200,7 +172,13 @@ class Prompts:
         str | None, _prompt_option("File with one prompt per line; incoming/… is on the volume.")
     ] = None
     template: Annotated[
-        str | None, _prompt_option("For example alpaca. Default: the model's own or none.")
+        str | None,
+        typer.Option(
+            help="For example alpaca. Default: the model's own or none.",
+            rich_help_panel="Prompt",
+            show_default=False,
+            autocompletion=template_names,
+        ),
     ] = None
     system: Annotated[str | None, _prompt_option("System text.")] = None
     input: Annotated[str | None, _prompt_option("Input of an instruction template.")] = None

@@ -1,6 +1,8 @@
 """Fields of the requests, one dictionary type per kind, for editors and type checkers; the service validates them."""
 
-from typing import Literal, Required, TypedDict
+from typing import Any, Literal, Required, TypedDict
+
+JsonObject = dict[str, Any]
 
 
 class Adapter(TypedDict):

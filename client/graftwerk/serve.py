@@ -5,9 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 
 from graftwerk.display import open_console
@@ -16,23 +14,14 @@ from graftwerk.local_service import LOOPBACK_HOSTS, LocalService, free_port
 from graftwerk.supervisor_config import LocalServiceError, ServiceLocation
 
 
-def serve(
-    host: Annotated[str, typer.Option(envvar="GRAFTWERK_HOST", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(envvar="GRAFTWERK_PORT", help="Port of the API; 0 takes a free one.", min=0, max=65535),
-    ] = 8000,
-    data_dir: Annotated[Path, typer.Option(help="Folder for Redis, logs and (by default) models.")] = Path(
-        "var"
-    ),
-    models_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="GRAFTWERK_MODELS_DIR", help="The model volume. [default: models in the data folder]"
-        ),
-    ] = None,
-) -> None:
-    """Run the service on this machine: Redis (unless GRAFTWERK_REDIS_URL is set), API and workers."""
+def serve(host: str, port: int, data_dir: Path, models_dir: Path | None) -> None:
+    """Runs Redis (unless GRAFTWERK_REDIS_URL is set), the API and the workers until Ctrl-C or SIGTERM.
+
+    Args:
+        port: port of the API; 0 takes a free one.
+        data_dir: folder for Redis and logs.
+        models_dir: the model volume; None is `models` in the data folder.
+    """
     require_keys_beyond_loopback(host)
     data_dir = data_dir.resolve()
     location = ServiceLocation(

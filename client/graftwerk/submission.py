@@ -18,7 +18,7 @@ EXIT_FAILED = 1
 EXIT_CANCELED = 130
 
 
-def run_job(
+def submit_and_follow(
     connection: Connection,
     submission: Submission,
     request: JsonObject,

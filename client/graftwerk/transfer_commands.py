@@ -1,22 +1,19 @@
 """`graftwerk push` and `graftwerk pull`, and the sources of `graftwerk import`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from graftwerk.arguments import parse_digests
-from graftwerk.client import Client
-from graftwerk.display import note
-from graftwerk.errors import ApiError, UsageError
+from graftwerk.completion import all_names
+from graftwerk.errors import UsageError
 from graftwerk.import_source import HUB, VOLUME, default_target, is_local, parse_source
-from graftwerk.local_files import default_name, list_local
-from graftwerk.models import JsonObject
-from graftwerk.options import Connection, Submission, expanded, given
+from graftwerk.job_run import run_job
+from graftwerk.local_files import default_name
+from graftwerk.option_bundles import expanded
+from graftwerk.options import Connection, Submission, given
 from graftwerk.quantities import counted
-from graftwerk.submission import EXIT_CANCELED, run_job
 
 
 @expanded
@@ -36,13 +33,17 @@ def push(
     ] = None,
 ) -> None:
     """Upload a local folder, file or zip archive and import it as a model. Continues where it broke."""
+    from graftwerk.local_import import push_and_import
+
     target = name or default_name(str(source))
     push_and_import(connection, submission, source, given(target=target))
 
 
 @expanded
 def pull(
-    name: Annotated[str, typer.Argument(help="Name of the model.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="Name of the model.", show_default=False, autocompletion=all_names)
+    ],
     *,
     connection: Connection,
     into: Annotated[
@@ -50,6 +51,9 @@ def pull(
     ] = Path(),
 ) -> None:
     """Download a model into a folder with its name, verified. Continues where it broke."""
+    from graftwerk.display import note
+    from graftwerk.local_import import stoppable
+
     with connection.open() as client, stoppable():
         pulled = client.pull(name, into, progress=True)
     typer.echo(pulled.folder)
@@ -100,46 +104,11 @@ def import_(
     found = parse_source(source, files=files, is_zip=is_zip)
     fields = given(target=target or default_target(source), sha256=parse_digests(sha256))
     if is_local(source):
+        from graftwerk.local_import import push_and_import
+
         push_and_import(connection, submission, _local(source), fields)
     else:
         run_job(connection, submission, {"kind": "import", "source": found, **fields})
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Ends the command on Ctrl-C with a sentence.
-
-    Raises:
-        typer.Exit: the person has stopped the transfer.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        note("Stopped; the same command continues where it ended.", style="yellow")
-        raise typer.Exit(EXIT_CANCELED) from None
-
-
-def push_and_import(connection: Connection, submission: Submission, source: Path, fields: JsonObject) -> None:
-    """Uploads local files and runs their import with these further fields."""
-    if submission.dry_run:
-        raise UsageError("--dry-run would have to upload the files first.", "Leave it out.")
-    list_local(source)  # a wrong path is reported before the service is reached
-    with connection.open() as client:
-        _require_free(client, fields["target"])
-        with stoppable():
-            ids = client.upload(source, fields["target"], progress=True)
-    run_job(connection, submission, {"kind": "import", "source": {"upload": ids}, **fields})
-
-
-def _require_free(client: Client, name: str) -> None:
-    """Raises UsageError if a model has this name, before anything is uploaded."""
-    try:
-        client.model(name)
-    except ApiError as error:
-        if error.status == 404:
-            return
-        raise
-    raise UsageError(f"A model named {name!r} exists already.", "Choose another name, or remove that model.")
 
 
 def _local(source: str) -> Path:

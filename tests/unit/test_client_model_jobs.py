@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from graftwerk import Client, transfer_commands
+from graftwerk import Client, local_import
 
 from tests.client_service import Run, Service
 
@@ -89,7 +89,7 @@ def test_a_transfer_that_is_stopped_says_that_it_can_continue(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "new.zip").write_bytes(b"x")
     monkeypatch.setattr(Client, method, stop)
-    monkeypatch.setattr(transfer_commands, "_require_free", lambda *_: None)
+    monkeypatch.setattr(local_import, "require_free", lambda *_: None)
     result = run(*arguments)
     assert result.exit_code == 130
     assert "the same command continues" in result.stderr
