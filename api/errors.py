@@ -142,6 +142,11 @@ class Problem(BaseModel):
     detail: str = Field(description="What is wrong with this request.")
     hint: str = Field(default="", description="What to do about it.")
     errors: list[FieldError] = Field(default=[], description="The invalid fields of the request, if any.")
+    order: list[str] | None = Field(
+        default=None,
+        exclude_if=lambda order: order is None,
+        description="Of `wrong_adapter_order`: the adapters in the order that fits; empty if no order of these does.",
+    )
 
 
 class InvalidFields(e.InvalidRequest):
@@ -195,6 +200,7 @@ def problem_of_error(error: e.GraftwerkError) -> Problem:
         detail=error.message,
         hint=error.hint,
         errors=error.fields if isinstance(error, InvalidFields) else [],
+        order=error.order if isinstance(error, e.WrongAdapterOrder) else None,
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api import sse
 from api.auth import origin
 from api.errors import problems
+from api.estimate import with_estimate
 from api.openapi import FILE, JOB_BODY, JOB_STREAM, PLAIN_TEXT, PLAN_OR_JOB, SECURITY
 from api.planning import plan_of
 from api.prefer import PreferHeader, preferred_response
@@ -127,7 +128,7 @@ def submit(query: SubmitQuery, header: SubmitHeader) -> Response:
     """
     request = parse_job_request()
     if query.dry_run:
-        return json_response(plan_of(request))
+        return json_response(with_estimate(plan_of(request), request))
     key = header.idempotency_key
     job, _ = _submit(request, None if key is None else str(uuid5(KEY_NAMESPACE, key)))
     return preferred_response(job, 202)
@@ -155,11 +156,12 @@ def submit_as(path: JobPath, header: PreferHeader) -> Response:
 def jobs(query: ListQuery) -> Response:
     """List jobs, newest first.
 
-    `next` (also as a `Link` header) leads to the next page.
+    `next` (also as a `Link` header) leads to the next page; `total` counts the selected jobs of all pages.
     """
     selected = JobFilter(query.kind, query.status, query.model)
     found, cursor = state().queue.list(selected, limit=query.limit, after=query.after)
-    response = json_response(JobPage(jobs=job_responses(found), next=cursor))
+    total = state().queue.count(selected)
+    response = json_response(JobPage(jobs=job_responses(found), next=cursor, total=total))
     if cursor is not None:
         parameters = {**query.model_dump(exclude_none=True), "after": cursor}
         response.headers["Link"] = f'<{url_for("jobs.jobs")}?{urlencode(parameters)}>; rel="next"'

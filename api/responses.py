@@ -69,6 +69,7 @@ class JobPage(BaseModel):
 
     jobs: list[JobResponse]
     next: str | None = Field(description="Value of `after` for the next page; null on the last one.")
+    total: int = Field(description="Number of selected jobs on all pages.")
 
 
 class ModelList(BaseModel):

@@ -5,6 +5,7 @@ these errors; `api/errors.py` turns them into an HTTP status, `worker/lifecycle.
 class's docstring is the title over HTTP and the meaning in `docs/errors.md`.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from services.bounded_text import bounded
@@ -357,9 +358,17 @@ class AdapterMismatch(GraftwerkError):
 
 
 class WrongAdapterOrder(GraftwerkError):
-    """The adapters fit, but in another order."""
+    """The adapters fit, but in another order.
+
+    Attributes:
+        order: the names in the order that fits; empty if no order of these adapters does.
+    """
 
     code = "wrong_adapter_order"
+
+    def __init__(self, message: str, hint: str = "", *, order: Sequence[str] = ()) -> None:
+        super().__init__(message, hint)
+        self.order = list(order)
 
 
 class VocabularyMismatch(GraftwerkError):

@@ -71,6 +71,7 @@ def check_stack(base: Checkpoint, adapters: Sequence[Adapter]) -> Stack:
         raise WrongAdapterOrder(
             f"The adapters do not fit in the order {', '.join(a.name for a in adapters)}: {error.message}",
             f"The order that fits is: {names}.",
+            order=[adapter.name for adapter in order],
         ) from error
 
 

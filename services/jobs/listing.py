@@ -80,6 +80,20 @@ def list_jobs(
     return jobs, _to_cursor(found[limit - 1][1]) if len(found) > limit else None
 
 
+def count_jobs(redis: Redis, selected: JobFilter) -> int:
+    """Returns the number of selected jobs, from the sizes of the indexes."""
+    if selected.is_empty:
+        return int(redis.zcard(JOBS_KEY))
+    ensure_complete(redis)
+    # Open jobs are read first, as in `_newest`: one that is finalized meanwhile counts twice, and never not at all.
+    unfinished = sum(selected.matches_open(job) for job in read_open(redis))
+    with redis.pipeline(transaction=False) as pipe:
+        for key in selected.ended_keys(known_kinds(redis)):
+            pipe.zcard(key)
+        sizes: list[int] = pipe.execute()
+    return unfinished + sum(sizes)
+
+
 def _newest(redis: Redis, selected: JobFilter, below: int | None, count: int) -> Mapping[str, int]:
     """Returns ids of the newest selected jobs that are older than `below`, with their creation times, newest first."""
     if selected.is_empty:

@@ -21,7 +21,7 @@ from services.jobs.events import publish_status
 from services.jobs.finalization import end_waiting
 from services.jobs.identity import service_identity
 from services.jobs.indexes import forget
-from services.jobs.listing import ALL_JOBS, JobFilter, list_jobs
+from services.jobs.listing import ALL_JOBS, JobFilter, count_jobs, list_jobs
 from services.jobs.queue_limits import QueueLimits
 from services.jobs.records import (
     active_ids,
@@ -175,6 +175,11 @@ class JobQueue:
             InvalidRequest: `after` is not a cursor of a listing.
         """
         return list_jobs(self.redis, selected, limit=limit, after=after)
+
+    @reaching_redis()
+    def count(self, selected: JobFilter = ALL_JOBS) -> int:
+        """Returns the number of jobs that a list of all pages has."""
+        return count_jobs(self.redis, selected)
 
     @reaching_redis()
     def statistics(self) -> Statistics:

@@ -22,7 +22,7 @@ from rq import Queue
 from rq.job import Job as RQJob
 from rq.utils import as_text
 
-from services.errors import GraftwerkError, InternalError, JobNotFound, NotReady, QueueFull
+from services.errors import GraftwerkError, InternalError, JobNotFound, NotReady, QueueFull, WrongAdapterOrder
 from services.jobs.rq_fields import (
     FIELDS,
     RQState,
@@ -125,18 +125,19 @@ class Failure:
     message: str
     hint: str
     final: bool
+    order: list[str] | None = None
 
     @classmethod
     def of(cls, error: GraftwerkError) -> "Failure":
         """Returns the record of an error. An internal error is final too: a retry would only repeat it."""
         final = not error.transient or isinstance(error, InternalError)
-        return cls(error.code, error.message, error.hint, final)
+        order = error.order if isinstance(error, WrongAdapterOrder) else None
+        return cls(error.code, error.message, error.hint, final, order)
 
     def dumps(self) -> str:
         """Returns the JSON for the hash."""
-        return json.dumps(
-            {"code": self.code, "message": self.message, "hint": self.hint, "final": self.final}
-        )
+        fields = {"code": self.code, "message": self.message, "hint": self.hint, "final": self.final}
+        return json.dumps(fields if self.order is None else {**fields, "order": self.order})
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,4 +310,4 @@ def _view(job_id: str, state: RQState, record: Record, result: bytes | None, pos
 def _error(failure: Failure | None) -> JobError:
     if failure is None:
         failure = Failure.of(worker_died())
-    return JobError(code=failure.code, message=failure.message, hint=failure.hint)
+    return JobError(code=failure.code, message=failure.message, hint=failure.hint, order=failure.order)

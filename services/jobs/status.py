@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError, WrapValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, WrapValidator
 
 from services.errors import InsufficientMemory, JobAbandoned, JobCanceled, UpstreamFailed
 from services.kinds import KINDS, AnyRequest, parse_request, parse_result
@@ -74,6 +74,11 @@ class JobError(BaseModel):
     code: str
     message: str
     hint: str
+    order: list[str] | None = Field(
+        default=None,
+        exclude_if=lambda order: order is None,
+        description="Of `wrong_adapter_order`: the adapters in the order that fits; empty if no order of these does.",
+    )
 
 
 class WaitingFor(BaseModel):

@@ -99,5 +99,23 @@ def check_known_order(adapters: Sequence[tuple[str, str | None]], merged_already
                 f"Adapter {name} is {known.name}, which was trained on {known.base} with {known.before} merged "
                 f"in; here {found} comes before it.",
                 f"Put {known.before} before it.",
+                order=_fitting_order(adapters, merged_already),
             )
         before.append(known.name)
+
+
+def _fitting_order(adapters: Sequence[tuple[str, str | None]], merged_already: Sequence[str]) -> list[str]:
+    """Returns the adapters' names, each known one after the one that it needs; empty if one of those is missing."""
+    placed = {KNOWN_ADAPTERS[digest].name for digest in merged_already if digest in KNOWN_ADAPTERS}
+    left, order = dict(adapters), list[str]()
+    while left:
+        known = {name: KNOWN_ADAPTERS.get(digest or "") for name, digest in left.items()}
+        fitting = [name for name, found in known.items() if found is None or found.before in (None, *placed)]
+        if not fitting:
+            return []
+        first = fitting[0]
+        order.append(first)
+        del left[first]
+        if (found := known[first]) is not None:
+            placed.add(found.name)
+    return order

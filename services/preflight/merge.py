@@ -113,5 +113,6 @@ def _check_lineage(
             raise WrongAdapterOrder(
                 f"Adapter {name} is merged into {base} already.",
                 "Leave it out, or start from the base without it.",
+                order=[other for other, own in adapters if own not in digests],
             )
     check_known_order(adapters, digests)

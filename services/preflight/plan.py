@@ -90,6 +90,10 @@ class Plan(BaseModel):
     disk_reserved_bytes: int = Field(
         default=0, description="Part of the free bytes that other jobs will still take."
     )
+    estimated_seconds: float | None = Field(
+        default=None,
+        description="Of a dry run: the time that it would take, from ended jobs of its kind with outputs of a similar size.",
+    )
     warnings: list[str] = []
     _disk_need: DiskNeed | None = PrivateAttr(default=None)
 

@@ -100,6 +100,13 @@ def test_every_filter_lists_what_it_selects(
     assert len(expected(jobs, JobFilter("merge", "failed", "LORA"))) == 2
 
 
+def test_every_filter_counts_what_it_selects(
+    queue: JobQueue, jobs: dict[str, tuple[str, str, set[str]]]
+) -> None:
+    assert [s for s in FILTERS if queue.count(s) != len(expected(jobs, s))] == []
+    assert queue.count() == len(jobs)
+
+
 def test_counts_are_those_of_the_jobs(queue: JobQueue, jobs: dict[str, tuple[str, str, set[str]]]) -> None:
     counts = queue.statistics().jobs
     assert counts == {

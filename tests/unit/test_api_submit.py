@@ -47,7 +47,7 @@ def test_a_dry_run_returns_the_plan_and_queues_nothing(client: FlaskClient, requ
     assert response.status_code == 200
     assert response.get_json()["kind"] == "import"
     assert response.get_json()["output_bytes"] == len('{"dim": 48}')
-    assert client.get("/api/jobs").get_json() == {"jobs": [], "next": None}
+    assert client.get("/api/jobs").get_json() == {"jobs": [], "next": None, "total": 0}
 
 
 def test_a_misspelt_dry_run_does_not_submit(client: FlaskClient, request_body: Json) -> None:

@@ -87,6 +87,7 @@ def test_an_adapter_after_the_extension_may_change_the_new_rows_by_a_pair(
     with pytest.raises(WrongAdapterOrder, match="do not fit in the order changing, extending") as caught:
         check_stack(base, [changing, extending])
     assert caught.value.hint == "The order that fits is: extending, changing."
+    assert caught.value.order == ["extending", "changing"]
 
 
 def test_the_same_folder_twice_is_refused(base: Checkpoint, tmp_path: Path) -> None:
@@ -272,9 +273,13 @@ def test_alpaca_plus_and_pro_need_llama_plus_of_the_same_size(edition: str, size
     plain = ("plain", digest_of(f"Chinese-LLaMA-{size}"))
     with pytest.raises(WrongAdapterOrder, match=f"here Chinese-LLaMA-{size} comes before it"):
         check_known_order([plain, alpaca], [])
+    with pytest.raises(WrongAdapterOrder) as caught:
+        check_known_order([plain, alpaca, ("unknown", None), plus], [])
+    assert caught.value.order == ["plain", "unknown", "plus", "alpaca"]
     other = ("other", digest_of("Chinese-LLaMA-Plus-7B" if size != "7B" else "Chinese-LLaMA-Plus-13B"))
-    with pytest.raises(WrongAdapterOrder):
+    with pytest.raises(WrongAdapterOrder) as caught:
         check_known_order([other, alpaca], [])
+    assert caught.value.order == [], "the adapter that is needed is not among them"
 
 
 @pytest.mark.parametrize("size", ["7B", "13B", "33B"])
