@@ -31,6 +31,7 @@ from services.jobs.webhook_client import sender_of
 from services.models.hub import Hub
 from services.models.store import ModelStore
 from services.preflight import Plan
+from services.preflight.isolated import IsolatedPlanner, header_processes
 from services.preflight.model_reader import ModelReader
 from services.settings import Settings
 
@@ -68,7 +69,8 @@ def create_app(
         settings=settings,
         queue=queue,
         store=store,
-        models=ModelReader(store, ModelRecords(queue.redis)),
+        models=ModelReader(store, ModelRecords(queue.redis), header_processes()),
+        planner=IsolatedPlanner(header_processes()),
         backend=Backend.of(settings, queue.identity),
         hub=Hub.of(settings),
     )

@@ -64,6 +64,7 @@ STATUS_OF: dict[type[e.GraftwerkError], int] = {
     e.HubFileChanged: HTTPStatus.CONFLICT,
     # contents of files
     e.UnreadableFile: HTTPStatus.UNPROCESSABLE_ENTITY,
+    e.ReadLimitExceeded: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.UnsafePickle: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.UnsupportedFormat: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.IncompleteCheckpoint: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -6,18 +6,17 @@ from services.jobs.memory import check_capacity
 from services.jobs.webhook_client import check_webhook
 from services.kinds import KINDS
 from services.kinds.shared import JobRequest
-from services.preflight import Limits, Plan, Servers, preflight
+from services.preflight import Limits, Plan, Servers
 
 
 def plan_of(request: JobRequest) -> Plan:
-    """Returns the plan of a request, or refuses it with the reason: see `preflight`, and `_check_memory`."""
+    """Returns the plan of a request, or refuses it with the reason: see `AppState.preflight`, and `_check_memory`."""
     check_webhook(request, state().settings)
     promised = state().queue.promised([str(job_id) for job_id in request.after])
-    store, limits = state().store, Limits(unpack_bytes=state().settings.unpack_limit_bytes)
-    disk_use = DiskUse(reserved_bytes=state().queue.reserved_bytes(store.staging.bytes_of))
+    limits = Limits(unpack_bytes=state().settings.unpack_limit_bytes)
+    disk_use = DiskUse(reserved_bytes=state().queue.reserved_bytes(state().store.staging.bytes_of))
     servers = Servers(state().served(request), state().hub)
-    state().models.require_readable(request.reads)
-    plan = preflight(request, store, promised, limits=limits, servers=servers, disk_use=disk_use)
+    plan = state().preflight(request, promised, servers=servers, limits=limits, disk_use=disk_use)
     if not _is_quantized(request):
         _check_memory(plan)
     return plan

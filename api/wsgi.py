@@ -2,8 +2,10 @@
 
 from api import create_app
 from services.models.volume import Volume
+from services.preflight.isolated import header_processes
 from services.settings import Settings
 
 settings = Settings()
 Volume(settings.models_dir).mark()
 application = create_app(settings)
+header_processes().start()

@@ -9,6 +9,7 @@ from fakeredis import FakeRedis, FakeServer
 
 from services.jobs.model_records import ModelRecords
 from services.models.store import ModelStore
+from services.preflight.isolated import header_processes
 from services.preflight.model_reader import ModelReader
 from tests.hostile_files import HOSTILE
 from tests.reference.tensor_files import write_adapter, write_base
@@ -25,7 +26,7 @@ def main() -> None:
             write_base(volume / f"base-{number}", pieces=101)
             write_adapter(volume / f"adapter-{number}")
         records = ModelRecords(FakeRedis(server=FakeServer()))
-        reader = ModelReader(ModelStore(volume), records)
+        reader = ModelReader(ModelStore(volume), records, header_processes())
         for what in ("for the first time", "again"):
             _measure(f"{MODELS} models {what}", reader)
         for number, name in enumerate(HOSTILE_MODELS):
@@ -34,7 +35,7 @@ def main() -> None:
             HOSTILE[name][0](folder)
         for what in ("with three new hostile ones", "again"):
             _measure(f"{MODELS} models {what}", reader)
-        reader.close()
+        header_processes().stop()
 
 
 def _measure(what: str, reader: ModelReader) -> None:

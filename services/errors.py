@@ -282,6 +282,12 @@ class UnreadableFile(GraftwerkError):
     code = "unreadable_file"
 
 
+class ReadLimitExceeded(GraftwerkError):
+    """Reading the headers of a folder takes more time, memory or files than the limits allow."""
+
+    code = "read_limit_exceeded"
+
+
 class UnsafePickle(GraftwerkError):
     """A pickle would call something other than a tensor constructor; it is refused and never executed."""
 

@@ -17,7 +17,7 @@ from services.jobs.status import ENDED, Job, JobStatus
 from services.kinds import KINDS, JobResult
 from services.kinds.embed import EmbedRequest
 from services.kinds.generate import GenerateRequest, GenerateResult
-from services.preflight import Servers, preflight
+from services.preflight import Servers
 
 R = TypeVar("R", bound=JobResult)
 
@@ -79,9 +79,8 @@ class JobWaiter:
 
 
 def submit(state: AppState, job_request: GenerateRequest | EmbedRequest) -> JobWaiter:
-    """Queues a job for the client of the current request. Raises what `preflight` and `JobQueue.submit` raise."""
-    state.models.require_readable(job_request.reads)
-    preflight(job_request, state.store, {}, servers=Servers(state.served(job_request)))
+    """Queues a job for the client of the current request. Raises what `AppState.preflight` and `JobQueue.submit` raise."""
+    state.preflight(job_request, servers=Servers(state.served(job_request)))
     retention_seconds = min(RETENTION_SECONDS, state.settings.job_retention_seconds)
     job, _ = state.queue.submit(job_request, retention_seconds=retention_seconds, origin=origin())
     return JobWaiter(state, job, disconnect_check(request.environ.get("gunicorn.socket")))

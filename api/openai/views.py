@@ -36,7 +36,6 @@ from services.kinds.embed import EmbedResult
 from services.kinds.generate import GenerateRequest
 from services.kinds.model_summary import ModelSummary
 from services.names import SERVED_NAME_PATTERN
-from services.preflight import preflight
 
 REFUSALS = object_of(401, 403, 404, 429, 500)
 WORK_REFUSALS = object_of(400, 401, 403, 404, 413, 415, 429, 500, 503)
@@ -75,8 +74,7 @@ def retrieve_model(path: ModelPath) -> Response:
     probe = _probe(path.model)
     if probe.model not in state().store.names() and path.model in (served := _served_models()):
         return _json(_remote_model(served[path.model]))
-    state().models.require_readable(probe.reads)
-    preflight(probe, state().store, {})
+    state().preflight(probe)
     return _json(_local_model(path.model, state().models.describe(probe.model)))
 
 

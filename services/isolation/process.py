@@ -83,6 +83,10 @@ class IsolatedProcess:
             if not is_answered:
                 self.stop()
 
+    def start(self) -> None:
+        """Starts the process before its first call."""
+        self._running()
+
     def stop(self) -> None:
         """Kills the process, if there is one; the next call starts another."""
         self._end()

@@ -113,6 +113,11 @@ class ImportRequest(MakeRequest):
         """Ids of the uploads of its source."""
         return self.source.upload if isinstance(self.source, UploadSource) else []
 
+    @property
+    def asks_hub(self) -> bool:
+        """True for a repository of the Hub."""
+        return isinstance(self.source, HubSource)
+
 
 class ImportResult(MadeModel):
     """Counts of what was copied."""

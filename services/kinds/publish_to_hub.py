@@ -32,6 +32,11 @@ class PublishToHubRequest(JobRequest):
         """The model."""
         return [self.model]
 
+    @property
+    def asks_hub(self) -> bool:
+        """True: the repository may exist."""
+        return True
+
 
 class PublishToHubResult(JobResult):
     """The commit, and counts of the files in it."""

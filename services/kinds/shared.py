@@ -134,6 +134,11 @@ class JobRequest(Shape):
         return []
 
     @property
+    def asks_hub(self) -> bool:
+        """True if a model hub is asked before the job is queued; nothing else of the request is read then."""
+        return False
+
+    @property
     def is_forwardable(self) -> bool:
         """True if the server of `GENERATE_BACKEND_URL` may run the job, provided that it has the model."""
         return False

@@ -5,6 +5,7 @@ its problem until one of its files changes.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,22 +13,26 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from services.errors import UnreadableFile
-from services.isolation.limits import LimitExceeded, Limits, ProcessDied
-from services.isolation.process import IsolatedProcess, complete
+from services.errors import NotReady, ReadLimitExceeded, UnreadableFile
+from services.isolation.limits import LimitExceeded, ProcessDied
+from services.isolation.pool import NoProcessFree, ProcessPool
 from services.jobs.model_records import ModelRecords
 from services.kinds.model_summary import ModelSummary
 from services.models.base_offer import BaseOffer, hub_ids
 from services.models.store import ModelStore
-
-LIMITS = Limits(cpu_seconds=10, memory_bytes=2**30, seconds=60)
-"""Limits of one folder. A pickle of 100,000 tensors takes four seconds, a manifest of 32 MiB 350 megabytes."""
+from services.preflight.isolated import LIMIT_HINT, is_of_clock, stop_reason
 
 FILES_LIMIT = 10_000
 """Most files of a folder that is described."""
 
-VERSION = "1"
+VERSION = "2"
 """Changes with the content of descriptions, so that those of another version are read again."""
+
+
+REFUSALS = {found.code: found for found in (ReadLimitExceeded, UnreadableFile)}
+"""Class of each code that a description may have as its `refusal`."""
+
+logger = logging.getLogger(__name__)
 
 
 class ModelRecord(BaseModel):
@@ -36,22 +41,22 @@ class ModelRecord(BaseModel):
     Attributes:
         state: Digest over the path, inode, size and times of each file.
         generates: A generate job of the model would be accepted.
-        stopped: The folder's reader was stopped, or died.
+        refusal: Code of the error of every request for it, empty if there is none: its reader was stopped, died or failed.
     """
 
     state: str
     summary: ModelSummary
     generates: bool = False
-    stopped: bool = False
+    refusal: str = ""
 
 
 class ModelReader:
     """Descriptions of all models of a volume."""
 
-    def __init__(self, store: ModelStore, records: ModelRecords, limits: Limits = LIMITS) -> None:
+    def __init__(self, store: ModelStore, records: ModelRecords, processes: ProcessPool) -> None:
         self._store = store
         self._records = records
-        self._process = IsolatedProcess("services.preflight.reading", limits)
+        self._processes = processes
 
     def models(self) -> list[ModelSummary]:
         """Returns the summary of every model, by name, without those that are deleted meanwhile."""
@@ -77,19 +82,17 @@ class ModelReader:
         return [record for record in found if (self._store.root / record.summary.name).is_dir()]
 
     def require_readable(self, names: Iterable[str]) -> None:
-        """Checks that no reader was stopped at these models; other processes may then read their headers.
+        """Checks that no reader was stopped at these models, before it is tried again for a plan.
 
         Raises:
-            UnreadableFile: one was.
+            ReadLimitExceeded: one was.
+            UnreadableFile: one has failed.
         """
         for name in {*names} & {*self._store.names()}:
             record = self._current(name, self._records.get(name))
-            if record.stopped:
-                raise UnreadableFile(f"{name}: {record.summary.problems[0]}")
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stop()
+            if record.refusal:
+                problem = f"{name}: {record.summary.problems[0]}"
+                raise REFUSALS[record.refusal](problem, LIMIT_HINT)
 
     def _current(self, name: str, kept: bytes | None) -> ModelRecord:
         state = _state_of(self._store.root / name)
@@ -104,15 +107,17 @@ class ModelReader:
 
     def _read(self, name: str, state: str | None) -> ModelRecord:
         if state is None:
-            return _stopped(name, "", f"The folder holds more than {FILES_LIMIT} files.")
+            problem = f"The folder holds more than {FILES_LIMIT} files."
+            return _refused(name, "", problem, ReadLimitExceeded.code)
         try:
-            answer = complete(self._process.call({"root": str(self._store.root), "name": name}))
+            answer = self._processes.call({"describe": {"root": str(self._store.root), "name": name}})
         except (LimitExceeded, ProcessDied) as error:
-            record = _stopped(
-                name, state, f"Reading its headers took {error}: the files are damaged or hostile."
-            )
-            if str(error).endswith(" s"):  # of the clock: the volume or the machine did not respond
+            problem = f"Reading its headers {stop_reason(error)}: the files are damaged or hostile."
+            record = _refused(name, state, problem, ReadLimitExceeded.code)
+            if is_of_clock(error):
                 return record
+        except NoProcessFree as error:
+            raise NotReady(f"{name} was not read: {error}.", "Try again later.") from error
         else:
             record = _of_answer(name, state, answer)
         self._records.keep(name, record.model_dump_json().encode())
@@ -121,15 +126,15 @@ class ModelReader:
 
 def _of_answer(name: str, state: str, answer: dict[str, Any]) -> ModelRecord:
     if "fault" in answer:
-        return _stopped(
-            name, state, f"Its headers cannot be read ({answer['fault']}): the files are damaged."
-        )
+        logger.error("The folder of the model %s cannot be described:\n%s", name, answer["traceback"])
+        problem = f"Its headers cannot be read ({answer['fault']}): the files are damaged."
+        return _refused(name, state, problem, UnreadableFile.code)
     return ModelRecord(state=state, **answer)
 
 
-def _stopped(name: str, state: str, problem: str) -> ModelRecord:
+def _refused(name: str, state: str, problem: str, code: str) -> ModelRecord:
     summary = ModelSummary(name=name, kind="unknown", size_bytes=0, problems=[problem])
-    return ModelRecord(state=state, summary=summary, stopped=True)
+    return ModelRecord(state=state, summary=summary, refusal=code)
 
 
 def _bases(records: list[ModelRecord]) -> BaseOffer:

@@ -1,25 +1,33 @@
-"""`python -m services.preflight.reading`: describes folders of the volume, one after another, under limits."""
+"""`python -m services.preflight.reading`: reads the headers of models under limits, for descriptions and for plans."""
 
-import logging
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from services.errors import GraftwerkError
+from services.backend import ServedModel
+from services.errors import GraftwerkError, UnreadableFile
 from services.isolation.serving import serve
+from services.kinds import KINDS, module_name, parse_request
 from services.kinds.generate import GenerateRequest
 from services.models.store import ModelStore
 from services.models.summary import describe_folder
-from services.preflight import preflight
+from services.preflight import plan_inputs, preflight
+from services.preflight.isolated import error_as_answer, plan_as_answer
+from services.preflight.plan import Inputs, Limits, Servers
+
+TRACEBACK_CHARACTERS = 20_000
+"""Longest part of a traceback, its end, that is returned for the log."""
 
 
-def describe(request: Mapping[str, str]) -> dict[str, Any]:
+def describe(question: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the summary of a folder, and whether its model generates.
 
     Args:
-        request: `root` of the volume and `name` of the model.
+        question: `root` of the volume and `name` of the model.
     """
-    root, name = Path(request["root"]), request["name"]
+    root, name = Path(question["root"]), question["name"]
     summary = describe_folder(root / name, name)
     generates = summary.kind == "huggingface" and not summary.problems and _generates(root, name)
     return {"summary": summary.model_dump(mode="json"), "generates": generates}
@@ -33,16 +41,59 @@ def _generates(root: Path, name: str) -> bool:
     return True
 
 
-def answer(request: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what `describe` returns, or the class of an error that no reader should raise."""
+def plan(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the plan of a request, or the error that refuses it.
+
+    Args:
+        question: as `IsolatedPlanner` sends it.
+    """
+    served = question["served"]
+    request = parse_request(question["request"])
+    inputs = Inputs(
+        request,
+        ModelStore(Path(question["root"])),
+        question["promised"],
+        Limits(**question["limits"]),
+        Servers(None if served is None else ServedModel(**served)),
+    )
     try:
-        return describe(request)
+        return plan_as_answer(plan_inputs(request, inputs))
+    except GraftwerkError as error:
+        return error_as_answer(error)
+    except OSError as error:  # deleted at this moment, or a damaged file system
+        name = "" if error.filename is None else f" {Path(error.filename).name}"
+        return error_as_answer(
+            UnreadableFile(f"A file{name} of the request cannot be read: {error.strerror}.", "Try again.")
+        )
+
+
+HANDLERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"describe": describe, "plan": plan}
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the handler's answer to a question, or class and traceback of an error that no reader should raise.
+
+    Args:
+        request: the question, under the name of its handler.
+    """
+    ((name, question),) = request.items()
+    try:
+        return HANDLERS[name](question)
     except MemoryError:
         raise
-    except Exception as error:  # one odd folder must never hide the others
-        logging.exception("the folder of the model %s cannot be described", request["name"])
-        return {"fault": type(error).__name__}
+    except Exception as error:  # noqa: BLE001  (one odd folder must never hide the others)
+        return {
+            "fault": type(error).__name__,
+            "traceback": traceback.format_exc()[-TRACEBACK_CHARACTERS:],
+        }
+
+
+def main() -> None:
+    """Imports the preflight of every kind, which would be part of the first request's time, then answers requests."""
+    for kind in KINDS:
+        import_module(f"services.preflight.{module_name(kind)}")
+    serve(answer)
 
 
 if __name__ == "__main__":
-    serve(answer)
+    main()

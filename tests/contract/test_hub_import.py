@@ -24,6 +24,7 @@ from services.jobs.model_records import ModelRecords
 from services.kinds.import_ import ImportRequest
 from services.models.manifest import read_manifest
 from services.models.store import ModelStore
+from services.preflight.isolated import header_processes
 from services.preflight.model_reader import ModelReader
 from services.progress import Progress
 from tests.api_client import client_of, problem
@@ -261,8 +262,8 @@ def test_an_adapter_that_was_imported_names_its_base_on_the_volume(volume: Path,
     run(volume, hub, asked("the-base", revision="main"), job_id="other")
     expected = {"hub": "Org/name", "model": "the-base", "hint": None}
     assert ModelStore(volume).describe("taken").adapter["base"] == expected  # type: ignore[index]
-    reader = ModelReader(ModelStore(volume), ModelRecords(FakeRedis(server=FakeServer())))
+    records = ModelRecords(FakeRedis(server=FakeServer()))
+    reader = ModelReader(ModelStore(volume), records, header_processes())
     listed = {model.name: model.adapter for model in reader.models()}
-    reader.close()
     assert listed["taken"]["base"] == expected  # type: ignore[index]
     assert listed["the-base"] is None

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from fakeredis import FakeRedis, FakeServer
 
-from services.errors import GraftwerkError, UnreadableFile
+from services.errors import ReadLimitExceeded
 from services.isolation.limits import Limits
+from services.isolation.pool import ProcessPool
 from services.jobs.model_records import RECORDS_KEY, ModelRecords
 from services.models.store import ModelStore
+from services.preflight.isolated import LIMITS
 from services.preflight.model_reader import ModelReader
 from tests.api_client import client_of, import_request
 from tests.hostile_files import ADAPTER, HOSTILE, MIB, adapter, manifest
@@ -26,11 +28,32 @@ def redis() -> Any:
     return FakeRedis(server=FakeServer())
 
 
-@pytest.fixture
-def reader(tmp_path: Path, redis: Any) -> Iterator[ModelReader]:
-    found = ModelReader(ModelStore(tmp_path), ModelRecords(redis))
+def pool_of(limits: Limits) -> Iterator[ProcessPool]:
+    found = ProcessPool("services.preflight.reading", limits)
     yield found
-    found.close()
+    found.stop()
+
+
+@pytest.fixture
+def processes() -> Iterator[ProcessPool]:
+    yield from pool_of(LIMITS)
+
+
+@pytest.fixture
+def hasty() -> Iterator[ProcessPool]:
+    """Processes that have little time."""
+    yield from pool_of(Limits(cpu_seconds=0.15))
+
+
+@pytest.fixture
+def small() -> Iterator[ProcessPool]:
+    """Processes that have little memory."""
+    yield from pool_of(Limits(cpu_seconds=10, memory_bytes=200 * MIB))
+
+
+@pytest.fixture
+def reader(tmp_path: Path, redis: Any, processes: ProcessPool) -> ModelReader:
+    return ModelReader(ModelStore(tmp_path), ModelRecords(redis), processes)
 
 
 def made(volume: Path, name: str, make: Any) -> Path:
@@ -75,39 +98,42 @@ def test_every_folder_is_described_and_odd_ones_with_their_problem(tmp_path: Pat
     assert client.get("/v1/models").get_json()["data"] == []
 
 
-def test_a_folder_that_takes_too_long_is_described_once_and_stops_nobody(tmp_path: Path, redis: Any) -> None:
+def test_a_folder_that_takes_too_long_is_described_once_and_stops_nobody(
+    tmp_path: Path, redis: Any, hasty: ProcessPool
+) -> None:
     folder = made(tmp_path, "slow", HOSTILE[SLOW][0])
     made(tmp_path, "good", adapter())
-    reader = ModelReader(ModelStore(tmp_path), ModelRecords(redis), Limits(cpu_seconds=0.15))
+    reader = ModelReader(ModelStore(tmp_path), ModelRecords(redis), hasty)
     found = {summary.name: summary.problems for summary in reader.models()}
     assert found["good"] == []
     assert "Reading its headers took more than 0.15 s of processor time" in found["slow"][0]
-    with pytest.raises(UnreadableFile, match="slow: Reading its headers took more than"):
+    with pytest.raises(ReadLimitExceeded, match="slow: Reading its headers took more than"):
         reader.require_readable(["slow", "good", "absent"])
-    reader.close()
+    hasty.stop()
     assert reader.describe("slow").problems == found["slow"]
-    assert reader._process.pid is None, "what is kept is not read again"
+    assert hasty.pids == [], "what is kept is not read again"
     (folder / "tokenizer.model").write_bytes(b"x")
     assert "neither a SentencePiece model nor" in reader.describe("slow").problems[0]
-    reader.close()
 
 
-def test_a_folder_that_takes_too_much_memory_is_described_with_that(tmp_path: Path, redis: Any) -> None:
+def test_a_folder_that_takes_too_much_memory_is_described_with_that(
+    tmp_path: Path, redis: Any, small: ProcessPool
+) -> None:
     made(tmp_path, "large", lambda folder: (folder / "manifest.json").write_bytes(manifest(188_000)))
-    limits = Limits(cpu_seconds=10, memory_bytes=200 * MIB)
-    reader = ModelReader(ModelStore(tmp_path), ModelRecords(redis), limits)
-    with pytest.raises(GraftwerkError, match="large: Reading its headers took"):
+    reader = ModelReader(ModelStore(tmp_path), ModelRecords(redis), small)
+    with pytest.raises(ReadLimitExceeded, match=r"large: Reading its headers (took|ended)"):
         reader.require_readable(["large"])
-    reader.close()
 
 
-def test_nothing_is_read_again_until_it_changes(tmp_path: Path, reader: ModelReader, redis: Any) -> None:
+def test_nothing_is_read_again_until_it_changes(
+    tmp_path: Path, reader: ModelReader, redis: Any, processes: ProcessPool
+) -> None:
     folder = made(tmp_path, "a", adapter())
     made(tmp_path, "b", adapter())
     first = reader.models()
-    reader.close()
+    processes.stop()
     assert reader.models() == first
-    assert reader._process.pid is None
+    assert processes.pids == []
     (folder / "adapter_config.json").write_text(json.dumps({**ADAPTER, "r": 3}))
     changed = reader.models()
     assert (changed[0].problems != [], changed[1]) == (True, first[1])
@@ -117,12 +143,12 @@ def test_nothing_is_read_again_until_it_changes(tmp_path: Path, reader: ModelRea
 
 
 def test_without_redis_folders_are_described_each_time(
-    tmp_path: Path, reader: ModelReader, redis: Any
+    tmp_path: Path, reader: ModelReader, redis: Any, processes: ProcessPool
 ) -> None:
     made(tmp_path, "a", adapter())
     redis.connection_pool.connection_kwargs["server"].connected = False
     assert [summary.problems for summary in reader.models()] == [[]]
-    assert reader._process.pid is not None
+    assert processes.pids != []
 
 
 def test_a_submission_with_an_odd_folder_is_refused_and_no_server_error(tmp_path: Path) -> None:
