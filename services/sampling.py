@@ -13,6 +13,9 @@ TokenId = Annotated[int, Field(ge=0)]
 STOP_LIMIT = 16
 """Most texts that end an output."""
 
+SEED_BITS = 53
+"""Bits of a seed drawn by chance: JavaScript and other readers of JSON keep integers up to 2^53 exactly."""
+
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 
 

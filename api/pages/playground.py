@@ -1,13 +1,111 @@
-"""The page Playground: text from the models."""
+"""The page Playground: conversations, raw continuation, and models side by side."""
 
-from flask import Response
+from typing import Any
+
+from flask import Response, request
+from flask_babel import gettext, lazy_gettext
 
 from api.pages.layout import page_blueprint, page_response
+from api.state import state
+from services.kinds.model_summary import ModelSummary
+from services.templates import OWN_TEMPLATE, TEMPLATES
+
+PRESETS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "scripts": (
+        lazy_gettext("As the 2023 scripts"),
+        {"temperature": 0.2, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1},
+    ),
+    "greedy": (
+        lazy_gettext("Most likely token"),
+        {"temperature": 0, "top_k": 0, "top_p": 1, "repetition_penalty": 1},
+    ),
+    "balanced": (
+        lazy_gettext("Balanced"),
+        {"temperature": 0.7, "top_k": 0, "top_p": 0.9, "repetition_penalty": 1},
+    ),
+    "varied": (
+        lazy_gettext("Varied"),
+        {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1},
+    ),
+}
+"""Sampling settings by name; the first are the defaults of the API."""
+
+TEMPLATE_NOTES = {
+    "alpaca": lazy_gettext("Chinese-Alpaca, as its inference script writes it"),
+    "alpaca-train": lazy_gettext("Chinese-Alpaca, as it was trained"),
+    "alpaca-chat": lazy_gettext("the same, for conversations"),
+    "alpaca-2": lazy_gettext("Chinese-Alpaca-2"),
+    "llama-2": lazy_gettext("Llama 2 Chat"),
+    "llama-3": lazy_gettext("Llama 3 Instruct"),
+    "vicuna": lazy_gettext("Vicuna 1.1"),
+    "chatml": lazy_gettext("ChatML"),
+    "raw": lazy_gettext("no template"),
+}
 
 page = page_blueprint("playground")
 
 
 @page.get("/playground")
 def playground() -> Response:
-    """Returns the page."""
-    return page_response("playground/page.html")
+    """Returns the page; `model` and `adapters` in the query preselect."""
+    summaries = state().models.models()
+    choices = sorted(filter(_can_generate, summaries), key=_rank, reverse=True)
+    adapters = [summary.name for summary in summaries if summary.kind == "adapter" and not summary.problems]
+    return page_response(
+        "playground/page.html",
+        models=choices,
+        selected=_selected(choices),
+        data={
+            "models": {summary.name: _facts(summary) for summary in choices},
+            "adapters": adapters,
+            "chosen": [name for name in request.args.get("adapters", "").split(",") if name in adapters],
+            "presets": {name: values for name, (_, values) in PRESETS.items()},
+        },
+        groups=_groups(choices),
+        presets=PRESETS,
+        own_template=OWN_TEMPLATE,
+        templates={name: TEMPLATE_NOTES.get(name, "") for name in TEMPLATES},
+    )
+
+
+def _can_generate(summary: ModelSummary) -> bool:
+    return summary.kind == "huggingface" and not summary.problems
+
+
+def _is_merged(summary: ModelSummary) -> bool:
+    return (summary.lineage or {}).get("operation") == "merge"
+
+
+def _rank(summary: ModelSummary) -> tuple[bool, float]:
+    """Returns the order in the list: merged models first, the newest first."""
+    return _is_merged(summary), summary.created_at.timestamp() if summary.created_at else 0.0
+
+
+def _selected(choices: list[ModelSummary]) -> str | None:
+    """Returns the model of the query, otherwise the latest merged one; a base alone is never chosen for people."""
+    asked = request.args.get("model")
+    if any(summary.name == asked for summary in choices):
+        return asked
+    return next((summary.name for summary in choices if _is_merged(summary)), None)
+
+
+def _groups(choices: list[ModelSummary]) -> list[tuple[str, list[ModelSummary]]]:
+    merged = [summary for summary in choices if _is_merged(summary)]
+    others = [summary for summary in choices if not _is_merged(summary)]
+    return [
+        (title, group)
+        for title, group in ((gettext("Merged"), merged), (gettext("Other models"), others))
+        if group
+    ]
+
+
+def _facts(summary: ModelSummary) -> dict[str, Any]:
+    """Returns what the script needs: the version of the files, and of what a merged model was made."""
+    inputs = (summary.lineage or {}).get("inputs", []) if _is_merged(summary) else []
+    base = next((entry["name"] for entry in inputs if entry["role"] == "base"), None)
+    adapters = [
+        {"name": entry["name"], "scale": 1.0 if entry.get("scale") is None else entry["scale"]}
+        for entry in inputs
+        if entry["role"] == "adapter"
+    ]
+    return {"version": summary.digest or "", "base": base, "adapters": adapters}

@@ -14,6 +14,7 @@ from services.generate.kv_cache import BatchRunner
 from services.generate.loading import LoadedModel
 from services.generate.request import Event, GenerationRequest
 from services.generate.sequence import SequenceState
+from services.sampling import SEED_BITS
 
 
 class Engine:
@@ -56,7 +57,7 @@ class Engine:
             raise InvalidRequest(f"The request id {request.id} is in use.")
         self._canceled.discard(request.id)
         seed = request.sampling.seed
-        seed = secrets.randbits(63) if seed is None else seed
+        seed = secrets.randbits(SEED_BITS) if seed is None else seed
         tokenizer = self._loaded.tokenizer
         self._waiting.extend(
             SequenceState(request, tokenizer, index=index, seed=seed) for index in range(request.sampling.n)

@@ -17,6 +17,7 @@ from services.kinds.compare import (
     VariantSummary,
 )
 from services.kinds.generate import GenerateRequest, Output
+from services.sampling import SEED_BITS
 from worker.inference.generate import GenerateSession
 from worker.inference.model_cache import CachedModel, ModelKey, key_of
 from worker.inference.output_collector import Slice
@@ -38,7 +39,7 @@ class CompareSession:
     def __init__(self, request: CompareRequest, context: JobContext) -> None:
         self._request, self._context = request, context
         seed = request.sampling.seed
-        self._seed = secrets.randbits(63) if seed is None else seed
+        self._seed = secrets.randbits(SEED_BITS) if seed is None else seed
         self._inner: GenerateSession | None = None
         self._summaries: list[VariantSummary] = []
         self._outputs: list[list[ComparedOutput]] = []  # by variant, then by prompt and output

@@ -1,0 +1,77 @@
+// A list of adapters in order, each with its scale: for the settings and for each model of a comparison.
+
+import { element, fill } from "./page.js";
+
+const icon = (name) => {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  use.setAttribute("href", `/static/icons.svg#${name}`);
+  svg.append(use);
+  return svg;
+};
+
+export const iconButton = (name, label, onclick, attributes = {}) =>
+  element("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
+
+/** Returns `{node, value(), set(list)}`; `onChange` is called after each change by a person. */
+export function adapterList(names, texts, onChange = () => {}) {
+  let chosen = [];
+  const list = element("ol", { class: "plain stack tight" });
+  const add = element("select", {
+    "aria-label": texts.chooseAdapter,
+    onchange: () => { chosen.push({ name: add.value, scale: 1 }); changed(); },
+  });
+  const node = element("div", { class: "stack tight" }, list, add);
+
+  function changed() {
+    show();
+    onChange();
+  }
+
+  function move(index, by) {
+    const [moved] = chosen.splice(index, 1);
+    chosen.splice(index + by, 0, moved);
+    changed();
+    list.children[index + by].querySelector(`[data-move="${by}"]`).focus();
+  }
+
+  function item(adapter, index) {
+    const { name } = adapter;
+    const number = element("input", { type: "number", value: adapter.scale, min: -100, max: 100, step: "any", required: true, "aria-label": fill(texts.scale, { name }) });
+    const slider = element("input", { type: "range", value: adapter.scale, min: 0, max: 2, step: 0.05, "aria-label": fill(texts.scale, { name }) });
+    const set = (from, to) => () => {
+      if (!from.validity.valid) return;
+      to.value = from.value;
+      adapter.scale = from.valueAsNumber;
+      onChange();
+    };
+    number.addEventListener("input", set(number, slider));
+    slider.addEventListener("input", set(slider, number));
+    return element("li", { class: "adapter" },
+      element("div", { class: "row" }, element("span", { class: "grow wrap" }, name),
+        iconButton("up", fill(texts.up, { name }), () => move(index, -1), { "data-move": "-1", disabled: index === 0 }),
+        iconButton("down", fill(texts.down, { name }), () => move(index, 1), { "data-move": "1", disabled: index === chosen.length - 1 }),
+        iconButton("close", fill(texts.remove, { name }), () => { chosen.splice(index, 1); changed(); add.focus(); })),
+      element("div", { class: "row scale" }, slider, number));
+  }
+
+  function show() {
+    list.replaceChildren(...chosen.map(item));
+    const left = names.filter((name) => !chosen.some((adapter) => adapter.name === name));
+    add.replaceChildren(element("option", { value: "", selected: true, disabled: true }, texts.chooseAdapter),
+      ...left.map((name) => element("option", { value: name }, name)));
+    add.hidden = left.length === 0;
+  }
+
+  show();
+  return {
+    node,
+    value: () => chosen.map(({ name, scale }) => ({ name, scale })),
+    set(adapters) {
+      chosen = adapters.filter(({ name }) => names.includes(name)).map((adapter) => ({ ...adapter }));
+      show();
+    },
+  };
+}

@@ -1,0 +1,81 @@
+// Settings of the playground: read from the form, kept in this browser, written as fields of a request.
+
+import { adapterList } from "./playground-adapters.js";
+import { byId, element } from "./page.js";
+
+const KEY = "graftwerk-playground-settings";
+const OTHER = ["template", "system", "stop", "quantization", "rope_alpha"];
+const INTEGERS = ["top_k", "max_new_tokens", "seed", "no_repeat_ngram_size", "num_beams", "min_new_tokens"];
+const TOP_TOKENS = 5;
+
+const inputs = () => [...document.querySelectorAll("[data-sampling]")];
+
+/** Returns the settings; `onChange` is called after each change. */
+export function settingsOf(data, texts, onChange) {
+  const adapters = adapterList(data.adapters, texts, changed);
+  byId("adapters").append(data.adapters.length ? adapters.node : element("p", { class: "soft" }, texts.noAdapters));
+
+  function changed() {
+    keep();
+    onChange();
+  }
+
+  function keep() {
+    const values = Object.fromEntries([...inputs().map(({ id }) => id), ...OTHER].map((id) => [id, byId(id).value]));
+    const kept = { values, adapters: adapters.value(), probabilities: byId("probabilities").checked };
+    localStorage.setItem(KEY, JSON.stringify(kept));
+  }
+
+  function restore() {
+    const kept = JSON.parse(localStorage.getItem(KEY) ?? "{}");
+    for (const [id, value] of Object.entries(kept.values ?? {})) if (byId(id)) byId(id).value = value;
+    byId("probabilities").checked = kept.probabilities ?? false;
+    adapters.set(data.chosen.length ? data.chosen.map((name) => ({ name, scale: 1 })) : kept.adapters ?? []);
+    namePreset();
+  }
+
+  function namePreset() {
+    const same = ([, values]) => ["temperature", "top_k", "top_p", "min_p", "repetition_penalty"]
+      .every((name) => byId(name).value === String(values[name] ?? ""));
+    byId("preset").value = Object.entries(data.presets).find(same)?.[0] ?? "";
+  }
+
+  byId("preset").addEventListener("change", ({ target }) => {
+    const values = data.presets[target.value];
+    for (const name of ["temperature", "top_k", "top_p", "min_p", "repetition_penalty"]) byId(name).value = values[name] ?? "";
+    changed();
+  });
+  byId("settings").addEventListener("input", ({ target }) => {
+    if (target.id !== "preset") namePreset();
+    changed();
+  });
+  byId("settings").addEventListener("submit", (event) => event.preventDefault());
+
+  restore();
+  return {
+    adapters,
+    /** The sampling by its names in the API; empty fields are left out, so that its defaults hold. */
+    sampling() {
+      const filled = inputs().filter(({ value }) => value !== "");
+      const values = Object.fromEntries(filled.map(({ id, value }) => [id, Number(value)]));
+      const stop = byId("stop").value.split("\n").filter(Boolean);
+      return {
+        ...values, ...(stop.length ? { stop } : {}),
+        ...(byId("probabilities").checked && !(values.num_beams > 1) ? { logprobs: TOP_TOKENS } : {}),
+      };
+    },
+    loading: () => ({
+      ...(byId("quantization").value ? { quantization: byId("quantization").value } : {}),
+      ...(byId("rope_alpha").value ? { rope_alpha: byId("rope_alpha").valueAsNumber } : {}),
+    }),
+    template: () => (byId("template").value ? { template: byId("template").value } : {}),
+    system: () => byId("system").value.trim(),
+    /** Returns false and shows the field if a value cannot be used. */
+    check: () => {
+      const wrong = inputs().find((input) => !input.validity.valid || (INTEGERS.includes(input.id) && !/^-?\d*$/.test(input.value)));
+      if (wrong) document.querySelector(".settings").open = true;
+      wrong?.closest("details")?.setAttribute("open", "");
+      return !wrong || (wrong.reportValidity(), false);
+    },
+  };
+}

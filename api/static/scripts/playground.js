@@ -1,0 +1,262 @@
+// The playground: its tabs, the conversation and the raw continuation. A reply is a generate job whose text is streamed.
+
+import { setUpComparison } from "./playground-compare.js";
+import { Conversation } from "./playground-conversation.js";
+import { Run } from "./playground-generate.js";
+import { showText, tokenView } from "./playground-output.js";
+import { settingsOf } from "./playground-settings.js";
+import { scrollToEnd, showTurns } from "./playground-turns.js";
+import { byId, confirmed, element, errorNotice, fill, textsOf, toast } from "./page.js";
+
+const MODEL_KEY = "graftwerk-playground-model";
+const data = textsOf("playground-data");
+const texts = textsOf("playground-texts");
+
+let conversation = null;
+let run = null;
+
+const settings = settingsOf(data, texts, () => {});
+const model = () => byId("model").value;
+
+// ---- tabs ----
+
+const tabs = [...document.querySelectorAll('[role="tab"]')];
+
+function select(tab) {
+  for (const other of tabs) {
+    const isSelected = other === tab;
+    other.setAttribute("aria-selected", String(isSelected));
+    other.tabIndex = isSelected ? 0 : -1;
+    byId(other.getAttribute("aria-controls")).hidden = !isSelected;
+  }
+  history.replaceState(null, "", `#${tab.id.replace("tab-", "")}`);
+}
+
+for (const tab of tabs) {
+  tab.addEventListener("click", () => select(tab));
+  tab.addEventListener("keydown", ({ key }) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[key];
+    if (!by) return;
+    const next = tabs[(tabs.indexOf(tab) + by + tabs.length) % tabs.length];
+    select(next);
+    next.focus();
+  });
+}
+
+// ---- the model ----
+
+function openModel() {
+  const name = model();
+  byId("model-link").hidden = !name;
+  if (!name) return;
+  byId("model-link").href = `/models/${encodeURIComponent(name)}`;
+  localStorage.setItem(MODEL_KEY, name);
+  conversation = new Conversation(name, data.models[name].version);
+  if (conversation.isOutdated) toast(texts.branchLost);
+  redraw();
+}
+
+byId("model")?.addEventListener("change", () => {
+  run?.cancel();
+  openModel();
+});
+
+/** Returns what every request of this page says about model and text. */
+const common = () => ({
+  kind: "generate", model: model(), adapters: settings.adapters.value(), fit_context: true,
+  sampling: settings.sampling(), ...settings.loading(),
+});
+
+function isReady() {
+  if (!model()) toast(texts.chooseModel, "warning");
+  return Boolean(model()) && !run && settings.check();
+}
+
+function factsOf(job) {
+  const { template, tokens_per_second: rate, outputs: [output] } = job.result;
+  return [
+    fill(texts.facts, { tokens: output.usage.completion_tokens, rate: rate.toFixed(1) }),
+    template && fill(texts.template, { name: template }),
+    output.finish_reason === "length" && texts.length,
+    output.dropped_turns && fill(texts.dropped, { count: output.dropped_turns }),
+  ].filter(Boolean);
+}
+
+// ---- the conversation ----
+
+const actions = {
+  redraw,
+  edit(message, text) {
+    if (isReady()) answer(conversation.add("user", text, message.parent));
+  },
+  regenerate(message) {
+    if (isReady()) answer(conversation.message(message.parent));
+  },
+  useSeed(seed) {
+    byId("seed").value = seed;
+    byId("seed").dispatchEvent(new Event("input", { bubbles: true }));
+    byId("seed").focus();
+  },
+};
+
+function redraw() {
+  showTurns(conversation, texts, actions);
+}
+
+/** Generates the reply to a message of the person. */
+async function answer(question) {
+  const own = conversation;
+  own.leaf = question.id;
+  const messages = own.path.map(({ role, text }) => ({ role, content: text }));
+  const system = settings.system();
+  const adapters = settings.adapters.value().map(({ name, scale }) => (scale === 1 ? name : `${name}@${scale}`));
+  const reply = own.add("assistant", "", question.id, { label: [own.model, ...adapters].join(" + "), facts: [texts.queued] });
+  setRunning(new Run());
+  redraw();
+  const body = () => document.querySelector(`[data-id="${reply.id}"] .body`);
+  const show = () => { if (own === conversation && body()) { showText(body(), reply.text, texts); scrollToEnd(); } };
+  try {
+    const ended = await run.start(
+      { ...common(), ...settings.template(), messages: [...(system ? [{ role: "system", content: system }] : []), ...messages] },
+      {
+        onSubmitted: ({ id, warnings }) => Object.assign(reply, { job: id, warnings }),
+        onToken: ({ offset, text }) => {
+          // a job that runs again sends its text from the beginning
+          reply.text = [...reply.text].slice(0, offset).join("") + text;
+          show();
+        },
+      });
+    finish(reply, ended);
+  } catch (error) {
+    Object.assign(reply, { error: errorNotice(error), facts: [] });
+  } finally {
+    setRunning(null);
+    if (own === conversation) redraw();
+    if (reply.error) forget(own, reply, question);
+    own.keep();
+  }
+}
+
+/** Takes a failed reply out of the conversation, where it is shown once, and gives a question without other replies back. */
+function forget(own, reply, question) {
+  own.drop(reply);
+  if (own.messages.some(({ parent }) => parent === question.id)) return;
+  own.drop(question);
+  if (own === conversation && !byId("chat-text").value) byId("chat-text").value = question.text;
+}
+
+function finish(reply, job) {
+  reply.warnings = [];
+  if (job.status === "succeeded") {
+    const [output] = job.result.outputs;
+    Object.assign(reply, { text: output.text, facts: factsOf(job), logprobs: output.logprobs ?? undefined, seed: output.seed ?? undefined });
+  } else if (job.status === "canceled") {
+    reply.facts = [texts.stopped];
+  } else {
+    Object.assign(reply, { error: errorNotice({ problem: { detail: job.error.message, hint: job.error.hint } }), facts: [] });
+  }
+}
+
+function setRunning(started) {
+  run = started;
+  for (const name of ["chat", "raw"]) {
+    byId(`${name}-send`).disabled = Boolean(run);
+    byId(`${name}-stop`).hidden = !run;
+  }
+}
+
+if (byId("chat-form")) {
+  byId("chat-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = byId("chat-text").value;
+    if (!text.trim() || !isReady()) return;
+    byId("chat-text").value = "";
+    answer(conversation.add("user", text, conversation.leaf));
+  });
+  for (const [area, form] of [["chat-text", "chat-form"], ["compare-text", "compare-form"]]) {
+    byId(area).addEventListener("keydown", (event) => {
+      // Enter belongs to an input method while it composes a character
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      byId(form).requestSubmit();
+    });
+  }
+  byId("chat-stop").addEventListener("click", () => run?.cancel());
+  byId("raw-stop").addEventListener("click", () => run?.cancel());
+  byId("chat-new").addEventListener("click", async () => {
+    if (!conversation?.messages.length || !(await confirmed(texts.clearQuestion, { confirm: texts.clear }))) return;
+    run?.cancel();
+    conversation.clear();
+    conversation.keep();
+    redraw();
+    byId("chat-text").focus();
+  });
+  byId("chat-markdown").addEventListener("click", () => save("md", "text/markdown", conversation?.toMarkdown({ user: texts.you, assistant: conversation.model })));
+  byId("chat-json").addEventListener("click", () => save("json", "application/json",
+    conversation?.toJson({ adapters: settings.adapters.value(), system: settings.system(), ...settings.template(), sampling: settings.sampling() })));
+  byId("raw-send").addEventListener("click", continueText);
+}
+
+function save(suffix, type, text) {
+  if (!text) return;
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  element("a", { href: url, download: `${conversation.model}.${suffix}` }).click();
+  URL.revokeObjectURL(url);
+}
+
+// ---- a text that is continued ----
+
+async function continueText() {
+  const area = byId("raw-text");
+  if (!isReady()) return;
+  const before = area.value;
+  let added = "";
+  setRunning(new Run());
+  byId("raw-note").textContent = texts.queued;
+  byId("raw-tokens").replaceChildren();
+  area.readOnly = true;
+  try {
+    const job = await run.start({ ...common(), template: "raw", prompt: before }, {
+      onToken: ({ offset, text }) => {
+        added = [...added].slice(0, offset).join("") + text;
+        area.value = before + added;
+        area.scrollTop = area.scrollHeight;
+      },
+    });
+    showContinuation(job, before);
+  } catch (error) {
+    byId("raw-note").textContent = "";
+    byId("raw-tokens").replaceChildren(errorNotice(error));
+  } finally {
+    area.readOnly = false;
+    setRunning(null);
+    byId("raw-undo").disabled = area.value === before;
+    byId("raw-undo").onclick = () => {
+      area.value = before;
+      byId("raw-undo").disabled = true;
+    };
+  }
+}
+
+function showContinuation(job, before) {
+  const note = byId("raw-note");
+  note.textContent = job.status === "canceled" ? texts.stopped : "";
+  if (job.status === "failed") byId("raw-tokens").replaceChildren(errorNotice({ problem: { detail: job.error.message, hint: job.error.hint } }));
+  if (job.status !== "succeeded") return;
+  const [output] = job.result.outputs;
+  byId("raw-text").value = before + output.text;
+  note.textContent = [...factsOf(job), fill(texts.seed, { seed: output.seed ?? "" })].join(" · ");
+  if (output.logprobs?.length) byId("raw-tokens").replaceChildren(tokenView(output.logprobs, texts));
+}
+
+// ---- start ----
+
+if (byId("model")) {
+  const asked = new URLSearchParams(location.search).get("model");
+  const last = localStorage.getItem(MODEL_KEY);
+  if (!asked && last in data.models) byId("model").value = last;
+  openModel();
+  setUpComparison({ data, texts, settings, model });
+  select(tabs.find(({ id }) => id === `tab-${location.hash.slice(1)}`) ?? tabs[0]);
+  if (matchMedia("(max-width: 64rem)").matches) document.querySelector(".settings").open = false;
+}
