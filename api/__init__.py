@@ -91,6 +91,7 @@ def create_app(
         hub.HubRepository,
         uploads.UploadState,
         deliveries.DeliveryList,
+        models.Dependents,
         signin.SessionState,
         errors.Problem,
         metrics.System,

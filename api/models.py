@@ -16,8 +16,10 @@ from api.responses import ModelList, json_response
 from api.state import state
 from services.bounded_text import listed
 from services.errors import ModelInUse, ModelNotFound
+from services.jobs.status import JobStatus
 from services.kinds.model_summary import ModelSummary
 from services.models.archive import Archive, is_inside
+from services.models.dependents import MadeFrom, adapters_of, made_from
 from services.names import MODEL_NAME_PATTERN, is_model_name
 
 CHUNK_BYTES = 1024 * 1024
@@ -61,6 +63,46 @@ def model(path: ModelPath) -> Response:
     """
     _folder(path)
     return json_response(state().models.describe(path.name))
+
+
+class DependentJob(BaseModel):
+    """An unfinished job that reads or makes a model."""
+
+    id: str
+    kind: str
+    status: JobStatus
+
+
+class Dependents(BaseModel):
+    """Dependents of a model; while a job is unfinished, the model cannot be deleted."""
+
+    name: str
+    models: list[MadeFrom] = Field(
+        description="Models made from it: they stay complete, and cannot be checked against it or made again without it."
+    )
+    adapters: list[str] = Field(
+        description="Adapters whose recorded base it is: they cannot be used without it."
+    )
+    jobs: list[DependentJob] = Field(description="Unfinished jobs that read or make it, the oldest first.")
+
+
+@api.get("/models/<name>/dependents", responses={200: Dependents, **problems(404, 503)})
+def dependents(path: ModelPath) -> Response:
+    """Get the dependents of a model: models made from it, adapters of it, unfinished jobs."""
+    _folder(path)
+    found = state().models.models()
+    own = next((model for model in found if model.name == path.name), None)
+    if own is None:  # it was deleted a moment ago
+        raise state().store.not_found(path.name)
+    jobs = state().queue.unfinished(path.name)
+    return json_response(
+        Dependents(
+            name=path.name,
+            models=list(made_from(own, found)),
+            adapters=list(adapters_of(own, found)),
+            jobs=[DependentJob(id=job.id, kind=job.kind, status=job.status) for job in jobs],
+        )
+    )
 
 
 @api.delete("/models/<name>", responses={204: None, **problems(404, 409, 503)})

@@ -22,6 +22,7 @@ from services.jobs.finalization import end_waiting
 from services.jobs.identity import service_identity
 from services.jobs.indexes import forget
 from services.jobs.listing import ALL_JOBS, JobFilter, count_jobs, list_jobs
+from services.jobs.open_jobs import OpenJob, read_open
 from services.jobs.queue_limits import QueueLimits
 from services.jobs.records import (
     active_ids,
@@ -301,6 +302,12 @@ class JobQueue:
             if model_name.lower() in {name.lower() for name in names}:
                 users.append(job.id)
         return sorted(users)
+
+    @reaching_redis()
+    def unfinished(self, model_name: str) -> Sequence[OpenJob]:
+        """Returns the unfinished jobs that read or make this model, the oldest first."""
+        found = (job for job in read_open(self.redis) if job.reads_or_makes(model_name))
+        return sorted((job for job in found if job.status not in ENDED), key=lambda job: job.created_us)
 
     @reaching_redis()
     def using_upload(self, upload_id: str) -> Sequence[str]:

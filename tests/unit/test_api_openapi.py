@@ -60,7 +60,7 @@ def test_the_document_has_exactly_the_routes(document: Json) -> None:
         ("GET", "/api/jobs/{job_id}/log"), ("GET", "/api/jobs/{job_id}/results"), ("POST", "/api/jobs/{job_id}/cancel"),
         ("POST", "/api/jobs/{job_id}/retry"), ("GET", "/api/jobs/{job_id}/deliveries"),
         ("POST", "/api/jobs/{job_id}/deliveries/{delivery_id}/redeliver"), ("GET", "/api/events"), ("GET", "/api/models"),
-        ("GET", "/api/models/{name}"), ("DELETE", "/api/models/{name}"),
+        ("GET", "/api/models/{name}"), ("GET", "/api/models/{name}/dependents"), ("DELETE", "/api/models/{name}"),
         ("GET", "/api/models/{name}/files/{file}"), ("GET", "/api/models/{name}/archive"),
         ("POST", "/api/uploads"), ("GET", "/api/uploads/{upload_id}"), ("PATCH", "/api/uploads/{upload_id}"),
         ("DELETE", "/api/uploads/{upload_id}"), ("GET", "/api/session"), ("GET", "/api/system"),
