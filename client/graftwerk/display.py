@@ -129,10 +129,8 @@ def _without_escapes(console: Console, text: str) -> str:
 
 
 def print_line(console: Console, line: str | Text, *, style: str = "") -> None:
-    """Prints a sentence: wrapped between words on a terminal, as one line in a pipe."""
-    console.print(
-        Text(line) if isinstance(line, str) else line, style=style, soft_wrap=not console.is_terminal
-    )
+    """Prints a sentence as one line, which the terminal wraps: a command in it can be copied."""
+    console.print(Text(line) if isinstance(line, str) else line, style=style, soft_wrap=True)
 
 
 def note(line: str, *, style: str = "") -> None:

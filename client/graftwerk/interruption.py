@@ -86,6 +86,15 @@ def _single_keys() -> Iterator[int]:
 def _read_choice(terminal: int) -> Choice:
     """Reads keys up to the first that is a choice; those after it are left for the shell."""
     while (key := os.read(terminal, 1)) not in KEYS:
-        while key == ESCAPE and select.select([terminal], [], [], SEQUENCE_SECONDS)[0]:
-            os.read(terminal, 1)
+        if key == ESCAPE:
+            _skip_sequence(terminal)
     return KEYS[key]
+
+
+def _skip_sequence(terminal: int) -> None:
+    """Reads the rest of an escape sequence (ECMA-48, 5.4), such as that of an arrow key; none follows a bare Escape."""
+    if not select.select([terminal], [], [], SEQUENCE_SECONDS)[0]:
+        return
+    if os.read(terminal, 1) in (b"[", b"O"):
+        while not b"\x40" <= os.read(terminal, 1) <= b"\x7e":
+            pass
