@@ -3,6 +3,7 @@
 from typing import Literal
 
 from flask import Blueprint, Response, redirect, render_template, request
+from flask_babel import gettext
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, Field
@@ -103,7 +104,7 @@ def logout() -> AnyResponse:
 def _begin(target: str, given: str) -> Response:
     key = access().find(given)
     if key is None:
-        return _form(target, 401, "This key is unknown. Check that it was copied completely.")
+        return _form(target, 401, gettext("This key is unknown. Check that it was copied completely."))
     response = Response(status=303, headers={"Location": target, "Cache-Control": "no-store"})
     access().sessions.start(response, key)
     return response

@@ -31,7 +31,7 @@ def sources(domain: str) -> list[Path]:
     if domain == LAYOUT:
         own = [API / "pages" / f"{name}.py" for name in DOMAINS if name != LAYOUT]
         shared = [path for path in sorted((API / "pages").glob("*.py")) if path not in own]
-        return [*shared, *sorted((API / "templates").glob("*.html"))]
+        return [API / "signin.py", *shared, *sorted((API / "templates").glob("*.html"))]
     return [
         *sorted((API / "pages").glob(f"{domain}.py")),
         *sorted((API / "templates" / domain).rglob("*.html")),

@@ -1,6 +1,5 @@
 """The parts that all pages share: response headers, navigation, formats, errors as pages."""
 
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -133,8 +132,3 @@ def _parts(seconds: int) -> Iterator[str]:
         number, seconds = divmod(seconds, size)
         if number:
             yield f"{number} {unit}"
-
-
-def is_local_path(path: str) -> bool:
-    """Returns True for a path of this service, so that a link in a parameter never leads to another site."""
-    return re.fullmatch(r"/(?![/\\])[^\\\s]*", path) is not None

@@ -8,7 +8,6 @@ from urllib.parse import urljoin
 import pytest
 from flask.testing import FlaskClient
 
-from api.pages.layout import is_local_path
 from tests.api_client import client_of
 
 pytestmark = pytest.mark.disable_socket
@@ -88,18 +87,6 @@ def test_the_language_is_that_of_the_cookie_or_else_of_the_browser(
         client.set_cookie("language", cookie)
     page = client.get("/jobs", headers={"Accept-Language": header})
     assert f'<html lang="{language}"' in page.text
-
-
-@pytest.mark.parametrize("path", ["/jobs", "/", "/models/zh?tab=tensors"])
-def test_a_path_of_the_service_is_local(path: str) -> None:
-    assert is_local_path(path)
-
-
-@pytest.mark.parametrize(
-    "path", ["//evil.example", "/\\evil.example", "https://evil.example", "jobs", "", "/a\\b", "/a b"]
-)
-def test_an_address_of_another_site_is_not_local(path: str) -> None:
-    assert not is_local_path(path)
 
 
 # ---- translations -------------------------------------------------------------------------------------
