@@ -1,13 +1,167 @@
-"""The page Jobs: the board of jobs."""
+"""The page Jobs: the board of jobs, and a page for each job."""
 
-from flask import Response
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
 
-from api.pages.layout import page_blueprint, page_response
+from flask import Response, request
+from flask_babel import lazy_gettext
+
+from api.jobs import JobPath, job_id_of
+from api.pages import job_rows
+from api.pages.job_rows import JobRow, rows_of
+from api.pages.layout import is_fragment_request, page_blueprint, page_response
+from api.state import state
+from services.errors import InvalidRequest
+from services.jobs.listing import JobFilter, newer_cursor
+from services.jobs.upstream import waiting_dependents
+from services.kinds import KINDS
+
+PAGE_SIZE = 50
+LARGEST_BATCH = 2 * PAGE_SIZE
+"""Most rows of one request for rows: those of a page, and new ones."""
+
+LOG_LINES_SHOWN = 500
+STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
+
+KIND_NAMES = {
+    "import": lazy_gettext("Import"),
+    "convert": lazy_gettext("Convert"),
+    "merge": lazy_gettext("Merge"),
+    "verify": lazy_gettext("Verify"),
+    "generate": lazy_gettext("Generate"),
+    "compare": lazy_gettext("Compare"),
+    "embed": lazy_gettext("Embed"),
+    "perplexity": lazy_gettext("Perplexity"),
+    "extend-tokenizer": lazy_gettext("Extend tokenizer"),
+    "extract": lazy_gettext("Extract adapter"),
+    "combine": lazy_gettext("Combine adapters"),
+    "publish-to-hub": lazy_gettext("Publish to the Hub"),
+}
+
+STATUS_NAMES = {
+    "queued": lazy_gettext("Queued"),
+    "running": lazy_gettext("Running"),
+    "succeeded": lazy_gettext("Succeeded"),
+    "failed": lazy_gettext("Failed"),
+    "canceled": lazy_gettext("Canceled"),
+}
+
+STAGES = {
+    "loading": lazy_gettext("loading"),
+    "generating": lazy_gettext("generating"),
+    "embedding": lazy_gettext("embedding"),
+    "scoring": lazy_gettext("scoring"),
+    "writing tensors": lazy_gettext("writing tensors"),
+    "copying files": lazy_gettext("copying files"),
+    "checking the archive": lazy_gettext("checking the archive"),
+    "verifying tensors": lazy_gettext("verifying tensors"),
+    "verifying files": lazy_gettext("verifying files"),
+    "verifying products": lazy_gettext("verifying products"),
+    "comparing tensors": lazy_gettext("comparing tensors"),
+    "comparing logits": lazy_gettext("comparing logits"),
+    "comparing precisions": lazy_gettext("comparing precisions"),
+    "measuring changes": lazy_gettext("measuring changes"),
+    "computing factors": lazy_gettext("computing factors"),
+    "computing importance": lazy_gettext("computing importance"),
+    "extending the vocabulary": lazy_gettext("extending the vocabulary"),
+    "taking the same model": lazy_gettext("taking the same model"),
+    "waiting for memory": lazy_gettext("waiting for memory"),
+}
+"""Stages of work by the worker's names; others are shown as they are."""
 
 page = page_blueprint("jobs")
 
 
+@page.context_processor
+def names() -> dict[str, Any]:
+    """Returns the names of kinds, statuses and stages in the language of the request, and functions for results."""
+    return {
+        "kind_names": _translated(KIND_NAMES),
+        "status_names": _translated(STATUS_NAMES),
+        "stages": _translated(STAGES),
+        "figures": job_rows,
+    }
+
+
+def _translated(texts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(text) for name, text in texts.items()}
+
+
 @page.get("/jobs")
 def jobs() -> Response:
-    """Returns the page."""
-    return page_response("jobs/page.html")
+    """Returns the page, or the board alone for htmx."""
+    chosen = _filters(request.args)
+    after = request.args.get("after") or None
+    selected = JobFilter(chosen.get("kind"), chosen.get("status"), chosen.get("model"))  # type: ignore[arg-type]
+    found, older = state().queue.list(selected, limit=PAGE_SIZE, after=after)
+    values: dict[str, Any] = {
+        "rows": job_rows.job_rows(found), "chosen": chosen, "after": after, "older": _address(chosen, older),
+        "newer": _newer(chosen, selected, after), "kinds": KIND_NAMES, "statuses": STATUSES,
+    }  # fmt: skip
+    if is_fragment_request():
+        response = page_response("jobs/board.html", **values)
+        response.headers["HX-Push-Url"] = _address(chosen, after, is_first=after is None) or "/jobs"
+        return response
+    return page_response("jobs/page.html", models=state().store.names(), **values)
+
+
+@page.get("/jobs/rows")
+def rows() -> Response:
+    """Returns rows of the board; those of other jobs than the filter selects are marked so."""
+    chosen = _filters(request.args)
+    selected = JobFilter(chosen.get("kind"), chosen.get("status"), chosen.get("model"))  # type: ignore[arg-type]
+    job_ids = [job_id_of(JobPath(job_id=text)) for text in request.args.getlist("id")[:LARGEST_BATCH]]
+    return page_response("jobs/rows.html", rows=rows_of(job_ids), selected=selected)
+
+
+@page.get("/jobs/<job_id>")
+def job(job_id: str) -> Response:
+    """Returns the page of one job, or its content alone for htmx."""
+    found = state().queue.get(job_id_of(JobPath(job_id=job_id)))
+    row = job_rows.job_rows([found])[0]
+    template = "jobs/detail.html" if is_fragment_request() else "jobs/job.html"
+    return page_response(template, row=row, job=row.job, **_surroundings(row))
+
+
+def _surroundings(row: JobRow) -> dict[str, Any]:
+    queue = state().queue
+    lines = queue.log(row.job.id).splitlines()
+    return {
+        "upstream": rows_of(row.job.after),
+        "downstream": rows_of(waiting_dependents(queue.redis, row.job.id)),
+        "deliveries": queue.deliveries(row.job.id) if row.job.request.webhook else [],
+        "log": lines[-LOG_LINES_SHOWN:],
+        "omitted_lines": max(0, len(lines) - LOG_LINES_SHOWN),
+    }
+
+
+def _filters(args: Mapping[str, str]) -> dict[str, str]:
+    """Returns the filters that are set.
+
+    Raises:
+        InvalidRequest: a kind or a status does not exist.
+    """
+    chosen = {name: args[name].strip() for name in ("kind", "status", "model") if args.get(name, "").strip()}
+    for name, allowed in (("kind", tuple(KINDS)), ("status", STATUSES)):
+        if name in chosen and chosen[name] not in allowed:
+            raise InvalidRequest(
+                f"{chosen[name][:80]!r} is not a {name} of jobs.", f"It is one of {', '.join(allowed)}."
+            )
+    return chosen
+
+
+def _newer(chosen: dict[str, str], selected: JobFilter, after: str | None) -> str | None:
+    """Returns the address of the page with newer jobs, None on the first page."""
+    if after is None:
+        return None
+    cursor = newer_cursor(state().queue.redis, selected, limit=PAGE_SIZE, after=after)
+    return _address(chosen, cursor, is_first=cursor is None)
+
+
+def _address(chosen: dict[str, str], after: str | None, *, is_first: bool = False) -> str | None:
+    """Returns the address of a page of the board; None without a cursor, unless it is the first page."""
+    if after is None and not is_first:
+        return None
+    parameters = chosen if after is None else {**chosen, "after": after}
+    return f"/jobs?{urlencode(parameters)}" if parameters else "/jobs"

@@ -76,8 +76,8 @@ def page_response(template: str, status: int = 200, *, policy: str = PAGE_POLICY
 
 
 def is_fragment_request() -> bool:
-    """Returns True if htmx replaces a part of a page with the response."""
-    return request.headers.get("HX-Request") == "true"
+    """Returns True if htmx replaces a part of a page with the response, and not a page that the browser goes back to."""
+    return request.headers.get("HX-Request") == "true" and request.headers.get("HX-Request-Type") != "full"
 
 
 def error_page(error: Exception) -> Response:
@@ -121,6 +121,8 @@ def format_duration(seconds: float | None) -> str:
     """Returns a duration with its two largest units, such as `3 min 20 s`."""
     if seconds is None:
         return ""
+    if 0 < seconds < 0.05:
+        return f"< {format_decimal(0.1, '0.0')} s"
     if seconds < 10:
         return f"{format_decimal(seconds, '0.0')} s"
     parts = list(_parts(round(seconds)))

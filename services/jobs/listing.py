@@ -13,7 +13,7 @@ from rq.utils import as_text
 from services.errors import InvalidRequest
 from services.jobs.indexes import IndexFields, ended_key, ensure_complete, known_kinds
 from services.jobs.open_jobs import OpenJob, read_open
-from services.jobs.records import JOBS_KEY, read_jobs
+from services.jobs.records import JOBS_KEY, reaching_redis, read_jobs
 from services.jobs.status import ENDED, Job, JobStatus
 
 
@@ -92,6 +92,33 @@ def count_jobs(redis: Redis, selected: JobFilter) -> int:
             pipe.zcard(key)
         sizes: list[int] = pipe.execute()
     return unfinished + sum(sizes)
+
+
+@reaching_redis()
+def newer_cursor(redis: Redis, selected: JobFilter, *, limit: int, after: str) -> str | None:
+    """Returns the cursor of the page before the page at a cursor, None if that is the first page.
+
+    Raises:
+        InvalidRequest: `after` is not a cursor of a listing.
+    """
+    position = _from_cursor(after)
+    times = sorted(_times_from(redis, selected, position, limit + 1))
+    return _to_cursor(times[limit]) if len(times) > limit else None
+
+
+def _times_from(redis: Redis, selected: JobFilter, position: int, count: int) -> list[int]:
+    """Returns creation times of selected jobs that are not older than a position, among them the `count` oldest."""
+    keys, times = [JOBS_KEY], list[int]()
+    if not selected.is_empty:
+        ensure_complete(redis)
+        keys = selected.ended_keys(known_kinds(redis))
+        found = [job for job in read_open(redis) if selected.matches_open(job)]
+        times = [job.created_us for job in found if job.created_us >= position]
+    with redis.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.zrangebyscore(key, position, "+inf", start=0, num=count, withscores=True)
+        ranges: list[Any] = pipe.execute()
+    return times + [int(score) for entries in ranges for _, score in entries]
 
 
 def _newest(redis: Redis, selected: JobFilter, below: int | None, count: int) -> Mapping[str, int]:

@@ -1,0 +1,51 @@
+// The page of one job: its progress, and its log while it runs.
+
+import { followJob } from "./events.js";
+import { ENDED, byId, fill, request } from "./page.js";
+import { prepareSnippets, runActions, showProgress, texts } from "./job_progress.js";
+
+const LOG_MS = 2000;
+
+const article = byId("job");
+const id = article.dataset.id;
+let status = byId("job-head").dataset.status;
+
+const refresh = async () => {
+  await htmx.ajax("GET", location.pathname, { target: "#job", swap: "innerMorph" });
+  prepareSnippets(article);
+};
+
+async function refreshLog() {
+  if (document.hidden) return;
+  const log = byId("log");
+  const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  log.textContent = await (await request(`/api/jobs/${id}/log`)).text() || texts.noLog;
+  if (isAtEnd) log.scrollTop = log.scrollHeight;
+}
+
+async function follow() {
+  const tail = setInterval(() => refreshLog().catch(() => {}), LOG_MS);
+  try {
+    await followJob(id, {
+      onProgress(progress) {
+        if (!showProgress(byId("job-state"), progress)) refresh();
+      },
+      onStatus(job) {
+        if (job.status === status) return;
+        status = job.status;
+        byId("announcement").textContent = fill(texts.announcement, { kind: texts.kinds[job.kind] ?? job.kind, status: texts.statuses[status] });
+        refresh();
+      },
+    });
+  } finally {
+    clearInterval(tail);
+  }
+}
+
+runActions(article, () => id, (action, _, outcome) => {
+  if (action === "delete" && outcome) location.assign("/jobs");
+  else if (action !== "copy" && action !== "retry") refresh();
+});
+prepareSnippets(article);
+byId("log").scrollTop = byId("log").scrollHeight;
+if (!ENDED.includes(status)) follow();
