@@ -42,6 +42,11 @@ class Terminal:
         """Presses keys by tmux's names, such as Enter, C-c or Right."""
         self._run("send-keys", *keys)
 
+    def paste(self, text: str) -> None:
+        """Pastes a text in one piece, marked as pasted (bracketed paste) where the program asks for that."""
+        self._run("set-buffer", "--", text)
+        self._run("paste-buffer", "-p", "-r")
+
     def screen(self) -> str:
         """Returns the lines of the screen and of its history; those that the terminal has wrapped are one."""
         return self._run("capture-pane", "-p", "-J", "-S", "-2000")

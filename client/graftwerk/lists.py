@@ -12,7 +12,7 @@ from rich.text import Text
 
 from graftwerk.models import Job, JsonObject
 from graftwerk.quantities import adapter_label, duration, local_time, magnitude
-from graftwerk.status_text import COLOR_OF, state_of
+from graftwerk.status_text import COLOR_OF
 
 WIDE_COLUMNS = 96
 """Width from which on jobs are a table."""
@@ -62,7 +62,7 @@ class JobsView:
             return
         table = _table("id", "job", "status", "took", "created", fixed=("id", "took"))
         for job in self._jobs:
-            state = f"\n{state_of(job)}" if state_of(job) else ""
+            state = f"\n{job.detail}" if job.detail else ""
             status = Text.assemble((job.status, COLOR_OF[job.status]), (state, "dim"))
             table.add_row(
                 Text(job.id, style="dim"), Text(job.title), status, self._took(job), self._created(job)
@@ -70,7 +70,7 @@ class JobsView:
         yield table
 
     def _block(self, job: Job) -> Text:
-        figures = (state_of(job), self._took(job), self._created(job))
+        figures = (job.detail, self._took(job), self._created(job))
         more = "".join(f"  {figure}" for figure in figures if figure)
         status = (job.status, COLOR_OF[job.status])
         return Text.assemble(job.title, "  ", status, more, (f"\n  {job.id}", "dim"), overflow="fold")

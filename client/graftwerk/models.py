@@ -46,6 +46,9 @@ RESULTS: Mapping[str, type[JobResult]] = {
 ResultT_co = TypeVar("ResultT_co", bound=JobResult, default=JobResult, covariant=True)
 
 
+_NOT_IN_TABLES = {"id", "kind", "status", "request", "links", "progress", "queue_position", "waiting_for"}
+
+
 class Progress(BaseModel):
     """Progress of a running job; `unit` names what `done` and `total` count."""
 
@@ -126,24 +129,27 @@ class Job(BaseModel, Generic[ResultT_co]):
         return None if result is None else fields_of(result)
 
     def __repr__(self) -> str:
-        return f"<Job {self.id} {self.title}: {self._state}>"
+        detail = f", {self.detail}" if self.detail else ""
+        return f"<Job {self.id} {self.title}: {self.status}{detail}>"
 
     def _repr_html_(self) -> str:
-        fields = self.model_dump(mode="json", exclude_unset=True, exclude={"links", "request", "progress"})
-        state = {"id": self.id, "state": self._state}
-        shown = state | {
-            name: value for name, value in fields.items() if name not in ("id", "kind", "status")
-        }
-        return html_of(self.title, shown)
+        fields = self.model_dump(mode="json", exclude_unset=True, exclude=_NOT_IN_TABLES)
+        state = {"id": self.id, "status": self.status, "detail": self.detail}
+        return html_of(self.title, state | fields)
 
     @property
-    def _state(self) -> str:
-        if self.error is not None:
-            return f"{self.status}, {self.error.code}"
+    def detail(self) -> str:
+        """State beyond the status: the code of the error, the reason for waiting, stage and share."""
+        if self.error is not None and self.status == "failed":
+            return self.error.code
+        if self.status == "queued" and self.waiting_for is not None:
+            return f"waiting for {self.waiting_for.what}"
+        if self.status == "queued" and self.queue_position is not None:
+            return f"position {self.queue_position}"
         if self.status == "running" and self.progress is not None:
             share = "" if self.progress.fraction is None else f" {self.progress.fraction:.0%}"
-            return f"{self.status}, {self.progress.stage}{share}"
-        return self.status
+            return f"{self.progress.stage}{share}"
+        return ""
 
     def raise_for_status(self) -> Self:
         """Returns this job if it has not failed, as `client.merge(…).wait().raise_for_status()`.

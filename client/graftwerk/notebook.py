@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rich.filesize import decimal
+from graftwerk.field_text import heading, plain
 
 MAX_ROWS = 20
 """Entries of a list that are shown."""
@@ -18,7 +18,7 @@ _LEFT = ' style="text-align: left; vertical-align: top; white-space: pre-wrap"'
 def html_of(title: str, fields: Mapping[str, Any], depth: int = 0) -> str:
     """Returns a table of the fields that have a value, below a title; every text is escaped."""
     rows = "".join(
-        f"<tr><th{_LEFT}>{escape(_heading(name))}</th><td{_LEFT}>{_value_html(name, value, depth)}</td></tr>"
+        f"<tr><th{_LEFT}>{escape(heading(name))}</th><td{_LEFT}>{_value_html(name, value, depth)}</td></tr>"
         for name, value in fields.items()
         if value not in (None, [], {}, "")
     )
@@ -31,7 +31,7 @@ def _value_html(name: str, value: Any, depth: int) -> str:
         return html_of("", value, depth + 1)
     if _is_rows(value) and depth < MAX_DEPTH:
         return _rows_html(value)
-    return escape(plain(name, value))
+    return escape(_plain(name, value))
 
 
 def _is_rows(value: object) -> bool:
@@ -42,30 +42,17 @@ def _rows_html(rows: Sequence[Mapping[str, Any]]) -> str:
     names = dict.fromkeys(
         name for row in rows for name, value in row.items() if value not in (None, [], {}, "")
     )
-    head = "".join(f"<th{_LEFT}>{escape(_heading(name))}</th>" for name in names)
+    head = "".join(f"<th{_LEFT}>{escape(heading(name))}</th>" for name in names)
     body = "".join(
-        f"<tr>{''.join(f'<td{_LEFT}>{escape(plain(name, row.get(name)))}</td>' for name in names)}</tr>"
+        f"<tr>{''.join(f'<td{_LEFT}>{escape(_plain(name, row.get(name)))}</td>' for name in names)}</tr>"
         for row in rows[:MAX_ROWS]
     )
     rest = f"<p>… and {len(rows) - MAX_ROWS:,} more</p>" if len(rows) > MAX_ROWS else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"
 
 
-def _heading(name: str) -> str:
-    return name.removesuffix("_bytes").replace("_", " ")
-
-
-def plain(name: str, value: Any) -> str:
-    """Returns the value of a field as text: bytes with their unit, lists cut, yes and no."""
-    if isinstance(value, list):
-        rest = f", … and {len(value) - MAX_ROWS:,} more" if len(value) > MAX_ROWS else ""
-        return ", ".join(plain(name, item) for item in value[:MAX_ROWS]) + rest
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(str(key), item)}" for key, item in value.items())
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return decimal(value) if name.endswith("bytes") else f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.6g}"
-    return "" if value is None else str(value)
+def _plain(name: str, value: Any) -> str:
+    """Returns the text of a value; long lists are cut."""
+    if isinstance(value, list) and len(value) > MAX_ROWS:
+        return f"{plain(name, value[:MAX_ROWS])}, … and {len(value) - MAX_ROWS:,} more"
+    return plain(name, value)

@@ -1,19 +1,17 @@
 """Tables of JSON objects; none is wider than the console."""
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.filesize import decimal
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from graftwerk.field_text import heading, plain
 from graftwerk.models import JsonObject
-from graftwerk.quantities import full_local_time
 
 LEAST_COLUMNS = 20
 """Width to which a column of a table may be folded; on a narrower console its rows stand one below the other."""
@@ -26,7 +24,7 @@ def facts_view(facts: Mapping[str, Any]) -> RenderableType:
     grid.add_column(overflow="fold")
     for name, value in facts.items():
         if value not in (None, [], {}, ""):
-            grid.add_row(_heading(name), _value_view(name, value))
+            grid.add_row(heading(name), _value_view(name, value))
     return grid
 
 
@@ -35,7 +33,7 @@ def _value_view(name: str, value: Any) -> RenderableType:
         return facts_view(value)
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return RowsView(value)
-    return Text(_plain(name, value))
+    return Text(plain(name, value))
 
 
 class RowsView:
@@ -49,7 +47,7 @@ class RowsView:
         self._names = list(
             dict.fromkeys(name for row in rows for name, value in row.items() if value not in (None, [], {}))
         )
-        self._cells = [[_plain(name, row.get(name)) for name in self._names] for row in rows]
+        self._cells = [[plain(name, row.get(name)) for name in self._names] for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yields the table or the objects."""
@@ -64,7 +62,7 @@ class RowsView:
     def _least(self) -> int:
         columns = zip(*self._cells, strict=True) if self._cells else ()
         widths = (max(map(cell_len, cells)) for cells in columns)
-        headings = (len(_heading(name)) for name in self._names)
+        headings = (len(heading(name)) for name in self._names)
         return sum(
             max(heading, min(LEAST_COLUMNS, width)) + 2
             for heading, width in zip(headings, widths, strict=False)
@@ -73,47 +71,13 @@ class RowsView:
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for name in self._names:
-            table.add_column(_heading(name), overflow="fold")
+            table.add_column(heading(name), overflow="fold")
         for row in self._cells:
             table.add_row(*map(Text, row))
         return table
 
     def _blocks(self) -> Group:
         return Group(*(Padding(facts_view(row), (0, 0, 1, 0)) for row in self._rows))
-
-
-def _heading(name: str) -> str:
-    return name.removesuffix("_bytes").replace("_", " ")
-
-
-def _plain(name: str, value: Any) -> str:
-    if isinstance(value, list):
-        separator = "\n" if any(" " in str(item) for item in value) else ", "
-        return separator.join(_plain(name, item) for item in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(key, item)}" for key, item in value.items())
-    if isinstance(value, str) and name.endswith("_at"):
-        return _local(value)
-    return _FORMS.get(type(value), _as_text)(name, value)
-
-
-_FORMS: Mapping[type, Callable[[str, Any], str]] = {
-    bool: lambda _, value: "yes" if value else "no",
-    int: lambda name, value: decimal(value) if name.endswith("bytes") else f"{value:,}",
-    float: lambda _, value: f"{value:,.6g}",
-    type(None): lambda *_: "",
-}
-
-
-def _as_text(_: str, value: object) -> str:
-    return str(value)
-
-
-def _local(value: str) -> str:
-    try:
-        return full_local_time(datetime.fromisoformat(value))
-    except ValueError:
-        return value
 
 
 def plan_view(plan: JsonObject) -> RenderableType:

@@ -63,7 +63,7 @@ def test_chat_checks_the_request_before_anything_is_typed(service: Service, run:
     assert (sent["kind"], sent["model"], sent["adapters"]) == ("generate", "org/m:8b", ["x"])
 
 
-def test_ctrl_c_in_chat_cancels_the_job_and_keeps_the_conversation(
+def test_ctrl_c_in_chat_cancels_the_job_and_keeps_the_text_so_far(
     monkeypatch: pytest.MonkeyPatch, service: Service, run: Run
 ) -> None:
     events, interrupts = JobHandle.events, iter([False, True])
@@ -88,7 +88,7 @@ def test_ctrl_c_in_chat_cancels_the_job_and_keeps_the_conversation(
         for request in service.seen
         if request.url.path == "/api/jobs" and not request.url.query
     ]
-    assert [turn["content"] for turn in asked[2]["messages"]] == ["one", "hello", "three"]
+    assert [turn["content"] for turn in asked[2]["messages"]] == ["one", "hello", "two", "hel", "three"]
 
 
 def test_chat_continues_after_a_failed_job(service: Service, run: Run) -> None:
