@@ -61,7 +61,7 @@ def model(path: ModelPath) -> Response:
 
     The summary is read from its files: layout, parameters, vocabulary, known digests, lineage, problems.
     """
-    _folder(path)
+    existing(path.name)
     return json_response(state().models.describe(path.name))
 
 
@@ -89,7 +89,7 @@ class Dependents(BaseModel):
 @api.get("/models/<name>/dependents", responses={200: Dependents, **problems(404, 503)})
 def dependents(path: ModelPath) -> Response:
     """Get the dependents of a model: models made from it, adapters of it, unfinished jobs."""
-    _folder(path)
+    existing(path.name)
     found = state().models.models()
     own = next((model for model in found if model.name == path.name), None)
     if own is None:  # it was deleted a moment ago
@@ -111,7 +111,7 @@ def delete(path: ModelPath) -> Response:
 
     Refused with 409 while a queued or running job reads or makes it.
     """
-    _folder(path)
+    existing(path.name)
     users = state().queue.using(path.name)
     if users:
         raise ModelInUse(
@@ -128,7 +128,7 @@ def download(path: FilePath) -> Response:
 
     Ranges and conditional requests (`ETag`, `Last-Modified`) are supported, so that a download can be resumed.
     """
-    folder = _folder(path)
+    folder = existing(path.name)
     found = folder / path.file
     missing = NotFound(f"The model {path.name!r} has no file {path.file!r}.")
     if ".." in found.parts or not is_inside(found, folder):
@@ -148,7 +148,7 @@ def archive(path: ModelPath) -> Response:
     `If-Range` or `If-Match` never mixes two versions. A download whose files change meanwhile breaks off.
     """
     try:
-        content = Archive(_folder(path), path.name)
+        content = Archive(existing(path.name), path.name)
     except FileNotFoundError as error:  # it was deleted a moment ago
         raise state().store.not_found(path.name) from error
     # werkzeug ignores If-Match next to a range
@@ -166,7 +166,8 @@ def archive(path: ModelPath) -> Response:
     return response
 
 
-def _folder(path: ModelPath) -> Path:
-    if not is_model_name(path.name):
-        raise ModelNotFound(f"There is no model {path.name!r}.", "GET /api/models lists the models.")
-    return state().store.path(path.name)
+def existing(name: str) -> Path:
+    """Returns the folder of the model in a path; raises ModelNotFound also for a name that no model can have."""
+    if not is_model_name(name):
+        raise ModelNotFound(f"There is no model {name!r}.", "GET /api/models lists the models.")
+    return state().store.path(name)

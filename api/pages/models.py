@@ -1,13 +1,137 @@
-"""The page Models: the models on the volume, and ways to bring more."""
+"""The page Models: the models on the volume, ways to bring more, and a page for each model."""
 
-from flask import Response
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from api.pages.layout import page_blueprint, page_response
+from flask import Response, request
+from flask_babel import lazy_gettext
+
+from api.errors import problem_of_error
+from api.models import existing
+from api.pages.layout import is_fragment_request, page_blueprint, page_response
+from api.pages.lineage_graph import graph_of
+from api.pages.model_list import PROBLEMS, SORTS, Selection, part_of
+from api.pages.model_relations import bases_of, dependents_of, merge_order, verification_inputs
+from api.state import state
+from services.errors import GraftwerkError
+from services.jobs.listing import JobFilter
+from services.jobs.status import Job
+from services.kinds.model_summary import ModelSummary
+from services.kinds.shared import GgufDType
+from services.models.base_offer import BaseOffer, hub_ids
+from services.models.tensor_list import TensorList
+
+TENSORS = 100
+"""Tensors of one part of the table."""
+
+FILES = 500
+"""Files that are listed."""
+
+JOBS = 20
+"""Unfinished jobs that are shown."""
+
+KINDS: Mapping[str, Any] = {
+    "original": lazy_gettext("Original checkpoint"), "huggingface": lazy_gettext("Hugging Face model"),
+    "adapter": lazy_gettext("Adapter"), "gguf": lazy_gettext("GGUF"), "tokenizer": lazy_gettext("Tokenizer"),
+    "unknown": lazy_gettext("Not recognized"), PROBLEMS: lazy_gettext("With problems"),
+}  # fmt: skip
+
+SORT_TITLES: Mapping[str, Any] = {
+    "name": lazy_gettext("By name"), "parameters": lazy_gettext("By parameters"), "size": lazy_gettext("By size"),
+    "created": lazy_gettext("Newest first"),
+}  # fmt: skip
+
+OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "original": ("huggingface", "gguf", "meta"), "huggingface": ("gguf", "huggingface", "meta"), "gguf": ("huggingface",),
+    "adapter": ("gguf",),
+}  # fmt: skip
+"""Formats that a conversion offers, by kind of model, the usual one first."""
+
+FORMAT_TITLES: Mapping[str, Any] = {
+    "huggingface": lazy_gettext("Hugging Face"), "meta": lazy_gettext("Original (Meta)"), "gguf": lazy_gettext("GGUF"),
+}  # fmt: skip
 
 page = page_blueprint("models")
 
 
 @page.get("/")
 def models() -> Response:
-    """Returns the page."""
-    return page_response("models/page.html")
+    """Returns the page, or its list alone."""
+    found = state().models.models()
+    template = "models/list.html" if is_fragment_request() else "models/page.html"
+    return page_response(
+        template, part=part_of(found, Selection.of(request.args)), jobs=_making(), kinds=KINDS, sorts=SORTS,
+        sort_titles=SORT_TITLES, total=len(found), total_bytes=sum(model.size_bytes for model in found),
+        free_bytes=state().store.free_bytes(), hub_enabled=state().settings.hub_enabled,
+    )  # fmt: skip
+
+
+def _making() -> list[Job]:
+    """Returns the unfinished jobs that make models, the running ones first."""
+    found = [
+        job
+        for status in ("running", "queued")
+        for job in state().queue.list(JobFilter(status=status), limit=JOBS)[0]
+    ]
+    return [job for job in found if job.request.makes is not None]
+
+
+@page.get("/models/<name>")
+def model(name: str) -> Response:
+    """Returns the page of one model."""
+    existing(name)
+    records = {record.summary.name: record for record in state().models.all()}
+    summaries = {other: record.summary for other, record in records.items()}
+    summary = BaseOffer(lambda: hub_ids(summaries.values())).complete(summaries[name])
+    details, problem = None, None
+    try:
+        details = state().models.details(name)
+    except GraftwerkError as error:
+        problem = problem_of_error(error)
+    return page_response(
+        "models/model.html", model=summary, details=details, details_problem=problem, kinds=KINDS,
+        graph=graph_of(name, summaries), generates=records[name].generates, bases=bases_of(summary, summaries),
+        order=merge_order(summary, summaries), outputs=OUTPUTS.get(summary.kind, ()), format_titles=FORMAT_TITLES,
+        jobs=_jobs(name, "running") + _jobs(name, "queued"), verified=_last_verification(summary),
+        gguf_dtypes=get_args(GgufDType), files_limit=FILES, verify_request={"kind": "verify", "model": name},
+        against_inputs=verification_inputs(summary, summaries),
+    )  # fmt: skip
+
+
+def _jobs(name: str, status: Any, kind: str | None = None, limit: int = JOBS) -> list[Job]:
+    return state().queue.list(JobFilter(kind, status, name), limit=limit)[0]
+
+
+def _last_verification(summary: ModelSummary) -> Job | None:
+    """Returns the last verification of a model since it was made, None without one."""
+    for job in _jobs(summary.name, "succeeded", "verify", limit=5):
+        is_older = summary.created_at is not None and job.created_at < summary.created_at
+        if not is_older and job.request.reads[0] == summary.name:
+            return job
+    return None
+
+
+@page.get("/models/<name>/tensors")
+def tensors(name: str) -> Response:
+    """Returns a part of the table of tensors."""
+    existing(name)
+    search, number = request.args.get("search", "").strip()[:200], request.args.get("page", "1")
+    page_number = int(number) if number.isascii() and number.isdigit() and 0 < len(number) < 7 else 1
+    found: TensorList = state().models.tensors(
+        name, search, offset=max(page_number - 1, 0) * TENSORS, limit=TENSORS
+    )
+    pages = max(1, -(-found.matching // TENSORS))
+    return page_response(
+        "models/tensors.html", name=name, found=found, search=search, number=max(page_number, 1), pages=pages
+    )
+
+
+@page.get("/models/<name>/delete")
+def confirm_delete(name: str) -> Response:
+    """Returns the content of the dialog that asks before a model is deleted: its size and what depends on it."""
+    existing(name)
+    summaries = {summary.name: summary for summary in state().models.models()}
+    return page_response(
+        "models/delete.html", model=summaries[name], dependents=dependents_of(name, summaries),
+        jobs=_jobs(name, "running") + _jobs(name, "queued"),
+    )  # fmt: skip

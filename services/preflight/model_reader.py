@@ -19,7 +19,9 @@ from services.isolation.pool import NoProcessFree, ProcessPool
 from services.jobs.model_records import ModelRecords
 from services.kinds.model_summary import ModelSummary
 from services.models.base_offer import BaseOffer, hub_ids
+from services.models.details import ModelDetails
 from services.models.store import ModelStore
+from services.models.tensor_list import TensorList
 from services.preflight.isolated import LIMIT_HINT, is_of_clock, stop_reason
 
 FILES_LIMIT = 10_000
@@ -94,6 +96,36 @@ class ModelReader:
                 problem = f"{name}: {record.summary.problems[0]}"
                 raise REFUSALS[record.refusal](problem, LIMIT_HINT)
 
+    def details(self, name: str) -> ModelDetails:
+        """Returns the details of a model for its own page. Raises what `path` raises, and UnreadableFile."""
+        return ModelDetails.model_validate(self._ask("details", name))
+
+    def tensors(self, name: str, search: str = "", *, offset: int = 0, limit: int = 100) -> TensorList:
+        """Returns the part of a model's tensors whose names contain a text. Raises what `path` raises, and UnreadableFile."""
+        found = self._ask("tensors", name, search=search, offset=offset, limit=limit)
+        return TensorList.model_validate(found)
+
+    def _ask(self, handler: str, name: str, **arguments: Any) -> dict[str, Any]:
+        self._store.path(name)
+        self.require_readable([name])
+        try:
+            answer = self._call(handler, name, **arguments)
+        except (LimitExceeded, ProcessDied) as error:
+            raise UnreadableFile(
+                f"Reading {name} {stop_reason(error)}.", "Its files are damaged or hostile."
+            ) from error
+        except NoProcessFree as error:
+            raise NotReady(f"{name} was not read: {error}.", "Try again later.") from error
+        if "fault" in answer:
+            logger.error("The model %s cannot be read:\n%s", name, answer["traceback"])
+            raise UnreadableFile(f"{name} cannot be read ({answer['fault']}).", "Its files are damaged.")
+        return answer
+
+    def _call(self, handler: str, name: str, **arguments: Any) -> dict[str, Any]:
+        question = {"root": str(self._store.root), "name": name, **arguments}
+        answer: dict[str, Any] = self._processes.call({handler: question})
+        return answer
+
     def _current(self, name: str, kept: bytes | None) -> ModelRecord:
         state = _state_of(self._store.root / name)
         if kept is not None:
@@ -110,7 +142,7 @@ class ModelReader:
             problem = f"The folder holds more than {FILES_LIMIT} files."
             return _refused(name, "", problem, ReadLimitExceeded.code)
         try:
-            answer = self._processes.call({"describe": {"root": str(self._store.root), "name": name}})
+            answer = self._call("describe", name)
         except (LimitExceeded, ProcessDied) as error:
             problem = f"Reading its headers {stop_reason(error)}: the files are damaged or hostile."
             record = _refused(name, state, problem, ReadLimitExceeded.code)

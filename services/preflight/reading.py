@@ -11,8 +11,10 @@ from services.errors import GraftwerkError, UnreadableFile
 from services.isolation.serving import serve
 from services.kinds import KINDS, module_name, parse_request
 from services.kinds.generate import GenerateRequest
+from services.models.details import read_details
 from services.models.store import ModelStore
 from services.models.summary import describe_folder
+from services.models.tensor_list import list_tensors
 from services.preflight import plan_inputs, preflight
 from services.preflight.isolated import error_as_answer, plan_as_answer
 from services.preflight.plan import Inputs, Limits, Servers
@@ -67,7 +69,29 @@ def plan(question: Mapping[str, Any]) -> dict[str, Any]:
         )
 
 
-HANDLERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"describe": describe, "plan": plan}
+def details(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the details of a model.
+
+    Args:
+        question: as that of `describe`.
+    """
+    return read_details(Path(question["root"]) / question["name"]).model_dump(mode="json")
+
+
+def tensors(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a part of the tensors of a model.
+
+    Args:
+        question: as that of `describe`, with `search`, `offset` and `limit`.
+    """
+    folder = Path(question["root"]) / question["name"]
+    found = list_tensors(folder, question["search"], question["offset"], question["limit"])
+    return found.model_dump(mode="json")
+
+
+HANDLERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "describe": describe, "details": details, "tensors": tensors, "plan": plan,
+}  # fmt: skip
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:

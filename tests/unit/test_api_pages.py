@@ -117,3 +117,13 @@ def test_a_translation_keeps_the_placeholders_of_its_text() -> None:
             )
             found = [sorted(placeholder.findall(text)) for text in texts if message.id]
             assert not found or found[0] == found[1], message.id
+
+
+def test_a_text_has_one_translation_on_all_pages() -> None:
+    import translations
+
+    found: dict[object, dict[object, str]] = {}
+    for domain, file in translations.catalog_files():
+        for message in translations.read(file):
+            found.setdefault(message.id, {})[message.string] = domain
+    assert [uses for text, uses in found.items() if text and len(uses) > 1] == []

@@ -79,7 +79,7 @@ export class ApiError extends Error {
   }
 }
 
-const csrfToken = () => document.querySelector('meta[name="csrf-token"]')?.content;
+export const csrfToken = () => document.querySelector('meta[name="csrf-token"]')?.content;
 
 /** Sends a request to the API. Throws ApiError for an error response; an ended session leads to the page for signing in. */
 export async function request(path, options = {}) {

@@ -140,7 +140,7 @@ function wordsOf(fields, table) {
   return words.includes(null) ? null : words.flat();
 }
 
-const DEFAULT_URL = "http://127.0.0.1:8000";
+export const DEFAULT_URL = "http://127.0.0.1:8000";
 
 function command(request, { url }) {
   const table = KINDS[request.kind];

@@ -1,0 +1,41 @@
+// The list of models: progress of the jobs that make models, and a fresh list when one of them ends.
+
+import { followAll } from "./events.js";
+import { byId, ENDED, fill, textsOf, toast } from "./page.js";
+import { showProgress, showStatus } from "./models_job.js";
+
+const texts = textsOf("models-texts");
+const REFRESH_DELAY_MS = 250;
+const made = new Set();
+let timer = null;
+
+/** Loads the list again as it is filtered at the moment, and marks the models that were made since the page was opened. */
+function refresh() {
+  clearTimeout(timer);
+  timer = setTimeout(async () => {
+    await window.htmx.ajax("GET", location.pathname + location.search, { target: "#list", swap: "outerMorph" });
+    for (const row of document.querySelectorAll(".model")) row.toggleAttribute("data-new", made.has(row.dataset.name));
+  }, REFRESH_DELAY_MS);
+}
+
+const lineOf = (id) => document.querySelector(`#list [data-job="${CSS.escape(id)}"]`);
+
+followAll({
+  onStatus: (job) => {
+    const target = job.request.target;
+    if (!target) return;
+    if (job.status === "succeeded" && !made.has(target)) {
+      made.add(target);
+      toast(fill(texts.made, { name: target }), "ok");
+    }
+    const line = lineOf(job.id);
+    if (line && !ENDED.includes(job.status)) showStatus(line, job);
+    else refresh();
+  },
+  onProgress: (id, progress) => {
+    const line = lineOf(id);
+    if (line) showProgress(line, progress);
+  },
+});
+
+if (location.hash === "#bring") byId("bring")?.scrollIntoView();
