@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 JS := tests/js/node_modules/.package-lock.json
 
-.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers browser bench chaos chaos-compose lint monitoring translations fmt clean
+.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers browser bench chaos chaos-compose docs docs-zensical lint monitoring translations fmt clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,15 @@ chaos: $(READY) ## kill, stop, cut off and fill up a service under load, and acc
 chaos-compose: $(READY) ## the same faults against containers (needs a Docker engine and root)
 	@$(BIN)/python -m tests.chaos --compose --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)
 
+docs: $(READY) ## build the documentation into site/
+	@$(BIN)/python deploy/docs_site.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@$(BIN)/python deploy/docs_check.py site
+	@echo "The documentation is in site/index.html."
+
+docs-zensical: $(READY) ## build it with MkDocs' successor, in an environment of its own (needs a package index)
+	@PYTHON=$(BIN)/python deploy/docs-zensical.sh
+
 lint: $(READY) ## style, types and the layers of imports
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -88,7 +97,7 @@ fmt: $(READY) ## format the code
 	@$(BIN)/ruff format
 
 clean: ## remove .venv and caches; models under var/ stay
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist site .cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip prints either nothing or hundreds of lines: one line per package shows the progress
@@ -98,7 +107,7 @@ $(READY): pyproject.toml client/pyproject.toml constraints.txt
 	@echo "Setting up .venv (once; takes some minutes, PyTorch is large) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-	    -e ./client -e '.[api,worker,quantization,embedded,test,lint,bench]' \
+	    -e ./client -e '.[api,worker,quantization,embedded,test,lint,bench,docs]' \
 	  | grep --line-buffered -oE '^(Collecting|Processing|Installing) [^ ]+'
 	@touch $@
 

@@ -39,8 +39,8 @@ def rows(heading: str) -> Iterator[list[str]]:
 
 def rows_of_lineage() -> Iterator[list[str]]:
     """The indented table under the second rule."""
-    for line in PAGE[PAGE.index("   | in the name") :].splitlines()[2:]:
-        if not line.startswith("   |"):
+    for line in PAGE[PAGE.index("    | in the name") :].splitlines()[2:]:
+        if not line.startswith("    |"):
             return
         yield [cell.strip() for cell in CELLS.split(line)[1:-1]]
 
