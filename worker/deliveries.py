@@ -11,6 +11,7 @@ from services.errors import DeliveryNotFound, JobNotFound
 from services.jobs.deliveries import drop, message, read_delivery, settle, take_due
 from services.jobs.records import read_job
 from services.jobs.webhook_client import WebhookSender
+from services.logs import log_ids
 
 POLL_SECONDS = 1.0
 """Interval at which due deliveries are looked up."""
@@ -58,4 +59,5 @@ class DeliveryLoop:
         after = delivery.after(attempt)
         settle(self.redis, job_id, after)
         outcome = attempt.status_code or attempt.error
-        logger.info("Job %s: delivery %s: %s after %s", job_id, delivery_id, after.status, outcome)
+        with log_ids(job=job_id):
+            logger.info("Job %s: delivery %s: %s after %s", job_id, delivery_id, after.status, outcome)

@@ -19,7 +19,6 @@ from services.errors import (
 from services.jobs.execution import JobExecution, as_error, assigned, traceback_of
 from services.kinds import parse_request
 from services.kinds.shared import JobRequest, JobResult
-from services.logs import log_ids
 from services.models.hub import WORKER_SECONDS, Hub
 from services.models.store import ModelStore
 from services.models.volume import Volume
@@ -91,11 +90,11 @@ def failing(context: JobContext) -> Iterator[JobFailure]:
     The caller ends the RQ job: a task with `reraise()`, the inference worker with RQ's own failure handler.
     """
     failure = JobFailure()
-    ids = log_ids(job=context.execution.job_id, execution=context.execution.execution_id)
-    with ids, catching() as caught:
-        yield failure
-    if caught.error is not None:
-        failure.cause, failure.error = caught.error, fail(context, caught.error)
+    with context.execution.log_ids():
+        with catching() as caught:
+            yield failure
+        if caught.error is not None:
+            failure.cause, failure.error = caught.error, fail(context, caught.error)
 
 
 def fail(context: JobContext, cause: Exception) -> GraftwerkError:

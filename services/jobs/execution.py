@@ -10,6 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -42,6 +43,7 @@ from services.jobs.memory import MemoryAdmission, machine, needed_memory, read_m
 from services.jobs.records import Failure, log_key, record_key, transact
 from services.jobs.status import JobProgress
 from services.kinds.generate import TokenPiece
+from services.logs import log_ids
 from services.progress import Progress
 from services.settings import Settings
 from services.timestamps import utc_text
@@ -93,6 +95,9 @@ class Pace:
 class JobExecution:
     """One execution of one job: reports progress and text, checks cancellation, and refuses to publish once superseded."""
 
+    request_id = ""
+    """Id of the HTTP request that submitted the job, as far as it is known."""
+
     def __init__(
         self, job_id: str, execution_id: str, redis: Redis, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
@@ -109,6 +114,17 @@ class JobExecution:
         self._asked_at = -math.inf
         self._canceled = False
         self._current = True
+
+    @classmethod
+    def read(cls, job_id: str, execution_id: str, redis: Redis) -> "JobExecution":
+        """Returns an execution that knows the request of its job."""
+        execution = cls(job_id, execution_id, redis)
+        execution.request_id = as_text(redis.hget(record_key(job_id), "request_id") or b"")
+        return execution
+
+    def log_ids(self) -> AbstractContextManager[None]:
+        """Adds the ids of the request, the job and the execution to what a block logs."""
+        return log_ids(request=self.request_id, job=self.job_id, execution=self.execution_id)
 
     @property
     def name(self) -> str:

@@ -90,11 +90,12 @@ class ForkWorker(TrackedWorker, Worker):
 
     def monitor_work_horse(self, job: RQJob, queue: Queue, execution: Execution) -> None:
         """Calls RQ's; covers a signal before the fork and a kill after the commit."""
-        if self._stop_requested:
-            self.kill_horse()
-        super().monitor_work_horse(job, queue, execution)
-        if self.connection.sismember(ACTIVE_KEY, job.id):
-            finalize(self.connection, job.id)
+        with self._read_execution(job, execution).log_ids():
+            if self._stop_requested:
+                self.kill_horse()
+            super().monitor_work_horse(job, queue, execution)
+            if self.connection.sismember(ACTIVE_KEY, job.id):
+                finalize(self.connection, job.id)
 
     def maintain_heartbeats(self, job: RQJob, execution: Execution) -> None:
         """Also kills a canceled job that has not stopped within `CANCEL_SECONDS`."""

@@ -13,7 +13,7 @@ from services.jobs.records import transact
 
 def put_back(redis: Redis, queue: Queue, job_id: str) -> bool:
     """Returns the job to the front of its queue; returns False if it is in the queue already or has ended."""
-    return transact(redis, partial(_put_back, queue=queue, job_id=job_id), RQJob.key_for(job_id))
+    return transact(redis, partial(return_to_queue, queue=queue, job_id=job_id), RQJob.key_for(job_id))
 
 
 def held_key(queue: Queue) -> str:
@@ -21,7 +21,8 @@ def held_key(queue: Queue) -> str:
     return f"graftwerk:held:{queue.name}"
 
 
-def _put_back(pipe: Pipeline, queue: Queue, job_id: str) -> bool:
+def return_to_queue(pipe: Pipeline, queue: Queue, job_id: str) -> bool:
+    """Does what `put_back` does, as a part of a transaction that watches the job: it reads, then adds its commands to the pipeline."""
     redis = queue.connection
     status = redis.hget(RQJob.key_for(job_id), "status")
     in_queue = redis.lpos(queue.key, job_id) is not None

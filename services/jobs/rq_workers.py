@@ -7,7 +7,6 @@ A worker has one queue, and runs a job in a forked process (`services/jobs/fork_
 import logging
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, cast
 
@@ -18,7 +17,6 @@ from rq import Queue
 from rq.executions import Execution
 from rq.job import Job as RQJob
 from rq.job import JobStatus as RQStatus
-from rq.utils import as_text
 from rq.worker import BaseWorker
 from rq.worker_registration import register
 
@@ -39,7 +37,6 @@ from services.jobs.records import (
 from services.jobs.retry import RetryDecision, decide
 from services.jobs.status import worker_died
 from services.jobs.waiting import VOLUME_KEY, VOLUME_TTL_SECONDS
-from services.logs import log_ids
 from services.settings import Settings
 
 MONITORING_SECONDS = 1
@@ -131,21 +128,21 @@ class TrackedWorker(BaseWorker):
     def prepare_execution(self, job: RQJob) -> Execution:
         """Adds RQ's entry of a started job and makes this execution the current one."""
         execution = super().prepare_execution(job)
-        JobExecution(job.id, execution.id, self.connection).start(self.name)
-        with self._log_ids(job, execution):
+        current = self._read_execution(job, execution)
+        current.start(self.name)
+        with current.log_ids():
             logger.info("Job %s: execution %s starts.", job.id, execution.id)
         return execution
 
-    def _log_ids(self, job: RQJob, execution: Execution) -> AbstractContextManager[None]:
-        """Adds the ids of the job, of its execution and of the request that submitted it to what a block logs."""
-        request_id = self.connection.hget(record_key(job.id), "request_id")
-        return log_ids(request=as_text(request_id or b""), job=job.id, execution=execution.id)
+    def _read_execution(self, job: RQJob, execution: Execution) -> JobExecution:
+        return JobExecution.read(job.id, execution.id, self.connection)
 
     def perform_job(self, job: RQJob, queue: Queue, execution: Execution) -> bool:
         """Attaches the assignment for the task, then calls RQ's."""
+        current = self._read_execution(job, execution)
         if isinstance(job, AssignedJob):
-            job.assignment = Assignment(JobExecution(job.id, execution.id, self.connection), self.settings)
-        with self._log_ids(job, execution):
+            job.assignment = Assignment(current, self.settings)
+        with current.log_ids():
             return super().perform_job(job, queue, execution)
 
     def prepare_job_execution(self, job: RQJob, remove_from_intermediate_queue: bool = False) -> None:

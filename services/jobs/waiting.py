@@ -1,4 +1,4 @@
-"""Jobs that wait for memory or the volume: why, and their place outside of the queue until they are tried again."""
+"""Jobs that wait for memory or the volume: why, and their place until they are tried again, outside of the queue or at its front."""
 
 import time
 from functools import partial
@@ -11,7 +11,7 @@ from rq.job import Job as RQJob
 from rq.utils import as_text
 
 from services.jobs.events import publish_status
-from services.jobs.put_back import held_key, put_back
+from services.jobs.put_back import held_key, put_back, return_to_queue
 from services.jobs.records import JOBS_KEY, reaching_redis, read_job, record_key, transact
 from services.jobs.status import WaitingFor
 
@@ -49,11 +49,32 @@ def _hold_back(pipe: Pipeline, queue: Queue, job_id: str, reason: WaitingFor) ->
     return is_first
 
 
+def wait_at_front(redis: Redis, queue: Queue, job_id: str, reason: WaitingFor) -> None:
+    """Returns a job that was not started to the front of its queue, so that none behind it runs before it on this worker."""
+    attempt = partial(_wait_at_front, queue=queue, job_id=job_id, reason=reason)
+    if transact(redis, attempt, RQJob.key_for(job_id)):
+        publish_status(redis, read_job(redis, job_id))
+
+
+def _wait_at_front(pipe: Pipeline, queue: Queue, job_id: str, reason: WaitingFor) -> bool:
+    key = record_key(job_id)
+    is_first = not queue.connection.hexists(key, "waiting_for")
+    is_queued = return_to_queue(pipe, queue, job_id)
+    if is_queued:
+        pipe.hset(key, "waiting_for", reason.model_dump_json())
+    return is_queued and is_first
+
+
 def return_held(redis: Redis, queue: Queue) -> None:
     """Returns the jobs that wait outside of their queue to its front, the oldest first."""
     members: Any = redis.zrevrange(held_key(queue), 0, -1)
     for member in members:
         put_back(redis, queue, as_text(member))
+
+
+def note_waiting_for(redis: Redis, job_id: str, reason: WaitingFor) -> None:
+    """Notes what a job waits for that is about to be put back."""
+    redis.hset(record_key(job_id), "waiting_for", reason.model_dump_json())
 
 
 def end_waiting_for(redis: Redis, job_id: str) -> None:

@@ -22,6 +22,7 @@ from services.convert import convert
 from services.jobs.events import follow
 from services.jobs.queue import JobQueue, connect
 from services.jobs.status import Job
+from services.jobs.submission import Origin
 from services.kinds.generate import GenerateRequest
 from services.settings import Settings
 from services.tokenizers import load_tokenizer
@@ -61,10 +62,14 @@ def settings_of(port: int, volume: Path, database: int) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWorker]:
+def log_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+def start_worker(log_folder: Path) -> Iterator[StartWorker]:
     """Starts `python -m worker generate`; what is left at the end is killed."""
     processes: list[subprocess.Popen[bytes]] = []
-    folder = tmp_path_factory.mktemp("logs")
 
     def start(queue: JobQueue) -> "subprocess.Popen[bytes]":
         settings = queue.settings
@@ -78,7 +83,9 @@ def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWork
             "GRAFTWERK_TORCH_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
-        with (folder / f"worker-{len(processes)}.log").open("wb") as log:
+        if settings.resident_models_bytes is not None:
+            environment["GRAFTWERK_RESIDENT_MODELS_BYTES"] = str(settings.resident_models_bytes)
+        with (log_folder / f"worker-{len(processes)}.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "worker", "generate"],
                 env=environment,
@@ -435,6 +442,94 @@ def test_running_jobs_survive_a_cut_between_worker_and_redis(
     assert streamed_text(own_queue, job_id) == outputs(job)[0]["text"], "no text is lost in the outage"
     worker.kill()
     proxy.close()
+
+
+def test_each_line_about_a_job_has_its_ids(
+    redis_server: Server, volume: Path, start_worker: StartWorker, log_folder: Path
+) -> None:
+    """Also what RQ logs of an execution, and what the thread of the heartbeats does while Redis is away."""
+    proxy = Proxy(["generate"], redis_server.port)
+    settings = settings_of(redis_server.port, volume, 3)
+    queue = JobQueue(connect(settings), settings)
+    queue.redis.flushdb()
+    worker = start_worker(JobQueue(queue.redis, settings_of(proxy.links["generate"].port, volume, 3)))
+    log = max(log_folder.glob("worker-*.log"), key=lambda path: int(path.stem.split("-")[1]))
+    body = {"kind": "generate", "model": "base", "sampling": LONG, "prompt": "hello"}
+    origin = Origin(request_id="request-1")
+    job_id = queue.submit(GenerateRequest.model_validate(body), origin=origin)[0].id
+    failing = queue.submit(GenerateRequest.model_validate(body | {"model": "absent"}), origin=origin)[0].id
+    until(lambda: queue.get(job_id).progress is not None)
+    proxy.apply("generate", Link.cut)
+    until(lambda: "unknown whether it has to stop" in log.read_text())
+    proxy.apply("generate", Link.restore)
+    ended(queue, failing)
+    queue.cancel(job_id)
+    ended(queue, job_id)
+    worker.kill()
+    proxy.close()
+    for id in (job_id, failing):
+        taken = "rq.worker: Worker"  # before there is an execution
+        lines = [line for line in log.read_text().splitlines() if id in line and taken not in line]
+        assert len(lines) > 1
+        execution = queue.redis.hget(f"graftwerk:job:{id}", "execution").decode()
+        suffix = f"[request=request-1 job={id} execution={execution}]"
+        assert [line for line in lines if not line.endswith(suffix)] == []
+
+
+def test_a_job_whose_model_does_not_fit_waits_in_its_queue(
+    redis_server: Server, volume: Path, start_worker: StartWorker
+) -> None:
+    """Only one model fits. The worker loads the other one when the first is not used, and lets no job behind go ahead."""
+    shutil.copytree(volume / "base", volume / "other")
+    settings = settings_of(redis_server.port, volume, 3).model_copy(update={"resident_models_bytes": 1})
+    queue = JobQueue(connect(settings), settings)
+    queue.redis.flushdb()
+    worker = start_worker(queue)
+    first = ask(queue, prompt="The capital of France is", sampling=LONG)
+    until(lambda: queue.get(first).progress is not None)
+    waiting = ask(queue, prompt="The capital of Japan is", model="other")
+    behind = ask(queue, prompt="The capital of France is")
+    until(lambda: queue.get(waiting).waiting_for is not None)
+    found = queue.get(waiting)
+    assert (found.status, found.queue_position, found.started_at) == ("queued", 1, None)
+    assert found.waiting_for is not None
+    assert found.waiting_for.what == "memory"
+    assert found.waiting_for.message.startswith("other needs ")
+    assert found.waiting_for.message.endswith(" of 1.")
+    assert queue.get(behind).status == "queued"
+    assert queue.get(first).status == "running"
+    assert ended(queue, waiting, 120).status == "succeeded"
+    jobs = [ended(queue, job_id) for job_id in (first, waiting, behind)]
+    assert [job.waiting_for for job in jobs] == [None] * 3
+    ends = [job.finished_at for job in jobs if job.finished_at is not None]
+    assert ends == sorted(ends)
+    assert statuses_of(queue, waiting) == ["queued", "queued", "running", "succeeded"]
+    worker.kill()
+
+
+def test_a_job_that_waits_for_memory_in_its_queue_can_be_canceled(
+    redis_server: Server, volume: Path, start_worker: StartWorker
+) -> None:
+    shutil.copytree(volume / "base", volume / "third")
+    settings = settings_of(redis_server.port, volume, 3).model_copy(update={"resident_models_bytes": 1})
+    queue = JobQueue(connect(settings), settings)
+    queue.redis.flushdb()
+    worker = start_worker(queue)
+    first = ask(queue, prompt="The capital of France is", sampling=LONG)
+    until(lambda: queue.get(first).progress is not None)
+    waiting = ask(queue, prompt="The capital of Japan is", model="third")
+    until(lambda: queue.get(waiting).waiting_for is not None)
+    assert queue.cancel(waiting).status == "canceled"
+    behind = ask(queue, prompt="The capital of France is")
+    assert ended(queue, behind).status == "succeeded"
+    assert queue.get(first).status == "running"
+    worker.kill()
+
+
+def statuses_of(queue: JobQueue, job_id: str) -> list[str]:
+    """The statuses that an ended job's events have published."""
+    events = follow(queue.redis, job_id, last_id=None)
+    return [json.loads(event.data)["status"] for event in events if event and event.name == "status"]
 
 
 def streamed_text(queue: JobQueue, job_id: str) -> str:

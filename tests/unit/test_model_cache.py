@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from services.generate import Engine, LoadedModel
+from services.kinds.compare import CompareRequest
+from services.kinds.generate import GenerateRequest
 from services.kinds.shared import ModelChoice
 from tests.job_context import job_context
 from worker.inference import model_cache
+from worker.inference.memory_wait import MemoryWait
 from worker.inference.model_cache import CachedModel, ModelCache, key_of, memory_limit_bytes
 from worker.lifecycle import JobContext
 
@@ -74,6 +77,37 @@ def test_a_busy_model_is_never_evicted_and_the_next_one_waits(volume: Volume) ->
     assert volume.acquire("c") is not None
     assert volume.names == ["a", "c"]
     assert busy is volume.cache.models[0]
+
+
+def test_a_model_fits_if_it_is_there_or_if_busy_ones_leave_room(volume: Volume) -> None:
+    a, b, c = (key_of(ModelChoice(model=name), volume.context.store) for name in "abc")
+    assert volume.cache.fits(c, 1000), "alone it may be larger than the limit"
+    first, second = volume.acquire("a"), volume.acquire("b")
+    assert volume.cache.busy_bytes == 80
+    assert [volume.cache.fits(key, 40) for key in (a, b, c)] == [True, True, False]
+    assert volume.cache.fits(c, 20)
+    volume.release(second)
+    assert volume.cache.fits(c, 60)
+    assert not volume.cache.fits(c, 61)
+    assert volume.names == ["a", "b"], "nothing is evicted by asking"
+    volume.release(first)
+
+
+def test_a_refused_job_blocks_until_its_model_fits(volume: Volume) -> None:
+    wait, store = MemoryWait(volume.cache), volume.context.store
+    busy = [volume.acquire(name) for name in "ab"]
+    request = GenerateRequest(kind="generate", model="c", prompt="x")
+    reason = wait.check("job", request, store)
+    assert reason is not None
+    assert reason.message == "c needs 40 bytes of memory; models of running jobs take 80 of 100."
+    assert [wait.blocks("job"), wait.blocks("other")] == [True, False]
+    variants = [{"model": "a"}, {"model": "c"}]
+    compare = CompareRequest.model_validate({"kind": "compare", "variants": variants, "prompt": "x"})
+    assert wait.check("compare", compare, store) is None, "its first model is loaded"
+    assert wait.check("absent", request.model_copy(update={"model": "absent"}), store) is None
+    volume.release(busy[0])
+    assert not wait.blocks("job")
+    assert wait.check("job", request, store) is None
 
 
 def test_a_model_larger_than_the_limit_is_loaded_when_it_is_alone(volume: Volume) -> None:

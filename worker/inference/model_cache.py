@@ -92,12 +92,26 @@ class ModelCache:
         """
         model = self._find(key)
         if model is None:
-            if not self._make_room(_needed_bytes(key, context.store, self.device)):
+            if not self._make_room(self.needed_bytes(key, context.store)):
                 return None
             model = self._load(key, context)
         model.refcount += 1
         model.last_use = next(self.clock)
         return model
+
+    def needed_bytes(self, key: ModelKey, store: ModelStore) -> int:
+        """Returns the bytes that `acquire` would need. Raises ModelNotFound."""
+        return 0 if self._find(key) is not None else _needed_bytes(key, store, self.device)
+
+    def fits(self, key: ModelKey, needed_bytes: int) -> bool:
+        """Returns True if `acquire` would return the model; a single one may be larger than the limit."""
+        busy = self.busy_bytes
+        return self._find(key) is not None or not busy or busy + needed_bytes <= self.limit_bytes
+
+    @property
+    def busy_bytes(self) -> int:
+        """Bytes of the models that jobs run on."""
+        return sum(model.loaded.size_bytes for model in self.busy)
 
     def release(self, model: CachedModel, *, owner: str) -> None:
         """Ends the use of a model by the execution of this name; the model stays in memory until another needs it."""

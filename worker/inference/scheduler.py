@@ -86,11 +86,12 @@ class Scheduler(Generic[J]):
             return
         del self._owners[job.context.execution.name]
         self._release(entry)
-        with catching() as caught:
-            entry.session.cancel()
-            entry.session.close()
-        if caught.error is not None:
-            logger.warning("job %s: not closed: %s", job.context.execution.job_id, caught.error)
+        with job.context.execution.log_ids():
+            with catching() as caught:
+                entry.session.cancel()
+                entry.session.close()
+            if caught.error is not None:
+                logger.warning("Job %s: not closed: %s", job.context.execution.job_id, caught.error)
 
     def step(self) -> None:
         """Runs one round: at most one token for each running sequence, one text or window for each other session."""

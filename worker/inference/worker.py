@@ -7,41 +7,33 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
-import torch
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError, TimeoutError
 from rq import Queue, SimpleWorker
-from rq.executions import Execution
 from rq.job import Job as RQJob
 from rq.utils import as_text, now
 from rq.worker.base import WorkerStatus
 
-from services.backend import Backend, ServedModel
-from services.errors import ExecutionSuperseded, GraftwerkError, JobCanceled
-from services.generate import resolve_device
+from services.errors import ExecutionSuperseded, JobCanceled
 from services.jobs.execution import INTERVAL_SECONDS, JobExecution
-from services.jobs.identity import service_identity
-from services.jobs.memory import check_capacity, is_memory_wanted, needed_memory, read_memory
+from services.jobs.memory import is_memory_wanted
 from services.jobs.put_back import put_back
 from services.jobs.records import record_key
 from services.jobs.rq_workers import MONITORING_SECONDS, TrackedWorker
-from services.kinds import parse_request
-from services.kinds.generate import GenerateRequest
-from services.kinds.shared import JobRequest, JobResult
+from services.jobs.waiting import end_waiting_for, note_waiting_for, wait_at_front
+from services.kinds.shared import JobResult
 from services.settings import Settings
+from worker.inference.memory_wait import MemoryWait
 from worker.inference.model_cache import ModelCache, memory_limit_bytes
-from worker.inference.remote import RemoteSession
+from worker.inference.running_job import RunningJob
 from worker.inference.scheduler import Scheduler
-from worker.inference.session import Session, open_session
+from worker.inference.session_opener import SessionOpener
 from worker.lifecycle import JobContext, JobFailure, failing, result_as_json, volume_check
 
 IDLE_SECONDS = 0.05
@@ -52,21 +44,6 @@ logger = logging.getLogger("graftwerk.generate")
 
 class Interrupted(BaseException):
     """Raised by the signal handler while a model is being loaded, which may take minutes."""
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class RunningJob:
-    """One job that the worker has started; it has no session while the models of another server are looked up."""
-
-    job: RQJob
-    queue: Queue
-    execution: Execution
-    context: JobContext
-    limit_seconds: float
-    runs_alone: bool = False
-    session: Session | None = None
-    backend_lookup: Future[Mapping[str, ServedModel]] | None = None
-    stop_reason: GraftwerkError | None = None
 
 
 class GenerateWorker(TrackedWorker, SimpleWorker):
@@ -81,10 +58,10 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         self.session_scheduler: Scheduler[RunningJob] = Scheduler(
             models, on_success=self._succeed, on_failure=self._fail
         )
-        self.backend = Backend.of(settings, lambda: service_identity(redis))
         self.jobs: list[RunningJob] = []
         self._wakeup = threading.Event()
-        self._lookups = ThreadPoolExecutor(max_workers=1, thread_name_prefix="backend-lookup")
+        self.memory_wait = MemoryWait(models)
+        self.opener = SessionOpener(redis, settings, self.memory_wait, self._wakeup.set)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Also drops unused models while another job waits for memory of this machine and none runs here."""
@@ -95,13 +72,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
 
     def serialize(self) -> dict[str, Any]:
         """Adds the name of the device to the fields of this worker's entry."""
-        return {**super().serialize(), "device": self.device_name}
-
-    @cached_property
-    def device_name(self) -> str:
-        """Name of the device and of its model."""
-        device = resolve_device(self.settings.device)
-        return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        return {**super().serialize(), "device": self.opener.device_name}
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
         """Runs this job and all jobs that arrive meanwhile, until none is left."""
@@ -151,6 +122,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         if (
             head is None
             or not self.has_volume()
+            or self.memory_wait.blocks(as_text(head))
             or (self.jobs and (self.jobs[0].runs_alone or self._must_run_alone(as_text(head))))
         ):
             return None
@@ -172,8 +144,10 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         if runs_alone and self.jobs:  # it came to the head of the queue meanwhile
             put_back(self.connection, queue, job.id)
             return
+        if self._leave_for_memory(job, queue):
+            return
         execution = self.prepare_execution(job)
-        context = JobContext.of(JobExecution(job.id, execution.id, self.connection), self.settings)
+        context = JobContext.of(self._read_execution(job, execution), self.settings)
         limit_seconds = float(job.timeout or self.settings.job_timeout_seconds)
         running = RunningJob(
             job=job, queue=queue, execution=execution, context=context, limit_seconds=limit_seconds,
@@ -184,45 +158,29 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         job.started_at = now()
         self._open(running)
 
+    def _leave_for_memory(self, job: RQJob, queue: Queue) -> bool:
+        """Leaves a job in its queue while models of running jobs take the memory that it needs."""
+        reason = self.opener.memory_shortage(job)
+        if reason is None:
+            end_waiting_for(self.connection, job.id)
+            return False
+        wait_at_front(self.connection, queue, job.id, reason)
+        return True
+
     def _open(self, job: RunningJob) -> None:
         """Opens the job's session, unless it is not known yet which server has its model."""
         with failing(job.context) as failure:
             if job.stop_reason is not None:
                 raise job.stop_reason
             job.context.execution.check_canceled()
-            self._check_capacity(job)
-            job.session = self._session_of(job)
+            job.session = self.opener.open(job)
         if failure.error is not None:
             self._fail(job, failure)
+        elif job.waiting_for is not None:
+            note_waiting_for(self.connection, job.job.id, job.waiting_for)
+            self._put_back(job, "the models of other jobs take the memory")
         elif job.session is not None:
             self.session_scheduler.add(job, job.session)
-
-    def _check_capacity(self, job: RunningJob) -> None:
-        """Refuses a job whose model never fits into memory; a quantized one takes less than its plan says."""
-        variants = job.job.args[0].get("variants") or [job.job.args[0]]
-        if self.device_name == "cpu" and not any(variant.get("quantization") for variant in variants):
-            check_capacity(needed_memory(self.connection, job.job.id), read_memory().total_bytes)
-
-    def _session_of(self, job: RunningJob) -> Session | None:
-        request = parse_request(job.job.args[0])
-        if self.backend is None or not request.is_forwardable:
-            return open_session(request, job.context)
-        if job.backend_lookup is None:
-            # In a thread: the server may take seconds to answer.
-            job.backend_lookup = self._lookups.submit(self.backend.models)
-            job.backend_lookup.add_done_callback(lambda _: self._wakeup.set())
-        if not job.backend_lookup.done():
-            return None
-        return self._forwarded(request, job, self.backend) or open_session(request, job.context)
-
-    def _forwarded(self, request: JobRequest, job: RunningJob, backend: Backend) -> Session | None:
-        assert job.backend_lookup is not None
-        model = job.backend_lookup.result().get(request.reads[0])
-        if model is None:
-            return None
-        generate = cast(GenerateRequest, request)  # no other kind can be forwarded
-        notify = self._wakeup.set
-        return RemoteSession(generate, job.context, backend=backend, model=model, notify=notify)
 
     def _wait_if_idle(self) -> None:
         """Waits for data or new jobs while other servers do all the work."""
@@ -240,21 +198,28 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             self._fail(job, failure)
             return
         self._remove(job)
-        self._finalize_success(job.job, job.queue, job.execution, value)
+        with job.context.execution.log_ids():
+            self._finalize_success(job.job, job.queue, job.execution, value)
 
     def _fail(self, job: RunningJob, failure: JobFailure) -> None:
         self._remove(job)
         error, cause = failure.error, failure.cause
         assert error is not None and cause is not None
-        self._finalize_failure(job.job, job.queue, job.execution, (type(error), error, cause.__traceback__))
+        with job.context.execution.log_ids():
+            self._finalize_failure(
+                job.job, job.queue, job.execution, (type(error), error, cause.__traceback__)
+            )
 
     def _put_back_all(self) -> None:
         for job in reversed(self.jobs.copy()):  # each goes to the front of the queue
-            self._remove(job)
-            self._killed_by_us = True
-            self.handle_job_failure(
-                job.job, job.queue, exc_string="the worker was stopped", execution=job.execution
-            )
+            self._put_back(job, "the worker was stopped")
+
+    def _put_back(self, job: RunningJob, reason: str) -> None:
+        """Ends an execution whose job loses no try by it."""
+        self._remove(job)
+        self._killed_by_us = True
+        with job.context.execution.log_ids():
+            self.handle_job_failure(job.job, job.queue, exc_string=reason, execution=job.execution)
 
     def _remove(self, job: RunningJob) -> None:
         self.jobs.remove(job)
@@ -283,11 +248,13 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             jobs = self.jobs.copy()
             self.session_scheduler.stop_overdue()
             for job in jobs:
-                self._check_stop(job)
+                with job.context.execution.log_ids():
+                    self._check_stop(job)
             if time.monotonic() - sent_at >= MONITORING_SECONDS:
                 sent_at = time.monotonic()
                 for job in jobs:
-                    self.maintain_heartbeats(job.job, job.execution)
+                    with job.context.execution.log_ids():
+                        self.maintain_heartbeats(job.job, job.execution)
                 self._report_models()
 
     def _report_models(self) -> None:
@@ -304,6 +271,6 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         except (JobCanceled, ExecutionSuperseded) as error:
             job.stop_reason = error
         except (ConnectionError, TimeoutError) as error:
-            logger.warning("job %s: unknown whether it has to stop: %s", job.job.id, error)
+            logger.warning("Job %s: unknown whether it has to stop: %s", job.job.id, error)
         if job.session is not None and (job.stop_reason is not None or self.asked_to_stop):
             job.session.cancel()
