@@ -11,6 +11,7 @@ from api import (
     headers,
     health,
     hub,
+    incoming,
     jobs,
     metrics,
     models,
@@ -18,6 +19,7 @@ from api import (
     openapi,
     origins,
     pages,
+    prompt_templates,
     responses,
     signin,
     uploads,
@@ -29,6 +31,7 @@ from services.jobs.model_records import ModelRecords
 from services.jobs.queue import JobQueue, connect, connect_api
 from services.jobs.webhook_client import sender_of
 from services.models.hub import Hub
+from services.models.incoming import IncomingList
 from services.models.store import ModelStore
 from services.preflight import Plan
 from services.preflight.isolated import IsolatedPlanner, header_processes
@@ -79,7 +82,19 @@ def create_app(
     auth.register(app, settings, queue.redis)
     headers.register(app)
     errors.register(app)
-    for noun in (jobs, deliveries, models, uploads, hub, openai, signin, metrics, health):
+    for noun in (
+        jobs,
+        deliveries,
+        models,
+        incoming,
+        uploads,
+        hub,
+        prompt_templates,
+        openai,
+        signin,
+        metrics,
+        health,
+    ):
         app.register_api(noun.api)
     app.register_blueprint(signin.page)
     pages.register(app)
@@ -92,6 +107,8 @@ def create_app(
         uploads.UploadState,
         deliveries.DeliveryList,
         models.Dependents,
+        IncomingList,
+        prompt_templates.TemplateList,
         signin.SessionState,
         errors.Problem,
         metrics.System,

@@ -12,6 +12,7 @@ from services.isolation.serving import serve
 from services.kinds import KINDS, module_name, parse_request
 from services.kinds.generate import GenerateRequest
 from services.models.details import read_details
+from services.models.incoming import list_incoming
 from services.models.store import ModelStore
 from services.models.summary import describe_folder
 from services.models.tensor_list import list_tensors
@@ -89,8 +90,18 @@ def tensors(question: Mapping[str, Any]) -> dict[str, Any]:
     return found.model_dump(mode="json")
 
 
+def incoming(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the list of `incoming/`.
+
+    Args:
+        question: `root` of the volume and `unpack_limit_bytes` of archives.
+    """
+    found = list_incoming(Path(question["root"]), unpack_limit_bytes=question["unpack_limit_bytes"])
+    return found.model_dump(mode="json")
+
+
 HANDLERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "describe": describe, "details": details, "tensors": tensors, "plan": plan,
+    "describe": describe, "details": details, "tensors": tensors, "plan": plan, "incoming": incoming,
 }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_the_document_has_exactly_the_routes(document: Json) -> None:
         ("GET", "/api/models/{name}"), ("GET", "/api/models/{name}/dependents"), ("DELETE", "/api/models/{name}"),
         ("GET", "/api/models/{name}/files/{file}"), ("GET", "/api/models/{name}/archive"),
         ("POST", "/api/uploads"), ("GET", "/api/uploads/{upload_id}"), ("PATCH", "/api/uploads/{upload_id}"),
-        ("DELETE", "/api/uploads/{upload_id}"), ("GET", "/api/session"), ("GET", "/api/system"),
+        ("DELETE", "/api/uploads/{upload_id}"), ("GET", "/api/session"), ("GET", "/api/incoming"), ("GET", "/api/templates"), ("GET", "/api/system"),
         ("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz"),
         ("GET", "/api/hub/models"), ("GET", "/api/hub/models/{org}/{name}"),
         ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/v1/chat/completions"),
