@@ -28,7 +28,7 @@ def plain(name: str, value: Any) -> str:
 
 _FORMS: Mapping[type, Callable[[str, Any], str]] = {
     bool: lambda _, value: "yes" if value else "no",
-    int: lambda name, value: decimal(value) if name.endswith("bytes") else f"{value:,}",
+    int: lambda name, value: decimal(value) if "bytes" in name else f"{value:,}",
     float: lambda _, value: f"{value:,.6g}",
     type(None): lambda *_: "",
 }

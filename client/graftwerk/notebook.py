@@ -31,7 +31,7 @@ def _value_html(name: str, value: Any, depth: int) -> str:
         return html_of("", value, depth + 1)
     if _is_rows(value) and depth < MAX_DEPTH:
         return _rows_html(value)
-    return escape(_plain(name, value))
+    return escape(_text(name, value))
 
 
 def _is_rows(value: object) -> bool:
@@ -44,15 +44,20 @@ def _rows_html(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     head = "".join(f"<th{_LEFT}>{escape(heading(name))}</th>" for name in names)
     body = "".join(
-        f"<tr>{''.join(f'<td{_LEFT}>{escape(_plain(name, row.get(name)))}</td>' for name in names)}</tr>"
+        f"<tr>{''.join(f'<td{_LEFT}>{escape(_text(name, row.get(name)))}</td>' for name in names)}</tr>"
         for row in rows[:MAX_ROWS]
     )
     rest = f"<p>… and {len(rows) - MAX_ROWS:,} more</p>" if len(rows) > MAX_ROWS else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"
 
 
-def _plain(name: str, value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     """Returns the text of a value; long lists are cut."""
-    if isinstance(value, list) and len(value) > MAX_ROWS:
-        return f"{plain(name, value[:MAX_ROWS])}, … and {len(value) - MAX_ROWS:,} more"
-    return plain(name, value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(str(key), item)}" for key, item in value.items())
+    if not isinstance(value, list):
+        return plain(name, value)
+    items = [_text(name, item) for item in value[:MAX_ROWS]]
+    separator = "\n" if any(" " in item for item in items) else ", "
+    rest = [f"… and {len(value) - MAX_ROWS:,} more"] if len(value) > MAX_ROWS else []
+    return separator.join([*items, *rest])

@@ -33,7 +33,9 @@ class ProgressView(Protocol):
 
 
 def progress_view(console: Console) -> ProgressView:
-    """Returns moving bars for a terminal and lines for a log."""
+    """Returns moving bars for a terminal or below the cell of a notebook, and lines for a log."""
+    if console.is_jupyter:
+        return NotebookBars(console)
     return Bars(console) if console.is_terminal else Lines(console)
 
 
@@ -52,7 +54,7 @@ def transfer_report(kind: str, name: str, *, shown: bool) -> Iterator[Callable[[
 class Bars(Progress):
     """A line for each job: title, bar, stage, amount, rate and time left."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, disable: bool = False) -> None:
         super().__init__(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}"),
@@ -60,6 +62,7 @@ class Bars(Progress):
             TextColumn("{task.fields[stage]}", style="dim"),
             RateColumn(),
             console=console,
+            disable=disable,
         )
         self._bars: dict[str, TaskID] = {}
         self._stages: dict[str, str] = {}
@@ -85,6 +88,25 @@ class Bars(Progress):
         self.update(bar, stage=f"[{color}]{escape(stage)}[/]", progress=progress, **amounts)
         if job.ended:
             self.stop_task(bar)
+
+
+class NotebookBars(Bars):
+    """The same lines as a display of the notebook, replaced at each change; needs no widgets."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, disable=True)
+        self._display: Any = None
+
+    def show(self, job: Job) -> None:
+        """Updates the display of a job."""
+        from IPython.display import display  # noqa: PLC0415  (a notebook has it, a terminal need not)
+
+        super().show(job)
+        table = self.make_tasks_table(self.tasks)
+        if self._display is None:
+            self._display = display(table, display_id=True)
+        else:
+            self._display.update(table)
 
 
 def _amounts(progress: JobProgress | None) -> dict[str, Any]:
