@@ -5,7 +5,7 @@ from pathlib import Path
 
 from graftwerk.errors import UsageError
 from graftwerk.options import given
-from graftwerk.requests import JsonObject
+from graftwerk.request_parts import JsonObject
 from graftwerk.text_input import read_text
 
 TEXT_LIMIT = 1_000_000

@@ -23,8 +23,8 @@ from graftwerk.models import JsonObject, ResultT_co
 class AsyncKindMethods(ABC):
     """Submission of jobs: a method for each kind; awaited, it returns the handle of the queued job.
 
-    The fields of the request are keyword arguments, as the types in `graftwerk.requests` list them; those that are
-    left out have the service's defaults. Every request also takes `after`, `metadata` and `webhook`.
+    The fields of the request are keyword arguments, as the types in `graftwerk.requests` list them, with those of
+    `graftwerk.request_parts.JobOptions`. Those that are left out have the service's defaults.
 
     Raises:
         ApiError: from any method, if the request cannot succeed: nothing is queued then.

@@ -20,7 +20,7 @@ from graftwerk.job_handle import JobHandle
 from graftwerk.local_service import LocalService, free_port
 from graftwerk.models import Job
 from graftwerk.progress_display import progress_view
-from graftwerk.requests import Sampling
+from graftwerk.request_parts import Sampling
 from graftwerk.serve import start, terminable
 from graftwerk.service_distribution import checkout_folder, require_service
 from graftwerk.submission import EXIT_CANCELED

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from graftwerk.errors import UsageError
 from graftwerk.local_files import default_name
 from graftwerk.options import given
-from graftwerk.requests import JsonObject
+from graftwerk.request_parts import JsonObject
 
 HUB = "hub:"
 VOLUME = "incoming/"

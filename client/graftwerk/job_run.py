@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from graftwerk.options import Connection, Submission
-from graftwerk.requests import JsonObject
+from graftwerk.request_parts import JsonObject
 
 if TYPE_CHECKING:
     from collections.abc import Callable

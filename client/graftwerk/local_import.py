@@ -11,7 +11,7 @@ from graftwerk.display import note
 from graftwerk.errors import ApiError, UsageError
 from graftwerk.local_files import list_local
 from graftwerk.options import Connection, Submission
-from graftwerk.requests import JsonObject
+from graftwerk.request_parts import JsonObject
 from graftwerk.submission import EXIT_CANCELED, submit_and_follow
 
 

@@ -7,7 +7,7 @@ from typing import Generic, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_serializer, field_validator
 from typing_extensions import TypeVar
 
-from graftwerk import requests
+from graftwerk import request_parts
 from graftwerk.errors import JobFailedError
 from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
 from graftwerk.model_results import (
@@ -25,7 +25,7 @@ from graftwerk.result import Failure, JobResult
 
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 
-JsonObject = requests.JsonObject
+JsonObject = request_parts.JsonObject
 
 RESULTS: Mapping[str, type[JobResult]] = {
     "import": ImportResult,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from graftwerk.completion import DEFAULT_URL, adapter_names, job_ids, model_names, template_names
-from graftwerk.requests import DType
+from graftwerk.request_parts import DType
 
 if TYPE_CHECKING:
     from graftwerk.client import Client

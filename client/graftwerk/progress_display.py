@@ -104,7 +104,8 @@ class NotebookBars(Bars):
         super().show(job)
         table = self.make_tasks_table(self.tasks)
         if self._display is None:
-            self._display = display(table, display_id=True)
+            show: Any = display  # it has no types
+            self._display = show(table, display_id=True)
         else:
             self._display.update(table)
 

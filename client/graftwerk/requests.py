@@ -1,121 +1,45 @@
 """Fields of the requests, one dictionary type per kind, for editors and type checkers; the service validates them."""
 
-from typing import Any, Literal, Required, TypedDict
+from typing import Literal, Required
 
-JsonObject = dict[str, Any]
-
-
-class Adapter(TypedDict):
-    """An adapter and the factor on its change."""
-
-    name: str
-    scale: float
-
-
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-class Sampling(TypedDict, total=False):
-    """Choice of the next token."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    no_repeat_ngram_size: int
-    logit_bias: dict[str, float]
-    max_new_tokens: int
-    min_new_tokens: int
-    num_beams: int
-    do_sample: bool
-    stop: list[str]
-    seed: int
-    n: int
-    logprobs: int
-
-
-class WebhookTarget(TypedDict, total=False):
-    """Address that receives a message of the end of a job."""
-
-    url: Required[str]
-    events: list[Literal["succeeded", "failed", "canceled"]]
-
-
-class JobOptions(TypedDict, total=False):
-    """Fields of every request."""
-
-    after: list[str]
-    metadata: dict[str, str]
-    webhook: WebhookTarget
-
-
-DType = Literal[
-    "float32", "float16", "bfloat16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q2_k_s", "q3_k", "q3_k_s", "q3_k_m",
-    "q3_k_l", "q4_k", "q4_k_s", "q4_k_m", "q5_k", "q5_k_s", "q5_k_m", "q6_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s",
-    "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m", "iq4_nl", "iq4_xs",
-]  # fmt: skip
-"""Dtypes of a written model; those with a q are encodings of GGUF, by llama-quantize's names."""
-
-
-class OutputOptions(TypedDict, total=False):
-    """Layout of a written model."""
-
-    output_format: Literal["huggingface", "meta", "gguf"]
-    dtype: DType | None
-    max_shard_size: str
-    ranks: int | None
-    imatrix: dict[str, str] | None
-    force: bool
-
-
-class ModelChoice(TypedDict, total=False):
-    """A model and the way it is loaded."""
-
-    model: Required[str]
-    adapters: list[str | Adapter]
-    quantization: Literal["8bit", "4bit"] | None
-    rope_alpha: float | None
-
-
-class PromptOptions(TypedDict, total=False):
-    """Prompts and sampling; exactly one kind of prompt is given."""
-
-    prompt: str
-    prompts: list[str]
-    messages: list[Message]
-    template: str | None
-    system: str
-    input: str
-    sampling: Sampling
-    fit_context: bool | Literal["answer"]
-
-
-class HubSource(TypedDict, total=False):
-    """A repository of the Hub; `files` are shell patterns."""
-
-    hub: Required[str]
-    revision: str | None
-    files: list[str] | None
+from graftwerk.request_parts import (
+    Adapter,
+    HubSource,
+    JobOptions,
+    ModelChoice,
+    OutputOptions,
+    PathSource,
+    PromptOptions,
+    UploadSource,
+    Variant,
+    ZipSource,
+)
 
 
 class ImportRequest(JobOptions, total=False):
-    """Fields of an `import` request."""
+    """Fields of an `import` request.
 
-    source: Required[dict[str, str | list[str]] | HubSource]
+    Attributes:
+        source: files on the volume, finished uploads, or a repository of the Hub.
+        target: name of the new model.
+        sha256: digests to check, by path inside the source.
+    """
+
+    source: Required[PathSource | ZipSource | UploadSource | HubSource]
     target: Required[str]
     sha256: dict[str, str]
 
 
 class ConvertRequest(JobOptions, OutputOptions, total=False):
-    """Fields of a `convert` request."""
+    """Fields of a `convert` request.
+
+    Attributes:
+        source: name of the model to convert.
+        target: name of the new model.
+        instruct: Llama 3: it is an instruct model.
+        base: base of an adapter that is written as `gguf`.
+        measure: `{"text_file": "incoming/…"}`: text on which a `gguf` output is compared with its source.
+    """
 
     source: Required[str]
     target: Required[str]
@@ -125,7 +49,17 @@ class ConvertRequest(JobOptions, OutputOptions, total=False):
 
 
 class MergeRequest(JobOptions, OutputOptions, total=False):
-    """Fields of a `merge` request."""
+    """Fields of a `merge` request.
+
+    Attributes:
+        base: name of the base model, in either layout.
+        adapters: adapters in the order in which they were trained: names, or names with scales.
+        target: name of the new model.
+        rounding: `per_adapter` (default) equals merging one after another with PEFT, `once` rounds at the end only.
+        verify: compute parts of the result again before it is published. Default: True.
+        base_precision: `dequantized`: round the base to 4 bits and back first, as QLoRA has seen it.
+        compare_precisions: measure the difference between both precisions.
+    """
 
     base: Required[str]
     adapters: Required[list[str | Adapter]]
@@ -137,7 +71,13 @@ class MergeRequest(JobOptions, OutputOptions, total=False):
 
 
 class PublishToHubRequest(JobOptions, total=False):
-    """Fields of a `publish-to-hub` request."""
+    """Fields of a `publish-to-hub` request.
+
+    Attributes:
+        model: name of the model.
+        repository: the id, `org/name`.
+        private: make the repository private. Default: True.
+    """
 
     model: Required[str]
     repository: Required[str]
@@ -145,7 +85,13 @@ class PublishToHubRequest(JobOptions, total=False):
 
 
 class VerifyRequest(JobOptions, total=False):
-    """Fields of a `verify` request."""
+    """Fields of a `verify` request.
+
+    Attributes:
+        model: name of the model.
+        base: base that it was made of; None checks it against its manifest alone.
+        adapters: adapters that were merged, in order.
+    """
 
     model: Required[str]
     base: str | None
@@ -153,7 +99,14 @@ class VerifyRequest(JobOptions, total=False):
 
 
 class ExtendTokenizerRequest(JobOptions, total=False):
-    """Fields of an `extend-tokenizer` request."""
+    """Fields of an `extend-tokenizer` request.
+
+    Attributes:
+        base: name of a model with a SentencePiece tokenizer.
+        addition: name of the tokenizer with the pieces to append.
+        target: name of the new tokenizer.
+        pad_token: padding token to append, such as `[PAD]`.
+    """
 
     base: Required[str]
     addition: Required[str]
@@ -162,7 +115,14 @@ class ExtendTokenizerRequest(JobOptions, total=False):
 
 
 class ExtractRequest(JobOptions, total=False):
-    """Fields of an `extract` request."""
+    """Fields of an `extract` request.
+
+    Attributes:
+        base: name of the base model.
+        model: name of the model that was fine-tuned from it.
+        rank: rank of the adapter.
+        target: name of the new adapter.
+    """
 
     base: Required[str]
     model: Required[str]
@@ -171,7 +131,16 @@ class ExtractRequest(JobOptions, total=False):
 
 
 class CombineRequest(JobOptions, total=False):
-    """Fields of a `combine` request."""
+    """Fields of a `combine` request.
+
+    Attributes:
+        adapters: adapters of one base, with scales.
+        target: name of the new adapter.
+        method: `concatenate` and `linear` add the changes; `ties` and `dare` leave parts of them out.
+        density: share of elements that `ties` and `dare` keep. Default: 0.5.
+        seed: seed of the elements that `dare` keeps.
+        rank: rank of the result; None is the sum of the ranks, with which a sum is exact.
+    """
 
     adapters: Required[list[str | Adapter]]
     target: Required[str]
@@ -182,33 +151,48 @@ class CombineRequest(JobOptions, total=False):
 
 
 class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
-    """Fields of a `generate` request."""
+    """Fields of a `generate` request.
+
+    Attributes:
+        prompts_file: file of prompts on the volume, `incoming/…`, in place of the prompts.
+        return_token_ids: return the ids of the tokens too.
+        forward: False: a worker of the service generates, even if a backend server has the model.
+    """
 
     prompts_file: str
     return_token_ids: bool
     forward: bool
 
 
-class Variant(ModelChoice, total=False):
-    """One of the models that are compared."""
-
-    label: str | None
-
-
 class CompareRequest(JobOptions, PromptOptions, total=False):
-    """Fields of a `compare` request."""
+    """Fields of a `compare` request.
+
+    Attributes:
+        variants: 2 to 8 models.
+    """
 
     variants: Required[list[Variant]]
 
 
 class EmbedRequest(JobOptions, ModelChoice, total=False):
-    """Fields of an `embed` request."""
+    """Fields of an `embed` request.
+
+    Attributes:
+        inputs: the texts.
+    """
 
     inputs: Required[list[str]]
 
 
 class PerplexityRequest(JobOptions, ModelChoice, total=False):
-    """Fields of a `perplexity` request."""
+    """Fields of a `perplexity` request.
+
+    Attributes:
+        text: text to score.
+        text_file: text on the volume, `incoming/…`, in place of `text`.
+        context: tokens per window; None is the model's context, at most 2048.
+        stride: tokens from window to window; None is half a window.
+    """
 
     text: str
     text_file: str

@@ -1,9 +1,12 @@
 """The client's models of requests and results have the fields of the service's."""
 
+import ast
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
+import graftwerk.request_parts as client_parts
 import graftwerk.requests as client_requests
 import pytest
 from graftwerk import Client, ModelSummary
@@ -74,7 +77,7 @@ def test_models_the_system_and_the_hub_have_the_same_fields(
     pairs(ours, theirs, found)
     for one, other in found:
         missing = fields(other).keys() - fields(one).keys()
-        assert missing <= {"type", "title", "status", "errors"}, (one, other)
+        assert missing <= {"type", "title", "status", "errors", "order"}, (one, other)
         assert {name: fields(other)[name] for name in fields(one)} == fields(one), (one, other)
 
 
@@ -93,4 +96,19 @@ def test_requests_have_the_same_fields_and_a_method(kind: str) -> None:
 
 
 def test_sampling_has_the_same_fields() -> None:
-    assert set(client_requests.Sampling.__annotations__) == set(Sampling.model_fields)
+    assert set(client_parts.Sampling.__annotations__) == set(Sampling.model_fields)
+
+
+TYPES = [
+    node
+    for module in (client_requests, client_parts)
+    for node in ast.parse(inspect.getsource(module)).body
+    if isinstance(node, ast.ClassDef)
+]
+
+
+@pytest.mark.parametrize("found", TYPES, ids=lambda found: found.name)
+def test_every_field_of_a_request_is_documented_in_order(found: ast.ClassDef) -> None:
+    _, _, text = (ast.get_docstring(found) or "").partition("Attributes:\n")
+    documented = [line.strip().partition(":")[0] for line in text.splitlines()]
+    assert documented == [ast.unparse(line.target) for line in found.body if isinstance(line, ast.AnnAssign)]
