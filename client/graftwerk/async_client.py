@@ -26,7 +26,7 @@ from graftwerk.local_files import default_name
 from graftwerk.model_results import ImportResult, ModelSummary
 from graftwerk.models import Job, JsonObject
 from graftwerk.pull import PulledModel
-from graftwerk.service_models import HubModel, HubRepository, System
+from graftwerk.service_models import Dependents, HubModel, HubRepository, System
 from graftwerk.transfers import Transfers
 
 T = TypeVar("T")
@@ -148,6 +148,14 @@ class AsyncClient(AsyncKindMethods):
             ApiError: there is no such model, or a job needs it (`model_in_use`).
         """
         await self._service.call(calls.delete_model(name))
+
+    async def dependents(self, name: str) -> Dependents:
+        """Returns the dependents of a model: models made from it, adapters of it, and unfinished jobs.
+
+        Raises:
+            ApiError: there is no such model (`model_not_found`).
+        """
+        return await self._service.call(calls.dependents(name))
 
     async def push(
         self, source: str | Path, name: str | None = None, *, progress: bool = False

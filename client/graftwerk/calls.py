@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from graftwerk.model_results import ModelSummary
 from graftwerk.models import Delivery, Job, JsonObject
-from graftwerk.service_models import HubModel, HubRepository, System
+from graftwerk.service_models import Dependents, HubModel, HubRepository, System
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -143,6 +143,11 @@ def model(name: str) -> Call[ModelSummary]:
 def delete_model(name: str) -> Call[None]:
     """Deletes a model."""
     return Call("DELETE", model_path(name), _nothing)
+
+
+def dependents(name: str) -> Call[Dependents]:
+    """Requests the dependents of a model."""
+    return Call("GET", f"{model_path(name)}/dependents", _one(Dependents))
 
 
 def system() -> Call[System]:

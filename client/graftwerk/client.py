@@ -22,7 +22,7 @@ from graftwerk.local_files import default_name
 from graftwerk.model_results import ImportResult, ModelSummary
 from graftwerk.models import Job, JsonObject
 from graftwerk.pull import PulledModel
-from graftwerk.service_models import HubModel, HubRepository, System
+from graftwerk.service_models import Dependents, HubModel, HubRepository, System
 from graftwerk.transfers import Transfers
 
 
@@ -146,6 +146,14 @@ class Client(KindMethods):
             ApiError: there is no such model, or a job needs it (`model_in_use`).
         """
         self._service.call(calls.delete_model(name))
+
+    def dependents(self, name: str) -> Dependents:
+        """Returns the dependents of a model: models made from it, adapters of it, and unfinished jobs.
+
+        Raises:
+            ApiError: there is no such model (`model_not_found`).
+        """
+        return self._service.call(calls.dependents(name))
 
     def push(
         self, source: str | Path, name: str | None = None, *, progress: bool = False

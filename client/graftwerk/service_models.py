@@ -41,6 +41,32 @@ class System(Result):
     volume: VolumeState
 
 
+class MadeFrom(Result):
+    """A model that was made from another one by a job of the kind `operation`; `roles` is what the other one was in it."""
+
+    name: str
+    kind: str
+    operation: str
+    roles: list[str]
+
+
+class DependentJob(Result):
+    """An unfinished job that reads or makes a model."""
+
+    id: str
+    kind: str
+    status: str
+
+
+class Dependents(Result):
+    """Dependents of a model: models made from it, adapters whose base it is, and unfinished jobs, which prevent its deletion."""
+
+    name: str
+    models: list[MadeFrom]
+    adapters: list[str]
+    jobs: list[DependentJob]
+
+
 class HubModel(Result):
     """A repository that a search of the Hub has found; null where the Hub does not say."""
 

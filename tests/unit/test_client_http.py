@@ -122,6 +122,37 @@ def test_names_cannot_escape_their_segment_of_the_path() -> None:
     assert seen == ["/api/models/..%2Fjobs"]
 
 
+def test_dependents_and_the_hub_are_typed() -> None:
+    answers = {
+        "/api/models/zh/dependents": {
+            "name": "zh", "adapters": ["zh-more"], "jobs": [],
+            "models": [{"name": "ab", "kind": "huggingface", "operation": "merge", "roles": ["adapter"]}],
+        },
+        "/api/hub/models": {"models": []},
+        "/api/hub/models/org/name": {
+            "id": "org/name", "revision": "v1", "commit": "c" * 40, "gated": False, "private": False,
+            "files": [{"path": "model.safetensors", "size_bytes": 7, "selected": True}], "size_bytes": 7,
+            "selected_bytes": 7, "problem": {"code": "unsupported_model", "detail": "It is a diffusion model."},
+        },
+    }  # fmt: skip
+    seen: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.raw_path.decode())
+        return httpx.Response(200, json=answers[request.url.path])
+
+    client = client_of(handler)
+    found = client.dependents("zh")
+    assert (found.models[0].roles, found.adapters) == (["adapter"], ["zh-more"])
+    assert client.hub_search("qwen 3", limit=5) == []
+    repository = client.hub_model("org/name", revision="v1")
+    assert repository.files[0].selected
+    assert repository.problem is not None and repository.problem.hint == ""
+    assert seen == [
+        "/api/models/zh/dependents", "/api/hub/models?search=qwen+3&limit=5", "/api/hub/models/org/name?revision=v1",
+    ]  # fmt: skip
+
+
 def test_a_job_is_followed_by_its_events_to_its_end() -> None:
     progress = {
         "stage": "writing",

@@ -12,12 +12,13 @@ import pytest
 from graftwerk import Client, ModelSummary
 from graftwerk.inference_results import TokenPiece
 from graftwerk.models import RESULTS
-from graftwerk.service_models import HubModel, HubRepository, System
+from graftwerk.service_models import Dependents, HubModel, HubRepository, System
 from pydantic import BaseModel
 
 from api.hub import HubModel as ServiceHubModel
 from api.hub import HubRepository as ServiceHubRepository
 from api.metrics import System as ServiceSystem
+from api.models import Dependents as ServiceDependents
 from services.kinds import KINDS, module_name
 from services.kinds.generate import TokenPiece as ServicePiece
 from services.kinds.model_summary import ModelSummary as ServiceModelSummary
@@ -66,6 +67,7 @@ def test_results_have_the_same_fields(kind: str) -> None:
     [
         (ModelSummary, ServiceModelSummary),
         (System, ServiceSystem),
+        (Dependents, ServiceDependents),
         (HubModel, ServiceHubModel),
         (HubRepository, ServiceHubRepository),
     ],

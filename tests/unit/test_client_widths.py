@@ -169,7 +169,7 @@ def test_without_verbose_a_job_is_one_line_with_its_warnings_and_problems_on_std
     assert short.stderr.splitlines()[-2:] == ["warning: The base is rounded.", "warning: A file is missing."]
     details = run("convert", "a", "b", "-v").stdout.splitlines()
     assert details[0] == short.stdout.rstrip()
-    assert any(line.split() == ["bytes", "read", "1"] for line in details)
+    assert any(line.split() == ["bytes", "read", "1", "byte"] for line in details)
 
 
 def test_every_help_page_fits_a_pipe() -> None:
