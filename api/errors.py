@@ -89,6 +89,7 @@ STATUS_OF: dict[type[e.GraftwerkError], int] = {
     e.TemplateLimitExceeded: HTTPStatus.UNPROCESSABLE_ENTITY,
     # the service
     e.InsufficientMemory: HTTPStatus.UNPROCESSABLE_ENTITY,
+    e.MemoryUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     e.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     e.InvalidSettings: HTTPStatus.INTERNAL_SERVER_ERROR,
     e.VerificationFailed: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -431,6 +431,13 @@ class InsufficientMemory(GraftwerkError):
     code = "insufficient_memory"
 
 
+class MemoryUnavailable(GraftwerkError):
+    """The job's memory is not available now: the job goes back to its queue and waits there."""
+
+    code = "memory_unavailable"
+    transient = True
+
+
 class NotReady(GraftwerkError):
     """Redis, the volume or a worker does not answer."""
 

@@ -45,7 +45,7 @@ class FakeExecution(JobExecution):
     def reserve_disk(self, need: DiskNeed) -> None:
         """Does nothing: there is enough space."""
 
-    def wait_for_memory(self, needed_bytes: int) -> None:
+    def require_memory(self, needed_bytes: int) -> None:
         """Does nothing: there is enough memory."""
 
     def log(self, line: str) -> None:

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -33,13 +33,20 @@ from services.errors import (
     InvalidRequest,
     JobCanceled,
     JobTimeout,
+    MemoryUnavailable,
     NotReady,
 )
 from services.files.disk_full import is_disk_full
 from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
 from services.jobs.events import publish_progress, publish_tokens
 from services.jobs.identity import service_tag
-from services.jobs.memory import MemoryAdmission, machine, needed_memory, read_memory
+from services.jobs.memory import (
+    MemoryAdmission,
+    machine,
+    needed_memory,
+    note_needed_memory,
+    read_memory,
+)
 from services.jobs.records import Failure, log_key, record_key, transact
 from services.jobs.status import JobProgress
 from services.kinds.generate import TokenPiece
@@ -53,9 +60,6 @@ INTERVAL_SECONDS = 0.25
 
 SMOOTHING_SECONDS = 5.0
 """Time constant of the smoothed rate from which the remaining time is computed."""
-
-MEMORY_SECONDS = 1
-"""Interval of looking whether memory is there."""
 
 LOG_LINES_KEPT = 5000
 
@@ -196,22 +200,21 @@ class JobExecution:
 
         transact(self.redis, attempt, RESERVATIONS_KEY)
 
-    def wait_for_memory(self, needed_bytes: int) -> None:
-        """Waits until the memory is there, if it was not known before the job was started: its inputs were not there.
+    def require_memory(self, needed_bytes: int) -> None:
+        """Reserves memory if the need was not known before the job was started: its inputs were not there.
+
+        Where it is not available, the job goes back to its queue with its need on the record, and its worker runs others meanwhile.
 
         Raises:
+            MemoryUnavailable: the memory is not available now.
             InsufficientMemory: it can never fit.
-            JobCanceled: the job was canceled.
         """
         if not needed_bytes or needed_memory(self.redis, self.job_id):
             return  # the worker has waited for it
-        began = self.clock()
-        admission = MemoryAdmission(self.redis, self.job_id, read_memory(), machine())
-        while admission.admit(needed_bytes, self.clock() - began):
-            self.report(Progress("waiting for memory"))
-            self.check_canceled()
-            time.sleep(MEMORY_SECONDS)
-            admission = replace(admission, memory=read_memory())
+        reason = MemoryAdmission(self.redis, self.job_id, read_memory(), machine()).admit(needed_bytes, 0)
+        if reason:
+            note_needed_memory(self.redis, self.job_id, needed_bytes)
+            raise MemoryUnavailable(reason, "The job waits in its queue until the memory is available.")
 
     def ensure_current(self) -> None:
         """Checks right before publishing that the job still belongs to this execution.

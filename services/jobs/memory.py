@@ -183,3 +183,8 @@ def is_memory_wanted(redis: Redis) -> bool:
 def needed_memory(redis: Redis, job_id: str) -> int:
     """Returns the peak memory of a job from its plan, 0 if it is not known."""
     return int(redis.hget(record_key(job_id), "memory") or 0)
+
+
+def note_needed_memory(redis: Redis, job_id: str, needed_bytes: int) -> None:
+    """Notes the peak memory of a job whose plan was not known when it was submitted."""
+    redis.hset(record_key(job_id), "memory", needed_bytes)

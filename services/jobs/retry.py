@@ -2,8 +2,11 @@
 
 from enum import Enum
 
-from services.errors import VolumeUnavailable
+from services.errors import MemoryUnavailable, VolumeUnavailable
 from services.jobs.records import Record
+
+LOSES_NO_RETRY = {VolumeUnavailable.code, MemoryUnavailable.code}
+"""Codes of what the job cannot help: it runs again when that is over."""
 
 
 class RetryDecision(Enum):
@@ -21,7 +24,7 @@ def decide(record: Record | None, *, has_retries: bool, is_worker_stopped: bool 
     """Returns the decision for a job with this record.
 
     Only a job whose process died or whose error is transient runs again. A job that its own worker interrupted in
-    order to stop, or that has lost the volume, loses no retry.
+    order to stop, or that has lost the volume or found no memory, loses no retry.
 
     Args:
         record: our record of the job; None if it has expired.
@@ -33,7 +36,7 @@ def decide(record: Record | None, *, has_retries: bool, is_worker_stopped: bool 
     failure = record.failure if record is not None else None
     if failure is not None and failure.final:
         return RetryDecision.FAIL
-    if is_worker_stopped or (failure is not None and failure.code == VolumeUnavailable.code):
+    if is_worker_stopped or (failure is not None and failure.code in LOSES_NO_RETRY):
         return RetryDecision.PUT_BACK
     if failure is None:
         return RetryDecision.RERUN if has_retries else RetryDecision.ABANDON

@@ -1,5 +1,6 @@
 """Real worker processes on a real server: outcomes, cancellation, death, stops."""
 
+import json
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from redis import Redis
 from rq.job import Job as RQJob
 
 from services.jobs.events import follow
+from services.jobs.memory import MEMORY_KEY, Reservation, machine, read_memory
 from services.jobs.queue import JobQueue
 from services.jobs.status import Job
 from services.kinds.convert import ConvertRequest
@@ -333,6 +336,37 @@ def test_a_job_that_loses_the_volume_waits_until_it_is_back_and_loses_no_retry(
 
 
 # ---- stops -------------------------------------------------------------------------------------------
+
+
+def test_a_job_whose_need_is_known_late_waits_in_its_queue_and_others_run(
+    queue: JobQueue, start_worker: StartWorker, redis: Redis, janitor: Janitor
+) -> None:
+    """Another job has reserved all the memory of the machine."""
+    hog = Reservation(machine=machine(), needed_bytes=read_memory().total_bytes)
+    redis.hset(MEMORY_KEY, "hog", json.dumps(asdict(hog)))
+    start_worker()
+    waiting = queue.submit(request_for("a", needed_bytes="1000000"))[0].id
+    until(lambda: queue.get(waiting).waiting_for is not None)
+    others = [queue.submit(request_for(f"other-{number}"))[0].id for number in range(3)]
+    assert [ended(queue, job_id).status for job_id in others] == ["succeeded"] * 3
+    job = queue.get(waiting)
+    assert (job.status, job.error) == ("queued", None)
+    assert job.waiting_for is not None
+    assert job.waiting_for.what == "memory"
+    assert "needs 1000000 bytes of memory" in job.waiting_for.message
+    assert [job_id for job_id, _, _ in runs(redis)].count(waiting) == 1, "it is not started again to look"
+    assert RQJob.fetch(waiting, connection=redis, serializer="json").retries_left == 2
+    redis.hdel(MEMORY_KEY, "hog")
+    assert ended(queue, waiting).status == "succeeded"
+    assert redis.hkeys(MEMORY_KEY) == []
+
+
+def test_a_job_whose_need_is_known_late_and_never_fits_fails(
+    queue: JobQueue, start_worker: StartWorker
+) -> None:
+    start_worker()
+    job = ended(queue, queue.submit(request_for("a", needed_bytes=str(10**18)))[0].id)
+    assert (job.status, error_code(job)) == ("failed", "insufficient_memory")
 
 
 def test_a_stopped_worker_puts_its_job_back_at_once_and_no_retry_is_lost(

@@ -34,6 +34,7 @@ def _work(request: JobRequest, context: JobContext) -> JobResult:
         raise WrongModelKind("This is not a base model.", "Name another.")
     if "broken" in options:
         raise ZeroDivisionError("internal fault")
+    context.execution.require_memory(int(options.get("needed_bytes", 0)))
     steps = int(options.get("steps", 1))
     total = int(options.get("total", steps))
     for step in range(steps):

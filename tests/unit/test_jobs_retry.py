@@ -10,6 +10,7 @@ from services.kinds.convert import ConvertRequest
 
 FINAL = Failure("model_not_found", "m", "h", final=True)
 AWAY = Failure("volume_unavailable", "m", "h", final=False)
+NO_MEMORY = Failure("memory_unavailable", "m", "h", final=False)
 TRANSIENT = Failure("not_ready", "m", "h", final=False)
 
 
@@ -39,6 +40,7 @@ def record(failure: Failure | None = None, *, cancel: bool = False) -> Record:
         (record(FINAL, cancel=True), True, True, RetryDecision.CANCEL),
         (record(AWAY), True, False, RetryDecision.PUT_BACK),
         (record(AWAY), False, False, RetryDecision.PUT_BACK),
+        (record(NO_MEMORY), False, False, RetryDecision.PUT_BACK),
         (None, True, False, RetryDecision.RERUN),
         (None, False, False, RetryDecision.ABANDON),
     ],

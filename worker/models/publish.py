@@ -95,7 +95,7 @@ def planned(request: JobRequest, context: JobContext) -> Plan:
         request, context.store, (), limits=limits, servers=Servers(hub=context.hub),
         disk_use=DiskUse(staged_bytes=staged_bytes),
     )  # fmt: skip
-    context.execution.wait_for_memory(plan.peak_memory_bytes)
+    context.execution.require_memory(plan.peak_memory_bytes)
     return plan
 
 
