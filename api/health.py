@@ -57,13 +57,18 @@ def readyz() -> Response:
 
     The status is 503 if any of the `checks` is not `ok`.
     """
+    found = readiness()
+    return json_response(found, 200 if found.status == OK else 503)
+
+
+def readiness() -> Readiness:
+    """Returns the outcome of all checks."""
     redis = _outcome(state().queue.ping)
     workers = _workers() if redis == OK else {f"worker-{queue}": redis for queue in QUEUES}
     checks = {"redis": redis, "volume": _outcome(state().store.check), **workers}
     is_ready = set(checks.values()) == {OK}
     warnings = _space_warnings() if checks["volume"] == OK else []
-    readiness = Readiness(status=OK if is_ready else "unavailable", checks=checks, warnings=warnings)
-    return json_response(readiness, 200 if is_ready else 503)
+    return Readiness(status=OK if is_ready else "unavailable", checks=checks, warnings=warnings)
 
 
 def _outcome(check: Callable[[], None]) -> str:

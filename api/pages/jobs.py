@@ -10,6 +10,7 @@ from flask_babel import lazy_gettext
 from api.jobs import JobPath, job_id_of
 from api.pages import job_rows
 from api.pages.job_rows import JobRow, rows_of
+from api.pages.kind_names import kind_names
 from api.pages.layout import is_fragment_request, page_blueprint, page_response
 from api.state import state
 from services.errors import InvalidRequest
@@ -23,21 +24,6 @@ LARGEST_BATCH = 2 * PAGE_SIZE
 
 LOG_LINES_SHOWN = 500
 STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
-
-KIND_NAMES = {
-    "import": lazy_gettext("Import"),
-    "convert": lazy_gettext("Convert"),
-    "merge": lazy_gettext("Merge"),
-    "verify": lazy_gettext("Verify"),
-    "generate": lazy_gettext("Generate"),
-    "compare": lazy_gettext("Compare"),
-    "embed": lazy_gettext("Embed"),
-    "perplexity": lazy_gettext("Perplexity"),
-    "extend-tokenizer": lazy_gettext("Extend tokenizer"),
-    "extract": lazy_gettext("Extract adapter"),
-    "combine": lazy_gettext("Combine adapters"),
-    "publish-to-hub": lazy_gettext("Publish to the Hub"),
-}
 
 STATUS_NAMES = {
     "queued": lazy_gettext("Queued"),
@@ -77,7 +63,7 @@ page = page_blueprint("jobs")
 def names() -> dict[str, Any]:
     """Returns the names of kinds, statuses and stages in the language of the request, and functions for results."""
     return {
-        "kind_names": _translated(KIND_NAMES),
+        "kind_names": kind_names(),
         "status_names": _translated(STATUS_NAMES),
         "stages": _translated(STAGES),
         "figures": job_rows,
@@ -97,7 +83,7 @@ def jobs() -> Response:
     found, older = state().queue.list(selected, limit=PAGE_SIZE, after=after)
     values: dict[str, Any] = {
         "rows": job_rows.job_rows(found), "chosen": chosen, "after": after, "older": _address(chosen, older),
-        "newer": _newer(chosen, selected, after), "kinds": KIND_NAMES, "statuses": STATUSES,
+        "newer": _newer(chosen, selected, after), "kinds": kind_names(), "statuses": STATUSES,
     }  # fmt: skip
     if is_fragment_request():
         response = page_response("jobs/board.html", **values)

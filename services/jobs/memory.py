@@ -15,7 +15,7 @@ from redis.client import Pipeline
 from rq.utils import as_text
 
 from services.errors import InsufficientMemory
-from services.jobs.records import JOBS_KEY, record_key, transact
+from services.jobs.records import JOBS_KEY, reaching_redis, record_key, transact
 
 MEMORY_KEY = "graftwerk:memory"
 
@@ -151,6 +151,13 @@ def check_capacity(needed_bytes: int, total_bytes: int) -> None:
 def read_reservations(redis: Redis) -> dict[str, Reservation]:
     """Returns the reservations by job."""
     return {as_text(job_id): Reservation(**loads(text)) for job_id, text in redis.hgetall(MEMORY_KEY).items()}
+
+
+@reaching_redis()
+def reserved_memory(redis: Redis, machine_name: str) -> int:
+    """Returns the bytes of a machine that running jobs have reserved and not taken yet."""
+    entries = read_reservations(redis).values()
+    return sum(entry.open_bytes for entry in entries if entry.machine == machine_name and not entry.waiting)
 
 
 def note_used(redis: Redis, job_id: str, used_bytes: int) -> None:

@@ -102,6 +102,12 @@ class ModelStore:
             stats = os.statvfs(self.root)
         return stats.f_bavail * stats.f_frsize
 
+    def total_bytes(self) -> int:
+        """Returns the size of the volume."""
+        with self._accessible("read"):
+            stats = os.statvfs(self.root)
+        return stats.f_blocks * stats.f_frsize
+
     def check(self) -> None:
         """Checks that the volume is there, can be written and has space left.
 
