@@ -10,6 +10,9 @@ from markdown_it.token import Token
 HEADINGS = {"h1": "h3", "h2": "h4", "h3": "h5", "h4": "h6", "h5": "h6"}
 """Headings of a card, below those of the page that shows it."""
 
+SCROLLED = '<div class="scroll" tabindex="0">'
+"""Start of the element around a table that may be wider than the page; people without a mouse can scroll it too."""
+
 WEB_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -33,9 +36,13 @@ def _harmless(tokens: Iterable[Token]) -> Iterator[Token]:
             continue
         if token.type == "link_open":
             _restrict(token)
+        if token.type == "table_open":
+            yield Token("html_block", "", 0, content=SCROLLED)
         if token.children is not None:
             token.children = list(_harmless(token.children))
         yield token
+        if token.type == "table_close":
+            yield Token("html_block", "", 0, content="</div>\n")
 
 
 def _restrict(link: Token) -> None:
