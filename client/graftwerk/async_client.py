@@ -26,7 +26,14 @@ from graftwerk.local_files import default_name
 from graftwerk.model_results import ImportResult, ModelSummary
 from graftwerk.models import Job, JsonObject
 from graftwerk.pull import PulledModel
-from graftwerk.service_models import Dependents, HubModel, HubRepository, System
+from graftwerk.service_models import (
+    Dependents,
+    HubModel,
+    HubRepository,
+    IncomingList,
+    System,
+    TemplateDescription,
+)
 from graftwerk.transfers import Transfers
 
 T = TypeVar("T")
@@ -157,6 +164,10 @@ class AsyncClient(AsyncKindMethods):
         """
         return await self._service.call(calls.dependents(name))
 
+    async def incoming(self) -> IncomingList:
+        """Returns the folders, archives and files below `incoming/` of the volume, which imports can take."""
+        return await self._service.call(calls.incoming())
+
     async def push(
         self, source: str | Path, name: str | None = None, *, progress: bool = False
     ) -> AsyncJobHandle[ImportResult]:
@@ -239,6 +250,10 @@ class AsyncClient(AsyncKindMethods):
             ApiError: there is no such repository, or it is gated (`hub_gated`).
         """
         return await self._service.call(calls.hub_model(repository, revision))
+
+    async def templates(self) -> list[TemplateDescription]:
+        """Returns the prompt templates, the model's own first, each with an example."""
+        return await self._service.call(calls.templates())
 
     async def system(self) -> System:
         """Returns workers, devices, memory and queues of the service."""

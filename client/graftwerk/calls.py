@@ -14,7 +14,14 @@ from pydantic import BaseModel, TypeAdapter
 
 from graftwerk.model_results import ModelSummary
 from graftwerk.models import Delivery, Job, JsonObject
-from graftwerk.service_models import Dependents, HubModel, HubRepository, System
+from graftwerk.service_models import (
+    Dependents,
+    HubModel,
+    HubRepository,
+    IncomingList,
+    System,
+    TemplateDescription,
+)
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -148,6 +155,16 @@ def delete_model(name: str) -> Call[None]:
 def dependents(name: str) -> Call[Dependents]:
     """Requests the dependents of a model."""
     return Call("GET", f"{model_path(name)}/dependents", _one(Dependents))
+
+
+def incoming() -> Call[IncomingList]:
+    """Requests the list of the files that can be imported."""
+    return Call("GET", "/api/incoming", _one(IncomingList))
+
+
+def templates() -> Call[list[TemplateDescription]]:
+    """Requests the prompt templates."""
+    return Call("GET", "/api/templates", _listed("templates", TemplateDescription))
 
 
 def system() -> Call[System]:

@@ -22,7 +22,14 @@ from graftwerk.local_files import default_name
 from graftwerk.model_results import ImportResult, ModelSummary
 from graftwerk.models import Job, JsonObject
 from graftwerk.pull import PulledModel
-from graftwerk.service_models import Dependents, HubModel, HubRepository, System
+from graftwerk.service_models import (
+    Dependents,
+    HubModel,
+    HubRepository,
+    IncomingList,
+    System,
+    TemplateDescription,
+)
 from graftwerk.transfers import Transfers
 
 
@@ -155,6 +162,10 @@ class Client(KindMethods):
         """
         return self._service.call(calls.dependents(name))
 
+    def incoming(self) -> IncomingList:
+        """Returns the folders, archives and files below `incoming/` of the volume, which imports can take."""
+        return self._service.call(calls.incoming())
+
     def push(
         self, source: str | Path, name: str | None = None, *, progress: bool = False
     ) -> JobHandle[ImportResult]:
@@ -236,6 +247,10 @@ class Client(KindMethods):
             ApiError: there is no such repository, or it is gated (`hub_gated`).
         """
         return self._service.call(calls.hub_model(repository, revision))
+
+    def templates(self) -> list[TemplateDescription]:
+        """Returns the prompt templates, the model's own first, each with an example."""
+        return self._service.call(calls.templates())
 
     def system(self) -> System:
         """Returns workers, devices, memory and queues of the service."""

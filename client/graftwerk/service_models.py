@@ -67,6 +67,34 @@ class Dependents(Result):
     jobs: list[DependentJob]
 
 
+class IncomingEntry(Result):
+    """A folder, an archive or a file below `incoming/`, which an import can take; `problem` says why it would be refused."""
+
+    path: str
+    kind: str
+    size_bytes: int
+    modified_at: datetime
+    looks_like: str
+    problem: str | None = None
+
+
+class IncomingList(Result):
+    """Entries in the order of their paths; `truncated` is true if there are more than the service lists."""
+
+    entries: list[IncomingEntry]
+    truncated: bool
+
+
+class TemplateDescription(Result):
+    """A prompt template: its name in requests, its purpose, a prompt in it, and the texts that end a turn."""
+
+    name: str
+    description: str
+    default_system: str | None
+    example: str | None
+    stop: list[str]
+
+
 class HubModel(Result):
     """A repository that a search of the Hub has found; null where the Hub does not say."""
 

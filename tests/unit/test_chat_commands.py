@@ -1,11 +1,13 @@
 """Commands of `graftwerk chat`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from graftwerk.chat.commands import COMMANDS
 from typer.testing import Result
 
 from tests.client_service import Run, Service, generated
@@ -246,3 +248,11 @@ def test_a_comparison_is_not_part_of_the_conversation(comparing: Comparing, chat
     comparing.comparison = compared("a", "b", 0, 0)
     chat("one", "/compare base", "two")
     assert [turn["content"] for turn in submitted(comparing)[2]["messages"]] == ["one", "hello", "two"]
+
+
+def test_the_page_of_the_command_line_has_every_command() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = page.partition("## `graftwerk chat`")[2].partition("\n## ")[0]
+    cells = "".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+    documented = set(re.findall(r"/[a-z]+", cells))
+    assert documented == set(COMMANDS)

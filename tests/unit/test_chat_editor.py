@@ -112,16 +112,25 @@ MODELS = {
 }
 
 
+LISTS = {
+    "/api/models": {
+        "models": [{"name": name, "kind": kind, "size_bytes": 1} for name, kind in MODELS.items()]
+    },
+    "/api/templates": {
+        "templates": [
+            {"name": name, "description": "", "default_system": None, "example": None, "stop": []}
+            for name in ("model", "alpaca")
+        ]
+    },
+}
+
+
 @pytest.fixture
-def volume(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        service,
-        "of_models",
-        lambda _: httpx.Response(
-            200,
-            json={"models": [{"name": name, "kind": kind, "size_bytes": 1} for name, kind in MODELS.items()]},
-        ),
-    )
+def volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=LISTS[request.url.path])
+
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda **_: httpx.MockTransport(handler))
 
 
 def completed(names: Names, line: str) -> list[str]:
@@ -139,14 +148,15 @@ def completed(names: Names, line: str) -> list[str]:
         ("/compare llama+zh+", ["/compare llama+zh+zh", "/compare llama+zh+zh-more"]),
         ("/adapter zh-more, z", ["/adapter zh-more, zh", "/adapter zh-more, zh-more"]),
         ("/scale z", ["/scale zh", "/scale zh-more"]),
+        ("/template al", ["/template alpaca"]),
         ("/seed ", []),
         ("hello /s", []),
         ("/s\n", []),
     ],
 )
 @pytest.mark.usefixtures("volume")
-def test_commands_and_names_are_completed(names: Names, line: str, lines: list[str]) -> None:
-    assert completed(names, line) == lines
+def test_commands_and_names_are_completed(line: str, lines: list[str]) -> None:
+    assert completed(Names(Client("http://graftwerk.test")), line) == lines
 
 
 def test_files_are_completed(names: Names, tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ import pytest
 from graftwerk import Client, ModelSummary
 from graftwerk.inference_results import TokenPiece
 from graftwerk.models import RESULTS
-from graftwerk.service_models import Dependents, HubModel, HubRepository, System
+from graftwerk.service_models import (
+    Dependents,
+    HubModel,
+    HubRepository,
+    IncomingList,
+    System,
+    TemplateDescription,
+)
 from pydantic import BaseModel
 
 from api.hub import HubModel as ServiceHubModel
@@ -22,7 +29,9 @@ from api.models import Dependents as ServiceDependents
 from services.kinds import KINDS, module_name
 from services.kinds.generate import TokenPiece as ServicePiece
 from services.kinds.model_summary import ModelSummary as ServiceModelSummary
+from services.models.incoming import IncomingList as ServiceIncomingList
 from services.sampling import Sampling
+from services.templates.descriptions import TemplateDescription as ServiceTemplate
 
 Pair = tuple[type[BaseModel], type[BaseModel]]
 
@@ -68,6 +77,8 @@ def test_results_have_the_same_fields(kind: str) -> None:
         (ModelSummary, ServiceModelSummary),
         (System, ServiceSystem),
         (Dependents, ServiceDependents),
+        (IncomingList, ServiceIncomingList),
+        (TemplateDescription, ServiceTemplate),
         (HubModel, ServiceHubModel),
         (HubRepository, ServiceHubRepository),
     ],

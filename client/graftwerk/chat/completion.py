@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
@@ -9,39 +10,53 @@ from prompt_toolkit.document import Document
 from graftwerk.chat.commands import COMMANDS
 from graftwerk.client import Client
 from graftwerk.errors import ClientError
-from graftwerk.model_results import ModelSummary
+
+Item = TypeVar("Item")
 
 FRESH_SECONDS = 10
-"""Age at which the list of models is requested again."""
+"""Age at which a list is requested again."""
 
 NOT_CHATTED_WITH = ("adapter", "tokenizer")
 """Kinds of models that generate nothing by themselves."""
 
 
-class Names:
-    """Names of the models and adapters of a service; empty while it does not respond."""
+class Recent(Generic[Item]):
+    """A list of the service that is requested again when it is old; empty while the service does not respond."""
 
-    def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
-        self._client, self._clock = client, clock
-        self._models: list[ModelSummary] = []
+    def __init__(self, request: Callable[[], list[Item]], clock: Callable[[], float]) -> None:
+        self._request, self._clock = request, clock
+        self._items: list[Item] = []
         self._requested_at = float("-inf")
 
-    def models(self) -> list[str]:
-        """Returns the names of models that generate."""
-        return [model.name for model in self._list() if model.kind not in NOT_CHATTED_WITH]
-
-    def adapters(self) -> list[str]:
-        """Returns the names of adapters."""
-        return [model.name for model in self._list() if model.kind == "adapter"]
-
-    def _list(self) -> list[ModelSummary]:
+    def __call__(self) -> list[Item]:
+        """Returns the list."""
         if self._clock() - self._requested_at >= FRESH_SECONDS:
             self._requested_at = self._clock()
             try:
-                self._models = self._client.models()
+                self._items = self._request()
             except ClientError:
-                self._models = []
-        return self._models
+                self._items = []
+        return self._items
+
+
+class Names:
+    """Names of the models, adapters and templates of a service."""
+
+    def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
+        self._models = Recent(client.models, clock)
+        self._templates = Recent(client.templates, clock)
+
+    def models(self) -> list[str]:
+        """Returns the names of models that generate."""
+        return [model.name for model in self._models() if model.kind not in NOT_CHATTED_WITH]
+
+    def adapters(self) -> list[str]:
+        """Returns the names of adapters."""
+        return [model.name for model in self._models() if model.kind == "adapter"]
+
+    def templates(self) -> list[str]:
+        """Returns the names of prompt templates."""
+        return [template.name for template in self._templates()]
 
 
 class ChatCompleter(Completer):
@@ -79,6 +94,8 @@ class ChatCompleter(Completer):
                 return argument.rpartition(",")[2].lstrip(), self._names.adapters()
             case "/scale":
                 return argument, self._names.adapters()
+            case "/template":
+                return argument, self._names.templates()
         return argument, []
 
 
