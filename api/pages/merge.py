@@ -84,14 +84,14 @@ def _base_facts(model: ModelSummary) -> dict[str, Any]:
     inputs = (model.lineage or {}).get("inputs", [])
     return {
         "kind": model.kind, "size": model.size_bytes, "parameters": model.parameters, "vocabulary": model.vocabulary_size,
-        "known": model.known_as, "ranks": model.ranks, "inputs": [entry["name"] for entry in inputs],
+        "known": model.known_as, "width": (model.architecture or {}).get("hidden_size"), "inputs": [entry["name"] for entry in inputs],
     }  # fmt: skip
 
 
 def _adapter_facts(model: ModelSummary) -> dict[str, Any]:
     facts = model.adapter or {}
     return {
-        "size": model.size_bytes, "type": facts.get("type"), "rank": facts.get("r"), "vocabulary": model.vocabulary_size,
+        "type": facts.get("type"), "width": facts.get("hidden_size"), "vocabulary": model.vocabulary_size,
         "base": (facts.get("base") or {}).get("model"), "path": facts.get("base_model_name_or_path"),
         "known": model.known_as, "knownBase": BASES_BY_ADAPTER.get(model.known_as or ""),
         "scalable": facts.get("type") in ("LORA", None),

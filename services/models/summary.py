@@ -27,6 +27,12 @@ GGUF_SIZES = (
 """Keys of a GGUF file's metadata that the summary shows, below the name of the architecture."""
 
 
+HIDDEN_STATE_READERS = frozenset((
+    "q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj",
+))  # fmt: skip
+"""Modules whose input is the hidden state: the width of their pairs is the model's."""
+
+
 def kind_of_folder(folder: Path) -> ModelKind:
     """Returns the kind of model in a folder, from its files; "unknown" if nothing is recognized.
 
@@ -168,11 +174,19 @@ def _of_adapter(adapter: Adapter) -> dict[str, Any]:
         "adapter": {
             "type": config["peft_type"], "r": config.get("r"), "lora_alpha": config.get("lora_alpha"),
             "target_modules": sorted({_module(tensor) for tensor in (*adapter.pairs, *adapter.layers)} | {p for pack in adapter.packs.values() for p in pack.parameters}),
-            "replaces": sorted(adapter.replaced), "tensors": adapter.tensor_count,
+            "hidden_size": _hidden_size(adapter), "replaces": sorted(adapter.replaced), "tensors": adapter.tensor_count,
             "base_model_name_or_path": config.get("base_model_name_or_path"),
         },
         "warnings": _served_unmerged(adapter),
     }  # fmt: skip
+
+
+def _hidden_size(adapter: Adapter) -> int | None:
+    """Returns the width of the base that an adapter was trained on, by its LoRA pairs; None if they do not show it."""
+    widths = {
+        pair.shape[1] for tensor, pair in adapter.pairs.items() if _module(tensor) in HIDDEN_STATE_READERS
+    }
+    return widths.pop() if len(widths) == 1 else None
 
 
 def _module(tensor: str) -> str:

@@ -27,7 +27,7 @@ from services.preflight.isolated import LIMIT_HINT, is_of_clock, stop_reason
 FILES_LIMIT = 10_000
 """Most files of a folder that is described."""
 
-VERSION = "2"
+VERSION = "3"
 """Changes with the content of descriptions, so that those of another version are read again."""
 
 

@@ -1,5 +1,6 @@
 """The page New merge, used by mouse, touch and keyboard, up to the merged model."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_a_merge_runs_to_the_end_and_its_verification_is_shown(
     page = open_page(RIGHT)
     page.locator("#target").fill("by-mouse")
     page.get_by_label("Keep the base as a Hugging Face model too").check()
-    page.get_by_label("Its name").fill("by-mouse-base")
+    page.get_by_label("Name of the base").fill("by-mouse-base")
     expect_fit(page)
     page.get_by_role("button", name="Merge and try").click()
     expect(page.locator("#steps h2")).to_have_text(
@@ -200,6 +201,29 @@ def test_an_adapter_whose_vocabulary_is_too_small_is_marked_before_it_is_chosen(
     expect(mark).to_have_text("Its embeddings have 1,104 rows, fewer than the base's 1,105.")
     page.get_by_role("radio", name="llama original").check()
     expect(mark).to_be_hidden()
+
+
+def test_an_adapter_of_another_width_is_marked_before_it_is_chosen(
+    open_page: OpenPage, line: Line, slow: Json
+) -> None:
+    page = open_page("/merge?base=llama")
+    mark = page.locator('#available [data-name="slow-adapter"] .merge-mark')
+    expect(mark).to_have_text(re.compile(r"Trained on a base of width [\d,]+; this one has 112\."))
+    page.get_by_role("radio", name=re.compile("^slow ")).check()
+    expect(mark).to_be_hidden()
+
+
+def test_a_model_that_arrives_is_offered_and_choices_are_kept(
+    open_page: OpenPage, line: Line, product: Product
+) -> None:
+    page = open_page("/merge?base=llama&adapters=zh")
+    expect_fit(page)
+    product.run(kind="convert", source="llama", target="arrived")
+    page.get_by_role("status").get_by_text("arrived is on the volume now.").wait_for()
+    page.get_by_role("link", name="Show it").click()
+    expect(page.get_by_role("radio", name="arrived Hugging Face")).to_be_visible()
+    expect(page.get_by_role("radio", name="llama original")).to_be_checked()
+    expect_order(page, "zh")
 
 
 def test_what_cannot_be_a_base_is_shown_with_the_reason(open_page: OpenPage, line: Line) -> None:

@@ -1,5 +1,6 @@
 """The page New merge: what it offers, the requests that it composes, the progress of a chain of jobs."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -59,7 +60,8 @@ def test_bases_are_offered_and_other_models_are_shown_with_the_reason(volume: Pa
 def test_the_facts_for_the_script_are_those_of_the_files(volume: Path) -> None:
     data = data_of(client_of(volume).get("/merge").text)
     base, adapters = data["bases"]["llama"], data["adapters"]
-    assert (base["kind"], base["vocabulary"], base["inputs"]) == ("original", 608, [])
+    assert (base["kind"], base["width"], base["vocabulary"], base["inputs"]) == ("original", 112, 608, [])
+    assert {facts["width"] for facts in adapters.values()} == {112}
     assert {name: facts["vocabulary"] for name, facts in adapters.items()} == {
         "chinese-llama-lora": 1104,
         "chinese-alpaca-lora": 1105,
@@ -134,6 +136,20 @@ def test_a_job_that_was_deleted_is_counted(client: FlaskClient) -> None:
     page = client.get(f"/merge?jobs=11111111-2222-3333-4444-555555555555,{job['id']}").text
     assert "The record of 1 job has expired or was deleted." in page
     assert len(data_of(page, "merge-jobs")) == 1
+
+
+@pytest.mark.parametrize(("role", "may_submit"), [("read", False), ("submit", True)])
+def test_who_may_not_submit_sees_the_plan_and_no_button(
+    volume: Path, tmp_path_factory: pytest.TempPathFactory, role: str, may_submit: bool
+) -> None:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"{hashlib.sha256(b'secret').hexdigest()} {role} someone\n")
+    client = client_of(volume, api_keys_file=keys)
+    client.post("/login", data={"key": "secret", "next": ""})
+    page = client.get("/merge").text
+    assert ('id="submit"' in page) is may_submit
+    assert ("Your key may read, but not submit jobs." in page) is not may_submit
+    assert "data-needs-key" in page
 
 
 @pytest.mark.parametrize("ids", ["11111111-2222-3333-4444-555555555555", "<b>", "a" * 5000])
@@ -261,7 +277,7 @@ def test_names_are_checked_by_the_rule_of_the_volume() -> None:
     assert found == list(names.values())
 
 
-BASE = {"name": "llama", "vocabulary": 100, "known": "LLaMA-7B", "inputs": ["org/llama@1234"]}
+BASE = {"name": "llama", "width": 4096, "vocabulary": 100, "known": "LLaMA-7B", "inputs": ["org/llama@1234"]}
 
 
 @pytest.mark.parametrize(
@@ -270,6 +286,8 @@ BASE = {"name": "llama", "vocabulary": 100, "known": "LLaMA-7B", "inputs": ["org
         ({}, None),
         ({"vocabulary": 100}, None),
         ({"vocabulary": 99}, "shrinks"),
+        ({"width": 4096}, None),
+        ({"width": 5120}, "otherWidth"),
         ({"base": "llama"}, None),
         ({"base": "other"}, "otherBase"),
         ({"base": "copy", "path": "org/llama"}, None),

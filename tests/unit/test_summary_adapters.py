@@ -24,6 +24,7 @@ def test_a_plain_lora_adapter_has_nothing_to_be_told(tmp_path: Path) -> None:
     assert found.adapter is not None
     assert (found.adapter["type"], found.adapter["r"], found.adapter["tensors"]) == ("LORA", 8, 12)
     assert found.adapter["target_modules"] == ["q_proj", "v_proj"]
+    assert found.adapter["hidden_size"] == 48
 
 
 def test_an_adapter_with_saved_modules_is_told_to_be_merged_first(tmp_path: Path) -> None:

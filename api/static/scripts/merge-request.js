@@ -92,6 +92,9 @@ export function markOf(adapter, base) {
   if (adapter.knownBase && base.known && adapter.knownBase !== base.known) {
     return { text: "knownBase", values: { adapter: adapter.known, needed: adapter.knownBase, found: base.known } };
   }
+  if (adapter.width && base.width && adapter.width !== base.width) {
+    return { text: "otherWidth", values: { found: adapter.width, needed: base.width } };
+  }
   if (adapter.vocabulary && base.vocabulary && adapter.vocabulary < base.vocabulary) {
     return { text: "shrinks", values: { rows: adapter.vocabulary, before: base.vocabulary } };
   }

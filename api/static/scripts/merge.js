@@ -1,5 +1,6 @@
 // The page New merge: the composition, its plan, and its submission.
 
+import { followAll } from "./events.js";
 import { AdapterList } from "./merge-adapters.js";
 import { PlanView } from "./merge-plan.js";
 import { chainOf, checksOf, freeName, fromQuery, markOf, nameProblem, proposedName, toQuery } from "./merge-request.js";
@@ -11,6 +12,7 @@ const texts = textsOf("merge-texts");
 const data = textsOf("merge-data");
 const FORMATS = { huggingface: "Hugging Face", gguf: "GGUF", meta: texts.original };
 let isNameProposed = true;
+let complete = null; // the composition, if nothing is missing
 let isPossible = false;
 let shownForm = "graftwerk";
 
@@ -20,10 +22,16 @@ function start() {
   Object.assign(form, { list, plan });
   restore();
   form.addEventListener("input", ({ target }) => {
-    if (target.name === "target") isNameProposed = !target.value;
+    if (target.name === "target") isNameProposed = false;
     if (target.closest("#chosen")) return; // the list reports its changes itself
     changed();
   });
+  field("target").addEventListener("change", () => {
+    if (field("target").value) return;
+    isNameProposed = true; // a field that is left empty is filled again
+    changed();
+  });
+  followAll({ onStatus: noteArrival });
   form.addEventListener("submit", submit);
   for (const button of form.querySelectorAll("[data-add]")) button.addEventListener("click", () => list.add(button.dataset.add));
   for (const button of form.querySelectorAll("[data-form]")) button.addEventListener("click", () => showForm(button.dataset.form));
@@ -47,7 +55,11 @@ function restore() {
   const recorded = data.adapters[given.adapters[0]?.name]?.base;
   const base = given.base || (names.includes(recorded) ? recorded : names.length === 1 ? names[0] : "");
   const radio = [...form.querySelectorAll('[name="base"]:enabled')].find(({ value }) => value === base);
-  if (radio) radio.checked = true;
+  if (radio) {
+    radio.checked = true;
+    const list = radio.closest(".merge-bases");
+    list.scrollTop = radio.closest("label").offsetTop - list.offsetTop - list.clientHeight / 3;
+  }
   else if (base) problems.push(fill(texts.unknownBase, { name: base }));
   const format = form.querySelector(`[name="output_format"][value="${CSS.escape(given.output_format)}"]`);
   if (format) format.checked = true;
@@ -85,11 +97,13 @@ function changed() {
   showSizes(composed);
   const isNamed = showNames(composed);
   byId("submit") && (byId("submit").textContent = triesAfter(composed) ? texts.mergeAndTry : texts.mergeOnly);
-  history.replaceState(null, "", `?${toQuery(composed, isNameProposed)}`);
+  const query = String(toQuery(composed, isNameProposed));
+  history.replaceState(null, "", query ? `?${query}` : location.pathname);
   const isComplete = composed.base && composed.adapters.length && composed.adapters.every(({ scale }) => Number.isFinite(scale)) && isNamed;
   if (isComplete) form.plan.ask(checksOf(composed), factsOf(composed));
   else form.plan.idle();
-  showSnippet(isComplete ? composed : null);
+  complete = isComplete ? composed : null;
+  showSnippet();
 }
 
 const triesAfter = ({ output_format: format, keptMerge }) => format === "huggingface" || keptMerge !== null;
@@ -187,14 +201,28 @@ function answered(possible) {
 function showForm(name) {
   shownForm = name;
   for (const button of form.querySelectorAll("[data-form]")) button.setAttribute("aria-pressed", String(button.dataset.form === name));
+  showSnippet();
+}
+
+function showSnippet() {
+  const needsKey = form.dataset.needsKey !== undefined;
+  const found = complete && chainSnippets(chainOf(complete), { url: location.origin, needsKey })[shownForm];
+  byId("copy-snippet").disabled = !found;
+  byId("snippet").textContent = found ?? (complete ? texts.noCommand : texts.incomplete);
+}
+
+/** Offers a model that has come since the page was loaded; the address keeps what is chosen. */
+function noteArrival({ status, request: { target } }) {
+  if (status !== "succeeded" || !target || data.names.includes(target)) return;
+  data.names.push(target);
+  const notice = element("p", {}, `${fill(texts.arrived, { name: target })} `, element("a", { href: "", onclick: reload }, texts.reload));
+  form.prepend(element("div", { class: "notice merge-missing", "data-kind": "info", role: "status" }, notice));
   changed();
 }
 
-function showSnippet(composed) {
-  const needsKey = form.dataset.needsKey !== undefined;
-  const found = composed && chainSnippets(chainOf(composed), { url: location.origin, needsKey })[shownForm];
-  byId("copy-snippet").disabled = !found;
-  byId("snippet").textContent = found ?? (composed ? texts.noCommand : texts.incomplete);
+function reload(event) {
+  event.preventDefault();
+  location.reload();
 }
 
 async function submit(event) {
@@ -205,7 +233,7 @@ async function submit(event) {
   button.textContent = texts.submitting;
   const ids = [];
   try {
-    for (const request of chainOf(compose())) {
+    for (const request of chainOf(complete)) {
       const { id } = await json("/api/jobs", { body: { ...request, ...(ids.length ? { after: [ids.at(-1)] } : {}) } });
       ids.push(id);
     }
