@@ -27,7 +27,7 @@ ROLE_OF_METHOD = {"GET": "read", "HEAD": "read", "OPTIONS": "read", "DELETE": "a
 ROLE_OF_BLUEPRINT = {"uploads": "submit"}
 """Role that every method of a blueprint needs, except OPTIONS: uploads are read, continued and removed by their senders."""
 
-OPEN_BLUEPRINTS = ("health", "session", "reference", "swagger")
+OPEN_BLUEPRINTS = ("health", "session", "reference")
 """Blueprints without data of models and jobs, open without a key: probes, the sign-in, the documentation."""
 
 PAGES = "pages_"

@@ -18,4 +18,3 @@ def register(app: Flask) -> None:
     for page in (models, merge, jobs, playground, system):
         app.register_blueprint(page.page)
     app.register_blueprint(reference.reference)
-    app.register_blueprint(reference.swagger)

@@ -13,7 +13,7 @@ LANGUAGES = {"en": "English", "zh": "中文"}
 """Languages by code, with their own names."""
 
 COOKIE = "language"
-DOMAINS = ("layout", "models", "merge", "jobs", "playground", "system")
+DOMAINS = ("layout", "models", "merge", "jobs", "playground", "system", "reference")
 TRANSLATIONS = Path(__file__).parents[1] / "translations"
 
 

@@ -1,35 +1,42 @@
-"""The documentation of the API: rendered by Swagger UI, and the OpenAPI document; neither contains data of people."""
+"""The documentation of the API, rendered from its OpenAPI document; neither contains data of people."""
 
-from pathlib import Path
 from typing import cast
 
-import flask_openapi3_swagger  # type: ignore[import-untyped]
-from flask import Blueprint, Response, current_app, jsonify
+from flask import Blueprint, Response, current_app, jsonify, render_template
+from flask_babel import get_locale
 from flask_openapi3.openapi import OpenAPI
+from markupsafe import Markup
 
-from api.pages.layout import PAGE_POLICY, page_response
+from api.pages.layout import page_response
+from api.pages.openapi_view import code_spans, reference_of
 
-POLICY = f"{PAGE_POLICY}; style-src 'self' 'unsafe-inline'"
-"""Swagger UI sets inline styles."""
+EXTENSION = "graftwerk-reference"
 
 reference = Blueprint("reference", __name__)
-
-swagger = Blueprint(
-    "swagger",
-    __name__,
-    static_folder=Path(flask_openapi3_swagger.__file__).parent / "templates" / "swagger",
-    static_url_path="/docs/assets",
-)
-"""Scripts and styles of Swagger UI from the installed package: the page works without a network."""
+reference.add_app_template_filter(code_spans)
 
 
 @reference.get("/docs")
 def docs() -> Response:
     """Returns the documentation."""
-    return page_response("reference.html", policy=POLICY)
+    return page_response("reference/page.html", content=_content(str(get_locale())))
 
 
 @reference.get("/openapi.json")
 def document() -> Response:
     """Returns the OpenAPI document (3.1)."""
-    return jsonify(cast(OpenAPI, current_app).api_doc)
+    return jsonify(_document())
+
+
+def _document() -> dict[str, object]:
+    return cast(OpenAPI, current_app).api_doc
+
+
+def _content(language: str) -> Markup:
+    """Returns the content of the page, which is rendered once for each language."""
+    kept: dict[str, Markup] = current_app.extensions.setdefault(EXTENSION, {})
+    if language not in kept:
+        kept[language] = Markup(
+            render_template("reference/content.html", reference=reference_of(_document()))
+        )
+    return kept[language]

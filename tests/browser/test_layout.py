@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import PHONE, OpenPage
 from tests.e2e.conftest import Line
 
-PAGES = ("/", "/merge", "/jobs", "/playground", "/system")
+PAGES = ("/", "/merge", "/jobs", "/playground", "/system", "/docs")
 LOOKS = {
     "desktop": {},
     "dark": {"color_scheme": "dark"},
