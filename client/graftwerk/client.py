@@ -6,7 +6,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +16,7 @@ from graftwerk import calls
 from graftwerk.completion import DEFAULT_URL
 from graftwerk.errors import ApiError, UnreachableError
 from graftwerk.http import HttpService
+from graftwerk.job_group import JobGroup
 from graftwerk.job_handle import JobHandle
 from graftwerk.kind_methods import KindMethods
 from graftwerk.local_files import default_name
@@ -131,6 +132,15 @@ class Client(KindMethods):
             limit: number of jobs at most, up to 1,000.
         """
         return self._service.call(calls.jobs(kind=kind, status=status, model=model, limit=limit))
+
+    def group(self, jobs: Iterable[Job], *, with_new: bool = False) -> JobGroup:
+        """Returns jobs that are followed together: `changes()` yields each at each change until all have ended.
+
+        Args:
+            jobs: the jobs, such as those that `jobs` returns.
+            with_new: adds jobs that are submitted meanwhile, also by others.
+        """
+        return JobGroup(self._service, jobs, with_new=with_new)
 
     # ---- models ---------------------------------------------------------------------------------------
 

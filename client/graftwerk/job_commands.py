@@ -14,10 +14,22 @@ app = typer.Typer(help="List jobs; watch, cancel, retry them, read their logs.")
 JobId = Annotated[
     str, typer.Argument(metavar="ID", help="The job's id.", show_default=False, autocompletion=job_ids)
 ]
+UnfinishedJobIds = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ID…",
+        help="Ids of jobs. Default: all unfinished ones.",
+        show_default=False,
+        autocompletion=unfinished_job_ids,
+    ),
+]
 UnfinishedJobId = Annotated[
     str,
     typer.Argument(metavar="ID", help="The job's id.", show_default=False, autocompletion=unfinished_job_ids),
 ]
+MOST_JOBS = 1000
+"""Largest number of jobs in a list of the API."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print all details of the result.")]
 
@@ -58,13 +70,29 @@ def list_jobs(
 
 @app.command()
 @expanded
-def watch(job_id: JobId, connection: Connection, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Follow a job until it has ended; the exit code is its outcome."""
-    from graftwerk.submission import finish, follow
+def watch(
+    connection: Connection,
+    job_ids: UnfinishedJobIds = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Follow jobs until they have ended; without an id all unfinished ones. The exit code is the first failure's."""
+    from graftwerk.display import note
+    from graftwerk.submission import finish, finish_all, follow, follow_all
 
     with connection.open() as client:
-        job = follow(client.job(job_id))
-    finish(job, as_json=as_json, verbose=verbose)
+        if job_ids and len(job_ids) == 1:
+            finish(follow(client.job(job_ids[0])), as_json=as_json, verbose=verbose)
+            return
+        if job_ids:
+            jobs = [client.job(job_id).refresh() for job_id in dict.fromkeys(job_ids)]
+        else:
+            jobs = client.jobs(status="running", limit=MOST_JOBS)[::-1]
+            jobs += client.jobs(status="queued", limit=MOST_JOBS)[::-1]
+        if not jobs and not as_json:
+            note("No unfinished jobs.")
+        ended = follow_all(client, jobs, with_new=not job_ids)
+    finish_all(ended, as_json=as_json, verbose=verbose)
 
 
 @app.command()

@@ -1,10 +1,11 @@
 """Submission of a job by a command: show its progress and result, and exit with its outcome."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import typer
 
+from graftwerk.client import Client
 from graftwerk.display import complain, note, open_console, print_result, warn
 from graftwerk.errors import ApiError
 from graftwerk.interruption import interruptible
@@ -12,6 +13,8 @@ from graftwerk.job_handle import JobHandle
 from graftwerk.model_results import VerifyResult
 from graftwerk.models import Job, JsonObject
 from graftwerk.options import Connection, Submission, given
+from graftwerk.progress_display import progress_view
+from graftwerk.quantities import counted
 from graftwerk.tables import plan_view
 
 EXIT_FAILED = 1
@@ -86,6 +89,37 @@ def cancel_if_running(handle: JobHandle) -> None:
             raise
 
 
+def follow_all(
+    client: Client, jobs: Sequence[Job], *, titles: Mapping[str, str] | None = None, with_new: bool = False
+) -> list[Job]:
+    """Returns the ended jobs, in their order; their progress is shown on stderr. Ctrl-C asks as for one job.
+
+    Args:
+        titles: names of the jobs by id, in place of their own titles.
+        with_new: follows also the jobs that are submitted meanwhile.
+
+    Raises:
+        typer.Exit: the person has detached.
+    """
+    group = client.group(jobs, with_new=with_new)
+
+    def wait() -> list[Job]:
+        with progress_view(open_console(stderr=True), titles or {}) as view:
+            for job in group.changes():
+                view.show(job)
+        return list(group.jobs.values())
+
+    def cancel() -> None:
+        for job in reversed(group.unfinished):
+            cancel_if_running(client.job(job.id))
+
+    ended = interruptible(wait, cancel, f"the {counted(len(group.unfinished), 'job')}")
+    if ended is None:
+        note("Detached; the jobs continue. Follow them with `graftwerk jobs watch`.")
+        raise typer.Exit(EXIT_CANCELED)
+    return ended
+
+
 def finish(job: Job, *, as_json: bool, verbose: bool = False) -> None:
     """Prints an ended job's result, with `verbose` in all details, or its error.
 
@@ -94,17 +128,40 @@ def finish(job: Job, *, as_json: bool, verbose: bool = False) -> None:
     """
     if as_json:
         typer.echo(job.model_dump_json(indent=2))
-    elif job.status == "succeeded":
+    if code := report(job, quiet=as_json, verbose=verbose):
+        raise typer.Exit(code)
+
+
+def finish_all(jobs: Sequence[Job], *, as_json: bool, verbose: bool = False) -> None:
+    """Prints ended jobs as `finish` does, as JSON in one list.
+
+    Raises:
+        typer.Exit: with the code of the first job that has not succeeded.
+    """
+    if as_json:
+        typer.echo(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2, ensure_ascii=False))
+    codes = [report(job, quiet=as_json, verbose=verbose, title=f"{job.title}: ") for job in jobs]
+    if code := next(filter(None, codes), 0):
+        raise typer.Exit(code)
+
+
+def report(job: Job, *, quiet: bool, verbose: bool, title: str = "") -> int:
+    """Prints an ended job's result, unless `quiet`, or its error, and returns the exit code.
+
+    Args:
+        title: beginning of the error, where there are several jobs.
+    """
+    if job.status == "succeeded" and not quiet:
         print_result(job, verbose=verbose)
     if isinstance(job.result, VerifyResult) and not job.result.passed:
-        found = len(job.result.differences)
-        noun = "difference" if found == 1 else "differences"
-        complain(open_console(stderr=True), f"The check did not pass: {found} {noun}.")
-        raise typer.Exit(EXIT_FAILED)
+        found = counted(len(job.result.differences), "difference")
+        complain(open_console(stderr=True), f"{title}The check did not pass: {found}.")
+        return EXIT_FAILED
     if job.status == "failed":
         message = f"{job.error.message} [{job.error.code}]" if job.error else "The job failed."
-        complain(open_console(stderr=True), message, job.error.hint if job.error else "")
-        raise typer.Exit(EXIT_FAILED)
+        complain(open_console(stderr=True), f"{title}{message}", job.error.hint if job.error else "")
+        return EXIT_FAILED
     if job.status == "canceled":
-        note("canceled", style="yellow")
-        raise typer.Exit(EXIT_CANCELED)
+        note(f"{title}canceled", style="yellow")
+        return EXIT_CANCELED
+    return 0

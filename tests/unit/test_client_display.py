@@ -135,3 +135,45 @@ def test_a_models_text_cannot_steer_a_terminal_and_is_unchanged_in_a_pipe(termin
 )
 def test_a_job_is_titled_by_what_it_is_about(kind: str, request_: dict[str, object], title: str) -> None:
     assert job("queued", kind=kind, request=request_).title == title
+
+
+def test_a_job_that_succeeded_is_at_100_percent_and_a_failed_one_keeps_its_extent() -> None:
+    console = console_of(terminal=True)
+    bars = Bars(console)
+    for status in ("succeeded", "failed", "canceled"):
+        bars.show(job(status, id=status, progress=PROGRESS))
+    bars.show(job("canceled", id="never started"))
+    assert [(task.percentage, task.finished) for task in bars.tasks] == [
+        (100, True),
+        (25, False),
+        (25, False),
+        (0, False),
+    ]
+    console.print(bars.get_renderable())
+    assert "done 100%" in printed(console)
+    assert " left" not in printed(console)
+
+
+def test_a_transfer_shows_a_time_left_that_it_computes_from_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    console = console_of(terminal=True)
+    bars = Bars(console)
+    bars.get_time = lambda: float(next(clock))
+    upload = {"stage": "uploading", "total": 100_000_000, "unit": "bytes"}
+    for done in (1_000_000, 2_000_000, 3_000_000):
+        bars.show(job("running", progress={**upload, "done": done}))
+    bars.refresh()
+    console.print(bars.get_renderable())
+    assert "3.0 MB of 100.0 MB" in printed(console)
+    assert "/s" in printed(console)
+    assert " left" in printed(console)
+
+
+def test_jobs_that_have_ended_leave_a_terminal_that_is_full() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=10, color_system=None)
+    bars = Bars(console)
+    for number in range(20):
+        bars.show(job("running", id=str(number), progress=PROGRESS))
+    for number in range(20):
+        bars.show(job("succeeded", id=str(number)))
+    assert len(bars.tasks) == 6

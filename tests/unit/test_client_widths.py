@@ -9,6 +9,7 @@ import httpx
 import pytest
 from graftwerk.lists import JobsView, ModelsView, main_facts
 from graftwerk.models import Job
+from graftwerk.progress_display import Bars
 from graftwerk.tables import facts_view, plan_view
 from rich.console import Console, RenderableType
 
@@ -190,3 +191,18 @@ def test_the_json_of_a_result_is_unchanged_by_verbose(service: Service, run: Run
     )
     result: dict[str, Any] = json.loads(run("convert", "a", "b", "--json").stdout)["result"]
     assert result == service.result
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_bars_take_one_line_each(width: int) -> None:
+    console = Console(
+        file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False
+    )
+    bars = Bars(console)
+    for job in JOBS:
+        bars.show(Job.model_validate(job))
+    console.print(bars.get_renderable())
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == len(JOBS)
+    assert max(map(columns, lines)) <= width
