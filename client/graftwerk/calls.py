@@ -79,6 +79,11 @@ def submit(request: JsonObject) -> Call[Job]:
     return Call("POST", "/api/jobs", _one(Job), {"json": request, "headers": headers})
 
 
+def put(job_id: str, request: JsonObject) -> Call[Job]:
+    """Submits a request under an id of the client; the same request again is the same job."""
+    return Call("PUT", job_path(job_id), _one(Job), {"json": request})
+
+
 def plan(request: JsonObject) -> Call[JsonObject]:
     """Requests the plan of a request without queueing it."""
     return Call("POST", "/api/jobs", _object, {"json": request, "params": {"dry_run": "true"}})

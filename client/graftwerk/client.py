@@ -100,6 +100,23 @@ class Client(KindMethods):
         job = self._service.call(calls.submit(request))
         return JobHandle(self._service, job.id, job)
 
+    def put(self, job_id: str, request: JsonObject) -> JobHandle:
+        """Submits a request under an id of the caller; submitted again it is the same job.
+
+        Args:
+            job_id: a new UUID.
+            request: the request with its `kind`, as the API takes it.
+
+        Raises:
+            ApiError: the request cannot succeed, or the id is that of another request (`idempotency_conflict`).
+        """
+        job = self._service.call(calls.put(job_id, request))
+        return JobHandle(self._service, job.id, job)
+
+    def pause(self, seconds: float) -> None:
+        """Waits before another attempt, as the client itself does."""
+        self._service.pause(seconds)
+
     def plan(self, request: JsonObject) -> JsonObject:
         """Returns the plan of a request without queueing it: inputs, output, memory, disk, warnings.
 

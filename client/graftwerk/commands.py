@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from graftwerk import (
     adapter_commands,
+    chain_commands,
     chat_command,
     checkpoint_commands,
     inference_commands,
@@ -79,6 +80,7 @@ app.command()(adapter_commands.extract)
 app.command()(adapter_commands.combine)
 app.command("extend-tokenizer")(checkpoint_commands.extend_tokenizer)
 app.command("publish-to-hub")(checkpoint_commands.publish_to_hub)
+app.command()(chain_commands.chain)
 app.command()(transfer_commands.push)
 app.command()(transfer_commands.pull)
 app.add_typer(job_commands.app, name="jobs")

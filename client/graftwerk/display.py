@@ -30,15 +30,18 @@ def open_console(*, stderr: bool = False) -> Console:
 # ---- results ------------------------------------------------------------------------------------------
 
 
-def print_result(job: Job, *, verbose: bool = False) -> None:
+def print_result(job: Job, *, verbose: bool = False, with_next: bool = True) -> None:
     """Prints a succeeded job: its texts or vectors on stdout, and one line about it; with `verbose` also all details.
 
     The line is on stderr where texts or vectors are on stdout, which programs read.
+
+    Args:
+        with_next: names the command that comes next.
     """
     console, result = open_console(), job.result
     has_content = _print_content(console, result)
     notes = open_console(stderr=True) if has_content else console
-    print_line(notes, outcome_line(job), style="dim" if has_content else "")
+    print_line(notes, outcome_line(job, with_next=with_next), style="dim" if has_content else "")
     if isinstance(result, MadeModel):
         for warning in (*result.warnings, *result.model.problems):
             warn(warning)

@@ -35,19 +35,9 @@ class Connection:
 
 
 @dataclass(frozen=True)
-class Submission:
-    """Submission of a job and the form of its output."""
+class ChainSubmission:
+    """Form of the output of jobs that are submitted."""
 
-    after: Annotated[
-        list[str],
-        typer.Option(
-            help="Run only after this job has succeeded. May be repeated.",
-            metavar="ID",
-            rich_help_panel="Job",
-            show_default=False,
-            autocompletion=job_ids,
-        ),
-    ] = field(default_factory=list)
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Submit and return immediately.", rich_help_panel="Job")
     ] = False
@@ -65,6 +55,22 @@ class Submission:
         bool,
         typer.Option("--verbose", "-v", help="Print all details of the result.", rich_help_panel="Job"),
     ] = False
+
+
+@dataclass(frozen=True)
+class Submission(ChainSubmission):
+    """Submission of a job and the form of its output."""
+
+    after: Annotated[
+        list[str],
+        typer.Option(
+            help="Run only after this job has succeeded. May be repeated.",
+            metavar="ID",
+            rich_help_panel="Job",
+            show_default=False,
+            autocompletion=job_ids,
+        ),
+    ] = field(default_factory=list)
 
 
 ModelName = Annotated[

@@ -34,12 +34,12 @@ class Outcome:
     next: str = ""
 
 
-def outcome_line(job: Job) -> str:
+def outcome_line(job: Job, *, with_next: bool = True) -> str:
     """Returns `merged a + b → ab in 4.1 s, verified. Next: graftwerk chat ab`."""
     found = _OUTCOMES.get(type(job.result), _other)(job, job.result)
     took = f" in {duration(seconds)}" if (seconds := seconds_of(job)) is not None else ""
     figures = f", {found.figures}" if found.figures else ""
-    end = f". Next: {found.next}" if found.next else "."
+    end = f". Next: {found.next}" if found.next and with_next else "."
     return f"{found.done}{took}{figures}{end}"
 
 

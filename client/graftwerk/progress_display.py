@@ -194,12 +194,13 @@ def _quantity(value: float, unit: str) -> str:
 
 
 class Lines:
-    """A line for each change of a job's status or stage."""
+    """A line for each new status of a job, and for each stage that begins the first time in it."""
 
     def __init__(self, console: Console, titles: Mapping[str, str] = MappingProxyType({})) -> None:
         self._console = console
         self._titles = titles
-        self._shown: dict[str, str] = {}
+        self._status: dict[str, str] = {}
+        self._stages: dict[str, set[str]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -208,9 +209,10 @@ class Lines:
         pass
 
     def show(self, job: Job) -> None:
-        """Prints the job's state if it differs from the line before."""
+        """Prints the job's state if it is new."""
+        if self._status.get(job.id) != job.status:
+            self._status[job.id], self._stages[job.id] = job.status, set()
         stage = f": {job.progress.stage}" if job.progress and job.status == "running" else ""
-        line = f"{self._titles.get(job.id, job.title)}  {job.status}{stage}"
-        if self._shown.get(job.id) != line:
-            self._shown[job.id] = line
-            print_line(self._console, line)
+        if stage not in self._stages[job.id]:
+            self._stages[job.id].add(stage)
+            print_line(self._console, f"{self._titles.get(job.id, job.title)}  {job.status}{stage}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import typer
 
@@ -90,7 +91,11 @@ def cancel_if_running(handle: JobHandle) -> None:
 
 
 def follow_all(
-    client: Client, jobs: Sequence[Job], *, titles: Mapping[str, str] | None = None, with_new: bool = False
+    client: Client,
+    jobs: Sequence[Job],
+    *,
+    titles: Mapping[str, str] = MappingProxyType({}),
+    with_new: bool = False,
 ) -> list[Job]:
     """Returns the ended jobs, in their order; their progress is shown on stderr. Ctrl-C asks as for one job.
 
@@ -104,7 +109,7 @@ def follow_all(
     group = client.group(jobs, with_new=with_new)
 
     def wait() -> list[Job]:
-        with progress_view(open_console(stderr=True), titles or {}) as view:
+        with progress_view(open_console(stderr=True), titles) as view:
             for job in group.changes():
                 view.show(job)
         return list(group.jobs.values())
@@ -132,27 +137,46 @@ def finish(job: Job, *, as_json: bool, verbose: bool = False) -> None:
         raise typer.Exit(code)
 
 
-def finish_all(jobs: Sequence[Job], *, as_json: bool, verbose: bool = False) -> None:
+def finish_all(
+    jobs: Sequence[Job],
+    *,
+    as_json: bool,
+    verbose: bool = False,
+    titles: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Prints ended jobs as `finish` does, as JSON in one list.
+
+    Args:
+        titles: names of the jobs by id for errors, in place of their own titles.
 
     Raises:
         typer.Exit: with the code of the first job that has not succeeded.
     """
     if as_json:
         typer.echo(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2, ensure_ascii=False))
-    codes = [report(job, quiet=as_json, verbose=verbose, title=f"{job.title}: ") for job in jobs]
+    codes = [
+        report(
+            job,
+            quiet=as_json,
+            verbose=verbose,
+            title=f"{titles.get(job.id, job.title)}: ",
+            is_last=job is jobs[-1],
+        )
+        for job in jobs
+    ]
     if code := next(filter(None, codes), 0):
         raise typer.Exit(code)
 
 
-def report(job: Job, *, quiet: bool, verbose: bool, title: str = "") -> int:
+def report(job: Job, *, quiet: bool, verbose: bool, title: str = "", is_last: bool = True) -> int:
     """Prints an ended job's result, unless `quiet`, or its error, and returns the exit code.
 
     Args:
         title: beginning of the error, where there are several jobs.
+        is_last: the result names the command that comes next.
     """
     if job.status == "succeeded" and not quiet:
-        print_result(job, verbose=verbose)
+        print_result(job, verbose=verbose, with_next=is_last)
     if isinstance(job.result, VerifyResult) and not job.result.passed:
         found = counted(len(job.result.differences), "difference")
         complain(open_console(stderr=True), f"{title}The check did not pass: {found}.")
