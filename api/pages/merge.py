@@ -22,6 +22,9 @@ page = page_blueprint("merge")
 MOST_JOBS = 8
 """Most jobs of a chain that the page shows."""
 
+LONG_LIST = 8
+"""Most models of a list without a field to search it."""
+
 BASES_BY_ADAPTER = {known.name: known.base for known in KNOWN_ADAPTERS.values()}
 """The base of each published adapter, by its name."""
 
@@ -56,6 +59,7 @@ def _composition() -> Response:
         bases=[choice.model for choice in choices if not choice.reason],
         others=[choice for choice in choices if choice.reason],
         adapters=adapters,
+        long_list=LONG_LIST,
         data={
             "names": [*(model.name for model in models), *RESERVED_NAMES],
             "bases": {

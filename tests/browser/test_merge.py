@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import PHONE, OpenPage
-from tests.e2e.conftest import Line
+from tests.e2e.conftest import Incoming, Line
 from tests.e2e.product import Json, Product
 
 WRONG = "/merge?base=llama&adapters=alpaca,zh"
@@ -147,6 +147,7 @@ def test_a_merge_runs_to_the_end_and_its_verification_is_shown(
         "href", "/playground?model=by-mouse"
     )
     expect(page.locator("#steps .badge")).to_have_text(["succeeded"] * 3)
+    expect(page).to_have_title("✓ by-mouse · Graftwerk")
     expect(page.get_by_role("heading", name="Verification")).to_be_visible()
     expect(page.locator("#result")).to_contain_text("passed")
     expect(page.locator("#result")).to_contain_text("lm_head")
@@ -201,6 +202,58 @@ def test_an_adapter_whose_vocabulary_is_too_small_is_marked_before_it_is_chosen(
     expect(mark).to_have_text("Its embeddings have 1,104 rows, fewer than the base's 1,105.")
     page.get_by_role("radio", name="llama original").check()
     expect(mark).to_be_hidden()
+
+
+def test_ranks_that_do_not_divide_are_refused_where_they_are_chosen(open_page: OpenPage, line: Line) -> None:
+    page = open_page(RIGHT)
+    page.get_by_text("Original", exact=True).click()
+    page.locator("#more > summary").click()
+    page.get_by_label("Rank files").fill("3")
+    expect(page.locator('[data-place="output"]').get_by_role("alert")).to_contain_text("3")
+    expect(page.get_by_role("link", name="The reason is shown under “Output”.")).to_be_visible()
+    page.get_by_label("Rank files").fill("2")
+    expect_fit(page)
+
+
+def test_too_little_memory_is_the_reason_in_the_plan(open_page: OpenPage, line: Line) -> None:
+    page = open_page("/merge?base=llama")
+    refusal = {
+        "code": "insufficient_memory",
+        "detail": "9 GB are needed, 1 GB is there.",
+        "hint": "Add memory.",
+    }
+    page.route("**/api/jobs?dry_run=true", lambda route: route.fulfill(status=422, json=refusal))
+    page.get_by_role("button", name="Add zh", exact=True).click()
+    alert = page.locator('[data-place="plan"]').get_by_role("alert")
+    expect(alert).to_contain_text("9 GB are needed, 1 GB is there.")
+    expect(alert).to_contain_text("Add memory.")
+    expect(page.locator("#submit")).to_be_disabled()
+
+
+def test_a_failed_job_and_what_waited_for_it_are_shown_with_the_reason(
+    open_page: OpenPage, line: Line, incoming: Incoming, product: Product
+) -> None:
+    digests = {"tokenizer.model": "0" * 64}
+    first = product.submit(kind="import", source={"path": incoming.llama}, target="broken", sha256=digests)
+    merge = {"kind": "merge", "base": "broken", "adapters": ["zh"], "target": "unmerged"}
+    second = product.submit(**merge, after=[first["id"]])
+    page = open_page(f"/merge?jobs={first['id']},{second['id']}")
+    expect(page.get_by_role("alert").first).to_contain_text("tokenizer.model")
+    expect(page.locator("#steps > li").first).to_have_attribute("data-status", "failed")
+    expect(page.locator("#steps > li").nth(1).get_by_role("alert")).to_be_visible()
+    expect(page.locator("#steps > li").nth(2)).to_contain_text("not run")
+    expect(page.get_by_role("link", name="Open the playground")).to_have_count(0)
+
+
+def test_a_long_list_can_be_searched(open_page: OpenPage, line: Line, product: Product) -> None:
+    for number in range(9):
+        product.run(kind="convert", source="llama", target=f"copy-{number}")
+    page = open_page("/merge?base=llama")
+    page.get_by_label("Find a base").fill("HUGGING copy-7")
+    expect(page.locator(".merge-base:visible strong")).to_have_text(["copy-7", "llama"])
+    page.get_by_role("radio", name="copy-7").check()
+    page.get_by_label("Find a base").fill("")
+    expect(page.get_by_role("radio", name="copy-0")).to_be_visible()
 
 
 def test_an_adapter_of_another_width_is_marked_before_it_is_chosen(

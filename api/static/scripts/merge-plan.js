@@ -45,12 +45,12 @@ export class PlanView {
     this.#timer = setTimeout(() => this.#send(requests, facts), DELAY_MS);
   }
 
-  /** Shows that there is nothing to plan yet. */
-  idle() {
+  /** Shows why there is nothing to plan yet. */
+  idle(text) {
     this.#drop();
     this.#clear();
     this.#state(null);
-    byId("plan").replaceChildren(element("p", { class: "soft" }, this.texts.idle));
+    byId("plan").replaceChildren(element("p", { class: "soft" }, text));
   }
 
   #drop() {

@@ -112,7 +112,17 @@ function drawTry(number) {
       isDone ? element("div", { class: "row merge-links" }, links) : null));
 }
 
+const title = document.title;
+
+/** Shows in the browser's tab how far the running job is, and at the end that there is nothing to wait for. */
+function renderTitle() {
+  const fraction = jobs.find(({ status }) => status === "running")?.progress?.fraction;
+  const mark = jobs.every(({ status }) => status === "succeeded") ? "✓ " : jobs.some(({ status }) => status === "failed") ? "✗ " : "";
+  document.title = (typeof fraction === "number" ? `${Math.floor(100 * fraction)} % ` : mark) + title;
+}
+
 function render() {
+  renderTitle();
   const focused = document.activeElement?.closest("#steps a")?.getAttribute("href");
   byId("steps").replaceChildren(...steps.map((step, index) => draw(step, index + 1)), drawTry(steps.length + 1));
   if (focused) document.querySelector(`#steps a[href="${CSS.escape(focused)}"]`)?.focus();

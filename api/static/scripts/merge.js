@@ -23,8 +23,8 @@ function start() {
   restore();
   form.addEventListener("input", ({ target }) => {
     if (target.name === "target") isNameProposed = false;
-    if (target.closest("#chosen")) return; // the list reports its changes itself
-    changed();
+    if (target.dataset.filter) filter(target);
+    else if (!target.closest("#chosen")) changed(); // the list reports its changes itself
   });
   field("target").addEventListener("change", () => {
     if (field("target").value) return;
@@ -99,11 +99,29 @@ function changed() {
   byId("submit") && (byId("submit").textContent = triesAfter(composed) ? texts.mergeAndTry : texts.mergeOnly);
   const query = String(toQuery(composed, isNameProposed));
   history.replaceState(null, "", query ? `?${query}` : location.pathname);
-  const isComplete = composed.base && composed.adapters.length && composed.adapters.every(({ scale }) => Number.isFinite(scale)) && isNamed;
-  if (isComplete) form.plan.ask(checksOf(composed), factsOf(composed));
-  else form.plan.idle();
-  complete = isComplete ? composed : null;
+  const missing = missingIn(composed, isNamed);
+  complete = missing ? null : composed;
+  if (missing) form.plan.idle(missing);
+  else if (byId("submit")) form.plan.ask(checksOf(composed), factsOf(composed));
+  else form.plan.idle(""); // a key that may not submit may not plan either
   showSnippet();
+}
+
+/** Returns a text about what a composition lacks, null if it is complete. */
+function missingIn({ base, adapters }, isNamed) {
+  if (!base || !adapters.length) return texts.idle;
+  const unscaled = adapters.find(({ scale }) => !Number.isFinite(scale));
+  if (unscaled) return fill(texts.badScale, unscaled);
+  return isNamed ? null : texts.badName;
+}
+
+/** Shows the models of a list whose text has the words that are searched for, and those that are chosen. */
+function filter({ value, dataset }) {
+  const words = value.toLowerCase().split(/\s+/);
+  for (const item of form.querySelectorAll(dataset.filter)) {
+    const text = item.textContent.toLowerCase();
+    item.dataset.found = String(words.every((word) => text.includes(word)) || item.querySelector(":checked") !== null);
+  }
 }
 
 const triesAfter = ({ output_format: format, keptMerge }) => format === "huggingface" || keptMerge !== null;
