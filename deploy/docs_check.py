@@ -1,4 +1,4 @@
-"""Checks a built site: its pages load nothing from other hosts, and their links lead to pages and headings of the site."""
+"""Checks a built site: its pages load nothing from other hosts, their links lead to pages and headings, their code is code."""
 
 import re
 import sys
@@ -78,6 +78,14 @@ def broken_links(site: Path) -> list[str]:
     ]
 
 
+def broken_blocks(site: Path) -> list[str]:
+    """Returns pages that show the fence of a code block, which was not understood as one."""
+    pages = [
+        file for file in sorted(site.rglob("*.html")) if re.search(r"<(p|code)>```", file.read_text("utf-8"))
+    ]
+    return [f"{file.relative_to(site)}: ```" for file in pages]
+
+
 def _leads(file: Path, link: str, pages: dict[Path, Page]) -> bool:
     path, anchor = urldefrag(link)
     target = (file.parent / path).resolve() if path else file
@@ -88,7 +96,7 @@ def _leads(file: Path, link: str, pages: dict[Path, Page]) -> bool:
 
 def main(site: Path) -> int:
     """Prints the findings; returns the exit status."""
-    findings = [*external_resources(site), *broken_links(site)]
+    findings = [*external_resources(site), *broken_links(site), *broken_blocks(site)]
     sys.stdout.writelines(f"{finding}\n" for finding in findings)
     return 1 if findings else 0
 

@@ -23,6 +23,9 @@ ROOT_PAGES = {
 }
 """Pages outside of docs/, and their places in the site."""
 HTTP_REFERENCE = "reference/http.md"
+FENCE_OPTIONS = re.compile(r"^( *```\w+) [^\n]+$", re.MULTILINE)
+"""Words after the language of a code block, which are for the tests."""
+
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
@@ -35,7 +38,7 @@ def place_of(file: Path) -> Path:
 
 
 def relinked(text: str, source: Path, folder: Path) -> str:
-    """Returns a page whose links to other files of the repository lead to their places in the site."""
+    """Returns a page as the site shows it: its links to other files of the repository lead to their places there."""
     here = place_of(source).parent
 
     def link(found: re.Match[str]) -> str:
@@ -47,7 +50,7 @@ def relinked(text: str, source: Path, folder: Path) -> str:
             _copy(target, folder / place)
         return os.path.relpath(place, here) + (found[2] or "")
 
-    return LINK.sub(link, text)
+    return LINK.sub(link, FENCE_OPTIONS.sub(r"\1", text))
 
 
 def build(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.docs_check import broken_links, external_resources, read_page
+from deploy.docs_check import broken_blocks, broken_links, external_resources, read_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +41,10 @@ def test_every_link_within_the_site_leads_to_a_page_and_a_heading(site: Path) ->
     assert broken_links(site) == []
 
 
+def test_every_code_block_is_shown_as_one(site: Path) -> None:
+    assert broken_blocks(site) == []
+
+
 def test_the_references_have_every_route_and_the_methods_of_the_client(site: Path) -> None:
     routes = read_page(site / "reference" / "http.html").ids
     assert {"get-apijobs", "post-apijobs", "post-v1chatcompletions", "mergerequest"} <= routes
@@ -59,3 +63,5 @@ def test_the_check_finds_what_it_looks_for(tmp_path: Path) -> None:
         "a.css: https://fonts.example/f.woff2",
     ]
     assert broken_links(tmp_path) == ["a.html: b.html", "a.html: #c"]
+    (tmp_path / "b.html").write_text("<p>```sh")
+    assert broken_blocks(tmp_path) == ["b.html: ```"]

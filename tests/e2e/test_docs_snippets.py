@@ -1,6 +1,6 @@
 """The documentation's walks are run as they are: every shell and Python block of these pages, in order, against a real service.
 
-A block whose fence says `exit=N` must end so. A `text` block after it is what the command prints. Blocks without a language are not
+A block whose fence says `exit=N` must end so, one with `file=NAME` is the file that a later command reads. A `text` block after it is what the command prints. Blocks without a language are not
 run: they start the service, wait for typing, or need 7B. The other pages: `tests/unit/test_docs_commands.py`.
 """
 
@@ -60,7 +60,7 @@ def walked(stack: LocalStack, checkout: Path) -> Path:
 
 def runnable(page: str) -> list[Block]:
     """The blocks of a page that are run, and what they print."""
-    return [block for block in blocks(ROOT / page) if block.language in ("sh", "python", "text")]
+    return [block for block in blocks(ROOT / page) if block.language in ("sh", "python", "text", "yaml")]
 
 
 def run(block: Block, folder: Path, url: str) -> str:
@@ -96,6 +96,8 @@ def walk(page: str, folder: Path, url: str) -> int:
     for block in runnable(page):
         if block.language == "text":
             assert block.text.strip() in printed, f"{block.place}: {printed}"
+        elif name := block.options.partition("file=")[2]:
+            (folder / name).write_text(block.text, encoding="utf-8")
         else:
             printed = run(block, folder, url)
             count += 1

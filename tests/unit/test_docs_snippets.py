@@ -7,11 +7,13 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from graftwerk import AsyncClient, Client, JobHandle
+from graftwerk.chain_file import read_chain
 from pydantic import BaseModel, TypeAdapter
 
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
@@ -67,12 +69,25 @@ def test_a_json_snippet_is_valid_and_so_is_its_request(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", of("yaml"))
-def test_a_yaml_snippet_is_valid_and_so_are_its_jobs(block: Block) -> None:
+def test_a_yaml_snippet_is_valid_and_so_are_its_jobs(block: Block, tmp_path: Path) -> None:
     found = yaml.safe_load(block.text)
-    if block.page not in OTHER_YAML and "jobs" in found:
-        for job in found["jobs"]:
-            request = {name: value for name, value in job.items() if name not in ("name", "after")}
-            JOB_BODY.validate_python(request)
+    if block.page in OTHER_YAML or "jobs" not in found:
+        return
+    for job in found["jobs"]:
+        source = tmp_path / str(job.get("source", ""))
+        if source.suffix == ".zip":
+            source.parent.mkdir(parents=True, exist_ok=True)
+            source.write_bytes(b"")
+        elif job["kind"] == "import":
+            source.mkdir(parents=True, exist_ok=True)
+            (source / "config.json").write_text("{}")
+    file = tmp_path / "walk.yaml"
+    file.write_text(block.text, encoding="utf-8")
+    steps = read_chain(file)
+    assert len(steps) == len(found["jobs"])
+    for step in steps:
+        request = step.request if step.upload is None else {**step.request, "source": {"upload": ["a" * 32]}}
+        JOB_BODY.validate_python(request)
 
 
 def calls(block: Block) -> Iterator[tuple[str, dict[str, Any]]]:
