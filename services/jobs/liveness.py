@@ -7,6 +7,7 @@ that neither a clock that is set nor a difference between clocks matters.
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -63,6 +64,13 @@ class Heartbeat:
     quiet_seconds: float
 
 
+class Loss(Enum):
+    """Sign by which a worker counts as lost: it may be alive and only cut off, or hang."""
+
+    ABSENT = "not connected"
+    SILENT = "connected, without heartbeats"
+
+
 class Liveness:
     """Observer of heartbeats and connections; a connection has the name of its worker."""
 
@@ -70,8 +78,8 @@ class Liveness:
         self.redis = redis
         self._silences, self._absences = Ages(clock), Ages(clock)
 
-    def find_lost(self, heartbeats: Mapping[str, Heartbeat]) -> set[str]:
-        """Observes these heartbeats and returns the keys of those that are lost."""
+    def find_lost(self, heartbeats: Mapping[str, Heartbeat]) -> dict[str, Loss]:
+        """Observes these heartbeats and returns the keys of those that are lost, with the sign."""
         silences = self._silences.observe({key: beat.value for key, beat in heartbeats.items()})
         suspects = {
             key: beat
@@ -79,12 +87,13 @@ class Liveness:
             if silences[key] >= beat.quiet_seconds - ABSENT_SECONDS
         }
         absences = self._observe_absences({beat.worker for beat in suspects.values()})
-        return {
+        absent = {
             key
             for key, beat in suspects.items()
-            if silences[key] >= SILENT_SECONDS
-            or (silences[key] >= beat.quiet_seconds and absences[beat.worker] >= ABSENT_SECONDS)
+            if silences[key] >= beat.quiet_seconds and absences[beat.worker] >= ABSENT_SECONDS
         }
+        silent = {key for key in suspects if silences[key] >= SILENT_SECONDS}
+        return {**dict.fromkeys(absent, Loss.ABSENT), **dict.fromkeys(silent, Loss.SILENT)}
 
     def _observe_absences(self, workers: set[str]) -> dict[str, float]:
         """Returns the seconds for which each of these workers has had no connection, 0 for connected ones."""

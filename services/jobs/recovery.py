@@ -24,7 +24,7 @@ from services.errors import JobCanceled, JobNotFound
 from services.jobs.events import publish_status
 from services.jobs.finalization import finalize
 from services.jobs.indexes import forget
-from services.jobs.liveness import Ages, Clock, Heartbeat, Liveness
+from services.jobs.liveness import Ages, Clock, Heartbeat, Liveness, Loss
 from services.jobs.memory import release_memory
 from services.jobs.put_back import put_back
 from services.jobs.records import (
@@ -37,6 +37,7 @@ from services.jobs.records import (
     rq_queue,
     transact,
 )
+from services.jobs.resumption import charge, take_refunds
 from services.jobs.retry import RetryDecision, decide
 from services.jobs.status import worker_died
 from services.jobs.waiting import return_held
@@ -99,9 +100,10 @@ class Recovery:
             member: Heartbeat(execution.score, self._worker_of(execution), EXECUTION_QUIET_SECONDS)
             for member, execution in started.items()
         }
-        lost = [started[member] for member in self._executions.find_lost(beats)]
-        for execution in self._newest_first(lost):  # each goes to the front of the queue
-            attempt = partial(_reclaim, lost=execution)
+        lost = self._executions.find_lost(beats)
+        newest_first = self._newest_first([started[member] for member in lost])
+        for execution in newest_first:  # each goes to the front of the queue
+            attempt = partial(_reclaim, lost=execution, loss=lost[execution.member])
             keys = (RQJob.key_for(execution.job_id), execution.queue.started_job_registry.key)
             outcome = transact(self.redis, attempt, *keys)
             if outcome is not None:
@@ -155,7 +157,7 @@ def _started(queue: Queue) -> Iterator[Started]:
         yield Started(queue, job_id, execution_id, score)
 
 
-def _reclaim(pipe: Pipeline, lost: Started) -> str | None:
+def _reclaim(pipe: Pipeline, lost: Started, loss: Loss) -> str | None:
     redis, job_id, registry = lost.queue.connection, lost.job_id, lost.queue.started_job_registry.key
     job, record = fetch(redis, [job_id])[0], read_records(redis, [job_id])[0]
     score = redis.zscore(registry, lost.member)
@@ -169,10 +171,13 @@ def _reclaim(pipe: Pipeline, lost: Started) -> str | None:
         return None  # a leftover of an earlier execution
     release_memory(pipe, job_id)
     Execution(lost.execution_id, job_id, redis, job.worker_name or "").delete(job, pipeline=pipe)
+    take_refunds(redis, job, pipe)
     decision = decide(record, has_retries=job.should_retry)
     if decision in (RetryDecision.RERUN, RetryDecision.RETRY):
         # Any of the jobs of the worker may have killed it: run alone, that one harms no other.
         pipe.hset(record_key(job_id), "alone", "1")
+        if loss is Loss.ABSENT:
+            charge(pipe, job_id, lost.execution_id)
         job.enqueue_at_front_on_retry = decision is RetryDecision.RERUN
         job.retry(lost.queue, pipe)
         return "the job is queued again"

@@ -34,6 +34,7 @@ from services.jobs.records import (
     record_key,
     rq_queue,
 )
+from services.jobs.resumption import resume, take_refunds
 from services.jobs.retry import RetryDecision, decide
 from services.jobs.status import worker_died
 from services.jobs.waiting import VOLUME_KEY, VOLUME_TTL_SECONDS
@@ -170,9 +171,10 @@ class TrackedWorker(BaseWorker):
         return ENTRY_SECONDS
 
     def maintain_heartbeats(self, job: RQJob, execution: Execution) -> None:
-        """Calls RQ's; a Redis outage must not end a job of hours."""
+        """Calls RQ's; a Redis outage must not end a job of hours, and takes no try."""
         try:
             super().maintain_heartbeats(job, execution)
+            resume(self.connection, self.queues[0], job, execution, ENTRY_SECONDS)
         except RedisError as error:
             logger.warning("Job %s: no heartbeat: %s", job.id, error)
 
@@ -204,6 +206,7 @@ class TrackedWorker(BaseWorker):
         record = read_records(self.connection, [job.id])[0]
         self.connection.hdel(MEMORY_KEY, job.id)
         is_stopped, self._killed_by_us = self._killed_by_us, False
+        take_refunds(self.connection, job)
         self._apply(
             decide(record, has_retries=job.should_retry, is_worker_stopped=is_stopped), job, exc_string
         )
@@ -252,6 +255,7 @@ class TrackedWorker(BaseWorker):
         if record is None or record.execution in (None, execution.id):
             return False
         logger.warning("Job %s: execution %s is superseded and changes nothing.", job.id, execution.id)
+        resume(self.connection, self.queues[0], job, execution, ENTRY_SECONDS)
         with self.connection.pipeline() as pipe:
             self.cleanup_execution(job, pipeline=pipe, execution=execution)
             pipe.execute()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import SecretStr
+from rq.job import Job as RQJob
 from transformers import LlamaForCausalLM
 
 from services.convert import convert
@@ -440,6 +441,31 @@ def test_running_jobs_survive_a_cut_between_worker_and_redis(
     job = ended(own_queue, job_id, seconds=120)
     assert own_queue.redis.hget(record, "execution") == execution
     assert streamed_text(own_queue, job_id) == outputs(job)[0]["text"], "no text is lost in the outage"
+    worker.kill()
+    proxy.close()
+
+
+def test_a_job_that_seemed_lost_goes_on_when_the_connection_is_back(
+    redis_server: Server, volume: Path, start_worker: StartWorker
+) -> None:
+    proxy = Proxy(["generate"], redis_server.port)
+    settings = settings_of(redis_server.port, volume, 3)
+    queue = JobQueue(connect(settings), settings)
+    queue.redis.flushdb()
+    worker = start_worker(JobQueue(queue.redis, settings_of(proxy.links["generate"].port, volume, 3)))
+    ids = [ask(queue, prompt="hello", sampling=LONG) for _ in range(2)]
+    until(lambda: all(queue.get(job_id).progress is not None for job_id in ids))
+    executions = [queue.redis.hget(f"graftwerk:job:{job_id}", "execution") for job_id in ids]
+    janitor = Janitor(queue.redis, settings)
+    proxy.apply("generate", Link.cut)
+    until(lambda: janitor.recover() is None and all(queue.get(id).status == "queued" for id in ids), 60)
+    proxy.apply("generate", Link.restore)
+    until(lambda: all(queue.get(job_id).status == "running" for job_id in ids), 60)
+    for job_id in ids:
+        assert RQJob.fetch(job_id, connection=queue.redis, serializer="json").retries_left == 2
+    assert [ended(queue, job_id, 120).status for job_id in ids] == ["succeeded"] * 2
+    assert [queue.redis.hget(f"graftwerk:job:{job_id}", "execution") for job_id in ids] == executions
+    assert streamed_text(queue, ids[0]) == outputs(queue.get(ids[0]))[0]["text"]
     worker.kill()
     proxy.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from redis import Redis
+from rq.executions import Execution
 from rq.job import Job as RQJob
 from rq.utils import as_text
 
@@ -13,6 +14,7 @@ from services.errors import JobNotFound, NotReady
 from services.jobs.events import follow
 from services.jobs.fork_worker import ForkWorker
 from services.jobs.identity import service_tag
+from services.jobs.memory import read_reservations
 from services.jobs.queue import JobQueue
 from services.jobs.records import Failure, read_records
 from services.kinds.convert import ConvertRequest
@@ -154,6 +156,81 @@ def test_a_worker_that_is_not_connected_any_more_loses_its_job_within_six_second
     assert queue.get(job_id).status == "running"
     watch(janitor, clock, 2)
     assert queue.get(job_id).status == "queued"
+
+
+def cut_off(worker: ForkWorker, janitor: Janitor, clock: Clock) -> tuple[RQJob, Execution]:
+    """Starts the next job and lets its worker be without a connection until the job is queued again."""
+    job = take(worker)
+    execution = worker.prepare_execution(job)
+    worker.prepare_job_execution(job, True)
+    name = worker.connection.client_getname()
+    worker.connection.client_setname("another")
+    watch(janitor, clock, 6)
+    worker.connection.client_setname(name)
+    assert worker.connection.hget(job.key, "status") == b"queued"
+    return job, execution
+
+
+def retries_left(redis: Redis, job_id: str) -> int | None:
+    return RQJob.fetch(job_id, connection=redis, serializer="json").retries_left
+
+
+def test_a_worker_that_was_cut_off_takes_its_job_back_and_no_try_is_lost(
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
+) -> None:
+    job_id = queue.submit(convert("a"), memory_bytes=1000)[0].id
+    for _ in range(4):  # more often than a job has tries
+        job, execution = cut_off(worker, janitor, clock)
+        assert retries_left(redis, job_id) == 1
+        worker.maintain_heartbeats(job, execution)
+        found = queue.get(job_id)
+        assert (found.status, found.queue_position, retries_left(redis, job_id)) == ("running", None, 2)
+        [record] = read_records(redis, [job_id])
+        assert record is not None
+        assert (record.alone, record.execution) == (False, execution.id)
+        watch(janitor, clock, 20)
+        assert queue.get(job_id).status == "running", "its heartbeats count again"
+        assert read_reservations(redis)[job_id].needed_bytes == 1000
+        watch(janitor, clock, 11)
+        assert queue.get(job_id).status == "queued", "without further ones it is lost like any other"
+        redis.hset(job.key, "retries_left", 2)
+    job, execution = cut_off(worker, janitor, clock)
+    worker.maintain_heartbeats(job, execution)
+    job.ended_at = job.started_at
+    worker.handle_job_success(job, worker.queues[0], None, execution)
+    assert queue.get(job_id).status == "succeeded"
+
+
+def test_a_try_is_given_back_if_another_execution_has_begun(
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
+) -> None:
+    job_id = queue.submit(convert("a"))[0].id
+    old_job, old = cut_off(worker, janitor, clock)
+    for _ in range(2):
+        start(worker)
+        worker.maintain_heartbeats(old_job, old)  # the second time it has nothing to give back
+        assert queue.get(job_id).status == "running"
+        watch(janitor, clock)
+        assert queue.get(job_id).status == "queued"
+    start(worker)
+    watch(janitor, clock)
+    job = queue.get(job_id)
+    assert (job.status, job.error and job.error.code) == ("failed", "worker_died"), (
+        "after three deaths and a cut"
+    )
+
+
+def test_a_worker_that_hung_gets_its_job_not_back(
+    queue: JobQueue, janitor: Janitor, clock: Clock, worker: ForkWorker, redis: Redis
+) -> None:
+    """A job that makes its worker hang each time would otherwise never end."""
+    job_id = queue.submit(convert("a"))[0].id
+    job = take(worker)
+    execution = worker.prepare_execution(job)
+    worker.prepare_job_execution(job, True)
+    watch(janitor, clock)
+    worker.maintain_heartbeats(job, execution)
+    assert (queue.get(job_id).status, retries_left(redis, job_id)) == ("queued", 1)
 
 
 def test_a_worker_whose_last_heartbeat_is_an_hour_ahead_loses_its_job_too(

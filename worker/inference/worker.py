@@ -123,6 +123,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             head is None
             or not self.has_volume()
             or self.memory_wait.blocks(as_text(head))
+            or any(job.job.id == as_text(head) for job in self.jobs)  # lost by mistake: it is taken back
             or (self.jobs and (self.jobs[0].runs_alone or self._must_run_alone(as_text(head))))
         ):
             return None
