@@ -163,7 +163,7 @@ def test_a_merge_runs_to_the_end_and_its_verification_is_shown(
 
 
 def test_a_gguf_file_is_made_next_to_the_merged_model(
-    open_page: OpenPage, line: Line, product: Product
+    open_page: OpenPage, line: Line, product: Product, screenshot: Callable[..., None]
 ) -> None:
     page = open_page(RIGHT)
     page.locator("#target").fill("small")
@@ -171,6 +171,15 @@ def test_a_gguf_file_is_made_next_to_the_merged_model(
     page.locator("#dtype").select_option("q4_k_m")
     expect(page.locator("#dtype-help")).to_have_text("The usual choice: small, with little loss.")
     expect(page.locator("#submit")).to_have_text("Merge")
+    page.get_by_text("Compare the types").click()
+    table = page.get_by_role("table")
+    expect(table.get_by_role("row")).to_have_count(31)
+    expect(table.get_by_role("row", name="q8_0 8.50")).to_contain_text("608.2 kB")  # 572,384 × 8.5 / 8
+    table.get_by_role("button", name="q5_k_m", exact=True).press("Enter")
+    expect(page.locator("#dtype")).to_have_value("q5_k_m")
+    expect(table.get_by_role("button", name="q5_k_m", exact=True)).to_be_focused()
+    screenshot(page, "merge-types", full_page=True)
+    table.get_by_role("button", name="q4_k_m", exact=True).click()
     page.get_by_label("Keep the merged model as a Hugging Face model too").check()
     expect(page.locator("#submit")).to_have_text("Merge and try")
     expect(page.locator("#keep-merge-name")).to_have_value("small-hf")
@@ -202,6 +211,16 @@ def test_an_adapter_whose_vocabulary_is_too_small_is_marked_before_it_is_chosen(
     expect(mark).to_have_text("Its embeddings have 1,104 rows, fewer than the base's 1,105.")
     page.get_by_role("radio", name="llama original").check()
     expect(mark).to_be_hidden()
+
+
+def test_a_hugging_face_base_can_be_tried_without_merging(open_page: OpenPage, line: Line) -> None:
+    page = open_page("/merge?base=llama-hf&adapters=zh,alpaca")
+    expect(page.get_by_role("link", name="Try it first without merging")).to_have_attribute(
+        "href", "/playground?model=llama-hf&adapters=zh%2Calpaca"
+    )
+    page.get_by_role("radio", name="llama original").check()
+    expect_fit(page)
+    expect(page.get_by_role("link", name="Try it first without merging")).to_be_hidden()
 
 
 def test_ranks_that_do_not_divide_are_refused_where_they_are_chosen(open_page: OpenPage, line: Line) -> None:

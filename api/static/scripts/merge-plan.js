@@ -14,8 +14,9 @@ const OUTPUT_CODES = ["unsupported_option", "unsupported_format", "model_exists"
 const ADAPTER_FIELDS = ["adapters"];
 const PLAN_FIELDS = ["kind", "after", "metadata"];
 
-/** Returns the part of the page that an error is about. */
-function placeOf({ code, errors }) {
+/** Returns the part of the page that an error is about. A format is refused for the base's own if nothing is converted. */
+function placeOf({ code, errors }, isConverted) {
+  if (code === "unsupported_format" && !isConverted) return "base";
   const field = errors?.[0]?.loc[0];
   if (ADAPTER_CODES.includes(code) || ADAPTER_FIELDS.includes(field)) return "adapters";
   if (BASE_CODES.includes(code) || field === "base") return "base";
@@ -41,6 +42,7 @@ export class PlanView {
   ask(requests, facts) {
     this.#drop();
     this.#state("checking");
+    byId("plan").querySelector(":scope > .soft")?.remove();
     byId("plan").setAttribute("aria-busy", "true");
     this.#timer = setTimeout(() => this.#send(requests, facts), DELAY_MS);
   }
@@ -74,7 +76,7 @@ export class PlanView {
       if (asked.signal.aborted) return;
       asked.abort(); // the other requests of this question
       this.#clear();
-      this.#refuse(error);
+      this.#refuse(error, facts);
     }
   }
 
@@ -91,8 +93,8 @@ export class PlanView {
     else delete badge.dataset.kind;
   }
 
-  #refuse(error) {
-    const name = error.problem ? placeOf(error.problem) : "plan";
+  #refuse(error, { isConverted }) {
+    const name = error.problem ? placeOf(error.problem, isConverted) : "plan";
     const place = placeNamed(name);
     place.append(errorNotice(error));
     const order = error.problem?.order;

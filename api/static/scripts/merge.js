@@ -4,17 +4,20 @@ import { followAll } from "./events.js";
 import { AdapterList } from "./merge-adapters.js";
 import { PlanView } from "./merge-plan.js";
 import { chainOf, checksOf, freeName, fromQuery, markOf, nameProblem, proposedName, toQuery } from "./merge-request.js";
+import { showTypes } from "./merge-types.js";
 import { byId, bytes, copy, element, errorNotice, fill, json, LANGUAGE, textsOf } from "./page.js";
 import { chainSnippets } from "./snippets.js";
 
 const form = byId("composition");
 const texts = textsOf("merge-texts");
 const data = textsOf("merge-data");
+const ADDRESS_MS = 200; // browsers refuse an address that changes with each step of a slider
 const FORMATS = { huggingface: "Hugging Face", gguf: "GGUF", meta: texts.original };
 let isNameProposed = true;
 let complete = null; // the composition, if nothing is missing
 let isPossible = false;
 let shownForm = "graftwerk";
+let addressTimer = null;
 
 function start() {
   const list = byId("chosen") && new AdapterList(byId("chosen"), data.adapters, texts, changed);
@@ -97,8 +100,8 @@ function changed() {
   showSizes(composed);
   const isNamed = showNames(composed);
   byId("submit") && (byId("submit").textContent = triesAfter(composed) ? texts.mergeAndTry : texts.mergeOnly);
-  const query = String(toQuery(composed, isNameProposed));
-  history.replaceState(null, "", query ? `?${query}` : location.pathname);
+  clearTimeout(addressTimer);
+  addressTimer = setTimeout(() => showAddress(toQuery(composed, isNameProposed)), ADDRESS_MS);
   const missing = missingIn(composed, isNamed);
   complete = missing ? null : composed;
   if (missing) form.plan.idle(missing);
@@ -106,6 +109,8 @@ function changed() {
   else form.plan.idle(""); // a key that may not submit may not plan either
   showSnippet();
 }
+
+const showAddress = (query) => history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
 
 /** Returns a text about what a composition lacks, null if it is complete. */
 function missingIn({ base, adapters }, isNamed) {
@@ -192,12 +197,14 @@ function showSizes({ base }) {
     const size = parameters ? ` · ${fill(texts.about, { bytes: bytes(parameters * bits / 8) })}` : "";
     option.textContent = `${option.value} · ${fill(texts.bits, { bits: Number(bits).toLocaleString(LANGUAGE) })}${size}`;
   }
+  showTypes(byId("types"), field("dtype"), parameters);
 }
 
 function factsOf({ base, adapters, output_format: format, dtype, base_precision: precision }) {
   return {
     base: { name: base, ...data.bases[base], isRounded: precision === "dequantized" },
     adapters: adapters.map((choice) => ({ ...choice, vocabulary: data.adapters[choice.name].vocabulary })),
+    isConverted: format !== "huggingface",
     format: dtype ? `${FORMATS[format]} ${dtype}` : FORMATS[format],
   };
 }
@@ -213,7 +220,10 @@ function reorder(names) {
 
 function answered(possible) {
   isPossible = possible;
-  if (byId("submit")) byId("submit").disabled = !possible;
+  if (!byId("submit")) return;
+  byId("submit").disabled = !possible;
+  byId("unmerged").hidden = !possible || data.bases[complete.base].kind !== "huggingface";
+  if (possible) byId("unmerged").href = `/playground?${new URLSearchParams({ model: complete.base, adapters: complete.adapters.map(({ name }) => name).join(",") })}`;
 }
 
 function showForm(name) {
