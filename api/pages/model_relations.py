@@ -1,10 +1,11 @@
-"""Relations between models of the volume: bases of an adapter, the order of known adapters, models made of others."""
+"""Relations between models of the volume: bases of an adapter, the order of known adapters, inputs of a verification."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api.pages.lineage_graph import children_by_parent, parents_of
 from services.kinds.model_summary import ModelSummary
+from services.models.dependents import adapters_of
 from services.models.known_artifacts import KNOWN_ADAPTERS, KnownAdapter
 
 BASES_LIMIT = 8
@@ -21,13 +22,13 @@ def known_adapter(adapter: ModelSummary) -> KnownAdapter | None:
 
 
 def bases_of(adapter: ModelSummary, models: Mapping[str, ModelSummary]) -> Sequence[str]:
-    """Returns the names of the models that an adapter belongs to by its configuration, by its name on the Hub or as a known one.
+    """Returns the names of the models that an adapter belongs to as its record or its digest says.
 
     A model that was converted from a base is one as well.
     """
     if adapter.adapter is None:
         return ()
-    found = [model for model in models.values() if model.kind in BASE_KINDS and _is_base(model, adapter)]
+    found = [model for model in models.values() if adapter.name in adapters_of(model, [adapter])]
     names = {model.name: model for model in found}
     children = children_by_parent(models) if found else {}
     for model in found:
@@ -35,17 +36,6 @@ def bases_of(adapter: ModelSummary, models: Mapping[str, ModelSummary]) -> Seque
     usable = [model for model in names.values() if model.kind in BASE_KINDS and not model.problems]
     usable.sort(key=lambda model: (BASE_KINDS.index(model.kind), model.name.lower()))
     return [model.name for model in usable[:BASES_LIMIT]]
-
-
-def _is_base(model: ModelSummary, adapter: ModelSummary) -> bool:
-    config = adapter.adapter or {}
-    known = known_adapter(adapter)
-    stated = str(config.get("base_model_name_or_path") or "").rstrip("/").rpartition("/")[2].lower()
-    return (
-        model.name == (config.get("base") or {}).get("model")
-        or model.name.lower() == stated
-        or (known is not None and model.known_as == known.base)
-    )
 
 
 def _is_converted(model: ModelSummary) -> bool:
@@ -62,16 +52,6 @@ def merge_order(adapter: ModelSummary, models: Mapping[str, ModelSummary]) -> Se
         order.insert(0, before.name)
         known = known_adapter(before)
     return order
-
-
-def dependents_of(name: str, models: Mapping[str, ModelSummary]) -> Sequence[str]:
-    """Returns the names of the models whose lineage has a model, directly or through others."""
-    children, found, pending = children_by_parent(models), set[str](), [name]
-    while pending:
-        new = {*children.get(pending.pop(), [])} - found - {name}
-        found |= new
-        pending += new
-    return sorted(found)
 
 
 def verification_inputs(model: ModelSummary, models: Mapping[str, ModelSummary]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from api.models import existing
 from api.pages.layout import is_fragment_request, page_blueprint, page_response
 from api.pages.lineage_graph import graph_of
 from api.pages.model_list import PROBLEMS, SORTS, Selection, part_of
-from api.pages.model_relations import bases_of, dependents_of, merge_order, verification_inputs
+from api.pages.model_relations import bases_of, merge_order, verification_inputs
 from api.state import state
 from services.errors import GraftwerkError
 from services.jobs.listing import JobFilter
@@ -19,6 +19,7 @@ from services.jobs.status import Job
 from services.kinds.model_summary import ModelSummary
 from services.kinds.shared import GgufDType
 from services.models.base_offer import BaseOffer, hub_ids
+from services.models.dependents import adapters_of, made_from
 from services.models.tensor_list import TensorList
 
 TENSORS = 100
@@ -81,6 +82,8 @@ def model(name: str) -> Response:
     """Returns the page of one model."""
     existing(name)
     records = {record.summary.name: record for record in state().models.all()}
+    if name not in records:  # it was deleted a moment ago
+        raise state().store.not_found(name)
     summaries = {other: record.summary for other, record in records.items()}
     summary = BaseOffer(lambda: hub_ids(summaries.values())).complete(summaries[name])
     details, problem = None, None
@@ -130,8 +133,11 @@ def tensors(name: str) -> Response:
 def confirm_delete(name: str) -> Response:
     """Returns the content of the dialog that asks before a model is deleted: its size and what depends on it."""
     existing(name)
-    summaries = {summary.name: summary for summary in state().models.models()}
+    found = state().models.models()
+    own = next((summary for summary in found if summary.name == name), None)
+    if own is None:  # it was deleted a moment ago
+        raise state().store.not_found(name)
     return page_response(
-        "models/delete.html", model=summaries[name], dependents=dependents_of(name, summaries),
-        jobs=_jobs(name, "running") + _jobs(name, "queued"),
+        "models/delete.html", model=own, made=list(made_from(own, found)), adapters=list(adapters_of(own, found)),
+        jobs=state().queue.unfinished(name),
     )  # fmt: skip

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from services.preflight.isolated import LIMIT_HINT, is_of_clock, stop_reason
 
 FILES_LIMIT = 10_000
 """Most files of a folder that is described."""
+
+PARSED_LIMIT = 1024
+PARSED_BYTES = 16_384
+"""Most descriptions that stay parsed in a process, and the longest of them; most have a few kilobytes."""
 
 VERSION = "3"
 """Changes with the content of descriptions, so that those of another version are read again."""
@@ -128,14 +133,8 @@ class ModelReader:
 
     def _current(self, name: str, kept: bytes | None) -> ModelRecord:
         state = _state_of(self._store.root / name)
-        if kept is not None:
-            try:
-                record = ModelRecord.model_validate_json(kept)
-            except ValidationError:  # of another version
-                record = None
-            if record is not None and record.state == state:
-                return record
-        return self._read(name, state)
+        record = None if kept is None else _parsed(kept) if len(kept) > PARSED_BYTES else _parsed_once(kept)
+        return record if record is not None and record.state == state else self._read(name, state)
 
     def _read(self, name: str, state: str | None) -> ModelRecord:
         if state is None:
@@ -154,6 +153,17 @@ class ModelReader:
             record = _of_answer(name, state, answer)
         self._records.keep(name, record.model_dump_json().encode())
         return record
+
+
+def _parsed(kept: bytes) -> ModelRecord | None:
+    """Returns a description as it is kept; None for one of another version."""
+    try:
+        return ModelRecord.model_validate_json(kept)
+    except ValidationError:
+        return None
+
+
+_parsed_once = lru_cache(PARSED_LIMIT)(_parsed)
 
 
 def _of_answer(name: str, state: str, answer: dict[str, Any]) -> ModelRecord:
@@ -184,12 +194,18 @@ def _state_of(folder: Path) -> str | None:
 
 
 def _file_states(folder: Path) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = os.path.join(parent, name)  # noqa: PTH118  # pathlib takes ten times as long
+    pending = [os.fspath(folder)]
+    while pending:
+        try:
+            entries = list(os.scandir(pending.pop()))  # a third of the time of os.walk and os.stat
+        except OSError:  # deleted, or not readable
+            continue
+        for entry in entries:
             try:
-                found = os.stat(path)  # noqa: PTH116
+                found = entry.stat()
             except OSError:
-                yield f"{path} unreadable"
+                yield f"{entry.path} unreadable"
                 continue
-            yield f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+            yield f"{entry.path} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)

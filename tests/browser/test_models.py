@@ -305,7 +305,7 @@ def test_a_deletion_names_what_was_made_of_the_model_and_is_confirmed(
     page.get_by_role("button", name="Delete").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("1 model was made of it")
-    expect(dialog.get_by_role("listitem")).to_have_text("heir")
+    expect(dialog.get_by_role("listitem")).to_have_text("heir (convert)")
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
     assert product.get("/api/models/doomed")["name"] == "doomed"

@@ -244,9 +244,10 @@ def test_a_damaged_file_is_named_next_to_the_tensors_of_the_others(tmp_path: Pat
 # ---- deletion -----------------------------------------------------------------------------------------
 
 
-def test_the_dialog_names_what_was_made_of_a_model_directly_or_not(client: FlaskClient) -> None:
+def test_the_dialog_names_what_was_made_of_a_model_and_its_adapters(client: FlaskClient) -> None:
     page = client.get("/models/llama/delete").text
-    assert re.findall(r"<li>(.*?)</li>", page) == ["base", "merged", "small"]
+    made, adapters = ["base (convert)"], ["chinese-alpaca-lora", "chinese-llama-lora"]
+    assert re.findall(r"<li>(.*?)</li>", page) == made + adapters
     assert "No other model was made of it" in client.get("/models/small/delete").text
 
 

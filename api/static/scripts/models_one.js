@@ -6,7 +6,7 @@ import { DEFAULT_URL, pythonLiteral, shellWord, snippets } from "./snippets.js";
 
 const texts = textsOf("models-texts");
 const name = byId("actions").dataset.name;
-const needsKey = Boolean(document.querySelector('meta[name="csrf-token"]'));
+const needsKey = "needsKey" in byId("actions").dataset;
 
 // ---- model card ----
 
