@@ -99,7 +99,11 @@ def update(domain: str, file: Path) -> Catalog:
 def main() -> None:
     """Updates all catalogues and prints the texts that have no translation."""
     for domain, file in catalog_files():
-        missing = [message.id for message in update(domain, file) if message.id and not message.string]
+        missing = [
+            message.id
+            for message in update(domain, file)
+            if message.id and not (message.string and all(message.string))
+        ]
         print(f"{file.relative_to(API.parent)}: {len(missing)} texts without a translation")
         for text in missing:
             print(f"    {text}")

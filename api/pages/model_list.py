@@ -22,6 +22,11 @@ PROBLEMS = "problems"
 """Value of the parameter `kind` for models with problems."""
 
 
+def page_number(text: str) -> int:
+    """Returns the number of a page in a query, 1 for anything that is not one."""
+    return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 7 else 1
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Parameters of the list: a text to search for, a kind or `problems`, a sort key, and the number of the page."""
@@ -39,7 +44,7 @@ class Selection:
             search=parameters.get("search", "").strip()[:200],
             kind=kind if kind in (*get_args(ModelKind), PROBLEMS) else "",
             sort=sort if sort in SORTS else "name",
-            page=int(page) if page.isascii() and page.isdigit() and 0 < len(page) < 7 else 1,
+            page=page_number(page),
         )
 
     def url(self, **changes: Any) -> str:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from flask import Response, request
+from flask import Response, request, url_for
 from flask_babel import lazy_gettext
 
 from api.errors import problem_of_error
 from api.models import existing
 from api.pages.layout import is_fragment_request, page_blueprint, page_response
 from api.pages.lineage_graph import graph_of
-from api.pages.model_list import PROBLEMS, SORTS, Selection, part_of
+from api.pages.model_list import PROBLEMS, SORTS, Selection, page_number, part_of
 from api.pages.model_relations import bases_of, merge_order, verification_inputs
 from api.state import state
 from services.errors import GraftwerkError
@@ -21,6 +21,7 @@ from services.kinds.shared import GgufDType
 from services.models.base_offer import BaseOffer, hub_ids
 from services.models.dependents import adapters_of, made_from
 from services.models.tensor_list import TensorList
+from services.preflight.model_reader import ModelRecord
 
 TENSORS = 100
 """Tensors of one part of the table."""
@@ -86,19 +87,30 @@ def model(name: str) -> Response:
         raise state().store.not_found(name)
     summaries = {other: record.summary for other, record in records.items()}
     summary = BaseOffer(lambda: hub_ids(summaries.values())).complete(summaries[name])
-    details, problem = None, None
-    try:
-        details = state().models.details(name)
-    except GraftwerkError as error:
-        problem = problem_of_error(error)
     return page_response(
-        "models/model.html", model=summary, details=details, details_problem=problem, kinds=KINDS,
-        graph=graph_of(name, summaries), generates=records[name].generates, bases=bases_of(summary, summaries),
-        order=merge_order(summary, summaries), outputs=OUTPUTS.get(summary.kind, ()), format_titles=FORMAT_TITLES,
-        jobs=_jobs(name, "running") + _jobs(name, "queued"), verified=_last_verification(summary),
-        gguf_dtypes=get_args(GgufDType), files_limit=FILES, verify_request={"kind": "verify", "model": name},
-        against_inputs=verification_inputs(summary, summaries),
+        "models/model.html", model=summary, kinds=KINDS, graph=graph_of(name, summaries), outputs=OUTPUTS.get(summary.kind, ()),
+        format_titles=FORMAT_TITLES, gguf_dtypes=get_args(GgufDType), files_limit=FILES,
+        jobs=_jobs(name, "running") + _jobs(name, "queued"), verify_request={"kind": "verify", "model": name},
+        verified=_last_verification(summary), against_inputs=verification_inputs(summary, summaries),
+        **_details(name), **_uses(summary, records),
     )  # fmt: skip
+
+
+def _details(name: str) -> dict[str, Any]:
+    try:
+        return {"details": state().models.details(name), "details_problem": None}
+    except GraftwerkError as error:
+        return {"details": None, "details_problem": problem_of_error(error)}
+
+
+def _uses(summary: ModelSummary, records: Mapping[str, ModelRecord]) -> dict[str, Any]:
+    """Returns the bases of an adapter, the order of its merge, and the address at which a model or adapter is tried."""
+    summaries = {name: record.summary for name, record in records.items()}
+    bases, order = bases_of(summary, summaries), merge_order(summary, summaries)
+    model = next((name for name in (summary.name, *bases) if records[name].generates), None)
+    adapters = ",".join(order) if summary.kind == "adapter" else None
+    trial = url_for("pages_playground.playground", model=model, adapters=adapters) if model else None
+    return {"bases": bases, "order": order, "trial": trial}
 
 
 def _jobs(name: str, status: Any, kind: str | None = None, limit: int = JOBS) -> list[Job]:
@@ -118,14 +130,11 @@ def _last_verification(summary: ModelSummary) -> Job | None:
 def tensors(name: str) -> Response:
     """Returns a part of the table of tensors."""
     existing(name)
-    search, number = request.args.get("search", "").strip()[:200], request.args.get("page", "1")
-    page_number = int(number) if number.isascii() and number.isdigit() and 0 < len(number) < 7 else 1
-    found: TensorList = state().models.tensors(
-        name, search, offset=max(page_number - 1, 0) * TENSORS, limit=TENSORS
-    )
+    search, number = request.args.get("search", "").strip()[:200], page_number(request.args.get("page", ""))
+    found: TensorList = state().models.tensors(name, search, offset=(number - 1) * TENSORS, limit=TENSORS)
     pages = max(1, -(-found.matching // TENSORS))
     return page_response(
-        "models/tensors.html", name=name, found=found, search=search, number=max(page_number, 1), pages=pages
+        "models/tensors.html", name=name, found=found, search=search, number=number, pages=pages
     )
 
 

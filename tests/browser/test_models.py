@@ -209,14 +209,19 @@ def test_a_removed_upload_is_removed_from_the_service(open_page: OpenPage, produ
 # ---- volume and Hub -----------------------------------------------------------------------------------
 
 
-def test_a_folder_of_the_volume_is_imported(open_page: OpenPage, product: Product, remove: Any) -> None:
+def test_an_archive_of_the_volume_is_chosen_and_imported(
+    open_page: OpenPage, product: Product, screenshot: Callable[..., None], remove: Any
+) -> None:
     remove(["by-path"])
     path = product.volume.put_incoming(MINIATURE / f"{ADAPTERS[0]}.zip", "by-path.zip")
     page = open_page("/")
     page.get_by_role("tab", name="Upload").focus()
     page.keyboard.press("ArrowRight")
-    page.get_by_label("Path on the volume").fill(path)
+    page.get_by_role("button", name=re.compile("^by-path.zip .*Zip archive Adapter")).press("Enter")
+    expect(page.get_by_label("Path on the volume")).to_have_value(path)
     expect(page.locator("#volume-target")).to_have_value("by-path")
+    expect(page.locator("#volume-target")).to_be_focused()
+    screenshot(page, "models-volume")
     page.locator("#volume-target").press("Enter")
     expect(page.get_by_role("link", name="Open by-path")).to_be_visible()
 

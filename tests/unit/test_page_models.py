@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
+from api.pages.lineage_graph import graph_of
+from services.kinds.model_summary import ModelSummary
+from services.models.card_html import card_html
 from services.models.manifest import InputEntry, Manifest, write_manifest
 from tests.api_client import client_of, import_request, put_model
 from tests.miniature import MINIATURE, unpack_adapters
@@ -204,6 +207,61 @@ def test_names_and_texts_of_a_folder_never_become_markup(client: FlaskClient, pa
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     assert "<b>x" not in page
+
+
+def test_the_card_keeps_tables_and_links_of_the_web_alone() -> None:
+    html = card_html(
+        "# A\n\n[web](https://a.example/) [own](/api/models) [js](javascript:alert) <b>x</b>\n\n|a|\n|:-:|\n|1|\n"
+    )
+    assert '<a href="https://a.example/" rel="noopener noreferrer nofollow">web</a>' in html
+    assert "/api/models" not in html
+    assert 'href="javascript' not in html
+    assert "&lt;b&gt;x&lt;/b&gt;" in html
+    assert "<td>1</td>" in html
+    assert "style=" not in html
+
+
+def test_a_card_that_is_too_large_is_named_and_not_shown(tmp_path: Path) -> None:
+    put_model(tmp_path, "wordy", {"config.json": "{}", "README.md": "word " * 60_000})
+    text = text_of(client_of(tmp_path).get("/models/wordy").text)
+    assert "README.md has 300000 bytes; at most 262144 are read. Download the file to read it." in text
+
+
+# ---- lineage ------------------------------------------------------------------------------------------
+
+
+def summary(name: str, *inputs: str, operation: str = "merge") -> ModelSummary:
+    entries = [{"role": "base", "name": other, "digest": None, "scale": None} for other in inputs]
+    lineage = {"operation": operation, "inputs": entries}
+    return ModelSummary(name=name, kind="huggingface", size_bytes=0, lineage=lineage)
+
+
+def test_generations_are_columns_by_the_longest_way() -> None:
+    models = {m.name: m for m in (summary("a"), summary("b", "a"), summary("c", "b", "a"), summary("d", "c"))}
+    graph = graph_of("c", models)
+    assert {node.name: node.column for node in graph.nodes} == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert sorted((edge.start.name, edge.end.name) for edge in graph.edges) == [
+        ("a", "b"), ("a", "c"), ("b", "c"), ("c", "d"),
+    ]  # fmt: skip
+    assert not graph.is_cut
+
+
+def test_a_lineage_in_a_circle_ends() -> None:
+    models = {m.name: m for m in (summary("a", "b"), summary("b", "a"))}
+    assert {node.name for node in graph_of("a", models).nodes} == {"a", "b"}
+
+
+def test_a_dense_lineage_is_cut() -> None:
+    names = [f"m{number}" for number in range(60)]
+    models = {name: summary(name, *names[:number]) for number, name in enumerate(names)}
+    graph = graph_of("m59", models)
+    assert len(graph.nodes) == 40
+    assert graph.is_cut
+
+
+def test_an_import_has_no_parent_even_if_a_model_has_the_name_of_its_source() -> None:
+    models = {m.name: m for m in (summary("a"), summary("b", "a", operation="import"))}
+    assert graph_of("b", models).edges == []
 
 
 # ---- tensors ------------------------------------------------------------------------------------------
