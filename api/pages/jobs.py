@@ -17,6 +17,7 @@ from services.errors import InvalidRequest
 from services.jobs.listing import JobFilter, newer_cursor
 from services.jobs.upstream import waiting_dependents
 from services.kinds import KINDS
+from services.kinds.model_summary import ModelSummary
 
 PAGE_SIZE = 50
 LARGEST_BATCH = 2 * PAGE_SIZE
@@ -82,7 +83,7 @@ def jobs() -> Response:
     selected = JobFilter(chosen.get("kind"), chosen.get("status"), chosen.get("model"))  # type: ignore[arg-type]
     found, older = state().queue.list(selected, limit=PAGE_SIZE, after=after)
     values: dict[str, Any] = {
-        "rows": job_rows.job_rows(found), "chosen": chosen, "after": after, "older": _address(chosen, older),
+        "total": state().queue.count(selected), "rows": job_rows.job_rows(found), "chosen": chosen, "after": after, "older": _address(chosen, older),
         "newer": _newer(chosen, selected, after), "kinds": kind_names(), "statuses": STATUSES,
     }  # fmt: skip
     if is_fragment_request():
@@ -118,8 +119,18 @@ def _surroundings(row: JobRow) -> dict[str, Any]:
         "downstream": rows_of(waiting_dependents(queue.redis, row.job.id)),
         "deliveries": queue.deliveries(row.job.id) if row.job.request.webhook else [],
         "log": lines[-LOG_LINES_SHOWN:],
+        "made": _made(row),
         "omitted_lines": max(0, len(lines) - LOG_LINES_SHOWN),
     }
+
+
+def _made(row: JobRow) -> ModelSummary | None:
+    """Returns the model that the job has made as it is now, None if another has its name or if it is gone."""
+    name = row.job.request.makes
+    if row.job.status != "succeeded" or name is None or name not in state().store.names():
+        return None
+    found = state().models.describe(name)
+    return found if (found.lineage or {}).get("job_id") == row.job.id else None
 
 
 def _filters(args: Mapping[str, str]) -> dict[str, str]:

@@ -131,7 +131,14 @@ def rendered(tmp_path: Path, template: str, job: JobResponse, path: str = "/jobs
     app = create_app(settings, queue=JobQueue(FakeRedis(server=FakeServer()), settings))
     with app.test_request_context(path):
         app.preprocess_request()
-        values = {"row": job_rows.JobRow(job), "job": job, "upstream": [], "downstream": [], "deliveries": []}
+        values = {
+            "row": job_rows.JobRow(job),
+            "job": job,
+            "upstream": [],
+            "downstream": [],
+            "deliveries": [],
+            "made": None,
+        }
         return render_template(template, **names(), **values, log=[], omitted_lines=0)
 
 

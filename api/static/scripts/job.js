@@ -10,10 +10,24 @@ const article = byId("job");
 const id = article.dataset.id;
 let status = byId("job-head").dataset.status;
 
-const refresh = async () => {
-  await htmx.ajax("GET", location.pathname, { target: "#job", swap: "innerMorph" });
-  prepareSnippets(article);
-};
+let isRefreshing = false;
+let isStale = false;
+
+/** Renders the content again; a change during that renders it once more, because htmx drops a second request. */
+async function refresh() {
+  isStale = true;
+  if (isRefreshing) return;
+  isRefreshing = true;
+  try {
+    while (isStale) {
+      isStale = false;
+      await htmx.ajax("GET", location.pathname, { target: "#job", swap: "innerMorph" });
+      prepareSnippets(article);
+    }
+  } finally {
+    isRefreshing = false;
+  }
+}
 
 async function refreshLog() {
   if (document.hidden) return;

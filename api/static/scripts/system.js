@@ -24,6 +24,12 @@ async function refresh() {
   }
 }
 
+// an error is not shown in place of what was known
+document.addEventListener("htmx:before:swap", (event) => {
+  if (event.detail.ctx.response.status < 400) return;
+  event.preventDefault();
+  showFreshness(false);
+});
 document.addEventListener("htmx:after:swap", () => showFreshness(true));
 document.addEventListener("htmx:error", () => showFreshness(false));
 document.addEventListener("visibilitychange", refresh);
