@@ -27,6 +27,9 @@ POLL_SECONDS = 1
 RETENTION_SECONDS = 3600
 """Time that the record of such a job is kept: its client has the response already, and there are many of them."""
 
+SCORED_RETENTION_SECONDS = 60
+"""The same of a job that scored its prompt: an evaluation has thousands of them, with a number for each token."""
+
 
 class JobWaiter:
     """One client waiting for one job. The job is canceled when the client disconnects."""
@@ -81,7 +84,9 @@ class JobWaiter:
 def submit(state: AppState, job_request: GenerateRequest | EmbedRequest) -> JobWaiter:
     """Queues a job for the client of the current request. Raises what `AppState.preflight` and `JobQueue.submit` raise."""
     state.preflight(job_request, servers=Servers(state.served(job_request)))
-    retention_seconds = min(RETENTION_SECONDS, state.settings.job_retention_seconds)
+    scores = isinstance(job_request, GenerateRequest) and job_request.score_prompt
+    longest = SCORED_RETENTION_SECONDS if scores else RETENTION_SECONDS
+    retention_seconds = min(longest, state.settings.job_retention_seconds)
     job, _ = state.queue.submit(job_request, retention_seconds=retention_seconds, origin=origin())
     return JobWaiter(state, job, disconnect_check(request.environ.get("gunicorn.socket")))
 

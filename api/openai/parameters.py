@@ -23,7 +23,6 @@ IGNORED = frozenset(
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (0, 1),
-    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "ignore_eos": (False,),

@@ -20,13 +20,14 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class ResponseBuilder:
     """Builds the response to one request from its job: one object, or chunks of a stream.
 
-    `ignored` names the parameters of the request that were left out.
+    `ignored` names the parameters of the request that were left out. With `echo` an output begins with its prompt.
     """
 
     job: Job
     model: str
     is_chat: bool
     ignored: Sequence[str]
+    echo: bool = False
 
     def whole(self, result: GenerateResult) -> Json:
         """Returns the response to a request that is not streamed."""
@@ -75,13 +76,25 @@ class ResponseBuilder:
 
     def _choice(self, index: int, output: Output) -> Json:
         text = output.text or ""
+        if self.echo:
+            text = output.prompt + text
         message = {"message": {"role": "assistant", "content": text, "refusal": None}}
         return {
             "index": index,
             **(message if self.is_chat else {"text": text}),
-            "logprobs": self.logprobs(output.logprobs),
+            "logprobs": self._echoed_logprobs(output) if self.echo else self.logprobs(output.logprobs),
             "finish_reason": output.finish_reason,
         }
+
+    def _echoed_logprobs(self, output: Output) -> Json | None:
+        # with special tokens: clients tell the prompt's tokens from new ones by their number alone
+        items = [*(output.prompt_logprobs or []), *(output.logprobs or [])]
+        if not items:
+            return None
+        logprobs = _completion_logprobs(items, 0)
+        if output.prompt_logprobs:  # nothing is before the first token
+            logprobs["token_logprobs"][0] = logprobs["top_logprobs"][0] = None
+        return logprobs
 
     def _chunk(self, index: int, delta: Json, logprobs: Json | None, finish_reason: str | None) -> Json:
         text: Json = {"delta": delta} if self.is_chat else {"text": delta.get("content", "")}
@@ -121,9 +134,17 @@ def _completion_logprobs(items: Sequence[Logprob], offset: int) -> Json:
     return {
         "tokens": tokens,
         "token_logprobs": [_logprob(item) for item in items],
-        "top_logprobs": [{token_text(top.token): _logprob(top) for top in item.top} for item in items],
+        "top_logprobs": [_likeliest(item.top) for item in items],
         "text_offset": offsets,
     }
+
+
+def _likeliest(tops: Sequence[Logprob]) -> dict[str, float]:
+    """Returns the most likely tokens by their text; of several with one text (bytes of a character) the most likely counts."""
+    likeliest: dict[str, float] = {}
+    for top in tops:
+        likeliest.setdefault(token_text(top.token), _logprob(top))
+    return likeliest
 
 
 def _logprob(item: Logprob) -> float:

@@ -5,17 +5,23 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from api.openai.body import NAMES, Body
 from api.openai.errors import InvalidParameter
 from api.openai.messages import ChatMessage
 from services.errors import ModelNotFound
-from services.kinds.embed import EmbedRequest
+from services.kinds.embed import INPUTS_LIMIT, EmbedRequest
 from services.kinds.generate import GenerateRequest
-from services.kinds.shared import MAX_STREAMED_OUTPUTS, MESSAGES_LIMIT, NO_TOKEN_LIMIT, PROMPTS_LIMIT
+from services.kinds.shared import (
+    MAX_STREAMED_OUTPUTS,
+    MESSAGES_LIMIT,
+    NO_TOKEN_LIMIT,
+    PROMPTS_LIMIT,
+    TokenIds,
+)
 from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
-from services.sampling import STOP_LIMIT, Sampling
+from services.sampling import SEED_BITS, STOP_LIMIT, Sampling
 
 T = TypeVar("T")
 
@@ -99,7 +105,7 @@ class SamplingBody(ModelBody):
 
         A seed is always set: when a worker dies, its successor generates the same text and a stream continues.
         """
-        seed = secrets.randbits(63) if self.seed is None else self.seed
+        seed = secrets.randbits(SEED_BITS) if self.seed is None else self.seed
         fields = {name: getattr(self, name) for name in LIKE_OURS}
         return Sampling.model_validate(
             fields | {"seed": seed, "max_new_tokens": min(limit, NO_TOKEN_LIMIT), "logprobs": logprobs}
@@ -152,35 +158,43 @@ class ChatBody(SamplingBody):
         )
 
 
-def _refuse_token_ids(value: Any) -> Any:
-    items = value if isinstance(value, list) else []
-    if any(isinstance(item, int | list) for item in items):
-        raise ValueError("token ids are not supported: send text")
-    return value
-
-
 Texts = Annotated[list[str], Field(min_length=1, max_length=PROMPTS_LIMIT)]
 
 
 class CompletionBody(SamplingBody):
     """Body of `POST /v1/completions`."""
 
-    prompt: str | Texts
+    prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=PROMPTS_LIMIT)]
+    echo: bool = Field(
+        default=False,
+        description="The text begins with the prompt; with `logprobs` those of the prompt's tokens come first.",
+    )
     max_tokens: int = Field(
         default=16, description="Upper bound of the new tokens; lowered to the room that the context leaves."
     )
     logprobs: int | None = None
 
-    _text_only = field_validator("prompt", mode="before")(_refuse_token_ids)
+    @model_validator(mode="after")
+    def _echo_is_not_streamed(self) -> Self:
+        if self.echo and self.stream:
+            raise ValueError("echo is not available with stream: leave one of them out")
+        return self
+
+    @property
+    def prompt_field(self) -> str:
+        """The field of a job that takes this prompt."""
+        if isinstance(self.prompt, str):
+            return "prompt"
+        return "prompts" if isinstance(self.prompt[0], str) else "prompt_token_ids"
 
     def request(self, metadata: dict[str, str]) -> GenerateRequest:
         """Returns the job's request: texts are continued unchanged unless a template is named."""
-        prompt = {"prompt": self.prompt} if isinstance(self.prompt, str) else {"prompts": self.prompt}
         return GenerateRequest.model_validate(
             {
                 "kind": "generate",
                 **self.names,
-                **prompt,
+                self.prompt_field: self.prompt,
+                "score_prompt": self.echo and self.logprobs is not None,
                 "template": self.template,
                 "sampling": self.sampling(limit=self.max_tokens, logprobs=self.logprobs),
                 "fit_context": "answer",
@@ -192,21 +206,22 @@ class CompletionBody(SamplingBody):
 class EmbeddingBody(ModelBody):
     """Body of `POST /v1/embeddings`."""
 
-    input: str | Texts
+    input: str | Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=INPUTS_LIMIT)]
     encoding_format: Literal["float", "base64"] = "float"
-
-    _text_only = field_validator("input", mode="before")(_refuse_token_ids)
 
     def request(self, metadata: dict[str, str]) -> EmbedRequest:
         """Returns the job's request."""
-        inputs = [self.input] if isinstance(self.input, str) else self.input
-        return EmbedRequest(kind="embed", **self.names, inputs=inputs, metadata=metadata)
+        is_one = isinstance(self.input, str) or isinstance(self.input[0], int)
+        inputs = [self.input] if is_one else self.input
+        return EmbedRequest.model_validate(
+            {"kind": "embed", **self.names, "inputs": inputs, "metadata": metadata}
+        )
 
 
 def generate_request(body: ChatBody | CompletionBody, metadata: dict[str, str]) -> GenerateRequest:
     """Returns the request of a generate job. Raises InvalidParameter, ModelNotFound."""
     request = _named_here(lambda: body.request(metadata), body.field_names)
-    outputs = request.sampling.n * len(request.prompts or [None])
+    outputs = request.sampling.n * request.prompt_count
     if body.stream and outputs > MAX_STREAMED_OUTPUTS:
         raise InvalidParameter(
             "stream", f"{outputs} outputs are requested; at most {MAX_STREAMED_OUTPUTS} are streamed at once."

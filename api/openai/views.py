@@ -97,7 +97,8 @@ def chat() -> Response:
 def completions() -> Response:
     """Continue one or more texts.
 
-    The same as for chats; with `template` the prompt is an instruction.
+    The same as for chats; with `template` the prompt is an instruction. A prompt may be token ids. `echo` with `logprobs`
+    scores the prompt: the log-probabilities of all its tokens come before those of the new ones, also with `max_tokens` 0.
     """
     return _complete(CompletionBody, "completions")
 
@@ -135,11 +136,12 @@ def _complete(body_type: type[ChatBody] | type[CompletionBody], endpoint: str) -
         job=waiter.job,
         model=body.model,
         is_chat=isinstance(body, ChatBody),
+        echo=isinstance(body, CompletionBody) and body.echo,
         ignored=ignored_parameters(value),
     )
     if not body.stream:
         return _json(builder.whole(generated(waiter.ended())))
-    outputs = request.sampling.n * len(request.prompts or [None])
+    outputs = request.sampling.n * request.prompt_count
     stream = Stream(waiter, builder, outputs=outputs, with_usage=body.with_usage)
     response = sse.event_stream(stream.begin())
     response.call_on_close(stream.close)

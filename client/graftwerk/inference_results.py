@@ -26,6 +26,7 @@ class Output(Result):
     token_ids: list[int] | None = None
     dropped_turns: int | None = None
     logprobs: list[Logprob] | None = None
+    prompt_logprobs: list[Logprob] | None = None
     error: Failure | None = None
 
 

@@ -160,6 +160,8 @@ class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
     """
 
     prompts_file: str
+    prompt_token_ids: list[int] | list[list[int]]
+    score_prompt: bool
     return_token_ids: bool
     forward: bool
 
@@ -181,7 +183,7 @@ class EmbedRequest(JobOptions, ModelChoice, total=False):
         inputs: the texts.
     """
 
-    inputs: Required[list[str]]
+    inputs: Required[list[str] | list[list[int]]]
 
 
 class PerplexityRequest(JobOptions, ModelChoice, total=False):

@@ -8,10 +8,14 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 
-from services.errors import InvalidRequest, PromptTooLong, VocabularyMismatch
+import torch
+from transformers import Cache
+
+from services.errors import InvalidRequest, NonFiniteLogits, PromptTooLong, VocabularyMismatch
 from services.generate.beams import search_beams
 from services.generate.kv_cache import BatchRunner
 from services.generate.loading import LoadedModel
+from services.generate.prompt_scores import read_scored_prompt
 from services.generate.request import Event, GenerationRequest
 from services.generate.sequence import SequenceState
 from services.sampling import SEED_BITS
@@ -123,9 +127,14 @@ class Engine:
     def _begin(self, siblings: list[SequenceState]) -> list[Event]:
         """Computes the prompt and generates the first token of each sequence."""
         request = siblings[0].request
+        if request.sampling.max_new_tokens == 0 and request.prompt_logprobs is None:
+            return [sequence.finish("length") for sequence in siblings]
+        try:
+            logits, cache = self._read_prompt(request, siblings)
+        except NonFiniteLogits as error:
+            return [sequence.fail(error) for sequence in siblings]
         if request.sampling.max_new_tokens == 0:
             return [sequence.finish("length") for sequence in siblings]
-        logits, cache = self._batch.read_prompt(request.prompt_token_ids)
         events: list[Event] = []
         for sequence in siblings:
             events += sequence.advance(logits)
@@ -133,6 +142,18 @@ class Engine:
                 self._batch.join(cache)
                 self._running.append(sequence)
         return events
+
+    def _read_prompt(
+        self, request: GenerationRequest, siblings: list[SequenceState]
+    ) -> tuple[torch.Tensor, Cache]:
+        if request.prompt_logprobs is None:
+            return self._batch.read_prompt(request.prompt_token_ids)
+        logits, cache, choices = read_scored_prompt(
+            self._loaded.model, request.prompt_token_ids, request.prompt_logprobs
+        )
+        for sequence in siblings:
+            sequence.take_prompt_scores(choices)
+        return logits, cache
 
     def _search(self, siblings: list[SequenceState]) -> list[Event]:
         request_id = siblings[0].request.id

@@ -19,13 +19,15 @@ def _new_id() -> str:
 class GenerationRequest:
     """One prompt with `sampling.n` outputs.
 
-    `stop` and `stop_token_ids` come from the prompt's template, in addition to those of the sampling and the model.
+    `stop` and `stop_token_ids` come from the prompt's template, in addition to those of the sampling and the model. With
+    `prompt_logprobs` each output has the log-probabilities of the prompt's tokens, and of this many most likely ones.
     """
 
     prompt_token_ids: Sequence[int]
     sampling: Sampling
     stop: Sequence[str] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    prompt_logprobs: int | None = None
     id: str = field(default_factory=_new_id)
 
 
@@ -33,12 +35,12 @@ class GenerationRequest:
 class TokenLogprob:
     """A token's natural log-probability by the model itself, before penalties, temperature and cut-offs.
 
-    `top` are the most likely tokens at the same position.
+    None for the first token of a prompt, before which nothing is. `top` are the most likely tokens at the same position.
     """
 
     token_id: int
     piece: str
-    logprob: float
+    logprob: float | None
     top: tuple["TokenLogprob", ...] = ()
 
 
@@ -57,6 +59,7 @@ class Completion:
     prompt_tokens: int
     seed: int
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,10 +146,14 @@ class Sampler:
     def _with_logprobs(self, token_id: int, logits: torch.Tensor) -> Choice:
         if self._sampling.logprobs is None:
             return Choice(token_id)
-        logprobs = logits.log_softmax(-1)
-        top = logprobs.topk(min(self._sampling.logprobs, len(logprobs)))
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        return Choice(token_id, float(logprobs[token_id]), tuple(pairs))
+        return choice_of(logits.log_softmax(-1), token_id, self._sampling.logprobs)
+
+
+def choice_of(logprobs: torch.Tensor, token_id: int, top: int) -> Choice:
+    """Returns a token with its log-probability and those of the `top` most likely tokens; `logprobs` is (vocabulary,)."""
+    likeliest = logprobs.topk(min(top, len(logprobs)))
+    pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    return Choice(token_id, float(logprobs[token_id]), tuple(pairs))
 
 
 def _likeliest(scores: torch.Tensor, top_k: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """State of one sequence: its tokens, its text, its end. Every change of state happens here."""
 
+from collections.abc import Sequence
+
 import torch
 
 from services.errors import NonFiniteLogits
@@ -34,11 +36,16 @@ class SequenceState:
         )
         self._text = StopStringFilter(tokenizer.stream_decoder(), (*request.sampling.stop, *request.stop))
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob] | None = None
 
     @property
     def is_full(self) -> bool:
         """True once the output has the maximum number of tokens."""
         return len(self.token_ids) >= self.request.sampling.max_new_tokens
+
+    def take_prompt_scores(self, choices: Sequence[Choice]) -> None:
+        """Takes the scores of the prompt's tokens, which the output carries."""
+        self._prompt_logprobs = [self._with_pieces(choice) for choice in choices]
 
     def advance(self, logits: torch.Tensor) -> list[Event]:
         """Chooses the next token from its logits (vocabulary,) and returns its events, including the end."""
@@ -74,6 +81,7 @@ class SequenceState:
             prompt_tokens=len(self.request.prompt_token_ids),
             seed=self.seed,
             logprobs=None if self.request.sampling.logprobs is None else self._logprobs,
+            prompt_logprobs=self._prompt_logprobs,
         )
         return OutputFinished(self.request.id, self.index, output)
 
@@ -85,10 +93,13 @@ class SequenceState:
     def _logprob(self, choice: Choice) -> TokenLogprob | None:
         if choice.logprob is None:
             return None
+        self._logprobs.append(self._with_pieces(choice))
+        return self._logprobs[-1]
+
+    def _with_pieces(self, choice: Choice) -> TokenLogprob:
         piece = self._tokenizer.piece
         top = tuple(TokenLogprob(token_id, piece(token_id), value) for token_id, value in choice.top)
-        self._logprobs.append(TokenLogprob(choice.token_id, piece(choice.token_id), choice.logprob, top))
-        return self._logprobs[-1]
+        return TokenLogprob(choice.token_id, piece(choice.token_id), choice.logprob, top)
 
 
 def _non_finite(logits: torch.Tensor, position: int) -> NonFiniteLogits:

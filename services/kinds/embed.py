@@ -4,7 +4,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from services.kinds.shared import JobResult, ModelRequest, Usage
+from services.kinds.shared import JobResult, ModelRequest, TokenIds, Usage
+
+INPUTS_LIMIT = 256
+"""Most texts of a request."""
 
 
 class EmbedRequest(ModelRequest):
@@ -16,8 +19,8 @@ class EmbedRequest(ModelRequest):
     }
 
     kind: Literal["embed"]
-    inputs: list[Annotated[str, Field(min_length=1, max_length=1_000_000)]] = Field(
-        min_length=1, max_length=256
+    inputs: list[Annotated[str, Field(min_length=1, max_length=1_000_000)] | TokenIds] = Field(
+        min_length=1, max_length=INPUTS_LIMIT, description="Texts, or token ids of texts."
     )
 
 

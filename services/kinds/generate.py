@@ -1,16 +1,18 @@
 """`generate`: a model continues prompts or a conversation."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.kinds.shared import (
+    PROMPTS_LIMIT,
     Failure,
     JobResult,
     ModelRequest,
     PromptOptions,
     Result,
     ServedName,
+    TokenIds,
     Usage,
 )
 
@@ -36,6 +38,14 @@ class GenerateRequest(ModelRequest, PromptOptions):
     prompts_file: str | None = Field(
         default=None, max_length=1024, description="A file of prompts on the volume, under `incoming/`."
     )
+    prompt_token_ids: TokenIds | Annotated[list[TokenIds], Field(max_length=PROMPTS_LIMIT)] | None = Field(
+        default=None,
+        description="Token ids of a prompt, or of several, read as they are: no template, no beginning-of-text token.",
+    )
+    score_prompt: bool = Field(
+        default=False,
+        description="Returns the log-probability of each token of the prompts, and of `sampling.logprobs` most likely ones.",
+    )
     return_token_ids: bool = False
     forward: bool = Field(
         default=True,
@@ -46,7 +56,38 @@ class GenerateRequest(ModelRequest, PromptOptions):
     def is_forwardable(self) -> bool:
         """True unless the request says how to load a model of the volume, or asks for a worker of this service."""
         loads = self.adapters or self.quantization is not None or self.rope_alpha is not None
-        return self.forward and not loads
+        needs_engine = self.score_prompt or self.prompt_token_ids is not None
+        return self.forward and not (loads or needs_engine)
+
+    @property
+    def prompt_count(self) -> int:
+        """Number of prompts in the request; a conversation is one, a file counts as one."""
+        return len(self.prompts or self.token_id_prompts or [None])
+
+    @property
+    def token_id_prompts(self) -> list[list[int]]:
+        """The prompts that are given as token ids."""
+        given = self.prompt_token_ids or []
+        return [[*given]] if given and isinstance(given[0], int) else [[*ids] for ids in given]  # type: ignore[misc]
+
+    @model_validator(mode="after")
+    def _token_ids_are_the_whole_prompt(self) -> Self:
+        names = [name for name in ("template", "system", "input") if getattr(self, name) is not None]
+        if self.prompt_token_ids is not None and names:
+            raise ValueError(
+                f"{names[0]} writes text around a prompt, and prompt_token_ids are read as they are"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_fit_the_request(self) -> Self:
+        if self.score_prompt and self.sampling.num_beams > 1:
+            raise ValueError("score_prompt is not available with a beam search: set num_beams to 1")
+        if self.score_prompt and self.prompts_file is not None:
+            raise ValueError(
+                "score_prompt is not available with prompts_file: send the prompts in the request"
+            )
+        return self
 
 
 class Logprob(Result):
@@ -72,6 +113,10 @@ class Output(Result):
     token_ids: list[int] | None = None
     dropped_turns: int | None = None
     logprobs: list[Logprob] | None = None
+    prompt_logprobs: list[Logprob] | None = Field(
+        default=None,
+        description="With `score_prompt`: each token of the prompt. The first has no log-probability: null.",
+    )
     error: Failure | None = None
 
 

@@ -34,7 +34,7 @@ MESSAGES_LIMIT = 1000
 UNKNOWN_LIMIT = 100
 """Unknown fields of an object up to which each is an error of its own."""
 
-PROMPT_FIELDS = ("prompt", "prompts", "prompts_file", "messages")
+PROMPT_FIELDS = ("prompt", "prompts", "prompts_file", "messages", "prompt_token_ids")
 """Fields of which a request must have exactly one, as far as its kind has them."""
 
 _BYTE_SIZE = TypeAdapter(ByteSize)
@@ -199,6 +199,10 @@ class AdapterChoice(Shape):
     @classmethod
     def _name_alone(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=500_000)]
+"""Token ids of a text."""
 
 
 def unique_names(*names: str | None) -> list[str]:

@@ -26,21 +26,25 @@ class PromptEntry(BaseModel):
 
     prompt: str | None = None
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    prompt_token_ids: tuple[int, ...] | None = Field(default=None, min_length=1)
     system: str | None = None
     input: str | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("exactly one of prompt and messages is needed")
+        given = (self.prompt, self.messages, self.prompt_token_ids)
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("exactly one of prompt, messages and prompt_token_ids is needed")
+        if self.prompt_token_ids is not None and (self.system, self.input) != (None, None):
+            raise ValueError("prompt_token_ids are the whole prompt: system and input belong to texts")
         if self.messages is not None and self.input is not None:
             raise ValueError("an input belongs to a prompt, not to messages")
         return self
 
     @property
     def text(self) -> str:
-        """The prompt, or the last message of the conversation."""
-        return self.messages[-1].content if self.messages else str(self.prompt)
+        """The prompt, or the last message of the conversation; "" of token ids, which only the model's tokenizer reads."""
+        return self.messages[-1].content if self.messages else self.prompt or ""
 
     def parts(self, options: PromptOptions) -> PromptParts:
         """Returns the parts of the prompt, with those of the request where the entry has none."""

@@ -14,5 +14,6 @@ def plan(request: EmbedRequest, inputs: Inputs) -> Plan:
         GraftwerkError: model and adapters cannot be loaded together.
     """
     for text in request.inputs:
-        check_text(text)
+        if isinstance(text, str):
+            check_text(text)
     return plan_loaded_model(request, inputs)

@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from api.openai.body import parse
 from api.openai.errors import error_object, error_of
 from api.openai.parameters import ignored_parameters
-from api.openai.schemas import ChatBody, CompletionBody, generate_request
+from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody, embed_request, generate_request
 from services.convert import convert
 from services.jobs.status import JobError
 from tests.api_client import client_of, put_model
@@ -128,11 +128,33 @@ def test_a_wrong_parameter_is_named(
 
 
 @pytest.mark.parametrize("prompt", [[1, 2, 3], [[1], [2]]])
-def test_token_ids_are_refused_with_a_sentence(client: openai.OpenAI, prompt: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="token ids are not supported: send text"):
-        client.completions.create(model="base", prompt=prompt)
-    with pytest.raises(openai.BadRequestError, match="token ids are not supported: send text"):
-        client.embeddings.create(model="base", input=prompt)
+def test_token_ids_become_those_of_the_job(prompt: Any) -> None:
+    body = parse(CompletionBody, {"model": "base", "prompt": prompt})
+    request = generate_request(body, {})
+    assert (request.prompt_token_ids, request.prompt, request.prompts) == (prompt, None, None)
+    assert request.prompt_count == (1 if prompt[0] == 1 else 2)
+    inputs = embed_request(parse(EmbeddingBody, {"model": "base", "input": prompt}), {}).inputs
+    assert inputs == ([prompt] if prompt[0] == 1 else prompt)
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [1, "x"], [[1], "x"], [-1], [2**31], [1.5], [True, "x"]])
+def test_odd_token_ids_are_refused(volume: Path, prompt: Any) -> None:
+    response = client_of(volume).post("/v1/completions", json={"model": "base", "prompt": prompt})
+    assert response.status_code == 400
+    assert response.get_json()["error"]["param"].startswith("prompt")
+
+
+@pytest.mark.parametrize(("logprobs", "scored"), [(None, False), (0, True), (1, True)])
+def test_an_echo_with_logprobs_scores_the_prompt(logprobs: int | None, scored: bool) -> None:
+    body = {"model": "base", "prompt": "x", "echo": True, "logprobs": logprobs}
+    assert generate_request(parse(CompletionBody, body), {}).score_prompt is scored
+
+
+def test_an_echo_is_not_streamed(volume: Path) -> None:
+    body = {"model": "base", "prompt": "x", "echo": True, "stream": True}
+    response = client_of(volume).post("/v1/completions", json=body)
+    assert response.status_code == 400
+    assert "echo is not available with stream" in response.get_json()["error"]["message"]
 
 
 def test_more_outputs_than_can_be_streamed_are_refused(client: openai.OpenAI) -> None:

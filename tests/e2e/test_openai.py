@@ -190,6 +190,58 @@ def test_logprobs_of_a_completion_have_their_offsets(client: openai.OpenAI) -> N
     assert [len(top) for top in logprobs.top_logprobs or []] == [2] * len(logprobs.tokens or [])
 
 
+def test_an_echo_scores_the_prompt_and_the_new_tokens(product: Product, client: openai.OpenAI) -> None:
+    text = "The capital of France is"
+    job = product.run(
+        kind="generate", model=MODEL, prompt=text, score_prompt=True, return_token_ids=True,
+        sampling={"temperature": 0, "max_new_tokens": 2, "logprobs": 1, "repetition_penalty": 1, "top_k": 0, "top_p": 1},
+    )  # fmt: skip
+    (output,) = job["result"]["outputs"]
+    ids = output["prompt_token_ids"]
+    by_text = client.completions.create(
+        model=MODEL, prompt=text, echo=True, logprobs=1, max_tokens=2, temperature=0
+    )
+    by_ids = client.completions.create(
+        model=MODEL, prompt=[ids, ids], echo=True, logprobs=1, max_tokens=2, temperature=0
+    )
+    assert [choice.index for choice in by_ids.choices] == [0, 1]
+    for choice in (*by_text.choices, *by_ids.choices):
+        assert choice.text == text + output["text"]
+        assert choice.logprobs is not None
+        scores, tops = choice.logprobs.token_logprobs, choice.logprobs.top_logprobs
+        assert scores is not None and tops is not None
+        assert len(scores) == len(tops) == len(ids) + 2
+        assert (scores[0], tops[0]) == (None, None)
+        expected = [item["logprob"] for item in (*output["prompt_logprobs"][1:], *output["logprobs"])]
+        assert scores[1:] == pytest.approx(expected, abs=1e-4)
+        assert all(len(top or {}) == 1 for top in tops[1:])
+        assert scores[-1] == max((tops[-1] or {}).values())  # greedy
+
+
+def test_a_prompt_is_scored_without_new_tokens(client: openai.OpenAI) -> None:
+    found = client.completions.create(model=MODEL, prompt="The sky is", echo=True, logprobs=0, max_tokens=0)
+    (choice,) = found.choices
+    assert choice.text == "The sky is"
+    assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
+    assert all(score < 0 for score in choice.logprobs.token_logprobs[1:])
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 0
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="100000 at position 1"):
+        client.completions.create(model=MODEL, prompt=[1, 100000])
+
+
+def test_token_ids_have_the_vector_of_their_text(product: Product, client: openai.OpenAI) -> None:
+    job = product.run(
+        kind="generate", model=MODEL, prompt="The sky", return_token_ids=True, sampling={"max_new_tokens": 0}
+    )
+    ids = job["result"]["outputs"][0]["prompt_token_ids"]
+    found = client.embeddings.create(model=MODEL, input=[ids])
+    assert found.data[0].embedding == client.embeddings.create(model=MODEL, input="The sky").data[0].embedding
+
+
 def test_several_prompts_are_completed_in_their_order(client: openai.OpenAI) -> None:
     found = client.completions.create(
         model="llama-hf", prompt=["The capital of France is", "The capital of Japan is"], temperature=0

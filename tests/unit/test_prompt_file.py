@@ -59,7 +59,12 @@ def test_a_json_list_holds_the_same_values(tmp_path: Path) -> None:
         ("p.jsonl", '{"text": "a"}', "unreadable_file", "line 1 of incoming/p.jsonl is not a prompt"),
         ("p.jsonl", '{"prompt": "a", "temp": 1}', "unreadable_file", "temp: Extra inputs"),
         ("p.jsonl", '{"prompt": "a", "messages": []}', "unreadable_file", "messages"),
-        ("p.jsonl", '{"system": "a"}', "unreadable_file", "exactly one of prompt and messages"),
+        (
+            "p.jsonl",
+            '{"system": "a"}',
+            "unreadable_file",
+            "exactly one of prompt, messages and prompt_token_ids",
+        ),
         ("p.jsonl", '"a"\n"half \\ud83d"', "invalid_text", "line 2 of incoming/p.jsonl: The text has a lone"),
         ("p.jsonl", '{"messages": [{"role": "user", "content": "\\udc00"}]}', "invalid_text", "line 1"),
         ("p.json", '{"prompt": "a"}', "unreadable_file", "is not a JSON list"),

@@ -47,7 +47,13 @@ class EmbedSession:
         """
         number = len(self._vectors)
         loaded = self._model.loaded
-        token_ids = loaded.tokenizer.encode(self._request.inputs[number])
+        given = self._request.inputs[number]
+        token_ids = loaded.tokenizer.encode(given) if isinstance(given, str) else given
+        if token_ids and max(token_ids) >= loaded.rows:
+            raise InvalidRequest(
+                f"inputs[{number}] has the token {max(token_ids)}, and the model has {loaded.rows} tokens.",
+                f"Send ids from 0 to {loaded.rows - 1}, of the model's own tokenizer.",
+            )
         if not token_ids:
             raise InvalidRequest(f"inputs[{number}] has no tokens and therefore no vector.", "Leave it out.")
         (vector,) = embed(loaded, [token_ids], self._context.execution.check_canceled)

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from services.errors import GraftwerkError, TemplateLimitExceeded
+from services.errors import GraftwerkError, InvalidRequest, TemplateLimitExceeded
 from services.generate import (
     BuiltPrompt,
     Completion,
@@ -23,6 +23,9 @@ from worker.inference.model_cache import CachedModel, ModelKey, key_of
 from worker.inference.output_collector import ALL, OutputCollector, Slice, prompts_of
 from worker.inference.prompt_builder import PromptBuilder
 from worker.lifecycle import JobContext
+
+MAX_SCORED_TOKENS = 100_000
+"""Most tokens of all prompts whose log-probabilities one job returns: its result is one record in Redis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class GenerateSession:
         self._building: tuple[int, Steps[tuple[BuiltPrompt, int | None]]] | None = None
         self._open: dict[str, OpenPrompt] = {}  # by the engine's request id
         self._template = ""
+        self._scored = 0
 
     @property
     def done(self) -> bool:
@@ -162,14 +166,32 @@ class GenerateSession:
         self._template = prompt.template
         sampling = self._builder.fit(prompt)
         request = GenerationRequest(
-            prompt.token_ids, sampling, stop=prompt.stop, stop_token_ids=prompt.stop_token_ids
+            prompt.token_ids,
+            sampling,
+            stop=prompt.stop,
+            stop_token_ids=prompt.stop_token_ids,
+            prompt_logprobs=self._prompt_logprobs(prompt),
         )
         request_id = self.model.submit(request, owner=self._context.execution.name)
         self._open[request_id] = OpenPrompt(number, prompt, dropped)
         self.outputs.limit(number, sampling.max_new_tokens)
 
+    def _prompt_logprobs(self, prompt: BuiltPrompt) -> int | None:
+        """Returns the number of most likely tokens next to each scored one, None if nothing is scored."""
+        if not self._request.score_prompt:
+            return None
+        self._scored += len(prompt.token_ids)
+        if self._scored > MAX_SCORED_TOKENS:
+            raise InvalidRequest(
+                f"The prompts have more than {MAX_SCORED_TOKENS} tokens together, which is the most that one job scores.",
+                "Split the request into several, or use a perplexity job for a long text.",
+            )
+        return self._request.sampling.logprobs or 0
+
     def _output(self, opened: OpenPrompt, completion: Completion) -> Output:
         fields: dict[str, Any] = {}
+        if completion.prompt_logprobs is not None:
+            fields["prompt_logprobs"] = [self._logprob(item) for item in completion.prompt_logprobs]
         if self._request.return_token_ids:
             fields["prompt_token_ids"] = list(opened.prompt.token_ids)
             fields["token_ids"] = completion.token_ids
@@ -179,7 +201,7 @@ class GenerateSession:
             fields["logprobs"] = [self._logprob(item) for item in completion.logprobs]
         # Not validated: the values are the engine's own, and there may be a thousand of them.
         return Output.model_construct(
-            prompt=self._prompts.entries[opened.number].text,
+            prompt=self._text_of(opened),
             index=completion.index,
             text=completion.text,
             finish_reason=completion.finish_reason,
@@ -188,13 +210,19 @@ class GenerateSession:
             **fields,
         )
 
+    def _text_of(self, opened: OpenPrompt) -> str:
+        entry = self._prompts.entries[opened.number]
+        if entry.prompt_token_ids is None:
+            return entry.text
+        return self.model.loaded.tokenizer.decode(entry.prompt_token_ids)
+
     def _logprob(self, item: TokenLogprob) -> Logprob:
         fields: dict[str, Any] = {}
         if item.token_id in self._special_ids:
             fields["special"] = True
         if item.top:
             fields["top"] = [self._logprob(other) for other in item.top]
-        value = item.logprob if math.isfinite(item.logprob) else None
+        value = item.logprob if item.logprob is not None and math.isfinite(item.logprob) else None
         return Logprob.model_construct(token=item.piece, token_id=item.token_id, logprob=value, **fields)
 
 

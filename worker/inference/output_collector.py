@@ -48,6 +48,8 @@ def prompts_of(request: GenerateRequest, store: ModelStore) -> RequestPrompts:
     if request.prompts_file is not None:
         file = read_prompt_file(store.incoming(request.prompts_file), request.prompts_file)
         return RequestPrompts(file.prompts, file.digest)
+    if request.prompt_token_ids is not None:
+        return RequestPrompts([PromptEntry(prompt_token_ids=tuple(ids)) for ids in request.token_id_prompts])
     prompts = [request.prompt] if request.prompt is not None else request.prompts or []
     return RequestPrompts([PromptEntry(prompt=prompt) for prompt in prompts])
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
+from services.errors import InvalidRequest
 from services.generate import BuiltPrompt, LoadedModel, build_fitting, prompt_steps, template_name
 from services.isolation.process import Steps
 from services.kinds.generate import GenerateRequest
@@ -11,7 +12,7 @@ from services.models.lineage import template_of_lineage
 from services.models.prompt_file import PromptEntry
 from services.models.store import ModelStore
 from services.sampling import Sampling
-from services.templates import Message, PromptParts, name_of_jinja_text
+from services.templates import RAW_TEMPLATE, Message, PromptParts, name_of_jinja_text
 
 OUTPUT_SHARE = 4
 """Turns are dropped until the output has room for its new tokens, or for this fraction (1/4) of the context."""
@@ -29,6 +30,8 @@ class PromptBuilder:
         Raises:
             UnknownTemplate, InvalidRequest, InvalidText, TemplateLimitExceeded: see `prompt_steps`.
         """
+        if entry.prompt_token_ids is not None:
+            return self._given(entry.prompt_token_ids), None
         parts = self._parts(entry)
         if parts.messages is None or self._request.fit_context is not True:
             return (yield from self._build(parts, parts.messages)), None
@@ -38,6 +41,8 @@ class PromptBuilder:
 
     def template(self, entry: PromptEntry) -> str:
         """Returns the name of the template of a prompt."""
+        if entry.prompt_token_ids is not None:
+            return RAW_TEMPLATE
         loaded = self._loaded
         return template_name(loaded.tokenizer, self._parts(entry), chat_template=loaded.chat_template)
 
@@ -49,6 +54,16 @@ class PromptBuilder:
             return sampling
         least = min(sampling.min_new_tokens, room)
         return sampling.model_copy(update={"max_new_tokens": room, "min_new_tokens": least})
+
+    def _given(self, token_ids: Sequence[int]) -> BuiltPrompt:
+        rows = self._loaded.rows
+        position = next((at for at, token_id in enumerate(token_ids) if token_id >= rows), None)
+        if position is not None:
+            raise InvalidRequest(
+                f"prompt_token_ids has {token_ids[position]} at position {position}, and the model has {rows} tokens.",
+                f"Send ids from 0 to {rows - 1}, of the model's own tokenizer.",
+            )
+        return BuiltPrompt([*token_ids], RAW_TEMPLATE)
 
     def _parts(self, entry: PromptEntry) -> PromptParts:
         """Returns the entry's parts; a model without a chat template gets that of its lineage for conversations.
