@@ -155,6 +155,8 @@ class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
 
     Attributes:
         prompts_file: file of prompts on the volume, `incoming/…`, in place of the prompts.
+        prompt_token_ids: token ids of one or several prompts, in place of texts.
+        score_prompt: return the log-probability of each token of the prompts too.
         return_token_ids: return the ids of the tokens too.
         forward: False: a worker of the service generates, even if a backend server has the model.
     """
@@ -180,7 +182,7 @@ class EmbedRequest(JobOptions, ModelChoice, total=False):
     """Fields of an `embed` request.
 
     Attributes:
-        inputs: the texts.
+        inputs: the texts, or their token ids.
     """
 
     inputs: Required[list[str] | list[list[int]]]

@@ -26,19 +26,40 @@ class QueueState(Result):
     workers: int
 
 
+class KindState(Result):
+    """Counts of the jobs of one kind, and the queue whose workers run them."""
+
+    queue: str
+    waiting: int
+    running: int
+    oldest_wait_seconds: float
+
+
 class VolumeState(Result):
-    """The model volume: number of models and free bytes."""
+    """The model volume: number of models and its bytes; jobs have reserved some of the free ones."""
 
     models: int
     free_bytes: int
+    total_bytes: int
+    reserved_bytes: int
+
+
+class MemoryState(Result):
+    """Memory of the machine or container that the API runs in; jobs have reserved some of the available bytes."""
+
+    total_bytes: int
+    available_bytes: int
+    reserved_bytes: int
 
 
 class System(Result):
-    """Workers, queues by name, and the volume."""
+    """Workers, queues and kinds by name, the volume and memory."""
 
     workers: list[WorkerState]
     queues: dict[str, QueueState]
+    kinds: dict[str, KindState]
     volume: VolumeState
+    memory: MemoryState
 
 
 class MadeFrom(Result):

@@ -56,3 +56,8 @@ def root(tmp_path: Path) -> Path:
 def volume(tmp_path: Path) -> Path:
     """A folder for a volume, which its first user makes."""
     return tmp_path / "volume"
+
+
+@pytest.fixture(scope="module")
+def log_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs")

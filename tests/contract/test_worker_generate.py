@@ -63,11 +63,6 @@ def settings_of(port: int, volume: Path, database: int) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def log_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("logs")
-
-
-@pytest.fixture(scope="module")
 def start_worker(log_folder: Path) -> Iterator[StartWorker]:
     """Starts `python -m worker generate`; what is left at the end is killed."""
     processes: list[subprocess.Popen[bytes]] = []
