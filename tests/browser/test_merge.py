@@ -366,6 +366,35 @@ def test_a_running_merge_is_followed_and_canceled(
     expect(page.get_by_role("button", name="Cancel", exact=True)).to_be_hidden()
 
 
+def test_on_a_phone_the_plan_is_one_touch_away(
+    open_page: OpenPage, line: Line, screenshot: Callable[..., None]
+) -> None:
+    page = open_page(WRONG, **LOOKS["phone"])
+    bar = page.locator(".merge-bar")
+    expect(bar).to_have_text("PlanNot possible")
+    page.get_by_role("button", name="Use this order").tap()
+    expect(bar).to_have_text("PlanFits")
+    screenshot(page, "merge-phone-bar")
+    bar.tap()
+    expect(page.get_by_role("heading", name="Plan")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_progress_is_accessible_and_fits_the_screen(
+    open_page: OpenPage,
+    line: Line,
+    axe: Callable[[Page], list[str]],
+    screenshot: Callable[..., None],
+    look: str,
+) -> None:
+    page = open_page(f"/merge?jobs={line.convert['id']},{line.merge['id']}", **LOOKS[look])
+    expect(page.locator("#result table").first).to_be_visible()
+    assert page.viewport_size is not None
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    screenshot(page, f"merge-progress-{look}", full_page=True)
+    assert axe(page) == []
+
+
 @pytest.mark.parametrize("look", LOOKS)
 def test_a_composed_merge_is_accessible_and_fits_the_screen(
     open_page: OpenPage,
@@ -378,7 +407,7 @@ def test_a_composed_merge_is_accessible_and_fits_the_screen(
     expect(page.locator("#submit")).to_be_enabled()
     page.locator("#more > summary").click()
     page.locator("#snippets > summary").click()
-    width = page.evaluate("document.documentElement.scrollWidth")
-    assert width <= page.viewport_size["width"] if page.viewport_size else False
+    assert page.viewport_size is not None
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     screenshot(page, f"merge-{look}", full_page=True)
     assert axe(page) == []

@@ -86,11 +86,12 @@ export class PlanView {
   }
 
   #state(text, kind = null) {
-    const badge = byId("plan-state");
-    badge.hidden = !text;
-    badge.textContent = text ? this.texts[text] : "";
-    if (kind) badge.dataset.kind = kind;
-    else delete badge.dataset.kind;
+    for (const badge of document.querySelectorAll("[data-plan-state]")) {
+      badge.hidden = !text;
+      badge.textContent = text ? this.texts[text] : "";
+      if (kind) badge.dataset.kind = kind;
+      else delete badge.dataset.kind;
+    }
   }
 
   #refuse(error, { isConverted }) {
