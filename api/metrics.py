@@ -13,6 +13,7 @@ from api.errors import problems
 from api.openapi import METRICS, SECURITY
 from api.responses import json_response
 from api.state import AppState, state
+from api.versions import redis_version, service_versions
 from services.jobs.memory import machine, read_memory, reserved_memory
 from services.jobs.statistics import Statistics
 from services.jobs.status import WorkerState
@@ -66,13 +67,14 @@ class MemoryState(BaseModel):
 
 
 class System(BaseModel):
-    """Workers, queues, kinds of job, the volume and memory."""
+    """Workers, queues, kinds of job, the volume, memory and versions."""
 
     workers: list[WorkerState]
     queues: dict[str, QueueState]
     kinds: dict[str, KindState]
     volume: VolumeState
     memory: MemoryState
+    versions: dict[str, str] = Field(description="Versions of `graftwerk-service`, `python` and `redis`.")
 
 
 @api.get("/api/system", responses={200: System, **problems(503)})
@@ -105,8 +107,9 @@ def read_system(state: AppState, statistics: Statistics) -> System:
         for name in QUEUES
     }
     return System(
-        workers=workers, queues=queues, kinds=_kinds(statistics), volume=_volume(state), memory=_memory(state)
-    )
+        workers=workers, queues=queues, kinds=_kinds(statistics), volume=_volume(state), memory=_memory(state),
+        versions=service_versions() | redis_version(state.queue.redis),
+    )  # fmt: skip
 
 
 def _kinds(statistics: Statistics) -> dict[str, KindState]:

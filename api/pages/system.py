@@ -1,21 +1,18 @@
 """The page System: readiness, workers, queues, memory and disk."""
 
-import importlib.metadata
-import platform
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response
 from flask_babel import lazy_gettext
-from redis.exceptions import ResponseError
 
 from api.health import OK, Readiness, readiness
 from api.metrics import System, read_system
 from api.pages.kind_names import kind_names
 from api.pages.layout import is_fragment_request, page_blueprint, page_response
 from api.state import state
+from api.versions import SERVICE, redis_version, service_versions
 from services.errors import NotReady, VolumeUnavailable
-from services.jobs.records import reaching_redis
 from services.jobs.status import WorkerState
 
 CHECK_NAMES = {
@@ -36,7 +33,7 @@ START_A_WORKER = lazy_gettext(
     "With Docker Compose: docker compose up -d {service}. On one machine: graftwerk serve starts all workers again."
 )
 
-SERVICE = "graftwerk-service"
+VERSION_NAMES = {SERVICE: "Graftwerk", "python": "Python", "redis": "Redis"}
 
 page = page_blueprint("system")
 
@@ -74,17 +71,8 @@ def _checks(found: Readiness) -> list[dict[str, Any]]:
 
 def _versions(found: Readiness) -> dict[str, str]:
     """Returns the versions of the parts that answer."""
-    versions = {"Graftwerk": importlib.metadata.version(SERVICE), "Python": platform.python_version()}
-    return versions if found.checks["redis"] != OK else versions | _redis_version()
-
-
-@reaching_redis()
-def _redis_version() -> dict[str, str]:
-    try:
-        server: Any = state().queue.redis.info("server")
-    except ResponseError:  # an access list of the server may refuse the command
-        return {}
-    return {"Redis": str(server["redis_version"])}
+    known = service_versions() | (redis_version(state().queue.redis) if found.checks["redis"] == OK else {})
+    return {VERSION_NAMES[name]: version for name, version in known.items()}
 
 
 def host_of(worker: WorkerState) -> str:

@@ -87,6 +87,7 @@ app.add_typer(job_commands.app, name="jobs")
 app.add_typer(model_commands.app, name="models")
 app.command()(service_commands.serve)
 app.command()(service_commands.demo)
+app.command()(service_commands.doctor)
 
 
 @app.command("help")

@@ -1,9 +1,12 @@
-"""`graftwerk serve` and `graftwerk demo`: the service on this machine."""
+"""`graftwerk serve` and `graftwerk demo`: the service on this machine; `graftwerk doctor`: checks of a service."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from graftwerk.option_bundles import expanded
+from graftwerk.options import Connection
 
 
 def serve(
@@ -42,3 +45,14 @@ def demo(
     from graftwerk.demo import demo as run
 
     run(examples)
+
+
+@expanded
+def doctor(
+    connection: Connection,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON.")] = False,
+) -> None:
+    """Check a service and the way to it: Redis, volume, workers, devices, clocks, versions."""
+    from graftwerk.doctor_report import run_doctor
+
+    run_doctor(connection.url, connection.api_key, as_json=as_json)

@@ -53,13 +53,14 @@ class MemoryState(Result):
 
 
 class System(Result):
-    """Workers, queues and kinds by name, the volume and memory."""
+    """Workers, queues and kinds of job by name, the volume, memory, and versions by distribution."""
 
     workers: list[WorkerState]
     queues: dict[str, QueueState]
     kinds: dict[str, KindState]
     volume: VolumeState
     memory: MemoryState
+    versions: dict[str, str]
 
 
 class MadeFrom(Result):
