@@ -264,6 +264,21 @@ def test_a_failed_job_and_what_waited_for_it_are_shown_with_the_reason(
     expect(page.get_by_role("link", name="Open the playground")).to_have_count(0)
 
 
+def test_a_wrong_order_that_a_job_finds_is_mended_by_a_link(
+    open_page: OpenPage, line: Line, product: Product
+) -> None:
+    # the base of the merge does not exist when it is submitted, so that its order is checked when it runs
+    first = product.submit(kind="convert", source="llama", target="order-base")
+    merge = {"kind": "merge", "base": "order-base", "adapters": ["alpaca", "zh"], "target": "ordered"}
+    second = product.submit(**merge, after=[first["id"]])
+    page = open_page(f"/merge?jobs={first['id']},{second['id']}")
+    page.get_by_role("link", name="Use the order zh, alpaca").click()
+    expect_order(page, "zh", "alpaca")
+    expect(page.locator("#target")).to_have_value("ordered")
+    expect(page.get_by_role("radio", name="llama original")).to_be_checked()
+    expect_fit(page)
+
+
 def test_a_long_list_can_be_searched(open_page: OpenPage, line: Line, product: Product) -> None:
     for number in range(9):
         product.run(kind="convert", source="llama", target=f"copy-{number}")

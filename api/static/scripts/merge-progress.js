@@ -80,6 +80,8 @@ function bodyOf(step, status) {
     status === "running" ? element("span", { class: "soft merge-figures" }, figuresOf(step.job)) : null,
     status === "queued" ? element("span", { class: "soft" }, waitingText(job)) : null,
     took ? element("span", { class: "soft merge-figures" }, took) : null, error,
+    error && job.error.order?.length
+      ? element("div", {}, element("a", { class: "button", href: changeAddress(job.error.order) }, fill(texts.useOrder, { names: job.error.order.join(", ") }))) : null,
   ];
 }
 
@@ -155,14 +157,15 @@ async function cancel() {
   for (const { id } of jobs.filter(isOpen).reverse()) await json(`/api/jobs/${id}/cancel`, { method: "POST" }).catch(toast);
 }
 
-/** The address of a new merge with the choices of this one. */
-function changeAddress() {
+/** The address of a new merge with the choices of this one, with the adapters in another order if one is given. */
+function changeAddress(order = null) {
   const merge = jobs.find(({ kind }) => kind === "merge");
   if (!merge) return "/merge";
   const { base, adapters } = merge.request;
   const source = jobs.find(({ kind, request: { target } }) => kind === "convert" && target === base)?.request.source;
   const last = jobs.at(-1).request;
   const choices = adapters.map((one) => (typeof one === "string" ? { name: one, scale: 1 } : { scale: 1, ...one }));
+  if (order) choices.sort((one, other) => order.indexOf(one.name) - order.indexOf(other.name));
   return `/merge?${toQuery({ base: source ?? base, adapters: choices, target: last.target, output_format: last.output_format ?? "huggingface", dtype: last.dtype }, false)}`;
 }
 
