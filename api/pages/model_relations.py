@@ -58,7 +58,7 @@ def verification_inputs(model: ModelSummary, models: Mapping[str, ModelSummary])
     """Returns `base` and `adapters` of a verify request for a merged model, None if one of them is not on the volume."""
     inputs = parents_of(model)
     is_merge = (model.lineage or {}).get("operation") == "merge"
-    if not is_merge or model.kind == "gguf" or any(entry.name not in models for entry in inputs):
+    if not is_merge or any(entry.name not in models for entry in inputs):
         return None
     bases = [entry.name for entry in inputs if entry.role == "base"]
     adapters = [

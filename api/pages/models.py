@@ -89,7 +89,7 @@ def model(name: str) -> Response:
     summary = BaseOffer(lambda: hub_ids(summaries.values())).complete(summaries[name])
     return page_response(
         "models/model.html", model=summary, kinds=KINDS, graph=graph_of(name, summaries), outputs=OUTPUTS.get(summary.kind, ()),
-        format_titles=FORMAT_TITLES, gguf_dtypes=get_args(GgufDType), files_limit=FILES,
+        format_titles=FORMAT_TITLES, hub_enabled=state().settings.hub_enabled, gguf_dtypes=get_args(GgufDType), files_limit=FILES,
         jobs=_jobs(name, "running") + _jobs(name, "queued"), verify_request={"kind": "verify", "model": name},
         verified=_last_verification(summary), against_inputs=verification_inputs(summary, summaries),
         **_details(name), **_uses(summary, records),

@@ -264,13 +264,34 @@ def test_an_import_has_no_parent_even_if_a_model_has_the_name_of_its_source() ->
     assert graph_of("b", models).edges == []
 
 
+# ---- roles ----
+
+
+@pytest.mark.parametrize(
+    ("role", "may_submit", "may_delete"),
+    [("read", False, False), ("submit", True, False), ("admin", True, True)],
+)
+def test_a_role_sees_what_it_may_do(
+    volume: Path, tmp_path: Path, role: str, may_submit: bool, may_delete: bool
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{hashlib.sha256(b'secret').hexdigest()} {role} someone\n")
+    client = client_of(volume, api_keys_file=keys)
+    headers = {"Authorization": "Bearer secret"}
+    listed, one = client.get("/", headers=headers).text, client.get("/models/llama", headers=headers).text
+    assert ('id="bring"' in listed) is may_submit
+    assert ('id="verify"' in one) is may_submit
+    assert ('id="convert"' in one) is may_submit
+    assert ('id="delete"' in one) is may_delete
+
+
 # ---- tensors ------------------------------------------------------------------------------------------
 
 
 def test_the_tensors_are_a_table_of_the_headers(client: FlaskClient) -> None:
     text = text_of(client.get("/models/merged/tensors").text)
-    assert "2 tensors, 44 B" in text
-    assert "merged.weight 3 × 5 F16 30 B model.safetensors" in text
+    assert "2 tensors, 44 B · model.safetensors" in text
+    assert "b 7 F16 14 B merged.weight 3 × 5 F16 30 B" in text
 
 
 def test_the_tensors_are_searched_and_in_parts(client: FlaskClient) -> None:

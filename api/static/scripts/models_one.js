@@ -8,6 +8,15 @@ const texts = textsOf("models-texts");
 const name = byId("actions").dataset.name;
 const needsKey = "needsKey" in byId("actions").dataset;
 
+// ---- lineage ----
+
+// on a narrow screen the graph is wider than its place: this model is in the middle of it
+const lineage = document.querySelector(".lineage");
+if (lineage) {
+  const own = lineage.querySelector("[data-current]").getBoundingClientRect();
+  lineage.scrollLeft = own.left + own.width / 2 - lineage.getBoundingClientRect().left - lineage.clientWidth / 2;
+}
+
 // ---- model card ----
 
 const prose = document.querySelector(".prose");
@@ -116,13 +125,30 @@ if (convert) {
   });
 }
 
+// ---- publication ----
+
+const publish = byId("publish");
+
+function publishRequest() {
+  const { repository } = Object.fromEntries(new FormData(publish));
+  return { kind: "publish-to-hub", model: name, repository, ...(publish.elements.private.checked ? {} : { private: false }) };
+}
+
+publish?.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const ended = await runJob(byId("publish-job"), publishRequest(), publish.elements.repository.value);
+  if (ended?.status !== "succeeded") return;
+  const { url } = ended.result;
+  byId("publish-job").firstElementChild.append(element("p", {}, element("a", { href: url, rel: "noopener noreferrer" }, url)));
+});
+
 // ---- snippets ----
 
 let language = "graftwerk";
 const subject = byId("snippet-of");
 
 /** Returns the requests that the forms of this page would send; a download is not a job. */
-const REQUESTS = { verify: verifyRequest, convert: convertRequest };
+const REQUESTS = { verify: verifyRequest, convert: convertRequest, publish: publishRequest };
 
 function download() {
   const url = location.origin;
@@ -146,6 +172,6 @@ byId("snippet-kind").addEventListener("click", ({ target }) => {
   showSnippet();
 });
 byId("copy").addEventListener("click", () => copy(byId("snippet").textContent));
-for (const part of [subject, convert, verify]) part?.addEventListener("input", showSnippet);
+for (const part of [subject, convert, verify, publish]) part?.addEventListener("input", showSnippet);
 convert?.addEventListener("change", showSnippet);
 showSnippet();
