@@ -39,7 +39,8 @@ PATHS = (
     "/api/jobs", "/api/jobs?kind=merge", "/api/jobs?status=succeeded", "/api/jobs?status=failed", "/api/jobs?status=queued",
     "/api/jobs?status=canceled", "/api/jobs?model=llama-hf", "/api/jobs?model=nowhere", "/api/jobs?kind=merge&status=failed",
     "/api/jobs?kind=generate&status=succeeded&model=alpaca", "/api/jobs?kind=convert&status=queued&model=llama",
-    "/api/jobs?limit=1000", "/metrics", "/api/system",
+    "/api/jobs?limit=1000", "/metrics", "/api/system", "/jobs", "/jobs?kind=merge",
+    "/jobs?model=llama-hf", "/system", "/docs",
 )  # fmt: skip
 
 

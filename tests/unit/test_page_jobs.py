@@ -3,12 +3,15 @@
 import html
 import json
 import re
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakeredis import FakeRedis, FakeServer
 from flask.testing import FlaskClient
+from pydantic import SecretStr
 
 from tests.api_client import client_of, import_request
 
@@ -157,3 +160,44 @@ def test_the_request_is_carried_for_copying_without_breaking_out_of_its_attribut
         "source": {"path": "incoming/llama"},
         "target": "llama",
     }
+
+
+# ---- roles and webhooks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("role", "actions"), [("read", []), ("submit", ["cancel"]), ("admin", ["cancel"])])
+def test_a_role_sees_only_the_actions_that_it_may_use(tmp_path: Path, role: str, actions: list[str]) -> None:
+    keys = tmp_path / "keys"
+    lines = [f"{sha256(name.encode()).hexdigest()} {name} {name}" for name in ("read", "submit", "admin")]
+    keys.write_text("\n".join(lines))
+    client = client_of(tmp_path / "models", api_keys_file=keys)
+    (tmp_path / "models").mkdir()
+    request = import_request(tmp_path / "models")
+    admin, own = ({"Authorization": f"Bearer {name}"} for name in ("admin", role))
+    job_id = client.post("/api/jobs", json=request, headers=admin).get_json()["id"]
+    for path in ("/jobs", f"/jobs/{job_id}"):
+        assert (
+            re.findall('data-action="(cancel|retry|delete)"', client.get(path, headers=own).text) == actions
+        )
+    client.post(f"/api/jobs/{job_id}/cancel", headers=admin)
+    ended = {"read": [], "submit": ["retry"], "admin": ["retry", "delete"]}[role]
+    for path in ("/jobs", f"/jobs/{job_id}"):
+        assert re.findall('data-action="(cancel|retry|delete)"', client.get(path, headers=own).text) == ended
+
+
+def test_deliveries_of_a_webhook_are_listed_with_their_attempts(tmp_path: Path) -> None:
+    redis = FakeRedis(server=FakeServer())
+    secret = "whsec_" + b64encode(b"x" * 32).decode()
+    client = client_of(tmp_path, redis=redis, webhook_secret=SecretStr(secret))
+    job_id = submitted(client, tmp_path, "llama", webhook={"url": "https://example.org/hook?a=<b>"})
+    attempt = {"at": "2026-11-27T10:00:00Z", "seconds": 0.2, "status_code": None, "error": HOSTILE}
+    delivery = {
+        "id": "msg_1", "event": "job.canceled", "url": "https://example.org/hook", "status": "failed",
+        "created_at": "2026-11-27T10:00:00Z", "next_attempt_at": None, "attempts": [attempt],
+    }  # fmt: skip
+    redis.hset(f"graftwerk:deliveries:{job_id}", "msg_1", json.dumps(delivery))
+    text = client.get(f"/jobs/{job_id}").text
+    assert "https://example.org/hook?a=&lt;b&gt;" in text
+    assert 'data-delivery="msg_1"' in text
+    assert ESCAPED in text
+    assert HOSTILE not in text
