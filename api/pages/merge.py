@@ -53,12 +53,14 @@ def merge_result(job_id: str) -> Response:
 def _composition() -> Response:
     models = state().models.models()
     choices = [Choice(model, _reason(model)) for model in models]
-    adapters = [model for model in models if model.kind == "adapter" and not model.problems]
+    all_adapters = [model for model in models if model.kind == "adapter"]
+    adapters = [model for model in all_adapters if not model.problems]
     return page_response(
         "merge/page.html",
         bases=[choice.model for choice in choices if not choice.reason],
         others=[choice for choice in choices if choice.reason],
         adapters=adapters,
+        broken=[model for model in all_adapters if model.problems],
         long_list=LONG_LIST,
         data={
             "names": [*(model.name for model in models), *RESERVED_NAMES],

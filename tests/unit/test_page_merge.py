@@ -83,6 +83,24 @@ def test_without_an_adapter_the_page_leads_to_the_models(tmp_path: Path) -> None
     assert 'name="base" value="llama"' in page
 
 
+def test_adapters_that_cannot_be_read_are_listed_with_the_problem(volume: Path) -> None:
+    put_model(
+        volume,
+        "empty",
+        {
+            "adapter_config.json": '{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}',
+            "adapter_model.bin": "x" * 443,
+        },
+    )
+    page = client_of(volume).get("/merge").text
+    assert "1 adapter that cannot be read" in page
+    assert 'data-add="empty"' not in page
+    problem = re.search(r'<strong class="wrap">empty</strong><span class="soft wrap">([^<]+)</span>', page)
+    assert problem
+    assert "adapter_model.bin" in problem[1]
+    assert "empty" not in data_of(page)["adapters"]
+
+
 def test_text_from_files_never_becomes_markup(volume: Path) -> None:
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     write_adapter(volume / "hostile", base_model_name_or_path=hostile)
