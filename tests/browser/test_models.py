@@ -293,6 +293,15 @@ def test_a_conversion_is_planned_made_and_linked(
     expect(page.locator("svg a[href='/models/merged']")).to_be_visible()
 
 
+def test_a_model_is_published_to_the_hub(open_page: OpenPage, line: Line, hub: HubServer) -> None:
+    page = open_page("/models/merged")
+    page.get_by_label("Repository", exact=True).fill("pages/merged")
+    page.get_by_role("button", name="Publish").click()
+    expect(page.locator("#publish-job")).to_contain_text("succeeded", timeout=60_000)
+    expect(page.locator("#publish-job a").last).to_have_attribute("href", re.compile("/pages/merged"))
+    assert hub.repos["pages/merged"].private
+
+
 def test_the_tensors_are_searched(open_page: OpenPage, line: Line) -> None:
     page = open_page("/models/merged")
     expect(page.locator("#tensors")).to_contain_text("30 tensors")

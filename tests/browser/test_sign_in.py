@@ -9,7 +9,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import DESKTOP, TIMEOUT_MS
+from tests.browser.test_models import drop
 from tests.e2e.product import LocalStack, local_stack
+from tests.miniature import ADAPTERS, MINIATURE
 
 KEYS = {"read": "key-of-a-reader", "submit": "key-of-a-submitter", "admin": "key-of-an-admin"}
 
@@ -95,3 +97,23 @@ def test_a_request_of_another_site_changes_nothing(
         'X-CSRF-Token': document.querySelector('meta[name="csrf-token"]').content}}).then(r => r.status)"""
     )
     assert status == 422
+
+
+def test_an_upload_of_a_session_becomes_a_model_that_an_admin_deletes(
+    open_keyed: Callable[[str], Page],
+) -> None:
+    page = open_keyed("/")
+    sign_in(page, KEYS["submit"])
+    drop(page, {"uploaded.zip": MINIATURE / f"{ADAPTERS[0]}.zip"})
+    page.get_by_role("button", name="Upload and import").click()
+    page.get_by_role("link", name="Open uploaded").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("uploaded")
+    expect(page.get_by_role("button", name="Delete")).to_have_count(0)
+    page.get_by_role("button", name="curl").click()
+    expect(page.locator("#snippet")).to_contain_text("Authorization: Bearer $GRAFTWERK_API_KEY")
+
+    page = open_keyed("/models/uploaded")
+    sign_in(page, KEYS["admin"])
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("There are no models yet.")).to_be_visible()
