@@ -17,6 +17,8 @@ cp -r client "$folder/client"
 
 cd "$folder"
 venv/bin/python - <<'PYTHON'
+import asyncio
+from importlib import import_module
 from importlib.metadata import files
 from importlib.util import find_spec
 
@@ -28,6 +30,16 @@ assert names == {"graftwerk"}, names
 present = [name for name in ("torch", "flask", "redis", "rq", "supervisor", "api", "services", "worker") if find_spec(name)]
 assert not present, present
 assert graftwerk.Client("http://127.0.0.1:9").is_ready() is False
+
+
+async def is_ready() -> bool:
+    async with graftwerk.AsyncClient("http://127.0.0.1:9") as client:
+        return await client.is_ready()
+
+
+assert asyncio.run(is_ready()) is False
+for module in ("chat.editor", "commands"):
+    import_module(f"graftwerk.{module}")
 PYTHON
 
 venv/bin/graftwerk --help >help

@@ -5,7 +5,7 @@ async with AsyncClient("http://127.0.0.1:8000") as client:
     job = await handle.wait()
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from threading import Event
@@ -17,29 +17,23 @@ import httpx
 
 from graftwerk import calls
 from graftwerk.async_http import AsyncHttpService
+from graftwerk.async_job_group import AsyncJobGroup
 from graftwerk.async_job_handle import AsyncJobHandle
 from graftwerk.async_kind_methods import AsyncKindMethods
+from graftwerk.async_service_methods import AsyncServiceMethods
 from graftwerk.client import address, key
-from graftwerk.errors import ApiError, ClientError, UnreachableError
+from graftwerk.errors import ClientError
 from graftwerk.http import HttpService
 from graftwerk.local_files import default_name
-from graftwerk.model_results import ImportResult, ModelSummary
+from graftwerk.model_results import ImportResult
 from graftwerk.models import Job, JsonObject
 from graftwerk.pull import PulledModel
-from graftwerk.service_models import (
-    Dependents,
-    HubModel,
-    HubRepository,
-    IncomingList,
-    System,
-    TemplateDescription,
-)
 from graftwerk.transfers import Transfers
 
 T = TypeVar("T")
 
 
-class AsyncClient(AsyncKindMethods):
+class AsyncClient(AsyncKindMethods, AsyncServiceMethods):
     """A service at a URL, for coroutines: the methods of `Client`, awaited; an asynchronous context manager.
 
     Uploads and downloads read and write local files and run in a thread of their own; cancelling the task ends them
@@ -101,6 +95,23 @@ class AsyncClient(AsyncKindMethods):
         job = await self._service.call(calls.submit(request))
         return AsyncJobHandle(self._service, job.id, job)
 
+    async def put(self, job_id: str, request: JsonObject) -> AsyncJobHandle:
+        """Submits a request under an id of the caller; submitted again it is the same job.
+
+        Args:
+            job_id: a new UUID.
+            request: the request with its `kind`, as the API takes it.
+
+        Raises:
+            ApiError: the request cannot succeed, or the id is that of another request (`idempotency_conflict`).
+        """
+        job = await self._service.call(calls.put(job_id, request))
+        return AsyncJobHandle(self._service, job.id, job)
+
+    async def pause(self, seconds: float) -> None:
+        """Waits before another attempt, as the client itself does."""
+        await self._service.pause(seconds)
+
     async def plan(self, request: JsonObject) -> JsonObject:
         """Returns the plan of a request without queueing it: inputs, output, memory, disk, warnings.
 
@@ -134,39 +145,16 @@ class AsyncClient(AsyncKindMethods):
         """
         return await self._service.call(calls.jobs(kind=kind, status=status, model=model, limit=limit))
 
-    # ---- models ---------------------------------------------------------------------------------------
+    def group(self, jobs: Iterable[Job], *, with_new: bool = False) -> AsyncJobGroup:
+        """Returns jobs that are followed together: `changes()` yields each at each change until all have ended.
 
-    async def models(self) -> list[ModelSummary]:
-        """Returns the summaries of all models on the volume."""
-        return await self._service.call(calls.models())
-
-    async def model(self, name: str) -> ModelSummary:
-        """Returns the summary of one model, with its files, lineage and problems.
-
-        Raises:
-            ApiError: there is no such model (`model_not_found`).
+        Args:
+            jobs: the jobs, such as those that `jobs` returns.
+            with_new: adds jobs that are submitted meanwhile, also by others.
         """
-        return await self._service.call(calls.model(name))
+        return AsyncJobGroup(self._service, jobs, with_new=with_new)
 
-    async def delete_model(self, name: str) -> None:
-        """Deletes a model from the volume.
-
-        Raises:
-            ApiError: there is no such model, or a job needs it (`model_in_use`).
-        """
-        await self._service.call(calls.delete_model(name))
-
-    async def dependents(self, name: str) -> Dependents:
-        """Returns the dependents of a model: models made from it, adapters of it, and unfinished jobs.
-
-        Raises:
-            ApiError: there is no such model (`model_not_found`).
-        """
-        return await self._service.call(calls.dependents(name))
-
-    async def incoming(self) -> IncomingList:
-        """Returns the folders, archives and files below `incoming/` of the volume, which imports can take."""
-        return await self._service.call(calls.incoming())
+    # ---- transfers -----------------------------------------------------------------------------------
 
     async def push(
         self, source: str | Path, name: str | None = None, *, progress: bool = False
@@ -224,48 +212,6 @@ class AsyncClient(AsyncKindMethods):
             ClientError: the model changed meanwhile, or a digest differs.
         """
         return await self._transfer(lambda transfers: transfers.pull(name, Path(into), progress=progress))
-
-    # ---- the Hub and the system -----------------------------------------------------------------------
-
-    async def hub_search(self, search: str, *, limit: int = 20) -> list[HubModel]:
-        """Searches the Hub for models, most downloaded first.
-
-        Args:
-            search: a part of the id, such as `qwen3`.
-            limit: number of models at most, up to 100.
-
-        Raises:
-            ApiError: the service does not use the Hub (`hub_disabled`) or cannot reach it (`hub_unreachable`).
-        """
-        return await self._service.call(calls.hub_search(search, limit))
-
-    async def hub_model(self, repository: str, *, revision: str | None = None) -> HubRepository:
-        """Returns a repository of the Hub: its commit, its files, and those that an import fetches.
-
-        Args:
-            repository: the id, `org/name`.
-            revision: a branch, a tag or a commit; the main branch if None.
-
-        Raises:
-            ApiError: there is no such repository, or it is gated (`hub_gated`).
-        """
-        return await self._service.call(calls.hub_model(repository, revision))
-
-    async def templates(self) -> list[TemplateDescription]:
-        """Returns the prompt templates, the model's own first, each with an example."""
-        return await self._service.call(calls.templates())
-
-    async def system(self) -> System:
-        """Returns workers, devices, memory and queues of the service."""
-        return await self._service.call(calls.system())
-
-    async def is_ready(self) -> bool:
-        """Returns True if Redis, the volume and a worker of each queue respond."""
-        try:
-            await self._service.call(calls.readiness())
-        except (ApiError, UnreachableError):
-            return False
-        return True
 
     async def _transfer(self, work: Callable[[Transfers], T]) -> T:
         stopped = Event()

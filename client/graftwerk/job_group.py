@@ -1,26 +1,19 @@
 """Several jobs that are followed together, by the one stream of events of the service."""
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import httpx
-from httpx_sse import ServerSentEvent
 
 from graftwerk import calls
 from graftwerk.errors import ApiError, UnreachableError
 from graftwerk.http import HttpService
+from graftwerk.job_group_state import JobGroupState
 from graftwerk.job_state import Following
-from graftwerk.models import Job, Progress
-
-FIRST_REFRESH_SECONDS = 1.0
-"""The stream begins after the jobs were read: what changed between is read soon after its beginning."""
-
-REFRESH_SECONDS = 8.0
-"""Time after which jobs are requested themselves, in case that an event was lost."""
+from graftwerk.models import Job
 
 
-class JobGroup:
+class JobGroup(JobGroupState):
     """Jobs in their known states.
 
     Args:
@@ -33,15 +26,8 @@ class JobGroup:
     """
 
     def __init__(self, service: HttpService, jobs: Iterable[Job], *, with_new: bool = False) -> None:
+        super().__init__(jobs, with_new=with_new)
         self._service = service
-        self._with_new = with_new
-        self._refresh_at = time.monotonic() + FIRST_REFRESH_SECONDS
-        self.jobs = {job.id: job for job in jobs}
-
-    @property
-    def unfinished(self) -> list[Job]:
-        """The jobs that have not ended."""
-        return [job for job in self.jobs.values() if not job.ended]
 
     def changes(self) -> Iterator[Job]:
         """Yields each job at each change until all have ended.
@@ -63,33 +49,12 @@ class JobGroup:
 
     def _streamed(self, following: Following) -> Iterator[Job]:
         """Yields changes until the next refresh is due."""
-        silence = max(0.1, self._refresh_at - time.monotonic())
-        for event in self._service.events("/api/events", following.last_id, silence):
+        for event in self._service.events("/api/events", following.last_id, self._silence_seconds):
             following.arrived(event.id)
             yield from self._read(event)
-            if not self.unfinished or time.monotonic() >= self._refresh_at:
+            if self._is_refresh_due:
                 return
 
-    def _read(self, event: ServerSentEvent) -> Iterator[Job]:
-        if event.event == "status":
-            job = Job.model_validate_json(event.data)
-            if job.id in self.jobs or self._with_new:
-                yield from self._update(job)
-        elif event.event == "progress":
-            data = event.json()
-            known = self.jobs.get(data["id"])
-            if known is not None and data["progress"] is not None:
-                progress = Progress.model_validate(data["progress"])
-                yield from self._update(known.model_copy(update={"progress": progress}))
-
-    def _update(self, job: Job) -> Iterator[Job]:
-        """Keeps a state and yields it, unless the job is known to have ended: events of the past come late."""
-        known = self.jobs.get(job.id)
-        if known is None or not known.ended:
-            self.jobs[job.id] = job
-            yield job
-
     def _refreshed(self) -> Iterator[Job]:
-        self._refresh_at = time.monotonic() + REFRESH_SECONDS
-        for job in self.unfinished:
+        for job in self._to_refresh():
             yield from self._update(self._service.call(calls.job(job.id)))

@@ -171,7 +171,7 @@ class JobHandle(JobState[ResultT_co]):
         """Returns the lines that the job has logged."""
         return self._service.call(calls.log(self.id))
 
-    def save_results(self, format: Literal["lines", "predictions"], file: Path) -> None:
+    def save_results(self, format: Literal["lines", "predictions"], file: str | Path) -> None:
         """Writes the results of a job with a file of prompts to a local file, completely or not at all.
 
         Args:
@@ -182,7 +182,7 @@ class JobHandle(JobState[ResultT_co]):
             ApiError: the job has no such results (`results_not_found`).
             OSError: the file cannot be written.
         """
-        path, part = f"{calls.job_path(self.id)}/results", part_of(file)
+        path, part = f"{calls.job_path(self.id)}/results", part_of(Path(file))
         with (
             self._service.download(path, params={"format": format}) as response,
             part.open("wb") as target,

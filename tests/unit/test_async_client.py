@@ -18,8 +18,10 @@ from graftwerk import (
     UsageError,
     WaitTimeoutError,
 )
+from graftwerk.async_job_group import AsyncJobGroup
 from graftwerk.async_job_handle import AsyncJobHandle
 from graftwerk.inference_results import GenerateResult
+from graftwerk.job_group import JobGroup
 from graftwerk.job_handle import JobHandle
 
 from tests.unit.test_client_http import JOB, Handler, frame, job_json
@@ -42,7 +44,9 @@ def shape(member: Any) -> tuple[object, ...]:
     return parameters, returned, inspect.getdoc(member)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(AsyncClient, Client), (AsyncJobHandle, JobHandle)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(AsyncClient, Client), (AsyncJobHandle, JobHandle), (AsyncJobGroup, JobGroup)]
+)
 def test_both_clients_have_the_same_methods_parameters_results_and_documentation(
     ours: type, theirs: type
 ) -> None:
@@ -56,7 +60,7 @@ def test_both_clients_have_the_same_methods_parameters_results_and_documentation
 
 def test_every_method_that_sends_is_a_coroutine() -> None:
     plain = {name for name, member in public(AsyncClient).items() if not inspect.iscoroutinefunction(member)}
-    assert plain == {"url", "job"}
+    assert plain == {"url", "job", "group"}
     plain = {
         name for name, member in public(AsyncJobHandle).items() if not inspect.iscoroutinefunction(member)
     }
@@ -218,5 +222,40 @@ def test_lists_and_lookups_are_typed() -> None:
         (first,) = await client.models()
         assert (first.name, first.kind, first.size_bytes) == ("ab", "huggingface", 5)
         assert (await client.model("ab")).model_dump()["new_field"] == 1
+
+    run(handler, work)
+
+
+def test_several_jobs_are_followed_by_one_stream() -> None:
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        if request.url.path == "/api/events":
+            return stream(
+                frame("status", job_json("running"), "1-0"),
+                frame("status", job_json("running", id="j3"), "2-0"),
+                frame("status", job_json("succeeded"), "3-0"),
+            )
+        return httpx.Response(200, json=job_json("failed", id="j2"))
+
+    async def work(client: AsyncClient) -> None:
+        jobs = [Job.model_validate(job_json("queued", id=job_id)) for job_id in ("j1", "j2")]
+        seen = [(job.id, job.status) async for job in client.group(jobs).changes()]
+        assert seen == [
+            ("j1", "queued"), ("j2", "queued"), ("j1", "running"), ("j1", "succeeded"), ("j2", "failed"),
+        ]  # fmt: skip
+
+    assert run(handler, work) == []
+    assert asked == ["/api/events", "/api/jobs/j2"]
+
+
+def test_a_request_can_have_an_id_of_the_caller() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert (request.method, request.url.path) == ("PUT", "/api/jobs/j1")
+        return httpx.Response(202, json=job_json("queued"))
+
+    async def work(client: AsyncClient) -> None:
+        assert (await client.put("j1", {"kind": "merge"})).status == "queued"
 
     run(handler, work)

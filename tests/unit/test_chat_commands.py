@@ -244,6 +244,18 @@ def test_compare_says_that_answers_are_equal_and_names_one_model_twice(
     assert labels == ["m", "m (2)"]
 
 
+def test_compare_prints_an_answer_that_failed_and_several_answers(comparing: Comparing, chat: Any) -> None:
+    failed = compared("hello", "", None, None)
+    failure = {"code": "context_exceeded", "message": "The prompt is too long.", "hint": "Shorten it."}
+    failed["comparisons"][0] |= {"differences": []}
+    failed["comparisons"][0]["outputs"][1] = {"prompt": "p", "text": None, "error": failure}
+    failed["comparisons"] += compared("a", "b", 0, 0)["comparisons"]
+    comparing.comparison = failed
+    shown = chat("one", "/compare base+zh").stdout
+    assert "m:\nhello\nbase+zh:\nerror: The prompt is too long." in shown
+    assert "The answers were not compared. Seed 11.\nm:\n▶a\nbase+zh:\n▶b\n" in shown
+
+
 def test_a_comparison_is_not_part_of_the_conversation(comparing: Comparing, chat: Any) -> None:
     comparing.comparison = compared("a", "b", 0, 0)
     chat("one", "/compare base", "two")

@@ -4,24 +4,28 @@ from rich.console import Console
 from rich.text import Text
 
 from graftwerk.display import print_outputs
-from graftwerk.inference_results import CompareResult, Output
+from graftwerk.inference_results import CompareResult, FirstDifference, Output
 
 MARK = "▶"
 """Stands before the first character that differs."""
 
 
 def print_two_answers(console: Console, result: CompareResult) -> None:
-    """Prints both answers, with a mark at the first difference."""
-    (comparison,) = result.comparisons
-    (difference,) = comparison.differences
-    for variant, output in zip(result.variants, comparison.outputs, strict=True):
-        console.print(Text(f"{variant.label}:", style="cyan"), soft_wrap=True)
-        print_answer(console, output, difference.character)
+    """Prints the answers of both models, with a mark at the first difference."""
+    for comparison in result.comparisons:
+        difference = next(iter(comparison.differences), None)
+        for variant, output in zip(result.variants, comparison.outputs, strict=True):
+            console.print(Text(f"{variant.label}:", style="cyan"), soft_wrap=True)
+            print_answer(console, output, difference.character if difference else None)
+        console.print(Text(_finding(difference, result.seed), style="dim"), soft_wrap=True)
+
+
+def _finding(difference: FirstDifference | None, seed: int) -> str:
+    if difference is None:  # an answer failed
+        return f"The answers were not compared. Seed {seed}."
     if difference.token is None:
-        found = "The answers are equal."
-    else:
-        found = f"The answers differ from token {difference.token + 1} on."
-    console.print(Text(f"{found} Seed {result.seed}.", style="dim"), soft_wrap=True)
+        return f"The answers are equal. Seed {seed}."
+    return f"The answers differ from token {difference.token + 1} on. Seed {seed}."
 
 
 def print_answer(console: Console, output: Output, character: int | None) -> None:

@@ -12,7 +12,7 @@ from graftwerk.display import complain, open_console
 from graftwerk.errors import ClientError
 from graftwerk.text_input import without_surrogates
 
-WELCOME = "Chat with {}. /help lists the commands; Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D ends."
+WELCOME = "Chat with {}: /help lists the commands, Alt-Enter begins a new line, Ctrl-D ends."
 
 
 def converse(client: Client, conversation: Conversation) -> None:
