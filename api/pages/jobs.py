@@ -88,7 +88,11 @@ def jobs() -> Response:
     }  # fmt: skip
     if is_fragment_request():
         response = page_response("jobs/board.html", **values)
-        response.headers["HX-Push-Url"] = _address(chosen, after, is_first=after is None) or "/jobs"
+        address = _address(chosen, after, is_first=after is None) or "/jobs"
+        if not request.headers.get("HX-Current-URL", "").endswith(
+            address
+        ):  # a refresh adds no step to the history
+            response.headers["HX-Push-Url"] = address
         return response
     return page_response("jobs/page.html", models=state().store.names(), **values)
 

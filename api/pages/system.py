@@ -11,7 +11,7 @@ from api.metrics import System, read_system
 from api.pages.kind_names import kind_names
 from api.pages.layout import is_fragment_request, page_blueprint, page_response
 from api.state import state
-from api.versions import SERVICE, redis_version, service_versions
+from api.versions import SERVICE
 from services.errors import NotReady, VolumeUnavailable
 from services.jobs.status import WorkerState
 
@@ -43,8 +43,8 @@ def system() -> Response:
     """Returns the page, or its content alone for htmx."""
     checks = readiness()
     values: dict[str, Any] = {
-        "readiness": checks, "checks": _checks(checks), "system": _system(), "versions": _versions(checks),
-        "now": datetime.now(UTC), "host": host_of, "kind_names": kind_names(),
+        "readiness": checks, "checks": _checks(checks), "system": _system(),
+        "now": datetime.now(UTC), "host": host_of, "kind_names": kind_names(), "version_names": VERSION_NAMES,
     }  # fmt: skip
     return page_response("system/state.html" if is_fragment_request() else "system/page.html", **values)
 
@@ -67,12 +67,6 @@ def _checks(found: Readiness) -> list[dict[str, Any]]:
         }
         for check, outcome in found.checks.items()
     ]
-
-
-def _versions(found: Readiness) -> dict[str, str]:
-    """Returns the versions of the parts that answer."""
-    known = service_versions() | (redis_version(state().queue.redis) if found.checks["redis"] == OK else {})
-    return {VERSION_NAMES[name]: version for name, version in known.items()}
 
 
 def host_of(worker: WorkerState) -> str:

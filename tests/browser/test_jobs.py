@@ -116,6 +116,7 @@ def test_pages_of_many_jobs_go_back_and_forth(open_page: OpenPage, board: Board)
         if name:
             page.get_by_role("link", name=name).click()
             expect(page.locator(f"#{shown[-1]}")).to_have_count(0)
+            expect(page.locator("#rows > .job").first.locator(".job-title")).to_be_focused()
         shown.append(str(page.locator("#rows > .job").first.get_attribute("id")))
     assert shown[3:] == [shown[1], shown[0]]
     assert len(set(shown)) == 3

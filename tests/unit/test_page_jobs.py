@@ -83,6 +83,8 @@ def test_a_fragment_is_the_board_alone_under_the_address_of_its_filter(
     answer = client.get("/jobs?kind=import&status=&model=", headers={"HX-Request": "true"})
     assert answer.headers["HX-Push-Url"] == "/jobs?kind=import"
     assert answer.text.lstrip().startswith('<div id="board"')
+    current = {"HX-Request": "true", "HX-Current-URL": "http://127.0.0.1:8000/jobs?kind=import"}
+    assert "HX-Push-Url" not in client.get("/jobs?kind=import", headers=current).headers
     assert "<html" not in answer.text
 
 

@@ -6,6 +6,7 @@ import { runActions, showProgress, texts } from "./job_progress.js";
 
 const PAGE_SIZE = 50;
 const FLUSH_MS = 400;
+const MOST_NOTED = 500; // changes that are kept while the page is hidden
 const RELOAD_ROWS = 3; // a board with fewer rows than this is rendered again when a job is deleted
 
 const changed = new Set();
@@ -87,6 +88,7 @@ function announce({ kind, status }) {
 followAll({
   onStatus(job) {
     changed.add(job.id);
+    if (changed.size > MOST_NOTED) changed.delete(changed.values().next().value);
     if (job.status !== "queued") noteQueued();
     if (rowOf(job.id)) announce(job);
     schedule();
@@ -99,10 +101,22 @@ followAll({
   },
   onConnection(isConnected) {
     const badge = byId("connection");
+    if (isConnected && badge.dataset.kind === "warning") refreshBoard(); // events may have been missed
     badge.hidden = false;
     badge.dataset.kind = isConnected ? "ok" : "warning";
     badge.textContent = isConnected ? texts.live : texts.reconnecting;
   },
+});
+
+// the link that turned the page is gone with it: the keyboard goes on at the first row
+let isTurning = false;
+document.querySelector("main").addEventListener("click", ({ target }) => {
+  isTurning = target.closest(".pager a") !== null;
+});
+document.addEventListener("htmx:after:swap", () => {
+  if (!isTurning) return;
+  isTurning = false;
+  document.querySelector("#rows .job-title")?.focus();
 });
 
 // what happened while the page was hidden is read at once
