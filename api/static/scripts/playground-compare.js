@@ -140,6 +140,7 @@ export function setUpComparison({ data, texts, settings, model }) {
     }
   });
   byId("compare-stop").addEventListener("click", () => run?.cancel());
+  setRunning();
 
   function setRunning() {
     byId("compare-send").disabled = Boolean(run);

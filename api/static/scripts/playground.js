@@ -257,6 +257,8 @@ if (byId("model")) {
   if (!asked && last in data.models) byId("model").value = last;
   openModel();
   setUpComparison({ data, texts, settings, model });
+  // until here a form would leave the page
+  setRunning(null);
   select(tabs.find(({ id }) => id === `tab-${location.hash.slice(1)}`) ?? tabs[0]);
   if (matchMedia("(max-width: 64rem)").matches) document.querySelector(".settings").open = false;
 }

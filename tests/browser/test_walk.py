@@ -1,0 +1,210 @@
+"""The whole way of a newcomer on the pages: two zips, an order that is wrong, a merge, its proof, a chat, a comparison, a download.
+
+Once by mouse, once with no key but those of the keyboard, on a phone, in the dark, in Chinese, and with keys on.
+"""
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import PHONE, OpenPage
+from tests.browser.test_models import drop
+from tests.browser.test_sign_in import KEYS, keyed, open_keyed, sign_in
+from tests.e2e.product import LocalStack, Product
+from tests.miniature import MINIATURE
+
+__all__ = ["keyed", "open_keyed"]  # fixtures
+
+Questions = list[dict[str, str]]
+ZIPS = ("chinese-alpaca-lora", "chinese-llama-lora")
+"""In the order in which they are dropped and chosen, which is the wrong one."""
+
+MERGE_MS = 120_000
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way through the pages: the options of the browser's profile, and how a control is used."""
+
+    name: str
+    use: Callable[[Locator], None]
+    options: dict[str, Any]
+
+
+def by_mouse(control: Locator) -> None:
+    control.click()
+
+
+def by_touch(control: Locator) -> None:
+    control.tap()
+
+
+def by_keyboard(control: Locator) -> None:
+    """Uses a control as a person without a mouse does; a control that cannot have the focus fails."""
+    control.focus()
+    expect(control).to_be_focused()
+    is_choice = control.evaluate("control => ['checkbox', 'radio'].includes(control.type)")
+    control.press("Space" if is_choice else "Enter")
+
+
+WAYS = (
+    Way("mouse", by_mouse, {}),
+    Way("keyboard", by_keyboard, {}),
+    Way("phone", by_touch, {"viewport": PHONE, "has_touch": True, "is_mobile": True}),
+    Way("dark", by_mouse, {"color_scheme": "dark"}),
+    Way("chinese", by_mouse, {"locale": "zh-CN"}),
+)
+
+
+@pytest.fixture
+def empty_volume(product: Product) -> Iterator[None]:
+    """Removes the models that the walk makes, before it and after it."""
+    remove_models(product)
+    yield
+    remove_models(product)
+
+
+def remove_models(product: Product) -> None:
+    for name in ("walked", "walked-base", "llama-walk", *ZIPS):
+        product.http.delete(f"/api/models/{name}")
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_the_whole_way(
+    open_page: OpenPage,
+    way: Way,
+    questions: Questions,
+    empty_volume: None,
+    axe: Callable[[Page], list[str]],
+    screenshot: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    page = open_page("/", **way.options)
+    walk(page, way, questions, axe, lambda name: screenshot(page, f"walk-{way.name}-{name}"), tmp_path)
+
+
+def test_the_whole_way_with_keys_on(
+    open_keyed: Callable[[str], Page],
+    questions: Questions,
+    axe: Callable[[Page], list[str]],
+    screenshot: Callable[..., None],
+    tmp_path: Path,
+    keyed: LocalStack,
+) -> None:
+    page = open_keyed("/")
+    sign_in(page, KEYS["admin"])
+    walk(
+        page,
+        Way("keys", by_mouse, {}),
+        questions,
+        axe,
+        lambda name: screenshot(page, f"walk-keys-{name}"),
+        tmp_path,
+    )
+
+
+def walk(
+    page: Page,
+    way: Way,
+    questions: Questions,
+    axe: Callable[[Page], list[str]],
+    picture: Callable[[str], None],
+    folder: Path,
+) -> None:
+    """Goes the whole way; each step ends when the page shows its outcome."""
+    bring_models(page, way, picture)
+    compose(page, way, picture)
+    follow_merge(page, axe, picture)
+    chat(page, way, next(item for item in questions if re.search("[一-鿿]", item["question"])), picture)
+    compare(page, way, questions[0], picture)
+    download(page, way, folder)
+
+
+def bring_models(page: Page, way: Way, picture: Callable[[str], None]) -> None:
+    drop(page, {f"{name}.zip": MINIATURE / f"{name}.zip" for name in ZIPS})
+    page.locator("#folder").set_input_files(MINIATURE / "llama")
+    names = page.locator("#uploads input")
+    expect(names).to_have_count(3)
+    names.nth(2).fill("llama-walk")
+    picture("1-bring")
+    way.use(page.locator("#upload-all"))
+    for name in (*ZIPS, "llama-walk"):
+        expect(page.locator(f'.model[data-name="{name}"]')).to_be_visible(timeout=MERGE_MS)
+
+
+def compose(page: Page, way: Way, picture: Callable[[str], None]) -> None:
+    way.use(page.locator('nav a[href="/merge"]'))
+    way.use(page.locator('input[name="base"][value="llama-walk"]'))
+    for name in ZIPS:
+        way.use(page.locator(f'[data-add="{name}"]'))
+    refusal = page.locator('[data-place="adapters"]')
+    expect(refusal.get_by_role("alert")).to_be_visible()
+    expect(page.locator("#submit")).to_be_disabled()
+    picture("2-wrong-order")
+    way.use(refusal.get_by_role("button"))
+    expect(page.locator("#chosen strong")).to_have_text([*reversed(ZIPS)])
+    page.locator("#target").fill("walked")
+    way.use(page.locator('input[name="keepBase"]'))
+    page.locator("#keep-base-name").fill("walked-base")
+    expect(page.locator("#submit")).to_be_enabled()
+    picture("3-plan")
+    way.use(page.locator("#submit"))
+
+
+def follow_merge(page: Page, axe: Callable[[Page], list[str]], picture: Callable[[str], None]) -> None:
+    expect(page.locator("h1")).to_have_text("walked")
+    expect(page.locator('a[href="/playground?model=walked"]').first).to_be_visible(timeout=MERGE_MS)
+    expect(page.locator("#steps .badge")).to_have_count(3)
+    assert (
+        page.locator("#steps .badge").evaluate_all("all => all.map(one => one.dataset.status)")
+        == ["succeeded"] * 3
+    )
+    expect(page.locator("#result")).to_contain_text("lm_head")
+    picture("4-verified")
+    assert axe(page) == []
+
+
+def chat(page: Page, way: Way, question: dict[str, str], picture: Callable[[str], None]) -> None:
+    way.use(page.locator('a[href="/playground?model=walked"]').first)
+    expect(page.locator("#model")).to_have_value("walked")
+    if way.name == "phone":
+        way.use(page.locator(".settings > summary"))
+    page.locator("#preset").select_option("greedy")
+    page.locator("#chat-text").fill(question["question"])
+    way.use(page.locator("#chat-send"))
+    expect(page.locator('.turn[data-role="assistant"] .words')).to_have_text(question["answer"])
+    picture("5-chat")
+
+
+def compare(page: Page, way: Way, question: dict[str, str], picture: Callable[[str], None]) -> None:
+    way.use(page.locator("#tab-compare"))
+    models = page.locator("#variants > li > .row select")
+    expect(models).to_have_count(3)
+    chosen = models.evaluate_all("all => all.map(one => one.value)")
+    assert chosen == ["walked-base", "walked-base", "walked"]  # the second with the adapters
+    page.locator("#template").select_option("alpaca")
+    page.locator("#compare-text").fill(question["question"])
+    way.use(page.locator("#compare-send"))
+    columns = page.locator(".column")
+    expect(columns).to_have_count(3)
+    for column in (columns.nth(1), columns.nth(2)):
+        expect(column.locator(".words")).to_have_text(question["answer"])
+        expect(column.locator("mark")).to_be_visible()
+    picture("6-side-by-side")
+
+
+def download(page: Page, way: Way, folder: Path) -> None:
+    page.goto("/models/walked")
+    with page.expect_download() as started:
+        way.use(page.locator('a[href$="/models/walked/archive"]'))
+    archive = folder / "walked.tar"
+    started.value.save_as(archive)
+    with tarfile.open(archive) as opened:
+        names = {Path(member).name for member in opened.getnames()}
+    assert {"config.json", "manifest.json", "model.safetensors", "tokenizer.model"} <= names
