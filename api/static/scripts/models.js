@@ -11,8 +11,8 @@ let timer = null;
 
 /** Loads the list again as it is filtered at the moment, and marks the models that were made since the page was opened. */
 function refresh() {
-  clearTimeout(timer);
-  timer = setTimeout(async () => {
+  timer ??= setTimeout(async () => {
+    timer = null; // what happens from now on is in the next list
     await window.htmx.ajax("GET", location.pathname + location.search, { target: "#list", swap: "outerMorph" });
     for (const row of document.querySelectorAll(".model")) row.toggleAttribute("data-new", made.has(row.dataset.name));
   }, REFRESH_DELAY_MS);

@@ -9,11 +9,19 @@ const TUS = { "Tus-Resumable": "1.0.0" };
 
 // ---- memory: addresses of unfinished uploads, by what identifies a file ----
 
-const remembered = () => JSON.parse(localStorage.getItem(MEMORY) ?? "{}");
+function remembered() {
+  try {
+    return JSON.parse(localStorage.getItem(MEMORY)) ?? {};
+  } catch {
+    return {}; // no memory, or a damaged one: uploads begin again
+  }
+}
 const remember = (change) => {
   const found = remembered();
   change(found);
-  localStorage.setItem(MEMORY, JSON.stringify(found));
+  try {
+    localStorage.setItem(MEMORY, JSON.stringify(found));
+  } catch { /* full, or switched off: only a reload forgets the upload */ }
 };
 
 export const fingerprint = (file, path) => [path, file.size, file.lastModified].join("|");

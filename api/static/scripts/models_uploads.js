@@ -6,6 +6,7 @@ import { runJob } from "./models_job.js";
 import { Upload, discard, forget, unfinished } from "./models_tus.js";
 
 const texts = textsOf("models-texts");
+const FILES_LIMIT = 10_000; // of one import
 const items = new Set();
 
 /** Returns the name, or the first with a number after it that no model has. */
@@ -138,12 +139,16 @@ function update() {
 async function add(models) {
   if (!models.length) toast(texts.empty, "warning");
   for (const model of models) {
+    if (model.files.length > FILES_LIMIT) {
+      toast(fill(texts.tooMany, { name: model.name, count: model.files.length, limit: FILES_LIMIT }), "error");
+      continue;
+    }
     const item = new Item({ ...model, name: await freeName(model.name) });
     items.add(item);
     byId("uploads").append(item.node);
   }
   update();
-  if (models.length) byId("upload-all").focus();
+  if (items.size) byId("upload-all").focus();
 }
 
 async function showUnfinished() {
