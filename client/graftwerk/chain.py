@@ -12,6 +12,7 @@ from graftwerk.chain_file import Step, read_chain
 from graftwerk.client import Client
 from graftwerk.display import note, open_console, print_line, warn
 from graftwerk.errors import ApiError, ClientError, UnreachableError
+from graftwerk.local_files import list_local
 from graftwerk.local_import import require_free, stoppable
 from graftwerk.models import Job, JsonObject
 from graftwerk.options import ChainSubmission, Connection
@@ -19,6 +20,7 @@ from graftwerk.protocol import PAUSE_SECONDS, is_temporary
 from graftwerk.quantities import counted
 from graftwerk.submission import cancel_if_running, finish_all, follow_all
 from graftwerk.tables import plan_view
+from graftwerk.upload_memory import UploadMemory
 
 MAX_ATTEMPTS = 5
 """Submissions of one job while the service does not respond; they carry the same id and are one job."""
@@ -78,15 +80,20 @@ def uploaded(client: Client, steps: Sequence[Step]) -> list[JsonObject]:
         if step.upload is not None:
             with _named(step):
                 require_free(client, str(step.request.get("target")))
-    found = []
-    for step in steps:
-        request = step.request
-        if step.upload is not None:
-            with stoppable(), _named(step):
-                ids = client.upload(step.upload, str(request.get("target")), progress=True)
-            request = {**request, "source": {"upload": ids}}
-        found.append(request)
-    return found
+    return [_with_upload(client, step, steps[number + 1 :]) for number, step in enumerate(steps)]
+
+
+def _with_upload(client: Client, step: Step, later: Sequence[Step]) -> JsonObject:
+    if step.upload is None:
+        return step.request
+    with stoppable(), _named(step):
+        ids = client.upload(step.upload, str(step.request.get("target")), progress=True)
+    if any(other.upload == step.upload for other in later):
+        # an import takes its uploads away: the next one needs uploads of its own
+        memory = UploadMemory(client.url)
+        for file in list_local(step.upload):
+            memory.forget(file)
+    return {**step.request, "source": {"upload": ids}}
 
 
 def submit_all(client: Client, steps: Sequence[Step], requests: Sequence[JsonObject]) -> list[Job]:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.table import Column
@@ -73,7 +73,7 @@ class Bars(Progress):
         bar_width = min(24, console.width // 5)
         self._details = DetailsColumn(console, bar_width)
         super().__init__(
-            SpinnerColumn(finished_text=" "),
+            JobSpinner(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=bar_width, complete_style="cyan", finished_style="green"),
             self._details,
@@ -139,6 +139,14 @@ def _amounts(job: Job) -> dict[str, Any]:
     if job.progress is not None and job.progress.total > 0:
         return {"total": job.progress.total, "completed": job.progress.done}
     return {"total": 1, "completed": 0} if job.ended else {"total": None}
+
+
+class JobSpinner(SpinnerColumn):
+    """A spinner that is blank once the job has ended, in whichever way."""
+
+    def render(self, task: Task) -> RenderableType:
+        """Returns the column of one task."""
+        return " " if task.fields["job"].ended else super().render(task)
 
 
 class DetailsColumn(ProgressColumn):

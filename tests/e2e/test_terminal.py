@@ -1,12 +1,13 @@
 """The command in a terminal: progress, the question after Ctrl-C, exit codes, completion."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from tests.e2e.conftest import Line
+from tests.e2e.conftest import MINIATURE, Line
 from tests.e2e.product import ENDED, Json, Product
 from tests.terminal import Terminal, terminal
 
@@ -111,6 +112,82 @@ def test_a_refusal_and_a_missing_service_have_their_exit_codes(shell: Terminal, 
     shell.wait_for(r"^exit code 4$")
     shell.run("graftwerk jobs --status failed --limit 1")
     shell.wait_for(r"^exit code 0$")
+
+
+CHAIN = """\
+jobs:
+  - {{name: adapter, kind: import, source: {source}, target: chained-zh}}
+  - {{name: damaged, kind: import, source: {source}, target: damaged-zh, sha256: {{tokenizer.model: "{digest}"}}}}
+  - {{name: merge, kind: merge, base: llama, adapters: [chained-zh], target: chained}}
+  - {{name: never, kind: merge, base: llama, adapters: [damaged-zh], target: never-chained}}
+"""
+
+
+def test_a_chain_uploads_shows_each_job_and_ends_with_the_first_failure(
+    product: Product, shell: Terminal, line: Line, tmp_path: Path
+) -> None:
+    shutil.copy(MINIATURE / "chinese-llama-lora.zip", tmp_path / "zh.zip")
+    text = CHAIN.format(source="zh.zip", digest="0" * 64)
+    (tmp_path / "walk.yaml").write_text(text, encoding="utf-8")
+    shell.run("graftwerk chain walk.yaml")
+    shell.wait_for(r"^exit code 1$")
+    shell.wait_for(r"push → chained-zh .*done 100%")
+    shell.wait_for(r"merge: merge → chained .*done 100%")
+    shell.wait_for(r"never: merge → never-chained .*failed")
+    shell.wait_for(r"^merged llama \+ chained-zh → chained in .*, verified \(")
+    shell.wait_for(r"^error: damaged: import → damaged-zh: .*tokenizer\.model")
+    assert "chained" in product.model_names()
+    assert not {"damaged-zh", "never-chained"} & set(product.model_names())
+
+
+def test_a_mistake_in_a_chain_ends_with_2_and_its_line(shell: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("jobs:\n  - {name: a, kind: verify, model: m, after: [b]}\n")
+    shell.run("graftwerk chain wrong.yaml")
+    shell.wait_for(r"^exit code 2$")
+    shell.wait_for(r"^error: wrong\.yaml, line 2: 'a' is after 'b'")
+
+
+def test_watch_without_an_id_follows_all_unfinished_jobs(
+    product: Product, shell: Terminal, blockade: Blockade
+) -> None:
+    shell.run("graftwerk jobs watch")
+    shell.wait_for(r"merge → blockade-.*\n.*merge → blockade-.*waiting")
+    shell.press("C-c")
+    shell.wait_for("press c to cancel the 6 jobs")
+    shell.press("Enter")
+    shell.wait_for("Going on")
+    blockade.lift()
+    shell.wait_for(r"^exit code 130$")
+    shell.wait_for(r"^merge → blockade-.*: canceled$")
+
+
+def test_a_model_is_pushed_and_pulled(shell: Terminal, line: Line, tmp_path: Path) -> None:
+    shell.run(f"graftwerk push {MINIATURE}/chinese-alpaca-lora.zip --name pushed")
+    shell.wait_for(r"push → pushed .*done 100%")
+    shell.wait_for(r"^imported pushed in ")
+    shell.run("graftwerk pull merged")
+    shell.wait_for(r"pull → merged .*done 100%")
+    shell.wait_for(r"^exit code 0$")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_the_doctor_finds_the_service_well_and_a_missing_one_not(shell: Terminal) -> None:
+    shell.run("graftwerk doctor")
+    shell.wait_for(r"^exit code 0$")
+    for name in (
+        "service",
+        "clock",
+        "redis",
+        "volume",
+        "worker-generate",
+        "versions",
+        "queue merge",
+        "worker merge",
+    ):
+        shell.wait_for(rf"^ok +{name} ")
+    shell.run("graftwerk doctor --url http://127.0.0.1:9")
+    shell.wait_for(r"^exit code 1$")
+    shell.wait_for(r"^failed +service ")
 
 
 def test_installed_completion_offers_the_models_of_the_service(shell: Terminal, line: Line) -> None:
