@@ -14,10 +14,11 @@ from werkzeug.serving import make_server
 
 from api import create_app
 from bench.record_copies import copy, finalized, recorded_bytes
-from services.jobs.events import publish_progress, publish_status
+from services.jobs.events import publish_progress, publish_status, publish_tokens
 from services.jobs.queue import JobQueue, connect
 from services.jobs.status import JobProgress
 from services.kinds import QUEUES, parse_request
+from services.kinds.generate import TokenPiece
 from services.settings import Settings
 from tests.browser.conftest import PHONE, OpenPage
 from tests.e2e.conftest import Line
@@ -214,6 +215,20 @@ def test_the_page_of_a_running_job_follows_it_to_its_drawn_result(
     expect(page.get_by_role("heading", name="Verification")).to_be_visible()
     expect(page.locator(".verdict")).to_have_text(re.compile("passed"))
     expect(page.locator("#log")).to_contain_text("followed is published")
+
+
+def test_the_page_of_a_generate_job_shows_its_text_as_it_is_written(
+    open_page: OpenPage, board: Board
+) -> None:
+    request = {"kind": "generate", "model": "llama", "prompt": "Hello"}
+    job_id = board.queue.submit(parse_request(request))[0].id
+    page = open_page(f"/jobs/{job_id}", base_url=board.url)
+    for offset, text in ((0, "The <b>capital"), (14, "</b> is Paris.")):
+        publish_tokens(board.redis, job_id, [TokenPiece(index=0, offset=offset, text=text)])
+    expect(page.locator("#so-far p")).to_have_text("The <b>capital</b> is Paris.")
+    board.queue.cancel(job_id)
+    expect(page.locator("#job-head")).to_have_attribute("data-status", "canceled")
+    expect(page.locator("#so-far")).to_have_count(0)
 
 
 @pytest.mark.parametrize("look", LOOKS)

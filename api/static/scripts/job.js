@@ -1,7 +1,7 @@
 // The page of one job: its progress, and its log while it runs.
 
 import { followJob } from "./events.js";
-import { ENDED, byId, fill, request } from "./page.js";
+import { ENDED, byId, element, fill, request } from "./page.js";
 import { prepareSnippets, runActions, showProgress, texts } from "./job_progress.js";
 
 const LOG_MS = 2000;
@@ -37,10 +37,24 @@ async function refreshLog() {
   if (isAtEnd) log.scrollTop = log.scrollHeight;
 }
 
+const written = []; // texts of the outputs so far, by their index
+
+/** Shows the text that a generate job has written; a piece with offset 0 starts its output again. */
+function showText({ index, offset, text }) {
+  written[index] = (written[index] ?? "").slice(0, offset) + text;
+  const place = byId("so-far");
+  if (!place) return;
+  place.hidden = false;
+  const list = place.querySelector("ol");
+  while (list.children.length < written.length) list.append(element("li", {}, element("p", { class: "text" })));
+  list.children[index].firstElementChild.textContent = written[index];
+}
+
 async function follow() {
   const tail = setInterval(() => refreshLog().catch(() => {}), LOG_MS);
   try {
     await followJob(id, {
+      onToken: showText,
       onProgress(progress) {
         if (!showProgress(byId("job-state"), progress)) refresh();
       },
