@@ -15,6 +15,7 @@ from typing import Literal
 from redis import Redis
 
 from services.jobs.fork_worker import ForkWorker
+from services.jobs.identity import VolumeIdentity
 from services.jobs.queue import connect
 from services.jobs.rq_workers import TrackedWorker
 from services.jobs.webhook_client import sender_of
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = worker_name(role)
     redis = connect(settings, client_name=name)
     wait_for_redis(redis)
-    Volume(settings.models_dir).mark()
+    Volume(settings.models_dir).identify_by(VolumeIdentity(redis))
     if role == "janitor":
         return clean_up(redis, settings)
     worker = build(role, name, redis, settings)

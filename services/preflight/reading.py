@@ -16,6 +16,7 @@ from services.models.incoming import list_incoming
 from services.models.store import ModelStore
 from services.models.summary import describe_folder
 from services.models.tensor_list import list_tensors
+from services.models.volume import forget_volumes
 from services.preflight import plan_inputs, preflight
 from services.preflight.isolated import error_as_answer, plan_as_answer
 from services.preflight.plan import Inputs, Limits, Servers
@@ -111,6 +112,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         request: the question, under the name of its handler.
     """
+    forget_volumes()  # the caller has checked the volume
     ((name, question),) = request.items()
     try:
         return HANDLERS[name](question)

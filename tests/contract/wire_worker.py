@@ -4,6 +4,7 @@ import os
 import sys
 
 from services.jobs.fork_worker import ForkWorker
+from services.jobs.identity import VolumeIdentity
 from services.jobs.queue import connect
 from services.models.volume import Volume
 from services.settings import Settings
@@ -15,12 +16,13 @@ def main() -> int:
     """Runs until a signal."""
     configure_logging("text")
     settings = Settings()
-    Volume(settings.models_dir).mark()
     name = f"convert-test-{os.getpid()}"
+    redis = connect(settings, client_name=name)
+    Volume(settings.models_dir).identify_by(VolumeIdentity(redis))
     worker = ForkWorker(
         "convert",
         name=name,
-        redis=connect(settings, client_name=name),
+        redis=redis,
         settings=settings,
         prepare_process=lambda: None,
         check_volume=volume_check(settings),
