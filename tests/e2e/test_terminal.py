@@ -46,9 +46,9 @@ def blockade(product: Product, line: Line, slow: Json) -> Iterator[Blockade]:
     found.lift()
 
 
-def interrupt(shell: Terminal) -> str:
+def interrupt(shell: Terminal, command: str = "graftwerk verify merged") -> str:
     """Runs a verification that waits in the queue, presses Ctrl-C and returns the job's id."""
-    shell.run("graftwerk verify merged")
+    shell.run(command)
     job_id = shell.wait_for(r"^job (\S+)$")[1]
     shell.wait_for("verify with merged .*waiting")
     shell.press("C-c")
@@ -66,6 +66,15 @@ def test_a_job_shows_its_progress_and_one_line_at_the_end(shell: Terminal, slow:
 
 def test_c_cancels_without_enter(product: Product, shell: Terminal, blockade: Blockade) -> None:
     job_id = interrupt(shell)
+    shell.type("c")
+    shell.wait_for(r"^exit code 130$")
+    assert product.job(job_id)["status"] == "canceled"
+
+
+def test_the_question_is_asked_at_the_terminal_where_stdin_is_a_file(
+    product: Product, shell: Terminal, blockade: Blockade
+) -> None:
+    job_id = interrupt(shell, "echo detach | graftwerk verify merged")
     shell.type("c")
     shell.wait_for(r"^exit code 130$")
     assert product.job(job_id)["status"] == "canceled"
