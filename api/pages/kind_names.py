@@ -11,6 +11,7 @@ KIND_NAMES = {
     "compare": lazy_gettext("Compare"),
     "embed": lazy_gettext("Embed"),
     "perplexity": lazy_gettext("Perplexity"),
+    "tokenize": lazy_gettext("Tokenize"),
     "extend-tokenizer": lazy_gettext("Extend tokenizer"),
     "extract": lazy_gettext("Extract adapter"),
     "combine": lazy_gettext("Combine adapters"),

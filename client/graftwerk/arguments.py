@@ -35,6 +35,16 @@ def _parse_adapter(choice: str) -> str | JsonObject:
         raise UsageError(f"The scale in {choice!r} is not a number.", f"Write it as {name}@0.5.") from error
 
 
+def parse_token_ids(lists: list[str]) -> list[list[int]]:
+    """Returns lists of token ids, from `["1,15043", "1 3186"]`."""
+    try:
+        return [[int(number) for number in text.replace(",", " ").split()] for text in lists]
+    except ValueError as error:
+        raise UsageError(
+            f"The token ids hold something else: {error}.", "Write them as 1,15043,3186."
+        ) from error
+
+
 def parse_digests(texts: list[str]) -> dict[str, str]:
     """Returns digests by path, from `["consolidated.00.pth=abc…"]`."""
     digests = {}

@@ -6,7 +6,13 @@ from typing import Unpack, cast
 
 from graftwerk import requests
 from graftwerk.async_job_handle import AsyncJobHandle
-from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
+from graftwerk.inference_results import (
+    CompareResult,
+    EmbedResult,
+    GenerateResult,
+    PerplexityResult,
+    TokenizeResult,
+)
 from graftwerk.model_results import (
     CombineResult,
     ConvertResult,
@@ -87,6 +93,10 @@ class AsyncKindMethods(ABC):
     ) -> AsyncJobHandle[PerplexityResult]:
         """Submits a `perplexity`: a model scores a text."""
         return await self._submit("perplexity", request, PerplexityResult)
+
+    async def tokenize(self, **request: Unpack[requests.TokenizeRequest]) -> AsyncJobHandle[TokenizeResult]:
+        """Submits a `tokenize`: texts become token ids, or token ids texts."""
+        return await self._submit("tokenize", request, TokenizeResult)
 
     async def _submit(
         self, kind: str, request: Mapping[str, object], _result: type[ResultT_co]

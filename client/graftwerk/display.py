@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from graftwerk.inference_results import CompareResult, EmbedResult, FirstDifference, GenerateResult, Output
+from graftwerk.inference_results import (
+    CompareResult,
+    EmbedResult,
+    FirstDifference,
+    GenerateResult,
+    Output,
+    TokenizeResult,
+)
 from graftwerk.model_results import MadeModel, VerifyResult
 from graftwerk.models import Job, fields_of
 from graftwerk.outcome import outcome_line
@@ -54,7 +61,7 @@ def print_result(job: Job, *, verbose: bool = False, with_next: bool = True) -> 
         notes.print(facts_view(details))
 
 
-_CONTENT = ("outputs", "differences", "embeddings", "comparisons")
+_CONTENT = ("outputs", "differences", "embeddings", "comparisons", "token_ids", "texts", "pieces")
 """Fields of results that are printed as text, with and without details."""
 
 
@@ -67,6 +74,10 @@ def _print_content(console: Console, result: JobResult | None) -> bool:
     elif isinstance(result, EmbedResult):
         for embedding in result.embeddings:
             console.print(json.dumps(embedding), soft_wrap=True, markup=False)
+    elif isinstance(result, TokenizeResult):
+        for line in result.pieces or result.token_ids or result.texts or []:
+            text = line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
     else:
         return False
     return True

@@ -1,4 +1,4 @@
-"""Commands that run a model: `generate`, `compare`, `embed`, `perplexity`."""
+"""Commands that run a model: `generate`, `compare`, `embed`, `tokenize`, `perplexity`."""
 
 from functools import partial
 from pathlib import Path
@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from graftwerk.arguments import parse_adapters, parse_variant, prompt_fields, read_lines, text_fields
+from graftwerk.arguments import (
+    parse_adapters,
+    parse_token_ids,
+    parse_variant,
+    prompt_fields,
+    read_lines,
+    text_fields,
+)
 from graftwerk.completion import model_names
 from graftwerk.errors import UsageError
 from graftwerk.job_run import run_job
@@ -19,6 +26,7 @@ from graftwerk.options import (
     SamplingOptions,
     ScoredText,
     Submission,
+    Tokenization,
     given,
 )
 
@@ -96,6 +104,29 @@ def embed(
     """Turn texts into vectors, printed as one JSON list per line."""
     names = given(kind="embed", model=model, adapters=parse_adapters(adapters))
     run_job(connection, submission, names | {"inputs": texts or read_lines("-")})
+
+
+@expanded
+def tokenize(
+    model: ModelName,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts. Without any, each line of stdin is one.", show_default=False),
+    ] = None,
+    *,
+    connection: Connection,
+    submission: Submission,
+    options: Tokenization,
+    adapters: Adapters = [],  # noqa: B006
+) -> None:
+    """Turn texts into token ids, printed as one JSON list per line; with --token-ids, ids into texts."""
+    names = given(kind="tokenize", model=model, adapters=parse_adapters(adapters)) | options.as_request()
+    if options.token_ids and texts:
+        raise UsageError("Both texts and --token-ids were given.", "Give one of them.")
+    if options.token_ids:
+        run_job(connection, submission, names | {"token_ids": parse_token_ids(options.token_ids)})
+    else:
+        run_job(connection, submission, names | {"texts": texts or read_lines("-")})
 
 
 @expanded

@@ -129,6 +129,25 @@ class EmbedResult(JobResult):
     dtype: str
 
 
+class TokenizerFacts(Result):
+    """Tokens with a role, as they are written, and the model's own chat template; null where it has none."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    vocabulary_size: int
+    chat_template: str | None
+
+
+class TokenizeResult(JobResult):
+    """Token ids of the texts or texts of the token ids, in order, and the tokenizer."""
+
+    token_ids: list[list[int]] | None = None
+    texts: list[str] | None = None
+    pieces: list[list[str]] | None = None
+    tokenizer: TokenizerFacts
+
+
 class PerplexityResult(JobResult):
     """Score of a text; likelihoods in nats per token."""
 

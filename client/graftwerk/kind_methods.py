@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from typing import Unpack, cast
 
 from graftwerk import requests
-from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
+from graftwerk.inference_results import (
+    CompareResult,
+    EmbedResult,
+    GenerateResult,
+    PerplexityResult,
+    TokenizeResult,
+)
 from graftwerk.job_handle import JobHandle
 from graftwerk.model_results import (
     CombineResult,
@@ -85,6 +91,10 @@ class KindMethods(ABC):
     def perplexity(self, **request: Unpack[requests.PerplexityRequest]) -> JobHandle[PerplexityResult]:
         """Submits a `perplexity`: a model scores a text."""
         return self._submit("perplexity", request, PerplexityResult)
+
+    def tokenize(self, **request: Unpack[requests.TokenizeRequest]) -> JobHandle[TokenizeResult]:
+        """Submits a `tokenize`: texts become token ids, or token ids texts."""
+        return self._submit("tokenize", request, TokenizeResult)
 
     def _submit(
         self, kind: str, request: Mapping[str, object], _result: type[ResultT_co]

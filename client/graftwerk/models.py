@@ -9,7 +9,13 @@ from typing_extensions import TypeVar
 
 from graftwerk import request_parts
 from graftwerk.errors import JobFailedError
-from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
+from graftwerk.inference_results import (
+    CompareResult,
+    EmbedResult,
+    GenerateResult,
+    PerplexityResult,
+    TokenizeResult,
+)
 from graftwerk.model_results import (
     CombineResult,
     ConvertResult,
@@ -40,6 +46,7 @@ RESULTS: Mapping[str, type[JobResult]] = {
     "compare": CompareResult,
     "embed": EmbedResult,
     "perplexity": PerplexityResult,
+    "tokenize": TokenizeResult,
 }
 """Model of the result of each kind."""
 

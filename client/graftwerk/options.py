@@ -260,6 +260,32 @@ class ScoredText:
         return given(**{name: getattr(self, name) for name in names})
 
 
+@dataclass(frozen=True)
+class Tokenization:
+    """Token ids in place of texts, and special tokens."""
+
+    token_ids: Annotated[
+        list[str], _scoring_option("Ids to turn into a text, 1,15043,3186 for example; may be repeated.")
+    ] = field(default_factory=list)
+    no_special_tokens: Annotated[
+        bool, typer.Option("--no-special-tokens", help="Leave out the token at the beginning.")
+    ] = False
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Turn text such as </s> into that token.")
+    ] = False
+    pieces: Annotated[bool, typer.Option("--pieces", help="Print tokens as the vocabulary writes them.")] = (
+        False
+    )
+
+    def as_request(self) -> dict[str, Any]:
+        """Returns the fields of a `tokenize` request that were given, except texts and token ids."""
+        return given(
+            add_special_tokens=False if self.no_special_tokens else None,
+            parse_special=self.parse_special or None,
+            return_pieces=self.pieces or None,
+        )
+
+
 def given(**values: object) -> dict[str, Any]:
     """Returns the values that were given; the service has defaults for all others."""
     return {name: value for name, value in values.items() if value not in (None, [], {})}

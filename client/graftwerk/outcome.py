@@ -6,7 +6,13 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from graftwerk.inference_results import CompareResult, EmbedResult, GenerateResult, PerplexityResult
+from graftwerk.inference_results import (
+    CompareResult,
+    EmbedResult,
+    GenerateResult,
+    PerplexityResult,
+    TokenizeResult,
+)
 from graftwerk.model_results import (
     CombineResult,
     ConvertResult,
@@ -190,6 +196,16 @@ def _scored(job: Job, result: PerplexityResult) -> Outcome:
     return Outcome(f"perplexity {score} of {model}", f"{counted(result.tokens, 'token')} in {windows}")
 
 
+def _tokenized(job: Job, result: TokenizeResult) -> Outcome:
+    model = " + ".join([job.request.get("model", "?"), *_adapters(job.request)])
+    if result.texts is not None:
+        return Outcome(f"detokenized {counted(len(result.texts), 'list')} of ids with {model}")
+    ids = result.token_ids or []
+    return Outcome(
+        f"tokenized {counted(len(ids), 'text')} with {model}", counted(sum(map(len, ids)), "token")
+    )
+
+
 def _other(job: Job, _: object) -> Outcome:
     return Outcome(f"{job.title} succeeded")
 
@@ -207,4 +223,5 @@ _OUTCOMES: Mapping[type, Callable[[Job, Any], Outcome]] = {
     CompareResult: _compared,
     EmbedResult: _embedded,
     PerplexityResult: _scored,
+    TokenizeResult: _tokenized,
 }

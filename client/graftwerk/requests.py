@@ -202,3 +202,25 @@ class PerplexityRequest(JobOptions, ModelChoice, total=False):
     text_file: str
     context: int | None
     stride: int | None
+
+
+class TokenizeRequest(JobOptions, total=False):
+    """Fields of a `tokenize` request; exactly one of `texts` and `token_ids` is given.
+
+    Attributes:
+        model: name of a model or of a tokenizer.
+        adapters: adapters on the fly: the tokenizer is that of the merged model.
+        texts: texts that become token ids.
+        token_ids: lists of token ids that become texts.
+        add_special_tokens: begin each text as the model's prompts begin. Default: True.
+        parse_special: text that looks like a special token becomes that token.
+        return_pieces: return each token as the vocabulary writes it too.
+    """
+
+    model: Required[str]
+    adapters: list[str | Adapter]
+    texts: list[str]
+    token_ids: list[list[int]]
+    add_special_tokens: bool
+    parse_special: bool
+    return_pieces: bool

@@ -24,6 +24,7 @@ from services.kinds.perplexity import PerplexityRequest, PerplexityResult
 from services.kinds.publish_to_hub import PublishToHubRequest, PublishToHubResult
 from services.kinds.shared import JobRequest as JobRequest
 from services.kinds.shared import JobResult as JobResult
+from services.kinds.tokenize import TokenizeRequest, TokenizeResult
 from services.kinds.verify import VerifyRequest, VerifyResult
 
 QueueName = Literal["convert", "merge", "generate"]
@@ -49,6 +50,7 @@ KINDS: Mapping[str, Kind] = {
     "compare": Kind(request=CompareRequest, result=CompareResult, queue="generate"),
     "embed": Kind(request=EmbedRequest, result=EmbedResult, queue="generate"),
     "perplexity": Kind(request=PerplexityRequest, result=PerplexityResult, queue="generate"),
+    "tokenize": Kind(request=TokenizeRequest, result=TokenizeResult, queue="generate"),
     "extend-tokenizer": Kind(request=ExtendTokenizerRequest, result=ExtendTokenizerResult, queue="convert"),
     "extract": Kind(request=ExtractRequest, result=ExtractResult, queue="merge"),
     "publish-to-hub": Kind(request=PublishToHubRequest, result=PublishToHubResult, queue="convert"),

@@ -42,6 +42,7 @@ class Recipe:
 QUEUE_OF_KIND = {
     "import": "convert", "convert": "convert", "merge": "merge", "verify": "merge", "combine": "merge",
     "generate": "generate", "compare": "generate", "embed": "generate", "perplexity": "generate",
+    "tokenize": "generate",
 }  # fmt: skip
 
 
@@ -108,6 +109,10 @@ RECIPES: Mapping[str, Recipe] = {
         request={"kind": "embed", "model": "merged", "inputs": [QUESTION, "中国的首都是北京。"]}, share=4
     ),
     "perplexity": Recipe(request={"kind": "perplexity", "model": "merged", "text": ANSWER * 20}, share=4),
+    "tokenize": Recipe(
+        request={"kind": "tokenize", "model": "llama-hf", "adapters": ADAPTERS, "texts": [QUESTION, ANSWER]},
+        share=3,
+    ),
     "verify a merge": Recipe(
         request={"kind": "verify", "model": "", "base": "llama-hf", "adapters": ADAPTERS},
         share=0,
@@ -154,5 +159,6 @@ RESULT_OF_KIND: Mapping[str, Callable[[Json], object]] = {
     "verify": _verdict,
     "embed": lambda result: [[round(number, 4) for number in vector] for vector in result["embeddings"]],
     "perplexity": lambda result: round(result["perplexity"], 4),
+    "tokenize": lambda result: result["token_ids"],
 }
 """Parts of a result that must be equal. A batch changes the last bits of floating-point numbers, hence four digits."""

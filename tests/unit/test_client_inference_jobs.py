@@ -200,3 +200,49 @@ def test_embed_sends_its_texts_and_prints_a_vector_per_line(
     result = run("embed", "m", *texts, "-a", "p", input=typed)
     assert service.body == {"kind": "embed", "model": "m", "adapters": ["p"], "inputs": ["一", "b c"]}
     assert result.stdout == "[0.5, 0.25]\n[1.0, 0.0]\n"
+
+
+FACTS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": None,
+    "vocabulary_size": 9,
+    "chat_template": None,
+}
+
+
+@pytest.mark.parametrize(("texts", "typed"), [(["一", "b [c]"], None), ([], "一\n\nb [c]\n")])
+def test_tokenize_sends_its_texts_and_prints_a_list_of_ids_per_line(
+    service: Service, run: Run, texts: list[str], typed: str | None
+) -> None:
+    service.result = {"token_ids": [[1, 5], [1]], "tokenizer": FACTS}
+    result = run("tokenize", "m", *texts, "-a", "p", "--no-special-tokens", "--parse-special", input=typed)
+    assert service.body == {
+        "kind": "tokenize",
+        "model": "m",
+        "adapters": ["p"],
+        "texts": ["一", "b [c]"],
+        "add_special_tokens": False,
+        "parse_special": True,
+    }
+    assert result.stdout == "[1, 5]\n[1]\n"
+
+
+def test_tokenize_prints_pieces_as_they_are_written(service: Service, run: Run) -> None:
+    service.result = {"token_ids": [[1, 5]], "pieces": [["<s>", "▁中"]], "tokenizer": FACTS}
+    result = run("tokenize", "m", "中", "--pieces")
+    assert service.body == {"kind": "tokenize", "model": "m", "texts": ["中"], "return_pieces": True}
+    assert result.stdout == '["<s>", "▁中"]\n'
+
+
+def test_tokenize_turns_ids_into_texts(service: Service, run: Run) -> None:
+    service.result = {"texts": ["[bold]中", "x"], "tokenizer": FACTS}
+    result = run("tokenize", "m", "--token-ids", "1,15043", "--token-ids", "2 3")
+    assert service.body == {"kind": "tokenize", "model": "m", "token_ids": [[1, 15043], [2, 3]]}
+    assert result.stdout == "[bold]中\nx\n"
+
+
+@pytest.mark.parametrize("words", [["text", "--token-ids", "1"], ["--token-ids", "1,x"]])
+def test_tokenize_refuses_what_it_cannot_send(service: Service, run: Run, words: list[str]) -> None:
+    assert run("tokenize", "m", *words).exit_code == 2
+    assert service.seen == []

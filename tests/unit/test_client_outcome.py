@@ -159,6 +159,15 @@ ADAPTER = {
             },
             "perplexity 12.5 of ab + zh in 4.1 s, 7,000 tokens in 4 windows of 2,048.",
         ),
+        (
+            "tokenize",
+            {"model": "ab", "adapters": ["zh"]},
+            {
+                "token_ids": [[1, 2], [3]],
+                "tokenizer": {"bos_token": None, "eos_token": None, "pad_token": None, "vocabulary_size": 9, "chat_template": None},
+            },
+            "tokenized 2 texts with ab + zh in 4.1 s, 3 tokens.",
+        ),
         ("unknown-kind", {"target": "ab"}, {"figure": 1}, "unknown-kind → ab succeeded in 4.1 s."),
     ],
 )  # fmt: skip

@@ -28,6 +28,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "compare": {"variants": [{"model": "a", "label": HOSTILE}, {"model": "b"}], "prompt": "Hello"},
     "embed": {"model": "merged", "inputs": [HOSTILE, "other"]},
     "perplexity": {"model": "merged", "text": "text"},
+    "tokenize": {"model": "merged", "texts": [HOSTILE, "two"], "return_pieces": True},
     "convert": {"source": "llama", "target": "q4", "output_format": "gguf", "dtype": "q4_k"},
     "import": {"source": {"path": "incoming/llama"}, "target": "llama"},
     "extract": {"base": "base", "model": "tuned", "rank": 4, "target": "lora"},
@@ -93,6 +94,10 @@ RESULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "perplexity": (
         {"perplexity": 106.669, "negative_log_likelihood": 4.66973, "bits_per_byte": 2.326, "tokens": 2210, "windows": 3, "context": 2048, "stride": 1024, "seconds": 1, "device": "cpu", "dtype": "float32"},
         ["106.7", "4.67", "2,210", "3 windows of 2048 tokens, 1024 apart"],
+    ),
+    "tokenize": (
+        {"token_ids": [[1, 77], [5, 6, 7]], "pieces": [["<s>", HOSTILE], ["a", "b", "c"]], "tokenizer": {"bos_token": "<s>", "eos_token": HOSTILE, "pad_token": None, "vocabulary_size": 49953, "chat_template": None}},
+        ["49,953", "Tokens</dt><dd>5", "[1, 77]", "&lt;s&gt;", ESCAPED],
     ),
     "convert": (
         {**WRITTEN, "bits_per_weight": 4.83, "kl_divergence": 0.05, "same_top_token": 0.9},

@@ -46,6 +46,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"kind": "generate", "model": "m", "prompts_file": "incoming/p.txt", "quantization": "4bit", "forward": True},
     {"kind": "compare", "prompt": "x", "variants": [{"model": "a", "rope_alpha": 2}, {"model": "a", "adapters": ["b"], "label": "its b", "rope_alpha": 2}]},
     {"kind": "embed", "model": "m", "adapters": ["a"], "inputs": ["-x", HOSTILE]},
+    {"kind": "tokenize", "model": "m", "adapters": ["a"], "texts": ["-x", HOSTILE], "add_special_tokens": False, "return_pieces": True},
+    {"kind": "tokenize", "model": "m", "token_ids": [[1, 15043], [2]], "parse_special": False},
     {"kind": "perplexity", "model": "m", "text_file": "incoming/x.txt", "context": 64, "stride": 32, "quantization": "8bit"},
 ]  # fmt: skip
 

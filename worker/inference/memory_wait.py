@@ -32,8 +32,11 @@ class MemoryWait:
 
     def check(self, job_id: str, request: JobRequest, store: ModelStore) -> WaitingFor | None:
         """Returns what the job waits for, None if its first model is loaded or can be."""
+        choice = _first_choice(request)
+        if choice is None:
+            return None
         try:
-            key = key_of(_first_choice(request), store)
+            key = key_of(choice, store)
             needed_bytes = self._models.needed_bytes(key, store)
         except (GraftwerkError, OSError):
             return None  # it starts, and fails with that
@@ -54,9 +57,8 @@ class MemoryWait:
         return not self._models.fits(refused.key, refused.needed_bytes)
 
 
-def _first_choice(request: JobRequest) -> ModelChoice:
-    """Returns the model that a job runs on first."""
+def _first_choice(request: JobRequest) -> ModelChoice | None:
+    """Returns the model that a job runs on first, None if it loads none."""
     if isinstance(request, CompareRequest):
         return request.variants[0]
-    assert isinstance(request, ModelChoice)
-    return request
+    return request if isinstance(request, ModelChoice) else None

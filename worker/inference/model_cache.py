@@ -167,9 +167,9 @@ def key_of(choice: ModelChoice, store: ModelStore) -> ModelKey:
         ModelNotFound: a folder does not exist.
     """
     adapters = tuple(
-        (adapter.name, adapter.scale, _stamp(store.path(adapter.name))) for adapter in choice.adapters
+        (adapter.name, adapter.scale, folder_stamp(store.path(adapter.name))) for adapter in choice.adapters
     )
-    stamp = _stamp(store.path(choice.model))
+    stamp = folder_stamp(store.path(choice.model))
     return ModelKey(choice.model, stamp, adapters, choice.quantization, choice.rope_alpha)
 
 
@@ -185,7 +185,8 @@ def memory_limit_bytes(device: str, limit_file: Path = MEMORY_LIMIT_FILE) -> int
     return total // 2
 
 
-def _stamp(folder: Path) -> Stamp:
+def folder_stamp(folder: Path) -> Stamp:
+    """Returns the state of a folder's files."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 

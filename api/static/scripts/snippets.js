@@ -38,7 +38,7 @@ const AFTER = "the job before";
 
 const METHODS = new Set([
   "import", "convert", "merge", "publish-to-hub", "verify", "extend-tokenizer", "extract", "combine", "generate", "compare",
-  "embed", "perplexity",
+  "embed", "perplexity", "tokenize",
 ]);
 
 function call({ kind, ...fields }) {
@@ -117,6 +117,7 @@ function variants(values) {
 }
 
 const MODEL = { model: argument, adapters };
+const texts = (words) => (words.some((text) => text.startsWith("-")) ? ["--", ...words] : words);
 
 const KINDS = {
   import: { source, target: option("--target"), sha256: digests },
@@ -135,7 +136,12 @@ const KINDS = {
   },
   generate: { ...MODEL, ...PROMPTS, ...LOADING, prompts_file: onVolume("--prompts-file"), return_token_ids: flag("--return-token-ids"), forward: only(true) },
   compare: { variants, ...PROMPTS },
-  embed: { model: argument, adapters, inputs: (texts) => (texts.some((text) => text.startsWith("-")) ? ["--", ...texts] : texts) },
+  embed: { ...MODEL, inputs: texts },
+  tokenize: {
+    ...MODEL, token_ids: (lists) => lists.flatMap((ids) => option("--token-ids")(ids.join(","))),
+    add_special_tokens: unset("--no-special-tokens"), parse_special: flag("--parse-special"), return_pieces: flag("--pieces"),
+    texts,
+  },
   perplexity: { ...MODEL, text_file: onVolume("--file"), context: option("--context"), stride: option("--stride"), ...LOADING },
 };
 

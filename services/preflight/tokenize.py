@@ -1,0 +1,95 @@
+"""Preflight of `tokenize`: the folder of the tokenizer, which an adapter's may replace."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.architectures.checkpoint_reader import read_checkpoint
+from services.errors import InvalidRequest, VocabularyMismatch, WrongModelKind
+from services.kinds.model_summary import ModelKind
+from services.kinds.tokenize import TokenizeRequest
+from services.models.summary import kind_of_folder
+from services.preflight.plan import (
+    PROCESS_BYTES,
+    Inputs,
+    Plan,
+    PlannedRead,
+    convert_first,
+    deferred_plan,
+)
+from services.templates import check_text
+
+KINDS_WITH_TOKENIZER: Sequence[ModelKind] = ("huggingface", "original", "tokenizer")
+FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSource:
+    """Folder of the tokenizer's files, and that of the base, whose configuration and chat template count next to an adapter's."""
+
+    folder: Path
+    base: Path
+
+
+def plan(request: TokenizeRequest, inputs: Inputs) -> Plan:
+    """Returns the plan of a tokenize job.
+
+    Raises:
+        InvalidText: a text is not valid Unicode.
+        GraftwerkError: as `tokenizer_source`.
+    """
+    for text in request.texts or []:
+        check_text(text)
+    if inputs.waiting:
+        return deferred_plan(request, inputs)
+    source = tokenizer_source(request, inputs)
+    size_bytes = sum(
+        (source.folder / name).stat().st_size for name in FILES if (source.folder / name).is_file()
+    )
+    name = source.folder.name if request.adapters else request.model
+    return Plan(
+        kind=request.kind,
+        reads=[PlannedRead(name=name, role="tokenizer", size_bytes=size_bytes)],
+        peak_memory_bytes=PROCESS_BYTES,
+    )
+
+
+def tokenizer_source(request: TokenizeRequest, inputs: Inputs) -> TokenizerSource:
+    """Returns the folders from which the tokenizer of a model, or of a base with adapters, is read.
+
+    Raises:
+        ModelNotFound: a model is not on the volume.
+        WrongModelKind: the model is a GGUF file or an adapter, or nothing that has a tokenizer.
+        VocabularyMismatch: the model has no tokenizer.
+        InvalidRequest: adapters on a tokenizer alone.
+        GraftwerkError: the adapters do not fit.
+    """
+    folder = inputs.folders[request.model]
+    kind = kind_of_folder(folder)
+    if kind not in KINDS_WITH_TOKENIZER:
+        raise WrongModelKind(
+            f"{request.model!r} is of kind {kind!r}; a model or a tokenizer is needed.",
+            convert_first(request.model) if kind == "gguf" else "Name the base, and adapters in `adapters`.",
+        )
+    if request.adapters:
+        source = _with_adapters(request, inputs)
+    else:
+        own = read_checkpoint(folder).tokenizer_folder if kind == "original" else folder
+        source = TokenizerSource(own, folder)
+    if not any((source.folder / name).is_file() for name in FILES):
+        raise VocabularyMismatch(
+            f"{request.model!r} has no tokenizer (tokenizer.model or tokenizer.json).",
+            "Add the model's tokenizer files.",
+        )
+    return source
+
+
+def _with_adapters(request: TokenizeRequest, inputs: Inputs) -> TokenizerSource:
+    folder = inputs.folders[request.model]
+    if kind_of_folder(folder) == "tokenizer":
+        raise InvalidRequest(
+            f"{request.model!r} is a tokenizer alone, which takes no adapters.",
+            "Name the base model instead.",
+        )
+    _, stack = inputs.stack(inputs.base(request.model), request.adapters)
+    return TokenizerSource(stack.tokenizer_folder, folder)

@@ -1,0 +1,70 @@
+"""Tokenizers that are kept loaded, without the weights of their models."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from services.architectures.tokenizer_files import TokenizerFiles
+from services.checkpoints.huggingface_writer import copy_chat_template, copy_tokenizer
+from services.kinds.tokenize import TokenizerFacts
+from services.preflight.tokenize import TokenizerSource
+from services.tokenizers import Tokenizer, load_tokenizer
+from worker.inference.model_cache import Stamp, folder_stamp
+
+KEPT = 4
+"""Tokenizers that stay loaded; one with a vocabulary of 128,000 tokens takes 100 MB."""
+
+CONFIGURATION = ("config.json", "generation_config.json", "params.json")
+"""Files of a base that say more of its tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTokenizer:
+    """A tokenizer and the facts about it that results carry."""
+
+    tokenizer: Tokenizer
+    facts: TokenizerFacts
+
+
+def tokenizer_of(source: TokenizerSource) -> LoadedTokenizer:
+    """Returns the tokenizer of a model, loaded unless the same files were a moment ago.
+
+    Raises:
+        UnreadableTokenizer: one of its files is damaged.
+    """
+    return _load(source, (folder_stamp(source.folder), folder_stamp(source.base)))
+
+
+@lru_cache(KEPT)
+def _load(source: TokenizerSource, _stamps: Sequence[Stamp]) -> LoadedTokenizer:
+    if source.folder == source.base:
+        return _loaded(source.folder)
+    with TemporaryDirectory(prefix="graftwerk-tokenizer-") as scratch:
+        folder = Path(scratch)
+        _assemble(source, folder)
+        return _loaded(folder)
+
+
+def _assemble(source: TokenizerSource, target: Path) -> None:
+    """Puts the files together as in the folder of a merged model."""
+    for name in CONFIGURATION:
+        if (source.base / name).is_file():
+            shutil.copyfile(source.base / name, target / name)
+    copy_tokenizer(source.folder, target)
+    copy_chat_template(source.base, target)
+
+
+def _loaded(folder: Path) -> LoadedTokenizer:
+    tokenizer = load_tokenizer(folder)
+    bos, eos, pad = (
+        None if token_id is None else tokenizer.piece(token_id)
+        for token_id in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+    )
+    facts = TokenizerFacts(
+        bos_token=bos, eos_token=eos, pad_token=pad, vocabulary_size=tokenizer.vocabulary_size,
+        chat_template=TokenizerFiles(folder).chat_template(),
+    )  # fmt: skip
+    return LoadedTokenizer(tokenizer, facts)
