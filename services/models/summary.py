@@ -125,7 +125,7 @@ def _of_kind(folder: Path, name: str, kind: ModelKind) -> dict[str, Any]:
             return _of_gguf(read_gguf_header(next(iter(sorted(folder.glob("*.gguf"))))))
         case "unknown":
             raise UnsupportedFormat(
-                "it is neither an original LLaMA checkpoint (consolidated.NN.pth), a Hugging Face model (config.json), "
+                "It is neither an original LLaMA checkpoint (consolidated.NN.pth), a Hugging Face model (config.json), "
                 "an adapter (adapter_config.json), a GGUF file (*.gguf) nor a tokenizer (tokenizer.model, tokenizer.json).",
                 "Add the files that are missing.",
             )

@@ -221,6 +221,7 @@ def test_an_archive_of_the_volume_is_chosen_and_imported(
     expect(page.get_by_label("Path on the volume")).to_have_value(path)
     expect(page.locator("#volume-target")).to_have_value("by-path")
     expect(page.locator("#volume-target")).to_be_focused()
+    expect(page.locator("#volume-plan")).to_contain_text(re.compile(r"Output .* kB, memory .* disk .* free"))
     screenshot(page, "models-volume")
     page.locator("#volume-target").press("Enter")
     expect(page.get_by_role("link", name="Open by-path")).to_be_visible()
@@ -248,6 +249,10 @@ def test_a_model_of_the_hub_is_found_looked_at_and_imported(
     expect(page.get_by_role("checkbox", name="consolidated.00.pth")).to_be_checked()
     screenshot(page, "models-hub")
     page.get_by_role("radio", name="What the model needs").check()
+    page.get_by_role("button", name="Check first").click()
+    expect(page.locator("#hub-repository")).to_contain_text(
+        re.compile(r"Output 1\.16 MB, memory .* disk .* free")
+    )
     page.get_by_role("button", name="Import").click()
     expect(page.get_by_role("link", name="Open tiny-llama")).to_be_visible()
     assert "notes.pdf" not in {file["path"] for file in product.get("/api/models/tiny-llama")["files"]}

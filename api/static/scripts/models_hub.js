@@ -2,7 +2,7 @@
 
 import { byId, bytes, count, element, errorNotice, fill, json, textsOf } from "./page.js";
 import { modelName } from "./models_files.js";
-import { runJob } from "./models_job.js";
+import { runJob, showPlan } from "./models_job.js";
 
 const texts = textsOf("models-texts");
 
@@ -53,6 +53,7 @@ class Repository {
     this.boxes = new Map();
     this.sum = element("p", { class: "soft", role: "status" });
     this.target = element("input", { id: "hub-target", required: true, maxlength: "96", pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*", value: modelName(id.split("/")[1]), spellcheck: "false", autocomplete: "off" });
+    this.plan = element("div", { class: "soft", "aria-live": "polite" });
     this.node = this.#form();
     this.#count();
   }
@@ -70,7 +71,9 @@ class Repository {
       element("div", {}, choice(true, texts.needed, Boolean(found.problem)), choice(false, texts.choose, false)),
       offered, this.sum, this.#revisionField(),
       element("div", { class: "field" }, element("label", { for: "hub-target" }, texts.nameOfModel), this.target),
-      element("div", { class: "row" }, element("button", {}, texts.import)));
+      this.plan,
+      element("div", { class: "row" }, element("button", {}, texts.import),
+        element("button", { type: "button", class: "quiet", onclick: () => this.#check() }, texts.check)));
   }
 
   #box(group) {
@@ -99,18 +102,30 @@ class Repository {
     this.sum.textContent = fill(texts.selected, { size: bytes(size), count: files.length });
   }
 
-  async #import(event) {
-    event.preventDefault();
-    const target = this.target.value;
+  /** Returns the request, null if nothing is chosen. */
+  #request() {
     const files = this.#groupsChosen.map((group) => (group.files.length === 1 ? literal(group.files[0].path) : group.pattern));
     if (this.isChosen && !files.length) {
       this.sum.textContent = texts.nothingChosen;
-      return;
+      return null;
     }
     const source = { hub: this.id, ...(this.revision ? { revision: this.revision } : {}), ...(this.isChosen ? { files } : {}) };
+    return { kind: "import", source, target: this.target.value };
+  }
+
+  #check() {
+    const body = this.target.reportValidity() && this.#request();
+    if (body) showPlan(this.plan, body);
+  }
+
+  async #import(event) {
+    event.preventDefault();
+    const body = this.#request();
+    if (!body) return;
+    const { target } = body;
     const slot = element("div");
     byId("hub-jobs").prepend(slot);
-    const ended = await runJob(slot, { kind: "import", source, target }, target);
+    const ended = await runJob(slot, body, target);
     if (ended?.status === "succeeded") slot.replaceChildren(element("p", {}, element("a", { href: `/models/${target}` }, fill(texts.open, { name: target }))));
   }
 }

@@ -61,6 +61,19 @@ export function jobLine(job, title) {
   return line;
 }
 
+/** Asks for the plan of a job and shows its sizes and warnings, or the refusal, in a container. */
+export async function showPlan(container, body) {
+  try {
+    const plan = await json("/api/jobs?dry_run=true", { body });
+    const sizes = fill(texts.plan, {
+      output: bytes(plan.output_bytes), memory: bytes(plan.peak_memory_bytes), disk: bytes(plan.disk_needed_bytes), free: bytes(plan.disk_free_bytes),
+    });
+    container.replaceChildren(...[sizes, ...plan.warnings].map((text) => element("p", {}, text)));
+  } catch (error) {
+    container.replaceChildren(errorNotice(error));
+  }
+}
+
 /** Submits a job, shows its line in a container until it has ended, and returns the ended job; null if it was refused. */
 export async function runJob(container, body, title) {
   let job;

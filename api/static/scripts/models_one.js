@@ -1,7 +1,7 @@
 // The page of one model: verification, conversion, deletion, snippets.
 
-import { byId, bytes, confirmed, copy, element, errorNotice, fill, json, request, textsOf, toast } from "./page.js";
-import { runJob } from "./models_job.js";
+import { byId, confirmed, copy, element, fill, request, textsOf, toast } from "./page.js";
+import { runJob, showPlan } from "./models_job.js";
 import { DEFAULT_URL, pythonLiteral, shellWord, snippets } from "./snippets.js";
 
 const texts = textsOf("models-texts");
@@ -96,25 +96,13 @@ function updateForm() {
   if (isProposed) convert.elements.target.value = [name, SUFFIXES[format], dtypes.value].filter(Boolean).join("-").slice(0, 96);
 }
 
-/** Returns the plan of a job as elements: sizes, then warnings. */
-function planOf(plan) {
-  const sizes = fill(texts.plan, {
-    output: bytes(plan.output_bytes), memory: bytes(plan.peak_memory_bytes), disk: bytes(plan.disk_needed_bytes), free: bytes(plan.disk_free_bytes),
-  });
-  return [element("p", {}, sizes), ...plan.warnings.map((warning) => element("p", {}, warning))];
-}
-
 if (convert) {
   convert.elements.target.addEventListener("input", () => { isProposed = false; });
   convert.addEventListener("change", updateForm);
   updateForm();
   byId("convert-check").addEventListener("click", async () => {
     if (!convert.reportValidity()) return;
-    try {
-      byId("convert-plan").replaceChildren(...planOf(await json("/api/jobs?dry_run=true", { body: convertRequest() })));
-    } catch (error) {
-      byId("convert-plan").replaceChildren(errorNotice(error));
-    }
+    await showPlan(byId("convert-plan"), convertRequest());
   });
   convert.addEventListener("submit", async (event) => {
     event.preventDefault();

@@ -2,7 +2,7 @@
 
 import { byId, bytes, element, errorNotice, fill, json, textsOf } from "./page.js";
 import { modelName } from "./models_files.js";
-import { runJob } from "./models_job.js";
+import { runJob, showPlan } from "./models_job.js";
 
 const texts = textsOf("models-texts");
 let isProposed = true;
@@ -16,11 +16,23 @@ function proposeName() {
   if (isProposed) target.value = last && path.value.includes("/") ? modelName(last) : "";
 }
 
+function formRequest() {
+  const { path, target } = Object.fromEntries(new FormData(form()));
+  return { kind: "import", source: sourceOf(path), target };
+}
+
+/** Shows what the import would take, once the form is complete. */
+function check() {
+  if (form().checkValidity()) showPlan(byId("volume-plan"), formRequest());
+  else byId("volume-plan").replaceChildren();
+}
+
 function choose(path) {
   form().elements.path.value = path;
   isProposed = true;
   proposeName();
   form().elements.target.focus();
+  check();
 }
 
 function row(entry) {
@@ -49,15 +61,18 @@ export function setUpVolume() {
   byId("volume-refresh").addEventListener("click", listIncoming);
   form().elements.target.addEventListener("input", () => { isProposed = false; });
   form().elements.path.addEventListener("input", proposeName);
+  form().addEventListener("change", check);
   form().addEventListener("submit", async (event) => {
     event.preventDefault();
-    const { path, target } = Object.fromEntries(new FormData(form()));
+    const body = formRequest();
+    const { target } = body;
     const slot = element("div");
     byId("volume-jobs").prepend(slot);
-    const ended = await runJob(slot, { kind: "import", source: sourceOf(path), target }, target);
+    const ended = await runJob(slot, body, target);
     if (ended?.status !== "succeeded") return;
     slot.replaceChildren(element("p", {}, element("a", { href: `/models/${target}` }, fill(texts.open, { name: target }))));
     form().reset();
+    byId("volume-plan").replaceChildren();
     isProposed = true;
   });
 }
