@@ -24,6 +24,7 @@ STATUS_OF: dict[type[e.GraftwerkError], int] = {
     e.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.InvalidName: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.UnsupportedOption: HTTPStatus.UNPROCESSABLE_ENTITY,
+    e.UnsupportedSchema: HTTPStatus.UNPROCESSABLE_ENTITY,
     e.IdempotencyConflict: HTTPStatus.UNPROCESSABLE_ENTITY,
     # jobs
     e.JobNotFound: HTTPStatus.NOT_FOUND,

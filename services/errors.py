@@ -51,6 +51,12 @@ class UnsupportedOption(GraftwerkError):
     code = "unsupported_option"
 
 
+class UnsupportedSchema(GraftwerkError):
+    """The JSON schema or regular expression of the outputs cannot be enforced, or is too large."""
+
+    code = "unsupported_schema"
+
+
 class IdempotencyConflict(GraftwerkError):
     """The same job id or idempotency key was used with another body."""
 

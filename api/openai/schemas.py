@@ -13,6 +13,7 @@ from api.openai.messages import ChatMessage
 from services.errors import ModelNotFound
 from services.kinds.embed import INPUTS_LIMIT, EmbedRequest
 from services.kinds.generate import GenerateRequest
+from services.kinds.guidance import ResponseFormat
 from services.kinds.shared import (
     MAX_STREAMED_OUTPUTS,
     MESSAGES_LIMIT,
@@ -64,7 +65,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(ModelBody):
-    """Parameters of chat and plain completions. The last four are extensions of Graftwerk."""
+    """Parameters of chat and plain completions. The last five are extensions of Graftwerk."""
 
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -80,10 +81,16 @@ class SamplingBody(ModelBody):
     logit_bias: dict[str, float] = Field(default={})
     stop: str | Annotated[list[str], Field(max_length=STOP_LIMIT)] = Field(default=[])
     seed: int | None = None
+    response_format: ResponseFormat | None = Field(
+        default=None, description="Text, any JSON object, or JSON that a schema admits."
+    )
     top_k: int = 0
     min_p: float | None = None
     repetition_penalty: float = 1
     template: str | None = Field(default=None, description="A prompt template, alpaca for example.")
+    guided_regex: str | None = Field(
+        default=None, description="A regular expression that each output matches as a whole."
+    )
 
     @property
     def names(self) -> dict[str, Any]:
@@ -152,6 +159,8 @@ class ChatBody(SamplingBody):
             messages=[message.message for message in self.messages],
             template=self.template,
             sampling=self.sampling(limit=limit, logprobs=logprobs),
+            response_format=self.response_format,
+            guided_regex=self.guided_regex,
             # OpenAI refuses a conversation that is too long: no turn is dropped without the client's knowledge
             fit_context="answer",
             metadata=metadata,
@@ -197,6 +206,8 @@ class CompletionBody(SamplingBody):
                 "score_prompt": self.echo and self.logprobs is not None,
                 "template": self.template,
                 "sampling": self.sampling(limit=self.max_tokens, logprobs=self.logprobs),
+                "response_format": self.response_format,
+                "guided_regex": self.guided_regex,
                 "fit_context": "answer",
                 "metadata": metadata,
             }

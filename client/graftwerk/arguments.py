@@ -1,5 +1,6 @@
 """Arguments of commands as fields of requests."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,29 @@ def parse_adapters(texts: list[str]) -> list[str | JsonObject]:
     """Returns adapters in order, from `["a, b@0.5", "c"]`; `b:0.5` is understood too."""
     choices = [choice.strip() for text in texts for choice in text.split(",")]
     return [_parse_adapter(choice) for choice in choices if choice]
+
+
+def form_fields(response_format: str | None, guided_regex: str | None) -> JsonObject:
+    """Returns the fields of the form of outputs: `json`, or the JSON schema in a local file.
+
+    Raises:
+        UsageError: the file cannot be read, or is not a JSON object.
+    """
+    return given(response_format=_form(response_format), guided_regex=guided_regex)
+
+
+def _form(name: str | None) -> JsonObject | None:
+    if name is None:
+        return None
+    if name == "json":
+        return {"type": "json_object"}
+    try:
+        schema = json.loads(read_text(name))
+    except ValueError as error:
+        raise UsageError(f"{name} is not JSON: {error}.", "Name a file with a JSON schema.") from error
+    if not isinstance(schema, dict):
+        raise UsageError(f"{name} is not a JSON object.", "Name a file with a JSON schema.")
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": schema}}
 
 
 def parse_variant(text: str) -> JsonObject:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from graftwerk.arguments import (
+    form_fields,
     parse_adapters,
     parse_token_ids,
     parse_variant,
@@ -50,6 +51,7 @@ def generate(
     """Generate text. Without --prompt or --prompts-file, the prompt is read from stdin."""
     request = given(kind="generate", model=model, adapters=parse_adapters(adapters))
     fields = prompt_fields(prompts.prompt, prompts.prompts_file)
+    fields |= form_fields(prompts.response_format, prompts.guided_regex)
     request = request | prompts.as_request() | sampling.as_request() | fields
     if output is None:
         run_job(connection, submission, request)
@@ -85,6 +87,7 @@ def compare(
     fields = prompt_fields(prompts.prompt, prompts.prompts_file)
     if "prompts_file" in fields:
         raise UsageError("A comparison reads no prompts file on the volume.", "Give a local file of prompts.")
+    fields |= form_fields(prompts.response_format, prompts.guided_regex)
     names = given(kind="compare", variants=[parse_variant(text) | loading for text in variants])
     run_job(connection, submission, names | prompts.as_request() | options | fields)
 

@@ -188,9 +188,13 @@ class Prompts:
     ] = None
     system: Annotated[str | None, _prompt_option("System text.")] = None
     input: Annotated[str | None, _prompt_option("Input of an instruction template.")] = None
+    response_format: Annotated[
+        str | None, _prompt_option("Form of the outputs: json, or a file with a JSON schema.")
+    ] = None
+    guided_regex: Annotated[str | None, _prompt_option("Regular expression that each output matches.")] = None
 
     def as_request(self) -> dict[str, Any]:
-        """Returns the fields of a request that were given, except the prompts."""
+        """Returns the fields of a request that were given, except the prompts and the form."""
         return given(template=self.template, system=self.system, input=self.input)
 
 

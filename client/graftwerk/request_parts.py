@@ -143,6 +143,34 @@ class ModelChoice(TypedDict, total=False):
     rope_alpha: float | None
 
 
+class JsonSchema(TypedDict, total=False):
+    """A JSON schema under OpenAI's names.
+
+    Attributes:
+        name: name of the schema.
+        description: its meaning; not used.
+        schema: the schema.
+        strict: the schema is always enforced.
+    """
+
+    name: str
+    description: str | None
+    schema: Required[dict[str, Any]]
+    strict: bool | None
+
+
+class ResponseFormat(TypedDict, total=False):
+    """Form of outputs.
+
+    Attributes:
+        type: free text, any JSON object, or JSON that the schema admits.
+        json_schema: the schema of the type `json_schema`.
+    """
+
+    type: Required[Literal["text", "json_object", "json_schema"]]
+    json_schema: JsonSchema
+
+
 class PromptOptions(TypedDict, total=False):
     """Prompts and sampling; exactly one kind of prompt is given.
 
@@ -155,6 +183,8 @@ class PromptOptions(TypedDict, total=False):
         input: input of an instruction template.
         sampling: choice of the next token.
         fit_context: fit what is too long into the model's context: True drops the oldest turns and lowers `max_new_tokens`, `answer` only the latter.
+        response_format: form of the outputs, JSON by a schema for example.
+        guided_regex: regular expression that each output matches as a whole.
     """
 
     prompt: str
@@ -165,6 +195,8 @@ class PromptOptions(TypedDict, total=False):
     input: str
     sampling: Sampling
     fit_context: bool | Literal["answer"]
+    response_format: ResponseFormat
+    guided_regex: str
 
 
 class PathSource(TypedDict):

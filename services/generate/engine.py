@@ -13,6 +13,7 @@ from transformers import Cache
 
 from services.errors import InvalidRequest, NonFiniteLogits, PromptTooLong, VocabularyMismatch
 from services.generate.beams import search_beams
+from services.generate.guide import GuideMaker
 from services.generate.kv_cache import BatchRunner
 from services.generate.loading import LoadedModel
 from services.generate.prompt_scores import read_scored_prompt
@@ -28,6 +29,7 @@ class Engine:
         self._loaded = loaded
         self._slots = slots
         self._batch = BatchRunner(loaded.model)
+        self._guides = GuideMaker(loaded.tokenizer, loaded.rows)
         self._running: list[SequenceState] = []
         self._waiting: deque[SequenceState] = deque()
         self._canceled: set[str] = set()
@@ -54,7 +56,8 @@ class Engine:
             PromptTooLong: prompt and new tokens together exceed the model's context.
             VocabularyMismatch: the prompt has tokens that the model does not have.
             InvalidRequest: the prompt is empty and the model has no beginning-of-text token, `logit_bias` names tokens that the
-                model does not have, or the id is in use.
+                model does not have, a beam search has a grammar, or the id is in use.
+            UnsupportedSchema: the grammar cannot be enforced.
         """
         request = self._checked(request)
         if request.id in {sequence.request.id for sequence in (*self._running, *self._waiting)}:
@@ -63,8 +66,10 @@ class Engine:
         seed = request.sampling.seed
         seed = secrets.randbits(SEED_BITS) if seed is None else seed
         tokenizer = self._loaded.tokenizer
+        guides = [self._guides.make(request.grammar) for _ in range(request.sampling.n)]
         self._waiting.extend(
-            SequenceState(request, tokenizer, index=index, seed=seed) for index in range(request.sampling.n)
+            SequenceState(request, tokenizer, index=index, seed=seed, guide=guide)
+            for index, guide in enumerate(guides)
         )
         return request.id
 
@@ -92,6 +97,8 @@ class Engine:
             )
         if any(token_id >= loaded.rows for token_id in sampling.logit_bias):
             raise InvalidRequest(f"logit_bias names tokens beyond the model's {loaded.rows}.")
+        if request.grammar is not None and sampling.num_beams > 1:
+            raise InvalidRequest("A beam search follows no grammar.", "Set num_beams to 1.")
         _check_length(len(request.prompt_token_ids), sampling.max_new_tokens, loaded.context_length)
         return request
 

@@ -6,6 +6,7 @@ from typing import Literal
 from uuid import uuid4
 
 from services.errors import GraftwerkError
+from services.grammar import Grammar
 from services.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "canceled"]
@@ -20,7 +21,8 @@ class GenerationRequest:
     """One prompt with `sampling.n` outputs.
 
     `stop` and `stop_token_ids` come from the prompt's template, in addition to those of the sampling and the model. With
-    `prompt_logprobs` each output has the log-probabilities of the prompt's tokens, and of this many most likely ones.
+    `prompt_logprobs` each output has the log-probabilities of the prompt's tokens, and of this many most likely ones. With a
+    `grammar` each output is one of its texts, unless its tokens end before.
     """
 
     prompt_token_ids: Sequence[int]
@@ -28,6 +30,7 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     stop_token_ids: frozenset[int] = frozenset()
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
     id: str = field(default_factory=_new_id)
 
 

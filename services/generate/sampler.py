@@ -114,22 +114,25 @@ class Sampler:
         self._warpers = _warpers(sampling)
         self._generator = torch.Generator().manual_seed(seed)
 
-    def choose(self, logits: torch.Tensor) -> Choice:
+    def choose(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> Choice:
         """Returns the next token.
 
         Args:
             logits: (vocabulary,), float32, on the CPU, finite. Not modified.
+            allowed: (vocabulary,), bool: the tokens that may be chosen, at least one; None allows all.
         """
         scores = logits[None]
         for processor in self._processors:
             scores = processor(self._ids[:, : self._length], scores)
-        token_id = int(scores.argmax()) if self._sampling.greedy else self._draw(scores)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        token_id = int(scores.argmax()) if self._sampling.greedy else self._draw(scores, allowed)
         if self._length < self._ids.shape[1]:
             self._ids[0, self._length] = token_id
         self._length += 1
         return self._with_logprobs(token_id, logits)
 
-    def _draw(self, scores: torch.Tensor) -> int:
+    def _draw(self, scores: torch.Tensor, allowed: torch.Tensor | None) -> int:
         """Draws from the tokens that the cut-offs leave, by the Gumbel-max trick: the largest score plus noise.
 
         Each token of the vocabulary has its own noise at every step. If rounding swaps two tokens at the edge of a
@@ -137,6 +140,8 @@ class Sampler:
         """
         key = int(torch.randint(2**62, (), generator=self._generator))
         candidates = _likeliest(scores[0], self._sampling.top_k)
+        if allowed is not None:  # of fewer than top_k tokens all others are as likely as the last one
+            candidates = candidates[allowed[candidates]]
         scores = scores[:, candidates]
         for warper in self._warpers:
             scores = warper(self._ids, scores)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from services.errors import NonFiniteLogits
+from services.errors import GraftwerkError, NonFiniteLogits, UnsupportedSchema
+from services.generate.guide import Guide
 from services.generate.request import (
     Completion,
     Event,
@@ -23,13 +24,22 @@ from services.tokenizers import Tokenizer
 class SequenceState:
     """Output number `index` of a request while it is generated."""
 
-    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, *, index: int, seed: int) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        tokenizer: Tokenizer,
+        *,
+        index: int,
+        seed: int,
+        guide: Guide | None = None,
+    ) -> None:
         self.request = request
         self.index = index
         self.seed = seed_of_output(seed, index)
         self.token_ids: list[int] = []
         self.is_finished = False
         self._tokenizer = tokenizer
+        self._guide = guide
         self._end_ids = tokenizer.eos_ids | request.stop_token_ids
         self._sampler = Sampler(
             request.sampling, request.prompt_token_ids, end_ids=self._end_ids, seed=self.seed
@@ -51,14 +61,20 @@ class SequenceState:
         """Chooses the next token from its logits (vocabulary,) and returns its events, including the end."""
         if not bool(logits.isfinite().all()):
             return [self.fail(_non_finite(logits, len(self.token_ids)))]
-        return self.accept(self._sampler.choose(logits))
+        if self._guide is None:
+            return self.accept(self._sampler.choose(logits))
+        try:
+            return self.accept(self._sampler.choose(logits, self._guide.allowed(self._end_ids)))
+        except UnsupportedSchema as error:
+            return [self.fail(error)]
 
     def accept(self, choice: Choice) -> list[Event]:
         """Appends a token and returns its events; finishes the output if the token ends it."""
         self.token_ids.append(choice.token_id)
         is_end = choice.token_id in self._end_ids
         text = "" if is_end else self._text.feed(choice.token_id)
-        reason: FinishReason | None = "stop" if is_end or self._text.stopped else None
+        is_complete = self._guide is not None and not is_end and self._guide.take(choice.token_id)
+        reason: FinishReason | None = "stop" if is_end or is_complete or self._text.stopped else None
         if reason is None and self.is_full:
             reason = "length"
         if reason is not None:
@@ -85,7 +101,7 @@ class SequenceState:
         )
         return OutputFinished(self.request.id, self.index, output)
 
-    def fail(self, error: NonFiniteLogits) -> OutputFailed:
+    def fail(self, error: GraftwerkError) -> OutputFailed:
         """Ends the output with an error."""
         self.is_finished = True
         return OutputFailed(self.request.id, self.index, error)

@@ -5,11 +5,11 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from services.kinds.generate import GenerateRequest, Output
+from services.kinds.guidance import GuidedPromptOptions
 from services.kinds.shared import (
     JobRequest,
     JobResult,
     ModelChoice,
-    PromptOptions,
     Quantization,
     Result,
     unique_names,
@@ -35,7 +35,7 @@ class Variant(ModelChoice):
         return self.label or "+".join([self.model, *(adapter.name for adapter in self.adapters)])
 
 
-class CompareRequest(JobRequest, PromptOptions):
+class CompareRequest(JobRequest, GuidedPromptOptions):
     """Run several models on the same prompts with the same seed, and report where their outputs differ."""
 
     example: ClassVar[dict[str, Any]] = {
@@ -79,7 +79,7 @@ class CompareRequest(JobRequest, PromptOptions):
 
     def request_for(self, variant: Variant, seed: int | None) -> GenerateRequest:
         """Returns the generate request of one variant."""
-        prompt = {name: getattr(self, name) for name in PromptOptions.model_fields}
+        prompt = {name: getattr(self, name) for name in GuidedPromptOptions.model_fields}
         choice = {name: getattr(variant, name) for name in ModelChoice.model_fields}
         prompt["sampling"] = self.sampling.model_copy(update={"seed": seed})
         return GenerateRequest(kind="generate", return_token_ids=True, **prompt, **choice)

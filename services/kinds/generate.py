@@ -4,12 +4,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from services.kinds.guidance import GuidedPromptOptions
 from services.kinds.shared import (
     PROMPTS_LIMIT,
     Failure,
     JobResult,
     ModelRequest,
-    PromptOptions,
     Result,
     ServedName,
     TokenIds,
@@ -17,7 +17,7 @@ from services.kinds.shared import (
 )
 
 
-class GenerateRequest(ModelRequest, PromptOptions):
+class GenerateRequest(ModelRequest, GuidedPromptOptions):
     """Generate text from one prompt, many prompts or a conversation."""
 
     example: ClassVar[dict[str, Any]] = {
@@ -56,7 +56,7 @@ class GenerateRequest(ModelRequest, PromptOptions):
     def is_forwardable(self) -> bool:
         """True unless the request says how to load a model of the volume, or asks for a worker of this service."""
         loads = self.adapters or self.quantization is not None or self.rope_alpha is not None
-        needs_engine = self.score_prompt or self.prompt_token_ids is not None
+        needs_engine = self.score_prompt or self.prompt_token_ids is not None or self.is_guided
         return self.forward and not (loads or needs_engine)
 
     @property

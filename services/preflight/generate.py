@@ -2,6 +2,7 @@
 
 from services.backend import check_forwardable
 from services.errors import UnreadableFile
+from services.grammar import check_grammar, grammar_of
 from services.kinds.generate import GenerateRequest
 from services.models.prompt_file import read_prompt_file
 from services.models.store import ModelStore
@@ -20,6 +21,7 @@ def plan(request: GenerateRequest, inputs: Inputs) -> Plan:
         UnreadableFile, SourceNotFound, InvalidName: the file of prompts cannot be used.
         UnknownTemplate, InvalidText: the template or a text cannot be used.
         UnsupportedOption: the other server does not offer an option.
+        UnsupportedSchema: the form of the outputs cannot be enforced.
         GraftwerkError: model and adapters cannot be loaded together.
     """
     check_prompts(request, inputs.store)
@@ -31,13 +33,16 @@ def plan(request: GenerateRequest, inputs: Inputs) -> Plan:
 
 
 def check_prompts(request: GenerateRequest, store: ModelStore) -> None:
-    """Checks the texts, the template and the file of prompts of a request. Raises as `plan`."""
+    """Checks texts, template, file of prompts and form of the outputs of a request. Raises as `plan`."""
     if request.prompts_file is not None:
         _check_prompt_file(request.prompts_file, store)
     if request.template not in (None, OWN_TEMPLATE):
         find_template(request.template)
     for text in _texts(request):
         check_text(text)
+    grammar = grammar_of(request.schema_text, request.guided_regex)
+    if grammar is not None:
+        check_grammar(grammar)
 
 
 def _check_prompt_file(name: str, store: ModelStore) -> None:
@@ -50,6 +55,6 @@ def _check_prompt_file(name: str, store: ModelStore) -> None:
 
 
 def _texts(request: GenerateRequest) -> list[str]:
-    texts = [request.prompt, request.system, request.input, *(request.prompts or [])]
+    texts = [request.prompt, request.system, request.input, request.guided_regex, *(request.prompts or [])]
     texts += [message.content for message in request.messages or []]
     return [text for text in texts if text is not None]

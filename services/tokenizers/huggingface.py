@@ -155,6 +155,30 @@ class HuggingFaceCodec:
             return bytes(_BYTES[character] for character in piece)
         return piece.encode()
 
+    def pieces_as_bytes(self) -> list[bytes]:
+        """Returns the bytes of each piece within a text, b"" where the tokenizer's decoder gives none."""
+        if self._is_bytes:
+            return [self.byte_piece(token_id) for token_id in range(self.size)]
+        ids = range(self.size)
+        before = next(
+            (at for at in ids if len(self.piece(at)) == 1 and self.decode([at]) == self.piece(at)), None
+        )
+        if before is None:
+            return [b""] * self.size
+        start = self.decode([before])
+        decoded = self._table.decode_batch([[before, at] for at in ids], skip_special_tokens=False)
+        return [self._added_bytes(start, text, at) for at, text in zip(ids, decoded, strict=True)]
+
+    def _added_bytes(self, start: str, text: str, token_id: int) -> bytes:
+        """Returns the bytes that a token adds to a text; a byte piece may be decoded to half a character."""
+        piece = self.piece(token_id)
+        if not text.startswith(start):
+            return b""
+        added = text.removeprefix(start)
+        return (
+            bytes.fromhex(piece[3:5]) if _BYTE_PIECE.fullmatch(piece) and added != piece else added.encode()
+        )
+
     def stream(self) -> "ByteLevelStream | HuggingFaceStream":
         return ByteLevelStream(self) if self._is_bytes else HuggingFaceStream(self)
 

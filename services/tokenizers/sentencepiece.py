@@ -98,6 +98,13 @@ class SentencePieceCodec:
             return b""
         return bytes([int(self.piece(token_id)[3:-1], 16)])
 
+    def pieces_as_bytes(self) -> list[bytes]:
+        """Returns the bytes of each piece within a text, b"" for control, unknown and unused pieces."""
+        return [
+            self.piece(token_id).replace("▁", " ").encode() if self.is_word(token_id) else self.byte(token_id)
+            for token_id in range(self.size)
+        ]
+
     def is_word(self, token_id: int) -> bool:
         """Returns True if the piece has text of its own: it is not a control, unknown, unused or byte piece."""
         processor = self._processor

@@ -65,6 +65,10 @@ class TiktokenCodec:
     def bytes_of(self, token_id: int) -> bytes:
         return self._encoding.decode_single_token_bytes(token_id)
 
+    def pieces_as_bytes(self) -> list[bytes]:
+        """Returns the bytes of each token."""
+        return [self.bytes_of(token_id) for token_id in range(self.size)]
+
     def piece(self, token_id: int) -> str:
         return self.bytes_of(token_id).decode("utf-8", errors="replace")
 

@@ -42,6 +42,8 @@ class Codec(Protocol):
 
     def id_of(self, piece: str) -> int | None: ...
 
+    def pieces_as_bytes(self) -> list[bytes]: ...
+
     def stream(self) -> TextStream: ...
 
 
@@ -227,6 +229,24 @@ class Tokenizer:
         if token_id in self._contents:
             return self._contents[token_id]
         return self._codec.piece(token_id) if 0 <= token_id < self._codec.size else ""
+
+    def token_bytes(self) -> list[bytes]:
+        """Returns the UTF-8 that each id adds to a text, b"" for special and added tokens; some ids have half a character."""
+        pieces = self._codec.pieces_as_bytes()
+        return [b"" if token_id in self._contents else piece for token_id, piece in enumerate(pieces)]
+
+    def without_first_space(self, pieces: Sequence[bytes]) -> list[int]:
+        """Returns the ids that lose their space as the first of a text, as SentencePiece's do; `pieces` are `token_bytes`."""
+        words = [
+            token_id for token_id, piece in enumerate(pieces) if piece.startswith(b" ") and piece.strip()
+        ]
+        if not any(self._loses_space(token_id, pieces) for token_id in words[:1]):
+            return []
+        spaces = [token_id for token_id, piece in enumerate(pieces) if piece.startswith(b" ")]
+        return [token_id for token_id in spaces if self._loses_space(token_id, pieces)]
+
+    def _loses_space(self, token_id: int, pieces: Sequence[bytes]) -> bool:
+        return self.decode([token_id]).encode() == pieces[token_id][1:]
 
 
 class StreamDecoder:

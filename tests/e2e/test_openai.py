@@ -6,11 +6,13 @@ import math
 import struct
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
+from pydantic import BaseModel, Field
 
 from tests.e2e.conftest import Line
 from tests.e2e.product import Product
@@ -103,6 +105,58 @@ def test_a_long_text_arrives_while_it_is_written(client: openai.OpenAI) -> None:
     assert whole.usage.completion_tokens == 200
     assert whole.id.startswith("cmpl-")
     assert whole.object == "text_completion"
+
+
+class Review(BaseModel):
+    """A class whose texts are short."""
+
+    verdict: Literal["yes", "no"]
+    score: int = Field(ge=0, le=99)
+    tags: list[Literal["red", "blue"]] = Field(max_length=2)
+
+
+def test_an_answer_is_parsed_into_a_class(client: openai.OpenAI, question: Question) -> None:
+    for seed in range(3):
+        found = client.chat.completions.parse(
+            model=MODEL,
+            messages=question[0],
+            response_format=Review,
+            max_tokens=200,
+            seed=seed,
+            temperature=1,
+        )
+        assert found.choices[0].finish_reason == "stop"
+        assert isinstance(found.choices[0].message.parsed, Review)
+
+
+def test_a_streamed_answer_is_json_too(client: openai.OpenAI, question: Question) -> None:
+    with client.chat.completions.stream(
+        model=MODEL, messages=question[0], response_format=Review, max_tokens=200, seed=7
+    ) as stream:
+        found = stream.get_final_completion()
+    assert isinstance(found.choices[0].message.parsed, Review)
+
+
+def test_a_completion_matches_an_expression(client: openai.OpenAI) -> None:
+    found = client.completions.create(
+        model=MODEL, prompt=["One", "Two"], max_tokens=20, seed=1, extra_body={"guided_regex": "red|blue"}
+    )
+    assert {choice.text for choice in found.choices} <= {"red", "blue"}
+    assert {choice.finish_reason for choice in found.choices} == {"stop"}
+
+
+def test_a_schema_that_cannot_be_enforced_is_refused_at_once(
+    client: openai.OpenAI, question: Question
+) -> None:
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}},
+    }
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as found:
+        client.chat.completions.create(
+            model=MODEL, messages=question[0], extra_body={"response_format": form}
+        )
+    assert found.value.code == "unsupported_schema"
 
 
 def test_several_answers_differ_and_a_seed_gives_them_again(

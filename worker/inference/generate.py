@@ -16,6 +16,7 @@ from services.generate import (
     TokenGenerated,
     TokenLogprob,
 )
+from services.grammar import grammar_of
 from services.isolation.process import Steps, advance
 from services.kinds.generate import ComputedBy, GenerateRequest, GenerateResult, Logprob, Output
 from services.kinds.shared import Usage
@@ -168,9 +169,11 @@ class GenerateSession:
         request = GenerationRequest(
             prompt.token_ids,
             sampling,
-            stop=prompt.stop,
+            # The form alone determines the end: a stop string would cut it.
+            stop=() if self._request.is_guided else prompt.stop,
             stop_token_ids=prompt.stop_token_ids,
             prompt_logprobs=self._prompt_logprobs(prompt),
+            grammar=grammar_of(self._request.schema_text, self._request.guided_regex),
         )
         request_id = self.model.submit(request, owner=self._context.execution.name)
         self._open[request_id] = OpenPrompt(number, prompt, dropped)
