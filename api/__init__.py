@@ -24,6 +24,7 @@ from api import (
     signin,
     uploads,
 )
+from api.openai import tokenizer
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
 from services.backend import Backend
@@ -91,6 +92,7 @@ def create_app(
         hub,
         prompt_templates,
         openai,
+        tokenizer,
         signin,
         metrics,
         health,
@@ -98,8 +100,10 @@ def create_app(
         app.register_api(noun.api)
     app.register_blueprint(signin.page)
     pages.register(app)
+    app.wsgi_app = openai.FixedModel(app.wsgi_app)  # type: ignore[method-assign]
 
     bodies: list[type[BaseModel]] = [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody]
+    bodies += [tokenizer.TokenizeBody, tokenizer.DetokenizeBody]
     returned: list[type[BaseModel]] = [responses.JobResponse, responses.JobPage, Plan, responses.ModelList]
     returned += [
         hub.HubModelList,

@@ -24,8 +24,9 @@ from services.settings import LOOPBACK_HOSTS, Settings
 ROLE_OF_METHOD = {"GET": "read", "HEAD": "read", "OPTIONS": "read", "DELETE": "admin"}
 """Role that a method needs; all other methods change something and need `submit`."""
 
-ROLE_OF_BLUEPRINT = {"uploads": "submit"}
-"""Role that every method of a blueprint needs, except OPTIONS: uploads are read, continued and removed by their senders."""
+ROLE_OF_BLUEPRINT = {"uploads": "submit", "tokenizer": "submit"}
+"""Role that every method of a blueprint needs, except OPTIONS: uploads are read, continued and removed by their senders, and each
+request to a tokenizer is a job."""
 
 OPEN_BLUEPRINTS = ("health", "session", "reference")
 """Blueprints without data of models and jobs, open without a key: probes, the sign-in, the documentation."""

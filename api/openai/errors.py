@@ -126,10 +126,15 @@ def unknown_url(rest: str) -> Response:
     return _respond(HTTPStatus.NOT_FOUND, {"error": error}, {})
 
 
-def register(api: APIBlueprint) -> None:
-    """Gives every error of the blueprint OpenAI's shape."""
+def handle(api: APIBlueprint) -> None:
+    """Gives every error of the blueprint's views OpenAI's shape."""
     api.register_error_handler(e.GraftwerkError, on_graftwerk_error)
     api.register_error_handler(HTTPException, on_http_error)
+
+
+def register(api: APIBlueprint) -> None:
+    """Does the same as `handle`, also for all paths below the blueprint's that do not exist."""
+    handle(api)
     api.add_url_rule("/<path:rest>", view_func=unknown_url, methods=METHODS)
 
 

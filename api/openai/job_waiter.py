@@ -17,6 +17,7 @@ from services.jobs.status import ENDED, Job, JobStatus
 from services.kinds import KINDS, JobResult
 from services.kinds.embed import EmbedRequest
 from services.kinds.generate import GenerateRequest, GenerateResult
+from services.kinds.tokenize import TokenizeRequest
 from services.preflight import Servers
 
 R = TypeVar("R", bound=JobResult)
@@ -27,8 +28,8 @@ POLL_SECONDS = 1
 RETENTION_SECONDS = 3600
 """Time that the record of such a job is kept: its client has the response already, and there are many of them."""
 
-SCORED_RETENTION_SECONDS = 60
-"""The same of a job that scored its prompt: an evaluation has thousands of them, with a number for each token."""
+SHORT_RETENTION_SECONDS = 60
+"""The same of a job that scored its prompt or tokenized: an evaluation has thousands of them, with numbers for each token."""
 
 
 class JobWaiter:
@@ -81,11 +82,12 @@ class JobWaiter:
             raise NotReady(f"No {queue} worker is alive.", "Start one, or try again when it is up.")
 
 
-def submit(state: AppState, job_request: GenerateRequest | EmbedRequest) -> JobWaiter:
+def submit(state: AppState, job_request: GenerateRequest | EmbedRequest | TokenizeRequest) -> JobWaiter:
     """Queues a job for the client of the current request. Raises what `AppState.preflight` and `JobQueue.submit` raise."""
     state.preflight(job_request, servers=Servers(state.served(job_request)))
     scores = isinstance(job_request, GenerateRequest) and job_request.score_prompt
-    longest = SCORED_RETENTION_SECONDS if scores else RETENTION_SECONDS
+    is_short = scores or isinstance(job_request, TokenizeRequest)
+    longest = SHORT_RETENTION_SECONDS if is_short else RETENTION_SECONDS
     retention_seconds = min(longest, state.settings.job_retention_seconds)
     job, _ = state.queue.submit(job_request, retention_seconds=retention_seconds, origin=origin())
     return JobWaiter(state, job, disconnect_check(request.environ.get("gunicorn.socket")))

@@ -1,9 +1,12 @@
 """Responses in OpenAI's shapes: whole ones, and the chunks of a stream."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from flask import Response
 
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Logprob, Output, TokenPiece
@@ -108,6 +111,13 @@ class ResponseBuilder:
 def extension(job: Job, ignored: Sequence[str]) -> Json:
     """Returns the field `graftwerk` of a response: the job, and the parameters that were left out."""
     return {"job": job.id, "ignored": list(ignored)}
+
+
+def json_object(value: Any) -> Response:
+    """Returns a JSON object as a response that is never cached."""
+    response = Response(json.dumps(value, ensure_ascii=False), mimetype="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def usage_of(outputs: Sequence[Output]) -> dict[str, int]:

@@ -12,10 +12,10 @@ TEXTS_LIMIT = 1000
 CHARACTERS_LIMIT = 2_000_000
 """Most characters of all texts of a request together."""
 
-TOKENS_LIMIT = 1_000_000
+TOKENS_LIMIT = 500_000
 """Most token ids of a request."""
 
-TokenIdList = list[Annotated[int, Field(ge=0, lt=2**31)]]
+TokenIdList = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=TOKENS_LIMIT)]
 
 
 class TokenizeRequest(JobRequest):

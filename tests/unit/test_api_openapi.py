@@ -10,6 +10,9 @@ import pytest
 from services.kinds import KINDS, parse_request
 from tests.api_client import Json, client_of
 
+OPENAI = ("/v1/", "/tokenize", "/detokenize")
+"""Beginnings of the paths whose errors have OpenAI's shape."""
+
 pytestmark = pytest.mark.disable_socket
 
 
@@ -67,7 +70,7 @@ def test_the_document_has_exactly_the_routes(document: Json) -> None:
         ("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz"),
         ("GET", "/api/hub/models"), ("GET", "/api/hub/models/{org}/{name}"),
         ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/v1/chat/completions"),
-        ("POST", "/v1/completions"), ("POST", "/v1/embeddings"),
+        ("POST", "/v1/completions"), ("POST", "/v1/embeddings"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/tokenizer_info"),
     }  # fmt: skip
 
 
@@ -81,7 +84,7 @@ def test_every_operation_describes_itself_its_parameters_and_its_responses(docum
         assert in_path == set(re.findall(r"{(\w+)}", path))
         for status, response in operation["responses"].items():
             assert response["description"]
-            errors = "application/json" if path.startswith("/v1/") else "application/problem+json"
+            errors = "application/json" if path.startswith(OPENAI) else "application/problem+json"
             wanted = errors if status >= "4" and path != "/readyz" else None
             assert wanted is None or list(response["content"]) == [wanted]
     assert len(names) == len(list(operations(document)))

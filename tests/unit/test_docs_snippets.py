@@ -17,6 +17,7 @@ from graftwerk.chain_file import read_chain
 from pydantic import BaseModel, TypeAdapter
 
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
+from api.openai.tokenizer import DetokenizeBody, TokenizeBody
 from api.responses import JobBody
 from services.kinds import KINDS
 from tests.api_client import client_of
@@ -38,6 +39,7 @@ UUID = "0190f3c2-5b1e-4c7e-9a43-1f1d6f0a7c55"
 VARIABLES = {"$URL": "", "$ID": UUID, "$DELIVERY": UUID, "<id>": UUID}
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody, "/v1/embeddings": EmbeddingBody,
+    "/tokenize": TokenizeBody, "/detokenize": DetokenizeBody,
 }  # fmt: skip
 METHODS = {kind.replace("-", "_") if kind != "import" else "import_": kind for kind in KINDS}
 JOB_BODY: TypeAdapter[Any] = TypeAdapter(JobBody)
