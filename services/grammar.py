@@ -33,6 +33,13 @@ LEXER_STATES = 20_000
 """States that a grammar's automaton may have: 1 to 2 KB each."""
 
 
+STOP_REASONS: Mapping[str, str] = {
+    "LexerTooComplex": "its automaton grows too large",
+    "ParserTooComplex": "it can continue in too many ways",
+    "NoExtensionBias": "no token of the model's vocabulary continues the output within it",
+}
+"""Errors that llguidance names by one word."""
+
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
 _ENDS_ESCAPED = re.compile(r"(?<!\\)(\\\\)*\\\Z")
 _GRAMMAR = re.compile(r"\n +\d+ \| ")
@@ -96,8 +103,9 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: Grammar, before: str = "") 
 def raise_error_of(matcher: LLMatcher) -> None:
     """Raises UnsupportedSchema if the matcher failed: after an error it allows every output to end."""
     if matcher.is_error():
+        reason = _reason(matcher.get_error())
         raise UnsupportedSchema(
-            f"The JSON schema or regular expression cannot be enforced: {_reason(matcher.get_error())}.",
+            f"The JSON schema or regular expression cannot be enforced: {STOP_REASONS.get(reason, reason)}.",
             "Change the part that is named; docs/jobs/generate.md lists what is supported.",
         )
 
@@ -117,7 +125,7 @@ class ByteVocabulary:
 
 def _reason(message: str) -> str:
     """Returns llguidance's message without its place in the grammar and the grammar itself."""
-    line = _GRAMMAR.split(message, maxsplit=1)[0]
+    line = _GRAMMAR.split(message, maxsplit=1)[0].replace("<non-verbose/>", "")
     return " ".join(_PLACE.sub("", line).split()).rstrip(".")
 
 

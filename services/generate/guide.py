@@ -59,7 +59,7 @@ class Guide:
         mask[list(end_ids)] = may_end
         if not bool(mask.any()):
             raise UnsupportedSchema(
-                "No token of the model's vocabulary continues the output within its JSON schema or regular expression.",
+                "The JSON schema or regular expression cannot be enforced: no token of the model ends or continues the output.",
                 "Allow texts that the model's vocabulary can write.",
             )
         return mask

@@ -4,33 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from services.tokenizers import Tokenizer, load_tokenizer
-from services.tokenizers.tokenizer_json import build_table, table_to_json
+from services.tokenizers import Tokenizer
+from tests.contract.every_tokenizer import KINDS, tokenizer_of
 from tests.corpus import mixed_lines
-from tests.reference.families import byte_level_tokenizer
-from tests.tokenizer_sets import OURS
 
-NAMES = ("llama", "chinese-llama", "chinese-alpaca", "llama3")
 LINES = [line for line in mixed_lines(1500) if line]
 
 
-def in_a_folder(text: str, folder: Path) -> Tokenizer:
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    return load_tokenizer(folder)
-
-
-@pytest.fixture(params=[*NAMES, *(f"{name}.json" for name in NAMES), "byte-level.json"])
+@pytest.fixture(params=KINDS)
 def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
-    name, _, suffix = request.param.partition(".")
-    if name == "byte-level":
-        return in_a_folder(byte_level_tokenizer().to_str(), tmp_path)
-    path = OURS.file(name)
-    loaded = load_tokenizer(path)
-    return (
-        in_a_folder(table_to_json(build_table(path.read_bytes(), path.name, loaded)), tmp_path)
-        if suffix
-        else loaded
-    )
+    return tokenizer_of(request.param, tmp_path)
 
 
 def test_the_bytes_of_a_texts_tokens_are_the_text(tokenizer: Tokenizer) -> None:

@@ -180,6 +180,7 @@ def test_a_form_that_grows_too_large_fails_its_output_alone(
     events = drained(engine)
     failed = [event for event in events if isinstance(event, OutputFailed)]
     assert [(event.request_id, type(event.error)) for event in failed] == [(large.id, UnsupportedSchema)]
+    assert str(failed[0].error).endswith("too many states: 300 >= 300.")
     others = [event for event in events if event.request_id == plain.id]
     assert outputs_of(others)[plain.id][0].token_ids == alone(loaded, plain)[0].token_ids
 
