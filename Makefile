@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 JS := tests/js/node_modules/.package-lock.json
 
-.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers browser bench chaos chaos-compose docs docs-zensical lint monitoring translations fmt clean
+.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers browser screenshots bench chaos chaos-compose docs docs-zensical lint monitoring translations fmt clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ e2e: $(READY) $(JS) ## the end-to-end tests over HTTP, with real processes
 
 browser: $(READY) $(JS) ## the pages in Chromium (Debian: apt install chromium fonts-noto-cjk)
 	@$(BIN)/pytest -q tests/browser
+
+screenshots: $(READY) $(JS) ## the pictures of the documentation, from the walk in the browser
+	@$(BIN)/pytest -q tests/browser/test_walk.py --screenshots build/screenshots
+	@cp $(foreach name,mouse-1-models mouse-2-wrong-order mouse-3-plan mouse-4-verified mouse-5-chat mouse-6-side-by-side mouse-7-jobs \
+	  mouse-8-model chinese-3-plan dark-4-verified phone-5-chat,build/screenshots/walk-$(name).png) docs/img/
 
 client-wheel: $(READY) ## install the client alone into a fresh environment and try it (needs a package index)
 	@PYTHON=$(BIN)/python deploy/client-wheel.sh

@@ -123,6 +123,7 @@ def walk(
     follow_merge(page, axe, picture)
     chat(page, way, next(item for item in questions if re.search("[一-鿿]", item["question"])), picture)
     compare(page, way, questions[0], picture)
+    look_back(page, picture)
     download(page, way, folder)
 
 
@@ -136,6 +137,7 @@ def bring_models(page: Page, way: Way, picture: Callable[[str], None]) -> None:
     way.use(page.locator("#upload-all"))
     for name in (*ZIPS, "llama-walk"):
         expect(page.locator(f'.model[data-name="{name}"]')).to_be_visible(timeout=MERGE_MS)
+    picture("1-models")
 
 
 def compose(page: Page, way: Way, picture: Callable[[str], None]) -> None:
@@ -197,6 +199,18 @@ def compare(page: Page, way: Way, question: dict[str, str], picture: Callable[[s
         expect(column.locator(".words")).to_have_text(question["answer"])
         expect(column.locator("mark")).to_be_visible()
     picture("6-side-by-side")
+
+
+def look_back(page: Page, picture: Callable[[str], None]) -> None:
+    page.goto("/jobs")
+    expect(page.get_by_role("row").or_(page.get_by_role("listitem")).first).to_be_visible()
+    picture("7-jobs")
+    page.goto("/models/walked")
+    expect(page.locator("h1")).to_have_text("walked")
+    picture("8-model")
+    page.goto("/system")
+    expect(page.locator("h1")).to_be_visible()
+    picture("9-system")
 
 
 def download(page: Page, way: Way, folder: Path) -> None:
