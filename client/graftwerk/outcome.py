@@ -144,7 +144,7 @@ def _next(result: MadeModel) -> str:
 _NEXT = {
     "original": "graftwerk convert {name} {name}-hf",
     "huggingface": "graftwerk chat {name}",
-    "gguf": "graftwerk chat {name}",
+    "gguf": "graftwerk pull {name}",
     "adapter": "graftwerk merge BASE --adapters {name} --target NEW-NAME",
     "unknown": "graftwerk models show {name}",
 }

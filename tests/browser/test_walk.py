@@ -47,6 +47,7 @@ def by_touch(control: Locator) -> None:
 
 def by_keyboard(control: Locator) -> None:
     """Uses a control as a person without a mouse does; a control that cannot have the focus fails."""
+    expect(control).to_be_enabled()
     control.focus()
     expect(control).to_be_focused()
     is_choice = control.evaluate("control => ['checkbox', 'radio'].includes(control.type)")

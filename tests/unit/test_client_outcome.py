@@ -85,7 +85,7 @@ ADAPTER = {
             "convert",
             {"source": "llama", "target": "ab"},
             {**made("gguf"), "tensors": 30, "bits_per_weight": 4.5, "same_top_token": 0.985},
-            "converted llama → ab in 4.1 s, 30 tensors, 1.4 MB, 4.50 bits per weight, 98.5% of top tokens equal. Next: graftwerk chat ab",
+            "converted llama → ab in 4.1 s, 30 tensors, 1.4 MB, 4.50 bits per weight, 98.5% of top tokens equal. Next: graftwerk pull ab",
         ),
         (
             "import",
