@@ -60,7 +60,7 @@ page = page_blueprint("models")
 def models() -> Response:
     """Returns the page, or its list alone."""
     found = state().models.models()
-    template = "models/list.html" if is_fragment_request() else "models/page.html"
+    template = "models/update.html" if is_fragment_request() else "models/page.html"
     return page_response(
         template, part=part_of(found, Selection.of(request.args)), jobs=_making(), kinds=KINDS, sorts=SORTS,
         sort_titles=SORT_TITLES, total=len(found), total_bytes=sum(model.size_bytes for model in found),

@@ -138,6 +138,7 @@ def bring_models(page: Page, way: Way, picture: Callable[[str], None]) -> None:
     way.use(page.locator("#upload-all"))
     for name in (*ZIPS, "llama-walk"):
         expect(page.locator(f'.model[data-name="{name}"]')).to_be_visible(timeout=MERGE_MS)
+    expect(page.locator("#totals")).not_to_contain_text(re.compile("^0 "))
     picture("1-models")
 
 
