@@ -39,7 +39,7 @@ browser: $(READY) $(JS) ## the pages in Chromium (Debian: apt install chromium f
 screenshots: $(READY) $(JS) ## the pictures of the documentation, from the walk in the browser
 	@$(BIN)/pytest -q tests/browser/test_walk.py --screenshots build/screenshots
 	@cp $(foreach name,mouse-1-models mouse-2-wrong-order mouse-3-plan mouse-4-verified mouse-5-chat mouse-6-side-by-side mouse-7-jobs \
-	  mouse-8-model chinese-3-plan dark-4-verified phone-5-chat,build/screenshots/walk-$(name).png) docs/img/
+	  mouse-8-model chinese-3-plan,build/screenshots/walk-$(name).png) docs/img/
 
 client-wheel: $(READY) ## install the client alone into a fresh environment and try it (needs a package index)
 	@PYTHON=$(BIN)/python deploy/client-wheel.sh
