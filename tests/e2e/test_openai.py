@@ -6,15 +6,16 @@ import math
 import struct
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
+import sentencepiece
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 from pydantic import BaseModel, Field
 
-from tests.e2e.conftest import Line
+from tests.e2e.conftest import MINIATURE, Line
 from tests.e2e.product import Product
 
 MODEL = "merged"
@@ -423,3 +424,18 @@ def test_a_client_that_stops_waiting_ends_the_job(product: Product, line: Line, 
     left = time.monotonic()
     assert product.wait(job["id"])["status"] == "canceled"
     assert time.monotonic() - left < 3
+
+
+def test_the_tokenizer_next_to_v1_is_that_of_the_model(product: Product, line: Line) -> None:
+    reference: Any = sentencepiece.SentencePieceProcessor
+    ids = reference(model_file=str(MINIATURE / "llama" / "tokenizer.model")).encode("The capital of France")
+    found = product.http.post("/m/llama-hf/tokenize", json={"prompt": "The capital of France"}).json()
+    assert found["tokens"] == [1, *ids]
+    assert product.job(found["graftwerk"]["job"])["request"]["texts"] == ["The capital of France"]
+    text = product.http.post("/detokenize", json={"model": "llama-hf", "tokens": ids}).json()["prompt"]
+    assert text == "The capital of France"
+    facts = product.http.get("/tokenizer_info", params={"model": "merged"}).json()
+    assert (facts["bos_token"], facts["eos_token"]) == ("<s>", "</s>")
+    refused = product.http.get("/tokenizer_info")
+    assert refused.status_code == 400
+    assert "llama-hf" in refused.json()["error"]["message"]
