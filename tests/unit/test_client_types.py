@@ -1,8 +1,12 @@
 """Types of the client as mypy sees them in a program that uses it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+CLIENT = Path(__file__).parents[2] / "client"
+"""Folder of the package: mypy does not follow the hook of an editable installation."""
 
 PROGRAM = """
 from typing import assert_type
@@ -43,7 +47,8 @@ def mypy(program: str, folder: Path) -> tuple[int, str]:
     file = folder / "program.py"
     file.write_text(program, encoding="utf-8")
     command = [sys.executable, "-m", "mypy", "--config-file=", "--cache-dir", folder / "cache", file]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "MYPYPATH": str(CLIENT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     return done.returncode, done.stdout
 
 

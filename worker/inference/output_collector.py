@@ -214,7 +214,15 @@ class OutputCollector:
         return Progress(self._part.stage, self.tokens, total, "tokens")
 
 
+NOT_IN_THE_DIGEST = {"after", "metadata", "webhook"}
+"""Fields on which no output depends."""
+
+NEWER_FIELDS = ("prompt_token_ids", "score_prompt", "response_format", "guided_regex")
+"""Fields that a file of outputs from an earlier version does not know: they count only if they request something."""
+
+
 def _digest(request: GenerateRequest, prompts_digest: str, model: str) -> str:
     """Returns the SHA-256 of what the outputs of a file of prompts depend on: file, request and model."""
-    fields = request.model_dump_json(exclude={"after", "metadata", "webhook"})
+    unused = {name for name in NEWER_FIELDS if not getattr(request, name)}
+    fields = request.model_dump_json(exclude=NOT_IN_THE_DIGEST | unused)
     return hashlib.sha256(f"{prompts_digest}\n{fields}\n{model}".encode()).hexdigest()
