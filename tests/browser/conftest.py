@@ -22,6 +22,9 @@ DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
 TIMEOUT_MS = 30_000
 
+SHARED = {"llama", "llama-hf", "zh", "alpaca", "merged", "slow", "slow-adapter"}
+"""Models that several tests use; those of one test are removed after it, so that no other finds them."""
+
 OpenPage = Callable[..., Page]
 
 
@@ -48,6 +51,21 @@ def browser() -> Iterator[Browser]:
         running = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@pytest.fixture(autouse=True)
+def only_shared_models(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Removes the models that a test has made; jobs that still need one are canceled."""
+    yield
+    if "product" not in request.fixturenames:
+        return
+    product = request.getfixturevalue("product")
+    for job in product.get("/api/jobs", limit=200)["jobs"]:
+        if job["status"] in ("queued", "running"):
+            product.http.post(f"/api/jobs/{job['id']}/cancel")
+            product.wait(job["id"])
+    for name in set(product.model_names()) - SHARED:
+        assert product.http.delete(f"/api/models/{name}").status_code in (204, 404)
 
 
 @pytest.fixture

@@ -87,6 +87,8 @@ def test_adapters_are_added_ordered_by_dragging_and_removed(open_page: OpenPage,
 def test_adapters_are_ordered_by_touch(open_page: OpenPage, line: Line) -> None:
     page = open_page(WRONG, **LOOKS["phone"])
     expect_order(page, "alpaca", "zh")
+    # rows do not move any more once the answer is there
+    expect(page.locator('[data-place="adapters"]').get_by_role("alert")).to_be_visible()
     rows(page).nth(1).scroll_into_view_if_needed()
     grip = rows(page).nth(1).locator(".merge-grip").bounding_box()
     top = rows(page).nth(0).bounding_box()

@@ -144,6 +144,7 @@ def bring_models(page: Page, way: Way, picture: Callable[[str], None]) -> None:
 
 def compose(page: Page, way: Way, picture: Callable[[str], None]) -> None:
     way.use(page.locator('nav a[href="/merge"]'))
+    page.wait_for_url("**/merge")  # a key pressed before the scripts have run does nothing
     way.use(page.locator('input[name="base"][value="llama-walk"]'))
     for name in ZIPS:
         way.use(page.locator(f'[data-add="{name}"]'))
@@ -176,6 +177,7 @@ def follow_merge(page: Page, axe: Callable[[Page], list[str]], picture: Callable
 
 def chat(page: Page, way: Way, question: dict[str, str], picture: Callable[[str], None]) -> None:
     way.use(page.locator('a[href="/playground?model=walked"]').first)
+    page.wait_for_url("**/playground?model=walked*")
     expect(page.locator("#model")).to_have_value("walked")
     if way.name == "phone":
         way.use(page.locator(".settings > summary"))
@@ -191,7 +193,8 @@ def compare(page: Page, way: Way, question: dict[str, str], picture: Callable[[s
     models = page.locator("#variants > li > .row select")
     expect(models).to_have_count(3)
     chosen = models.evaluate_all("all => all.map(one => one.value)")
-    assert chosen == ["walked-base", "walked-base", "walked"]  # the second with the adapters
+    # the second with the adapters; an equal base that was made before may stand for this one
+    assert chosen in (["walked-base", "walked-base", "walked"], ["llama-hf", "llama-hf", "walked"])
     page.locator("#template").select_option("alpaca")
     page.locator("#compare-text").fill(question["question"])
     way.use(page.locator("#compare-send"))
