@@ -156,7 +156,7 @@ class Engine:
         if request.prompt_logprobs is None:
             return self._batch.read_prompt(request.prompt_token_ids)
         logits, cache, choices = read_scored_prompt(
-            self._loaded.model, request.prompt_token_ids, request.prompt_logprobs
+            self._loaded, request.prompt_token_ids, request.prompt_logprobs
         )
         for sequence in siblings:
             sequence.take_prompt_scores(choices)

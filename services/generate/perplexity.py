@@ -125,13 +125,13 @@ def score_window(
         check_canceled()
         end = min(start + CHUNK_TOKENS, window.end - 1)  # the last token is only a target
         kept = end - max(start, window.scored_from - 1)
-        logits = _read(loaded, token_ids[start:end], cache, at=start - window.start, kept=max(kept, 1))
+        logits = read_chunk(loaded, token_ids[start:end], cache, at=start - window.start, kept=max(kept, 1))
         if kept > 0:
             total += _negative_log_likelihood(logits, token_ids[end - kept + 1 : end + 1], end - kept + 1)
     return Score(total, window.end - window.scored_from)
 
 
-def _read(
+def read_chunk(
     loaded: LoadedModel, token_ids: Sequence[int], cache: DynamicCache, *, at: int, kept: int
 ) -> torch.Tensor:
     """Returns the logits (kept, vocabulary) in float32 after the last `kept` of these tokens; the first is at position `at`."""

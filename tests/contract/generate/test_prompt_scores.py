@@ -8,7 +8,7 @@ import torch
 
 from services.errors import NonFiniteLogits
 from services.generate import Engine, GenerationRequest, LoadedModel, OutputFailed
-from services.generate.prompt_scores import CHUNK_TOKENS
+from services.generate.perplexity import CHUNK_TOKENS
 from services.kinds.generate import GenerateRequest
 from services.sampling import Sampling
 from tests.contract.generate.engine_driver import alone, drained, run_job
