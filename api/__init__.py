@@ -28,6 +28,7 @@ from api.openai import tokenizer
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
 from services.backend import Backend
+from services.jobs.engine_record import EngineRecord
 from services.jobs.model_records import ModelRecords
 from services.jobs.queue import JobQueue, connect, connect_api
 from services.jobs.webhook_client import sender_of
@@ -69,14 +70,16 @@ def create_app(
     app.json.sort_keys = False  # type: ignore[attr-defined]
     queue = queue or JobQueue(connect_api(settings), settings, streams=connect(settings))
     store = store or ModelStore(settings.models_dir)
+    engines = EngineRecord(queue.redis, settings.generate_engine)
     app.extensions[EXTENSION] = AppState(
         settings=settings,
         queue=queue,
         store=store,
-        models=ModelReader(store, ModelRecords(queue.redis), header_processes()),
+        models=ModelReader(store, ModelRecords(queue.redis), header_processes(), engines.engines),
         planner=IsolatedPlanner(header_processes()),
         backend=Backend.of(settings, queue.identity),
         hub=Hub.of(settings),
+        engines=engines,
     )
 
     app.before_request(origins.check_host)

@@ -1,12 +1,13 @@
 """State of the application that the views use, built once in `create_app`."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flask import current_app
 
 from services.backend import Backend, ServedModel
 from services.jobs.disk_reservations import NO_DISK_USE, DiskUse
+from services.jobs.engine_record import EngineRecord
 from services.jobs.queue import JobQueue
 from services.kinds.shared import JobRequest
 from services.models.hub import Hub
@@ -24,6 +25,7 @@ class AppState:
     """Settings, queue and model store of one application.
 
     `models` describes what the store holds, `planner` makes plans, `backend` is the other server that generates, if any.
+    `engines` are those of the workers.
     """
 
     settings: Settings
@@ -33,6 +35,7 @@ class AppState:
     planner: Planner
     backend: Backend | None
     hub: Hub
+    engines: EngineRecord
 
     def served(self, request: JobRequest) -> ServedModel | None:
         """Returns the other server's model that runs this request, None if a local model does.
@@ -61,6 +64,7 @@ class AppState:
             GraftwerkError: as `preflight` and `IsolatedPlanner`.
         """
         self.models.require_readable(request.reads)
+        servers = replace(servers, engines=self.engines.engines())
         return preflight(
             request, self.store, promised, limits=limits, servers=servers, disk_use=disk_use, planner=self.planner,
         )  # fmt: skip

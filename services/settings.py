@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.generate_engines import GenerateEngine
+
 HUB_ENDPOINT = "https://huggingface.co"
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
@@ -37,6 +39,10 @@ class Settings(BaseSettings):
     generate_slots: int = Field(8, ge=1, le=256, description="Largest number of sequences in one batch.")
     resident_models_bytes: int = Field(
         0, ge=0, description="Memory for loaded models; 0 takes half of the device's memory."
+    )
+    generate_engine: GenerateEngine = Field(
+        "auto",
+        description="Engine that generates: `auto`, `graftwerk`, `llama.cpp` or `vllm`; the same for API and workers.",
     )
     generate_backend_url: str | None = Field(None, description="An OpenAI-compatible server for generation.")
     generate_backend_key: SecretStr | None = Field(None, description="The API key of that server.")

@@ -14,6 +14,9 @@ from typing import Literal
 
 from redis import Redis
 
+from services.errors import InvalidSettings
+from services.generate_engines import Engines
+from services.jobs.engine_record import EngineRecord
 from services.jobs.fork_worker import ForkWorker
 from services.jobs.identity import VolumeIdentity
 from services.jobs.queue import connect
@@ -67,6 +70,7 @@ def build(queue: QueueName, name: str, redis: Redis, settings: Settings) -> Trac
         from worker.inference.worker import GenerateWorker  # noqa: PLC0415  (imports torch)
 
         set_threads(threads)
+        EngineRecord(redis, settings.generate_engine).register(Engines.installed(settings.generate_engine))
         return GenerateWorker(name=name, redis=redis, settings=settings)
     preload(queue)
     return ForkWorker(
@@ -117,7 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Volume(settings.models_dir).identify_by(VolumeIdentity(redis))
     if role == "janitor":
         return clean_up(redis, settings)
-    worker = build(role, name, redis, settings)
+    try:
+        worker = build(role, name, redis, settings)
+    except InvalidSettings as error:
+        logger.error("The worker does not start: %s %s", error.message, error.hint)
+        return 1
     worker.work(logging_level="INFO")
     return 0 if worker.asked_to_stop else 1
 

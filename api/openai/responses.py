@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Response
 
+from services.generate_engines import Engine
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Logprob, Output, TokenPiece
 
@@ -105,12 +106,12 @@ class ResponseBuilder:
         return self._header(is_chunk=True) | {"choices": [choice]}
 
     def _extension(self, result: GenerateResult) -> Json:
-        return extension(self.job, self.ignored) | {"template": result.template}
+        return extension(self.job, self.ignored, result.engine) | {"template": result.template}
 
 
-def extension(job: Job, ignored: Sequence[str]) -> Json:
-    """Returns the field `graftwerk` of a response: the job, and the parameters that were left out."""
-    return {"job": job.id, "ignored": list(ignored)}
+def extension(job: Job, ignored: Sequence[str], engine: Engine | None) -> Json:
+    """Returns the field `graftwerk` of a response: the job, what computed, and the parameters that were left out."""
+    return {"job": job.id, "engine": engine, "ignored": list(ignored)}
 
 
 def json_object(value: Any) -> Response:

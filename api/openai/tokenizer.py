@@ -128,7 +128,7 @@ def _run(names: dict[str, Any], **fields: Any) -> tuple[Job, TokenizeResult]:
 
 
 def _extension(job: Job, body: Any) -> dict[str, Any]:
-    return {"graftwerk": extension(job, ignored_parameters(body))}
+    return {"graftwerk": extension(job, ignored_parameters(body), "graftwerk")}
 
 
 def _names(model: str | None) -> dict[str, Any]:

@@ -111,7 +111,11 @@ def embeddings() -> Response:
         for index, vector in enumerate(result.embeddings)
     ]
     usage = result.usage.model_dump(exclude_unset=True)
-    own = {"model": body.model, "usage": usage, "graftwerk": extension(job, ignored_parameters(value))}
+    own = {
+        "model": body.model,
+        "usage": usage,
+        "graftwerk": extension(job, ignored_parameters(value), result.engine),
+    }
     return json_object({"object": "list", "data": data} | own)
 
 

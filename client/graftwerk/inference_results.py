@@ -40,6 +40,7 @@ class GenerateResult(JobResult):
     device: str | None
     dtype: str | None
     backend: str | None = None
+    engine: str | None = None
     prompts: int | None = None
     answered: int | None = None
     failed: int | None = None
@@ -71,7 +72,7 @@ class VariantAdapter(Result):
 
 
 class VariantSummary(Result):
-    """One variant of a comparison, and device and speed of its generation if it has any output."""
+    """One variant of a comparison, and engine, device and speed of its generation if it has any output."""
 
     label: str
     model: str
@@ -84,6 +85,7 @@ class VariantSummary(Result):
     device: str | None = None
     dtype: str | None = None
     backend: str | None = None
+    engine: str | None = None
 
 
 class FirstDifference(Result):
@@ -127,6 +129,7 @@ class EmbedResult(JobResult):
     seconds: float
     device: str
     dtype: str
+    engine: str | None = None
 
 
 class TokenizerFacts(Result):

@@ -44,6 +44,7 @@ class ModelSummary(Result):
     lineage: dict[str, Any] | None = None
     problems: list[str] = []
     warnings: list[str] = []
+    engine: str | None = None
 
     def __repr__(self) -> str:
         size = decimal(self.size_bytes)

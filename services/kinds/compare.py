@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from services.generate_engines import Engine
 from services.kinds.generate import GenerateRequest, Output
 from services.kinds.guidance import GuidedPromptOptions
 from services.kinds.shared import (
@@ -93,7 +94,7 @@ class VariantAdapter(Result):
 
 
 class VariantSummary(Result):
-    """One variant, and device and speed of its generation if it has any output."""
+    """One variant, and engine, device and speed of its generation if it has any output."""
 
     label: str
     model: str
@@ -106,6 +107,7 @@ class VariantSummary(Result):
     device: str | None = None
     dtype: str | None = None
     backend: str | None = None
+    engine: Engine | None = None
 
 
 class FirstDifference(Result):

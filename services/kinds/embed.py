@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from services.generate_engines import Engine
 from services.kinds.shared import JobResult, ModelRequest, TokenIds, Usage
 
 INPUTS_LIMIT = 256
@@ -32,3 +33,4 @@ class EmbedResult(JobResult):
     seconds: float
     device: str
     dtype: str
+    engine: Engine | None = None

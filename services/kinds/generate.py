@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from services.generate_engines import Engine
 from services.kinds.guidance import GuidedPromptOptions
 from services.kinds.shared import (
     PROMPTS_LIMIT,
@@ -121,7 +122,7 @@ class Output(Result):
 
 
 class ComputedBy(Result):
-    """Device and speed of a generation; `backend` is the address of another server that generated."""
+    """Engine, device and speed of a generation; `backend` is the address of another server that generated."""
 
     template: str | None = None
     seconds: float
@@ -129,6 +130,7 @@ class ComputedBy(Result):
     device: str | None
     dtype: str | None
     backend: str | None = None
+    engine: Engine | None = None
 
 
 class GenerateResult(JobResult, ComputedBy):

@@ -3,7 +3,9 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.generate_engines import Engine
 
 ModelKind = Literal["original", "huggingface", "adapter", "tokenizer", "gguf", "unknown"]
 
@@ -50,3 +52,6 @@ class ModelSummary(BaseModel):
     lineage: dict[str, Any] | None = None
     problems: list[str] = []
     warnings: list[str] = []
+    engine: Engine | None = Field(
+        default=None, description="The engine that generates with it; null if none does."
+    )

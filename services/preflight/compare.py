@@ -21,6 +21,7 @@ def plan(request: CompareRequest, inputs: Inputs) -> Plan:
     return Plan(
         kind=request.kind,
         reads=list(reads.values()),
+        engine=plans[0].engine,
         peak_memory_bytes=max(plan.peak_memory_bytes for plan in plans),
         warnings=list(dict.fromkeys(warning for plan in plans for warning in plan.warnings)),
     )

@@ -29,7 +29,7 @@ def plan(request: GenerateRequest, inputs: Inputs) -> Plan:
         return plan_loaded_model(request, inputs)
     check_forwardable(request, inputs.served)
     model = PlannedRead(name=inputs.served.id, role="model", backend=inputs.served.server)
-    return Plan(kind=request.kind, reads=[model])
+    return Plan(kind=request.kind, reads=[model], engine="remote")
 
 
 def check_prompts(request: GenerateRequest, store: ModelStore) -> None:

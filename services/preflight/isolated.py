@@ -80,6 +80,7 @@ def _question(request: JobRequest, inputs: Inputs) -> dict[str, Any]:
         "request": request.model_dump(mode="json"),
         "promised": inputs.waiting,
         "limits": asdict(inputs.limits),
+        "engines": inputs.engines.as_json(),
         "served": None if inputs.served is None else asdict(inputs.served),
     }
 

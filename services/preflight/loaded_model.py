@@ -1,7 +1,7 @@
 """Plan of a job that runs a loaded model, for all kinds that do."""
 
 from services.architectures.checkpoint_reader import read_checkpoint
-from services.errors import VocabularyMismatch, WrongModelKind
+from services.errors import NotReady, VocabularyMismatch, WrongModelKind
 from services.kinds.shared import ModelRequest
 from services.models.summary import kind_of_folder
 from services.preflight.plan import (
@@ -18,6 +18,7 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
     """Returns the plan of a model and its adapters, loaded together.
 
     Raises:
+        NotReady: no worker has the engine.
         WrongModelKind: the model is not a Hugging Face model, or an adapter is not one.
         VocabularyMismatch: the model has no tokenizer.
         GraftwerkError: any other error that their files give a reason for.
@@ -26,12 +27,18 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
         return deferred_plan(request, inputs)
     folder = inputs.folders[request.model]
     found = kind_of_folder(folder)
+    engine = inputs.engines.of(found)
     if found != "huggingface":
         raise WrongModelKind(
             f"{request.model!r} is of kind {found!r}; text is generated from a huggingface model.",
             convert_first(request.model)
             if found in ("original", "gguf")
             else "Merge the adapter into a base first.",
+        )
+    if engine is None:
+        raise NotReady(
+            f"No worker has the engine {inputs.engines.setting!r}, which GENERATE_ENGINE names.",
+            "Start a generate worker that has it, or unset GENERATE_ENGINE.",
         )
     checkpoint = read_checkpoint(folder)
     if checkpoint.vocabulary is None:
@@ -46,6 +53,7 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
             PlannedRead(name=request.model, role="model", size_bytes=checkpoint.size_bytes),
             *map(PlannedRead.of_adapter, adapters),
         ],
+        engine=engine,
         peak_memory_bytes=PROCESS_BYTES + checkpoint.parameters * 4,
         warnings=list(stack.warnings),
     )

@@ -7,7 +7,7 @@ its problem until one of its files changes.
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from services.errors import NotReady, ReadLimitExceeded, UnreadableFile
+from services.generate_engines import Engines
 from services.isolation.limits import LimitExceeded, ProcessDied
 from services.isolation.pool import NoProcessFree, ProcessPool
 from services.jobs.model_records import ModelRecords
@@ -32,7 +33,7 @@ PARSED_LIMIT = 1024
 PARSED_BYTES = 16_384
 """Most descriptions that stay parsed in a process, and the longest of them; most have a few kilobytes."""
 
-VERSION = "3"
+VERSION = "4"
 """Changes with the content of descriptions, so that those of another version are read again."""
 
 
@@ -46,7 +47,7 @@ class ModelRecord(BaseModel):
     """Description of a folder as it is kept.
 
     Attributes:
-        state: Digest over the path, inode, size and times of each file.
+        state: Digest over the engines, and the path, inode, size and times of each file.
         generates: A generate job of the model would be accepted.
         refusal: Code of the error of every request for it, empty if there is none: its reader was stopped, died or failed.
     """
@@ -56,11 +57,24 @@ class ModelRecord(BaseModel):
     generates: bool = False
     refusal: str = ""
 
+    def described(self, engines: Engines) -> ModelSummary:
+        """Returns the summary with the engine that generates with the model."""
+        engine = engines.of(self.summary.kind) if self.generates else None
+        return self.summary.model_copy(update={"engine": engine})
+
 
 class ModelReader:
     """Descriptions of all models of a volume."""
 
-    def __init__(self, store: ModelStore, records: ModelRecords, processes: ProcessPool) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        records: ModelRecords,
+        processes: ProcessPool,
+        engines: Callable[[], Engines] = Engines,
+    ) -> None:
+        """`engines` returns those of the service's workers."""
+        self._engines = engines
         self._store = store
         self._records = records
         self._processes = processes
@@ -68,8 +82,8 @@ class ModelReader:
     def models(self) -> list[ModelSummary]:
         """Returns the summary of every model, by name, without those that are deleted meanwhile."""
         found = self.all()
-        bases = _bases(found)
-        return [bases.complete(record.summary) for record in found]
+        bases, engines = _bases(found), self._engines()
+        return [bases.complete(record.described(engines)) for record in found]
 
     def describe(self, name: str) -> ModelSummary:
         """Returns the summary of one model.
@@ -78,13 +92,14 @@ class ModelReader:
             InvalidName, ModelNotFound: as `ModelStore.path`.
         """
         self._store.path(name)
-        summary = self._current(name, self._records.get(name)).summary
+        engines = self._engines()
+        summary = self._current(name, self._records.get(name), engines).described(engines)
         return BaseOffer(lambda: hub_ids(record.summary for record in self.all())).complete(summary)
 
     def all(self) -> list[ModelRecord]:
         """Returns the description of every model, by name."""
-        names, kept = self._store.names(), self._records.all()
-        found = [self._current(name, kept.get(name)) for name in names]
+        names, kept, engines = self._store.names(), self._records.all(), self._engines()
+        found = [self._current(name, kept.get(name), engines) for name in names]
         self._records.drop(kept.keys() - set(names))
         return [record for record in found if (self._store.root / record.summary.name).is_dir()]
 
@@ -95,8 +110,9 @@ class ModelReader:
             ReadLimitExceeded: one was.
             UnreadableFile: one has failed.
         """
+        engines = self._engines()
         for name in {*names} & {*self._store.names()}:
-            record = self._current(name, self._records.get(name))
+            record = self._current(name, self._records.get(name), engines)
             if record.refusal:
                 problem = f"{name}: {record.summary.problems[0]}"
                 raise REFUSALS[record.refusal](problem, LIMIT_HINT)
@@ -131,17 +147,17 @@ class ModelReader:
         answer: dict[str, Any] = self._processes.call({handler: question})
         return answer
 
-    def _current(self, name: str, kept: bytes | None) -> ModelRecord:
-        state = _state_of(self._store.root / name)
+    def _current(self, name: str, kept: bytes | None, engines: Engines) -> ModelRecord:
+        state = _state_of(self._store.root / name, engines)
         record = None if kept is None else _parsed(kept) if len(kept) > PARSED_BYTES else _parsed_once(kept)
-        return record if record is not None and record.state == state else self._read(name, state)
+        return record if record is not None and record.state == state else self._read(name, state, engines)
 
-    def _read(self, name: str, state: str | None) -> ModelRecord:
+    def _read(self, name: str, state: str | None, engines: Engines) -> ModelRecord:
         if state is None:
             problem = f"The folder holds more than {FILES_LIMIT} files."
             return _refused(name, "", problem, ReadLimitExceeded.code)
         try:
-            answer = self._call("describe", name)
+            answer = self._call("describe", name, engines=engines.as_json())
         except (LimitExceeded, ProcessDied) as error:
             problem = f"Reading its headers {stop_reason(error)}: the files are damaged or hostile."
             record = _refused(name, state, problem, ReadLimitExceeded.code)
@@ -183,9 +199,9 @@ def _bases(records: list[ModelRecord]) -> BaseOffer:
     return BaseOffer(lambda: hub_ids(record.summary for record in records))
 
 
-def _state_of(folder: Path) -> str | None:
-    """Returns a digest of the state of all files, None if there are too many."""
-    lines = [VERSION]
+def _state_of(folder: Path, engines: Engines) -> str | None:
+    """Returns a digest of the engines and of the state of all files, None if there are too many."""
+    lines = [VERSION, engines.setting, *sorted(engines.available)]
     for line in _file_states(folder):
         lines.append(line)
         if len(lines) > FILES_LIMIT:

@@ -14,6 +14,7 @@ from services.architectures.checkpoint import Checkpoint
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.backend import ServedModel
 from services.errors import InternalError, WrongModelKind
+from services.generate_engines import ALL_ENGINES, Engine, Engines
 from services.jobs.disk_reservations import DiskNeed, DiskUse
 from services.kinds import JobRequest
 from services.kinds.model_summary import ModelKind
@@ -94,6 +95,9 @@ class Plan(BaseModel):
         default=None,
         description="Of a dry run: the time that it would take, from ended jobs of its kind with outputs of a similar size.",
     )
+    engine: Engine | None = Field(
+        default=None, exclude_if=_is_none, description="The engine of a job that runs a model."
+    )
     warnings: list[str] = []
     _disk_need: DiskNeed | None = PrivateAttr(default=None)
 
@@ -154,13 +158,15 @@ NO_ARCHIVES = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Other servers that a preflight may ask.
+    """Other processes that matter to a preflight.
 
-    `served` is the model of another server that runs a generate job, if one does. `hub` is the Hub of imports.
+    `served` is the model of another server that runs a generate job, if one does. `hub` is the Hub of imports, `engines` are
+    those of the workers.
     """
 
     served: ServedModel | None = None
     hub: Hub = NO_HUB
+    engines: Engines = ALL_ENGINES
 
 
 NO_SERVERS = Servers()
@@ -170,8 +176,8 @@ NO_SERVERS = Servers()
 class Inputs:
     """The models that a request names, each resolved to its folder once, and the limits that apply.
 
-    `waiting` are the names of models that earlier jobs will make; they have no folder yet. `served` and `hub` are those of
-    `Servers`.
+    `waiting` are the names of models that earlier jobs will make; they have no folder yet. `served`, `hub` and `engines`
+    are those of `Servers`.
     """
 
     def __init__(
@@ -186,6 +192,7 @@ class Inputs:
         self.limits = limits
         self.served = servers.served
         self.hub = servers.hub
+        self.engines = servers.engines
         self.waiting = [name for name in request.reads if name in promised]
         self._names = [name for name in request.reads if name not in promised]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from services.backend import ServedModel
 from services.errors import GraftwerkError, UnreadableFile
+from services.generate_engines import Engines
 from services.isolation.serving import serve
 from services.kinds import KINDS, module_name, parse_request
 from services.kinds.generate import GenerateRequest
@@ -29,17 +30,18 @@ def describe(question: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the summary of a folder, and whether its model generates.
 
     Args:
-        question: `root` of the volume and `name` of the model.
+        question: `root` of the volume, `name` of the model, and the `engines` of the workers.
     """
-    root, name = Path(question["root"]), question["name"]
+    root, name, engines = Path(question["root"]), question["name"], Engines.from_json(question["engines"])
     summary = describe_folder(root / name, name)
-    generates = summary.kind == "huggingface" and not summary.problems and _generates(root, name)
+    generates = not summary.problems and _generates(root, name, engines)
     return {"summary": summary.model_dump(mode="json"), "generates": generates}
 
 
-def _generates(root: Path, name: str) -> bool:
+def _generates(root: Path, name: str, engines: Engines) -> bool:
+    request = GenerateRequest(kind="generate", prompt="", model=name)
     try:
-        preflight(GenerateRequest(kind="generate", prompt="", model=name), ModelStore(root), {})
+        preflight(request, ModelStore(root), {}, servers=Servers(engines=engines))
     except (GraftwerkError, OSError):  # incomplete, quantized, or deleted at this moment
         return False
     return True
@@ -58,7 +60,9 @@ def plan(question: Mapping[str, Any]) -> dict[str, Any]:
         ModelStore(Path(question["root"])),
         question["promised"],
         Limits(**question["limits"]),
-        Servers(None if served is None else ServedModel(**served)),
+        Servers(
+            None if served is None else ServedModel(**served), engines=Engines.from_json(question["engines"])
+        ),
     )
     try:
         return plan_as_answer(plan_inputs(request, inputs))

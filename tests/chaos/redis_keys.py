@@ -31,9 +31,9 @@ KEY_KINDS = (
     ),
     KeyKind(pattern=f"graftwerk:events:{UUID}", reason="events of each job", per_job=1, is_expiring=True),
     KeyKind(
-        pattern="graftwerk:(events|jobs|ended|kinds|service|volume|models|counters)",
-        reason="all events, all jobs, kinds, the ids of service and volume, descriptions of models, counters",
-        fixed=8,
+        pattern="graftwerk:(events|jobs|ended|kinds|service|volume|models|counters|engine)",
+        reason="all events, all jobs, kinds, the ids of service and volume, descriptions of models, counters, engine",
+        fixed=9,
     ),
     KeyKind(pattern="graftwerk:ended:[a-z-]+:[a-z]+", reason="ended jobs by kind and status", fixed=36),
     KeyKind(

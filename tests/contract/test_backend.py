@@ -187,6 +187,7 @@ def test_a_job_for_the_other_server_is_taken_with_nothing_on_the_shelf(
     api = client_of(tmp_path, generate_backend_url=there.url)
     plan = api.post("/api/jobs", json=request_of(), query_string={"dry_run": "true"}).get_json()
     assert plan["reads"] == [{"name": "org/m:8b", "role": "model", "backend": there.url}]
+    assert plan["engine"] == "remote"
     assert api.post("/api/jobs", json=request_of()).status_code == 202
     for fields in ({"forward": False}, {"adapters": ["a"]}, {"rope_alpha": 2}):
         problem(api.post("/api/jobs", json=request_of(**fields)), 404, "model_not_found")
@@ -251,6 +252,7 @@ def test_prompts_are_asked_one_by_one_and_put_together(queue: JobQueue, script: 
     )
     assert asked == [("a", 3), ("a", 4), ("b", 3), ("b", 4)]
     assert (result_json(job)["backend"], result_json(job)["device"]) == (script.url, None)
+    assert result_json(job)["engine"] == "remote"
 
 
 def test_text_is_told_before_the_answer_ends(queue: JobQueue, script: Scripted) -> None:

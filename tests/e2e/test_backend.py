@@ -76,10 +76,14 @@ def test_a_chat_gets_the_exact_answer_of_the_other_server(
     assert found.usage.completion_tokens > 3
     mine = front.job(found.id.removeprefix("chatcmpl-"))
     assert mine["result"]["backend"] == product.url
+    assert (mine["result"]["engine"], (found.model_extra or {})["graftwerk"]["engine"]) == (
+        "remote",
+        "remote",
+    )
     assert mine["result"]["template"] == "model"
     (theirs,) = [job for job in jobs_of(product) if job["id"] not in known]
     assert (theirs["status"], theirs["request"]["forward"]) == ("succeeded", False)
-    assert theirs["result"]["backend"] is None
+    assert (theirs["result"]["backend"], theirs["result"]["engine"]) == (None, "graftwerk")
     assert theirs["result"]["outputs"][0]["usage"] == mine["result"]["outputs"][0]["usage"]
 
 

@@ -66,7 +66,9 @@ def test_a_chat_gives_the_trained_answer(product: Product, client: openai.OpenAI
     assert job["metadata"] == {"origin": "openai", "endpoint": "chat.completions"}
     assert job["result"]["outputs"][0]["text"] == answer
     assert found.model_extra is not None
-    assert found.model_extra["graftwerk"] == {"job": job["id"], "template": "alpaca", "ignored": []}
+    assert found.model_extra["graftwerk"] == {
+        "job": job["id"], "engine": "graftwerk", "template": "alpaca", "ignored": [],
+    }  # fmt: skip
 
 
 def test_a_streamed_chat_is_the_same_text_in_pieces(client: openai.OpenAI, question: Question) -> None:

@@ -81,9 +81,10 @@ def test_the_last_chunks_name_the_job_and_the_ignored_parameters() -> None:
     usage = Usage(prompt_tokens=3, completion_tokens=1, total_tokens=4)
     outputs = [Output(prompt="x", text="One", usage=usage, finish_reason="stop")]
     result = GenerateResult(
-        outputs=outputs, template="alpaca", seconds=1, tokens_per_second=1, device="cpu", dtype="float32"
-    )
-    expected = {"job": "7", "ignored": ["tools"], "template": "alpaca"}
+        outputs=outputs, template="alpaca", seconds=1, tokens_per_second=1, device="cpu", dtype="float32",
+        engine="llama.cpp",
+    )  # fmt: skip
+    expected = {"job": "7", "engine": "llama.cpp", "ignored": ["tools"], "template": "alpaca"}
     for response in (builder.whole(result), builder.closing(0, result), builder.usage(result)):
         assert response["graftwerk"] == expected
     assert "graftwerk" not in builder.opening(0)

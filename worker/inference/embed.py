@@ -77,6 +77,7 @@ class EmbedSession:
             seconds=round(time.monotonic() - self._started, 3),
             device=loaded.device_name,
             dtype=loaded.dtype_name,
+            engine="graftwerk",
         )
 
     def cancel(self) -> None:

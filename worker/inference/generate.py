@@ -136,7 +136,7 @@ class GenerateSession:
         template = self._template or self._builder.template(self._prompts.entries[0])
         loaded = self.model.loaded
         return self.outputs.computed(
-            template=template, device=loaded.device_name, dtype=loaded.dtype_name, backend=None
+            engine="graftwerk", template=template, device=loaded.device_name, dtype=loaded.dtype_name
         )
 
     def cancel(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.errors import GraftwerkError
+from services.generate_engines import Engine
 from services.kinds.generate import ComputedBy, GenerateRequest, Logprob, Output
 from services.kinds.shared import MAX_STREAMED_OUTPUTS, NO_TOKEN_LIMIT, Failure
 from services.models.prompt_file import PromptEntry, read_prompt_file
@@ -158,9 +159,15 @@ class OutputCollector:
             self._stream.flush_if_due()
 
     def computed(
-        self, *, template: str, device: str | None, dtype: str | None, backend: str | None
+        self,
+        *,
+        engine: Engine,
+        template: str,
+        device: str | None = None,
+        dtype: str | None = None,
+        backend: str | None = None,
     ) -> ComputedBy:
-        """Publishes the rest of the text, and returns device and speed of the generation."""
+        """Publishes the rest of the text, and returns engine, device and speed of the generation."""
         if self._stream is not None:
             self._stream.flush()
         seconds = time.monotonic() - self._started
@@ -171,6 +178,7 @@ class OutputCollector:
             device=device,
             dtype=dtype,
             backend=backend,
+            engine=engine,
         )
 
     def raise_if_all_failed(self) -> None:

@@ -90,7 +90,7 @@ class RemoteSession:
         """Returns the result. Raises the first error if every prompt failed."""
         self._outputs.raise_if_all_failed()
         computed = self._outputs.computed(
-            template=self._call((0, 0)).template, device=None, dtype=None, backend=self._served.server
+            engine="remote", template=self._call((0, 0)).template, backend=self._served.server
         )
         return self._outputs.sink.result(computed)
 

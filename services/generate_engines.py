@@ -1,0 +1,57 @@
+"""Engines that generate text: one table of the engine that answers each kind of model, by the service's setting."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+GenerateEngine = Literal["auto", "graftwerk", "llama.cpp", "vllm"]
+"""Values of the setting `GENERATE_ENGINE`."""
+
+Engine = Literal["graftwerk", "llama.cpp", "vllm", "remote"]
+"""Name of what computes: the reference engine, llama.cpp, vLLM, or the server of `GENERATE_BACKEND_URL`."""
+
+ENGINES: Mapping[str, Mapping[GenerateEngine, Engine]] = {
+    "huggingface": {"auto": "graftwerk", "graftwerk": "graftwerk", "llama.cpp": "graftwerk", "vllm": "vllm"},
+    "gguf": {"auto": "llama.cpp", "llama.cpp": "llama.cpp"},
+}
+"""Engine by the kind of a model and the setting; models without an entry are converted first."""
+
+PACKAGES: Mapping[Engine, str] = {"graftwerk": "torch"}
+"""The engines of this version, and the package without which a worker does not have one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Engines of a service: its setting, and those that its workers have."""
+
+    setting: GenerateEngine = "auto"
+    available: frozenset[str] = frozenset(PACKAGES)
+
+    @classmethod
+    def installed(cls, setting: GenerateEngine) -> "Engines":
+        """Returns the engines whose packages this process has."""
+        return cls(setting, frozenset(name for name, package in PACKAGES.items() if find_spec(package)))
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the engine that the setting names is available."""
+        return self.setting == "auto" or self.setting in self.available
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON, for `from_json`."""
+        return {"setting": self.setting, "available": sorted(self.available)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Engines":
+        """Returns the engines of what `as_json` has returned."""
+        return cls(value["setting"], frozenset(value["available"]))
+
+    def of(self, model_kind: str) -> Engine | None:
+        """Returns the engine that answers models of a kind, None if none does."""
+        engine = ENGINES.get(model_kind, {}).get(self.setting)
+        return engine if engine in self.available else None
+
+
+ALL_ENGINES = Engines()
+"""Engines of a service whose workers are not known yet."""

@@ -1,0 +1,78 @@
+"""The service's engine setting and the engines of its workers, in Redis: the API writes the one, workers the other."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.utils import as_text
+
+from services.errors import InvalidSettings, NotReady, QueueFull
+from services.generate_engines import Engines, GenerateEngine
+from services.jobs.records import reaching_redis
+
+ENGINE_KEY = "graftwerk:engine"
+"""Hash of `setting`, that of the API, and `available`, what the generate worker that started last has."""
+
+PATIENCE_SECONDS = 30
+"""Time that a starting worker waits for an API with its setting."""
+
+
+class EngineRecord:
+    """Engines of the service of this Redis, for a process with this setting."""
+
+    def __init__(self, redis: Redis, setting: GenerateEngine) -> None:
+        self._redis = redis
+        self._setting = setting
+        self._is_announced = False
+        self._last = Engines(setting)
+
+    @reaching_redis()
+    def announce(self) -> None:
+        """Makes this process's setting the service's. Raises NotReady, QueueFull."""
+        self._redis.hset(ENGINE_KEY, "setting", self._setting)
+        self._is_announced = True
+
+    def engines(self) -> Engines:
+        """Returns the setting and the engines that workers have: all of this version until one has started.
+
+        Without Redis they are the last ones that were read.
+        """
+        with suppress(RedisError, NotReady, QueueFull):
+            if not self._is_announced:
+                self.announce()
+            found = self._redis.hget(ENGINE_KEY, "available")
+            if found is not None:
+                self._last = Engines(self._setting, frozenset(as_text(found).split()))
+        return self._last
+
+    @reaching_redis()
+    def register(self, own: Engines, pause: Callable[[float], None] = time.sleep) -> None:
+        """Checks that a worker has the service's engine, and records the engines that it has.
+
+        An API that starts at the same time with a new setting has `PATIENCE_SECONDS` to announce it.
+
+        Raises:
+            InvalidSettings: its setting is another one than the service's, or a package is missing.
+            NotReady, QueueFull: Redis does not answer, or has no memory left.
+        """
+        self._redis.hsetnx(ENGINE_KEY, "setting", own.setting)
+        for _ in range(PATIENCE_SECONDS):
+            if self._announced() == own.setting:
+                break
+            pause(1)
+        if (setting := self._announced()) != own.setting:
+            raise InvalidSettings(
+                f"This worker's GENERATE_ENGINE is {own.setting!r}, and the service's is {setting!r}.",
+                "Set the same one for the API and all workers, and start the API first.",
+            )
+        if not own.is_complete:
+            raise InvalidSettings(
+                f"GENERATE_ENGINE is {own.setting!r}, and this worker has only {', '.join(sorted(own.available))}.",
+                "Install that engine's packages, or unset GENERATE_ENGINE.",
+            )
+        self._redis.hset(ENGINE_KEY, "available", " ".join(sorted(own.available)))
+
+    def _announced(self) -> str:
+        return as_text(self._redis.hget(ENGINE_KEY, "setting") or b"")
