@@ -20,6 +20,7 @@ from services.generate.prompt_scores import read_scored_prompt
 from services.generate.request import Event, GenerationRequest
 from services.generate.sequence import SequenceState
 from services.sampling import SEED_BITS
+from services.tokenizers import Tokenizer
 
 
 class Engine:
@@ -65,8 +66,8 @@ class Engine:
         self._canceled.discard(request.id)
         seed = request.sampling.seed
         seed = secrets.randbits(SEED_BITS) if seed is None else seed
-        tokenizer = self._loaded.tokenizer
-        guides = [self._guides.make(request.grammar) for _ in range(request.sampling.n)]
+        tokenizer = self._tokenizer(request)
+        guides = [self._guide_maker(request).make(request.grammar) for _ in range(request.sampling.n)]
         self._waiting.extend(
             SequenceState(request, tokenizer, index=index, seed=seed, guide=guide)
             for index, guide in enumerate(guides)
@@ -83,20 +84,30 @@ class Engine:
         events += self._begin_waiting()
         return events + self._decode()
 
+    def _tokenizer(self, request: GenerationRequest) -> Tokenizer:
+        return self._loaded.tokenizer if request.adapters is None else request.adapters.tokenizer
+
+    def _rows(self, request: GenerationRequest) -> int:
+        return self._loaded.rows if request.adapters is None else request.adapters.rows
+
+    def _guide_maker(self, request: GenerationRequest) -> GuideMaker:
+        return self._guides if request.adapters is None else request.adapters.guides
+
     def _checked(self, request: GenerationRequest) -> GenerationRequest:
         loaded, sampling = self._loaded, request.sampling
+        bos_id, rows = self._tokenizer(request).bos_id, self._rows(request)
         if not request.prompt_token_ids:
-            if loaded.tokenizer.bos_id is None:
+            if bos_id is None:
                 raise InvalidRequest("The prompt is empty and this model has no beginning-of-text token.")
-            request = replace(request, prompt_token_ids=[loaded.tokenizer.bos_id])
+            request = replace(request, prompt_token_ids=[bos_id])
         largest = max(request.prompt_token_ids)
-        if largest >= loaded.rows or min(request.prompt_token_ids) < 0:
+        if largest >= rows or min(request.prompt_token_ids) < 0:
             raise VocabularyMismatch(
-                f"The prompt has the token {largest} and the model has {loaded.rows} rows of embeddings.",
+                f"The prompt has the token {largest} and the model has {rows} rows of embeddings.",
                 "The tokenizer does not belong to the model: put the right one into its folder.",
             )
-        if any(token_id >= loaded.rows for token_id in sampling.logit_bias):
-            raise InvalidRequest(f"logit_bias names tokens beyond the model's {loaded.rows}.")
+        if any(token_id >= rows for token_id in sampling.logit_bias):
+            raise InvalidRequest(f"logit_bias names tokens beyond the model's {rows}.")
         if request.grammar is not None and sampling.num_beams > 1:
             raise InvalidRequest("A beam search follows no grammar.", "Set num_beams to 1.")
         _check_length(len(request.prompt_token_ids), sampling.max_new_tokens, loaded.context_length)
@@ -146,7 +157,7 @@ class Engine:
         for sequence in siblings:
             events += sequence.advance(logits)
             if not sequence.is_finished:
-                self._batch.join(cache)
+                self._batch.join(cache, request.adapters)
                 self._running.append(sequence)
         return events
 
@@ -154,7 +165,7 @@ class Engine:
         self, request: GenerationRequest, siblings: list[SequenceState]
     ) -> tuple[torch.Tensor, Cache]:
         if request.prompt_logprobs is None:
-            return self._batch.read_prompt(request.prompt_token_ids)
+            return self._batch.read_prompt(request.prompt_token_ids, request.adapters)
         logits, cache, choices = read_scored_prompt(
             self._loaded, request.prompt_token_ids, request.prompt_logprobs
         )
@@ -172,7 +183,7 @@ class Engine:
         logits = self._batch.decode([sequence.token_ids[-1] for sequence in self._running])
         events: list[Event] = []
         for sequence, row in zip(self._running, logits, strict=True):
-            events += sequence.advance(row)
+            events += sequence.advance(row[: self._rows(sequence.request)])
         self._drop_finished()
         return events
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from services.generate.adapter_stack import AdapterStack
+
 _BLOCK = 64
 
 
@@ -135,19 +137,23 @@ def window_of(config: Any) -> int | None:
 class BatchRunner:
     """Runs the forward passes of one model for the sequences in its KV cache.
 
-    All keys and values are kept, also those that a sliding layer no longer sees: the masks leave them out.
+    All keys and values are kept, also those that a sliding layer no longer sees: the masks leave them out. `stacks` has the
+    adapters of each row, None for the base alone.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._cache = KVCache()
         self._window = window_of(model.config)
+        self.stacks: list[AdapterStack | None] = []
 
     def __len__(self) -> int:
         return len(self._cache.lengths)
 
     @torch.inference_mode()
-    def read_prompt(self, token_ids: Sequence[int]) -> tuple[torch.Tensor, Cache]:
+    def read_prompt(
+        self, token_ids: Sequence[int], stack: AdapterStack | None = None
+    ) -> tuple[torch.Tensor, Cache]:
         """Returns the logits (vocabulary,) after a prompt in float32 on the CPU, and the prompt's own cache."""
         ids = torch.tensor([list(token_ids)], device=self._model.device)
         cache = DynamicCache()
@@ -155,18 +161,24 @@ class BatchRunner:
         return self._forward(ids, None, positions, cache)[0], cache
 
     @torch.inference_mode()
-    def join(self, prompt: Cache) -> None:
-        """Appends the prompt's sequence as the last row."""
+    def join(self, prompt: Cache, stack: AdapterStack | None = None) -> None:
+        """Appends the prompt's sequence, which these adapters have read, as the last row."""
         self._cache.join(prompt)
+        self.stacks.append(stack)
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
         """Frees the row of a finished sequence; the last row takes its number."""
         self._cache.leave(row)
+        self.stacks[row] = self.stacks[-1]
+        self.stacks.pop()
 
     @torch.inference_mode()
     def decode(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Appends one token to each row and returns the next logits (rows, vocabulary) in float32 on the CPU."""
+        """Appends one token to each row and returns the next logits in float32 on the CPU.
+
+        Their shape is (rows, widest vocabulary of the rows); a row's own vocabulary comes first, the rest is minus infinity.
+        """
         ids = torch.tensor(token_ids, device=self._model.device)[:, None]
         positions = self._cache.begin_step(self._model.device)
         logits = self._forward(ids, self._masks(), positions, self._cache)
