@@ -41,6 +41,7 @@ class GenerateResult(JobResult):
     dtype: str | None
     backend: str | None = None
     engine: str | None = None
+    adapters: str | None = None
     prompts: int | None = None
     answered: int | None = None
     failed: int | None = None

@@ -157,6 +157,7 @@ class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
         prompts_file: file of prompts on the volume, `incoming/…`, in place of the prompts.
         prompt_token_ids: token ids of one or several prompts, in place of texts.
         score_prompt: return the log-probability of each token of the prompts too.
+        exact: merge adapters into a copy of the model, whose values are those of a merge job.
         return_token_ids: return the ids of the tokens too.
         forward: False: a worker of the service generates, even if a backend server has the model.
     """
@@ -164,6 +165,7 @@ class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
     prompts_file: str
     prompt_token_ids: list[int] | list[list[int]]
     score_prompt: bool
+    exact: bool
     return_token_ids: bool
     forward: bool
 

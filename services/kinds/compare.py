@@ -79,11 +79,11 @@ class CompareRequest(JobRequest, GuidedPromptOptions):
         return self
 
     def request_for(self, variant: Variant, seed: int | None) -> GenerateRequest:
-        """Returns the generate request of one variant."""
+        """Returns the generate request of one variant, with merged adapters: a comparison shows no other differences."""
         prompt = {name: getattr(self, name) for name in GuidedPromptOptions.model_fields}
         choice = {name: getattr(variant, name) for name in ModelChoice.model_fields}
         prompt["sampling"] = self.sampling.model_copy(update={"seed": seed})
-        return GenerateRequest(kind="generate", return_token_ids=True, **prompt, **choice)
+        return GenerateRequest(kind="generate", return_token_ids=True, exact=True, **prompt, **choice)
 
 
 class VariantAdapter(Result):

@@ -17,6 +17,8 @@ from services.kinds.shared import (
     Usage,
 )
 
+AdapterUse = Literal["merged", "unmerged"]
+
 
 class GenerateRequest(ModelRequest, GuidedPromptOptions):
     """Generate text from one prompt, many prompts or a conversation."""
@@ -46,6 +48,10 @@ class GenerateRequest(ModelRequest, GuidedPromptOptions):
     score_prompt: bool = Field(
         default=False,
         description="Returns the log-probability of each token of the prompts, and of `sampling.logprobs` most likely ones.",
+    )
+    exact: bool = Field(
+        default=False,
+        description="true: adapters are merged into a copy of the model, whose values are those of a merge job.",
     )
     return_token_ids: bool = False
     forward: bool = Field(
@@ -122,7 +128,10 @@ class Output(Result):
 
 
 class ComputedBy(Result):
-    """Engine, device and speed of a generation; `backend` is the address of another server that generated."""
+    """Engine, device and speed of a generation; `backend` is the address of another server that generated.
+
+    `adapters` says how adapters were applied: merged into a copy of the model, or unmerged, next to its weights.
+    """
 
     template: str | None = None
     seconds: float
@@ -131,6 +140,7 @@ class ComputedBy(Result):
     dtype: str | None
     backend: str | None = None
     engine: Engine | None = None
+    adapters: AdapterUse | None = None
 
 
 class GenerateResult(JobResult, ComputedBy):

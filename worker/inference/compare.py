@@ -129,7 +129,7 @@ class CompareSession:
         variant = self._variant
         fields = {"label": variant.name, **variant.model_dump(exclude={"label"})}
         if sink.answered:
-            fields |= session.computed().model_dump()
+            fields |= session.computed().model_dump(exclude={"adapters"})
         piece = session.model.loaded.tokenizer.piece
         self._outputs.append(
             [

@@ -136,7 +136,11 @@ class GenerateSession:
         template = self._template or self._builder.template(self._prompts.entries[0])
         loaded = self.model.loaded
         return self.outputs.computed(
-            engine="graftwerk", template=template, device=loaded.device_name, dtype=loaded.dtype_name
+            engine="graftwerk",
+            template=template,
+            device=loaded.device_name,
+            dtype=loaded.dtype_name,
+            adapters="merged" if self._request.adapters else None,
         )
 
     def cancel(self) -> None:

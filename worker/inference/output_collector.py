@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from services.errors import GraftwerkError
 from services.generate_engines import Engine
-from services.kinds.generate import ComputedBy, GenerateRequest, Logprob, Output
+from services.kinds.generate import AdapterUse, ComputedBy, GenerateRequest, Logprob, Output
 from services.kinds.shared import MAX_STREAMED_OUTPUTS, NO_TOKEN_LIMIT, Failure
 from services.models.prompt_file import PromptEntry, read_prompt_file
 from services.models.store import ModelStore
@@ -166,6 +166,7 @@ class OutputCollector:
         device: str | None = None,
         dtype: str | None = None,
         backend: str | None = None,
+        adapters: AdapterUse | None = None,
     ) -> ComputedBy:
         """Publishes the rest of the text, and returns engine, device and speed of the generation."""
         if self._stream is not None:
@@ -179,6 +180,7 @@ class OutputCollector:
             dtype=dtype,
             backend=backend,
             engine=engine,
+            adapters=adapters,
         )
 
     def raise_if_all_failed(self) -> None:
@@ -225,7 +227,7 @@ class OutputCollector:
 NOT_IN_THE_DIGEST = {"after", "metadata", "webhook"}
 """Fields on which no output depends."""
 
-NEWER_FIELDS = ("prompt_token_ids", "score_prompt", "response_format", "guided_regex")
+NEWER_FIELDS = ("prompt_token_ids", "score_prompt", "response_format", "guided_regex", "exact")
 """Fields that a file of outputs from an earlier version does not know: they count only if they request something."""
 
 
