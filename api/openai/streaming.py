@@ -1,8 +1,11 @@
-"""Streaming responses: a job's events as the chunks of an OpenAI stream."""
+"""Streaming responses: a job's events as the events of an endpoint's stream."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Protocol
+
+from flask import Response
 
 from api import sse
 from api.openai.errors import error_object
@@ -10,6 +13,7 @@ from api.openai.job_waiter import POLL_SECONDS, JobWaiter, ended_job, generated
 from api.openai.responses import Json, ResponseBuilder
 from services.errors import GraftwerkError, InternalError
 from services.jobs.events import Event
+from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Output, TokenPiece
 
 FIRST_TEXT_SECONDS = 10
@@ -57,16 +61,30 @@ class StreamState:
         return piece
 
 
+class Frames(Protocol):
+    """Events of one endpoint's streams, as they are sent."""
+
+    def opening(self) -> Iterable[str]:
+        """Returns the frames before any text."""
+
+    def piece(self, piece: TokenPiece) -> Iterable[str]:
+        """Returns the frames of new text of an output."""
+
+    def closing(self, index: int, result: GenerateResult) -> Iterable[str]:
+        """Returns the frames that end an output."""
+
+    def ending(self, job: Job, result: GenerateResult) -> Iterable[str]:
+        """Returns the last frames, after all outputs."""
+
+    def failure(self, error: GraftwerkError) -> Iterable[str]:
+        """Returns the last frames of a stream that ends with an error."""
+
+
 class Stream:
     """Frames of one streamed response."""
 
-    def __init__(
-        self, waiter: JobWaiter, builder: ResponseBuilder, *, outputs: int, with_usage: bool
-    ) -> None:
-        """`outputs` is the number of outputs of the job; `with_usage` adds the usage as a last chunk."""
-        self._builder = builder
-        self._outputs = outputs
-        self._with_usage = with_usage
+    def __init__(self, waiter: JobWaiter, frames: Frames) -> None:
+        self._frames = frames
         self._state = StreamState()
         self._events = waiter.events()
 
@@ -86,22 +104,21 @@ class Stream:
                 break
             if seen.count(None) * POLL_SECONDS >= FIRST_TEXT_SECONDS:
                 break
-        return self._frames(chain(seen, self._events))
+        return self._guarded(chain(seen, self._events))
 
     def close(self) -> None:
         """Stops following the job, which is canceled if it has not ended."""
         self._events.close()
 
-    def _frames(self, events: Iterator[Event | None]) -> Iterator[str]:
+    def _guarded(self, events: Iterator[Event | None]) -> Iterator[str]:
         try:
             yield from self._all_frames(events)
         except GraftwerkError as error:
             # the status is sent already: the error is the stream's last event
-            yield _frame(error_object(error))
+            yield from self._frames.failure(error)
 
     def _all_frames(self, events: Iterator[Event | None]) -> Iterator[str]:
-        if self._builder.is_chat:
-            yield from (self._chunk(self._builder.opening(index)) for index in range(self._outputs))
+        yield from self._frames.opening()
         for event in events:
             if event is None:
                 yield sse.KEEPALIVE
@@ -109,23 +126,62 @@ class Stream:
                 yield from self._piece(self._state.take(TokenPiece.model_validate_json(event.data)))
             job = ended_job(event)
             if job is not None:
-                yield from self._end(generated(job))
+                yield from self._end(job, generated(job))
                 return
 
-    def _piece(self, piece: TokenPiece | None) -> Iterator[str]:
-        if piece is not None and (piece.text or piece.logprobs):
-            yield self._chunk(self._builder.piece(piece))
+    def _piece(self, piece: TokenPiece | None) -> Iterable[str]:
+        return () if piece is None else self._frames.piece(piece)
 
-    def _end(self, result: GenerateResult) -> Iterator[str]:
+    def _end(self, job: Job, result: GenerateResult) -> Iterator[str]:
         for index, output in enumerate(result.outputs):
             yield from self._piece(self._state.rest(index, output))
-            yield self._chunk(self._builder.closing(index, result))
+            yield from self._frames.closing(index, result)
+        yield from self._frames.ending(job, result)
+
+
+class Chunks:
+    """Chunks of a stream of chat or plain completions."""
+
+    def __init__(self, builder: ResponseBuilder, *, outputs: int, with_usage: bool) -> None:
+        """`outputs` is the number of outputs of the job; `with_usage` adds the usage as a last chunk."""
+        self._builder = builder
+        self._outputs = outputs
+        self._with_usage = with_usage
+
+    def opening(self) -> Iterable[str]:
+        """Returns the chunks with the role of a chat's outputs."""
+        if self._builder.is_chat:
+            yield from (self._chunk(self._builder.opening(index)) for index in range(self._outputs))
+
+    def piece(self, piece: TokenPiece) -> Iterable[str]:
+        """Returns a chunk with new text."""
+        if piece.text or piece.logprobs:
+            yield self._chunk(self._builder.piece(piece))
+
+    def closing(self, index: int, result: GenerateResult) -> Iterable[str]:
+        """Returns the last chunk of an output."""
+        yield self._chunk(self._builder.closing(index, result))
+
+    def ending(self, job: Job, result: GenerateResult) -> Iterable[str]:
+        """Returns the usage if it was requested, and the end of the stream."""
         if self._with_usage:
             yield _frame(self._builder.usage(result))
         yield DONE
 
+    def failure(self, error: GraftwerkError) -> Iterable[str]:
+        """Returns the error."""
+        yield _frame(error_object(error))
+
     def _chunk(self, chunk: Json) -> str:
         return _frame(chunk | {"usage": None} if self._with_usage else chunk)
+
+
+def event_stream(waiter: JobWaiter, frames: Frames) -> Response:
+    """Returns the streaming response to a request whose job is waited for. Raises as `Stream.begin`."""
+    stream = Stream(waiter, frames)
+    response = sse.event_stream(stream.begin())
+    response.call_on_close(stream.close)
+    return response
 
 
 def _frame(value: Json) -> str:

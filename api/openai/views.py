@@ -8,7 +8,6 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel
 
-from api import sse
 from api.openai import errors
 from api.openai.body import parse
 from api.openai.fixed_model import fixed_model, read_body_with_model
@@ -23,7 +22,7 @@ from api.openai.schemas import (
     embed_request,
     generate_request,
 )
-from api.openai.streaming import Stream
+from api.openai.streaming import Chunks, event_stream
 from api.openapi import SECURITY, body_of, object_of
 from api.state import state
 from services.backend import SERVICE_HEADER
@@ -136,10 +135,7 @@ def _complete(body_type: type[ChatBody] | type[CompletionBody], endpoint: str) -
     if not body.stream:
         return json_object(builder.whole(generated(waiter.ended())))
     outputs = request.sampling.n * request.prompt_count
-    stream = Stream(waiter, builder, outputs=outputs, with_usage=body.with_usage)
-    response = sse.event_stream(stream.begin())
-    response.call_on_close(stream.close)
-    return response
+    return event_stream(waiter, Chunks(builder, outputs=outputs, with_usage=body.with_usage))
 
 
 def _origin(endpoint: str) -> dict[str, str]:
