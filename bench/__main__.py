@@ -1,4 +1,4 @@
-"""`python -m bench weights|quantization|generate|batching|structured|sharing|uploads|records`: each measures within one run and prints JSON."""
+"""`python -m bench weights|quantization|generate|batching|decoding|structured|sharing|uploads|records`: each measures within one run and prints JSON."""
 
 import argparse
 import json
@@ -8,13 +8,14 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 
-from bench import batching, generate, quantization, records, sharing, structured, uploads, weights
+from bench import batching, decoding, generate, quantization, records, sharing, structured, uploads, weights
 
 SUBJECTS: dict[str, ModuleType] = {
     "weights": weights,
     "quantization": quantization,
     "generate": generate,
     "batching": batching,
+    "decoding": decoding,
     "structured": structured,
     "sharing": sharing,
     "uploads": uploads,

@@ -1,5 +1,6 @@
 """Continuous batching: many requests on one model, joining and leaving at any token.
 
+Prompts are read in chunks between the steps of running sequences, which wait for one chunk at most.
 The engine runs in the thread that calls `step`; only `cancel` may be called from another thread.
 """
 
@@ -8,30 +9,36 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 
-import torch
-from transformers import Cache
-
 from services.errors import InvalidRequest, NonFiniteLogits, PromptTooLong, VocabularyMismatch
 from services.generate.beams import search_beams
 from services.generate.guide import GuideMaker
 from services.generate.kv_cache import BatchRunner
 from services.generate.loading import LoadedModel
-from services.generate.prompt_scores import read_scored_prompt
+from services.generate.prompt_reader import CHUNK_TOKENS, PromptReader
 from services.generate.request import Event, GenerationRequest
 from services.generate.sequence import SequenceState
 from services.sampling import SEED_BITS
 from services.tokenizers import Tokenizer
 
+LEAST_SHARE = 4
+"""A prompt shorter than this fraction of a chunk takes as long as if it had as many tokens: weights are read from memory."""
+
+IDLE_CHUNKS = 4
+"""Chunks between two steps while no sequence runs, so that prompts that arrive together also run together."""
+
 
 class Engine:
     """A model, the sequences that run on it, and those that wait for a free slot. `slots` is the maximum batch size."""
 
-    def __init__(self, loaded: LoadedModel, *, slots: int = 8) -> None:
+    def __init__(self, loaded: LoadedModel, *, slots: int = 8, chunk: int | None = None) -> None:
+        """`chunk` is the number of tokens of a prompt that are read at once; None takes the device's."""
         self._loaded = loaded
+        self._chunk = chunk or CHUNK_TOKENS[loaded.device.type]
         self._slots = slots
         self._batch = BatchRunner(loaded.model)
         self._guides = GuideMaker(loaded.tokenizer, loaded.rows)
         self._running: list[SequenceState] = []
+        self._reading: deque[PromptReader] = deque()
         self._waiting: deque[SequenceState] = deque()
         self._canceled: set[str] = set()
 
@@ -43,12 +50,12 @@ class Engine:
     @property
     def free_slots(self) -> int:
         """Number of further sequences that can start with the next step."""
-        return max(0, self._slots - len(self._running) - len(self._waiting))
+        return max(0, self._slots - self._taken - len(self._waiting))
 
     @property
     def has_work(self) -> bool:
-        """True while sequences run or wait."""
-        return bool(self._running or self._waiting)
+        """True while sequences run or wait, or prompts are read."""
+        return bool(self._running or self._reading or self._waiting)
 
     def submit(self, request: GenerationRequest) -> str:
         """Queues a request, which starts with one of the next steps, and returns its id.
@@ -61,7 +68,7 @@ class Engine:
             UnsupportedSchema: the grammar cannot be enforced.
         """
         request = self._checked(request)
-        if request.id in {sequence.request.id for sequence in (*self._running, *self._waiting)}:
+        if request.id in {sequence.request.id for sequence in self._sequences}:
             raise InvalidRequest(f"The request id {request.id} is in use.")
         self._canceled.discard(request.id)
         seed = request.sampling.seed
@@ -79,9 +86,10 @@ class Engine:
         self._canceled.add(request_id)
 
     def step(self) -> list[Event]:
-        """Starts waiting sequences while slots are free, then generates one token of each; returns the events."""
+        """Reads a part of the prompts while slots are free, then generates one token of each sequence; returns the events."""
         events = self._end_canceled()
         events += self._begin_waiting()
+        events += self._read_prompts()
         return events + self._decode()
 
     def _tokenizer(self, request: GenerationRequest) -> Tokenizer:
@@ -92,6 +100,16 @@ class Engine:
 
     def _guide_maker(self, request: GenerationRequest) -> GuideMaker:
         return self._guides if request.adapters is None else request.adapters.guides
+
+    @property
+    def _taken(self) -> int:
+        """Number of slots of sequences that run or whose prompt is read."""
+        return len(self._running) + sum(len(reader.siblings) for reader in self._reading)
+
+    @property
+    def _sequences(self) -> list[SequenceState]:
+        read = [sequence for reader in self._reading for sequence in reader.siblings]
+        return [*self._running, *read, *self._waiting]
 
     def _checked(self, request: GenerationRequest) -> GenerationRequest:
         loaded, sampling = self._loaded, request.sampling
@@ -119,20 +137,21 @@ class Engine:
             canceled.add(self._canceled.pop())
         if not canceled:
             return []
-        ended = [sequence for sequence in (*self._running, *self._waiting) if sequence.request.id in canceled]
+        ended = [sequence for sequence in self._sequences if sequence.request.id in canceled]
         events: list[Event] = [sequence.finish("canceled") for sequence in ended]
+        self._reading = deque(reader for reader in self._reading if reader.request.id not in canceled)
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.is_finished)
         self._drop_finished()
         return events
 
     def _begin_waiting(self) -> list[Event]:
         events: list[Event] = []
-        while self._waiting and len(self._running) < self._slots:
+        while self._waiting and self._taken < self._slots:
             first = self._waiting.popleft()
             if first.request.sampling.num_beams > 1:
                 events += self._search(self._with_siblings(first, self._slots))
             else:
-                events += self._begin(self._with_siblings(first, self._slots - len(self._running)))
+                events += self._begin(self._with_siblings(first, self._slots - self._taken))
         return events
 
     def _with_siblings(self, first: SequenceState, limit: int) -> list[SequenceState]:
@@ -143,35 +162,48 @@ class Engine:
         return siblings
 
     def _begin(self, siblings: list[SequenceState]) -> list[Event]:
-        """Computes the prompt and generates the first token of each sequence."""
+        """Begins to read the prompt of these sequences, unless nothing of it is needed."""
         request = siblings[0].request
         if request.sampling.max_new_tokens == 0 and request.prompt_logprobs is None:
             return [sequence.finish("length") for sequence in siblings]
-        try:
-            logits, cache = self._read_prompt(request, siblings)
-        except NonFiniteLogits as error:
-            return [sequence.fail(error) for sequence in siblings]
-        if request.sampling.max_new_tokens == 0:
-            return [sequence.finish("length") for sequence in siblings]
+        self._reading.append(PromptReader(self._batch, request, siblings, chunk=self._chunk))
+        return []
+
+    def _read_prompts(self) -> list[Event]:
+        """Reads one chunk, or several short prompts that take as long together; prompts take turns.
+
+        While no sequence runs, more are read, one chunk of each prompt at most.
+        """
         events: list[Event] = []
-        for sequence in siblings:
-            events += sequence.advance(logits)
-            if not sequence.is_finished:
-                self._batch.join(cache, request.adapters)
-                self._running.append(sequence)
+        turns = list(self._reading)
+        left = self._chunk if self._running else self._chunk * IDLE_CHUNKS
+        for number, reader in enumerate(turns):
+            cost = max(reader.next_tokens, self._chunk // LEAST_SHARE)
+            if number and cost > left:
+                break
+            left -= cost
+            self._reading.popleft()
+            events += self._read_chunk(reader)
         return events
 
-    def _read_prompt(
-        self, request: GenerationRequest, siblings: list[SequenceState]
-    ) -> tuple[torch.Tensor, Cache]:
-        if request.prompt_logprobs is None:
-            return self._batch.read_prompt(request.prompt_token_ids, request.adapters)
-        logits, cache, choices = read_scored_prompt(
-            self._loaded, request.prompt_token_ids, request.prompt_logprobs
-        )
-        for sequence in siblings:
-            sequence.take_prompt_scores(choices)
-        return logits, cache
+    def _read_chunk(self, reader: PromptReader) -> list[Event]:
+        """Reads a chunk of a prompt; after its last, generates the first token of each of its sequences."""
+        try:
+            reader.read_chunk()
+        except NonFiniteLogits as error:
+            return [sequence.fail(error) for sequence in reader.siblings]
+        if reader.next_tokens:
+            self._reading.append(reader)
+            return []
+        if reader.request.sampling.max_new_tokens == 0:
+            return [sequence.finish("length") for sequence in reader.siblings]
+        events: list[Event] = []
+        for sequence in reader.siblings:
+            events += sequence.advance(reader.logits)
+            if not sequence.is_finished:
+                self._batch.join(reader.cache, reader.request.adapters)
+                self._running.append(sequence)
+        return events
 
     def _search(self, siblings: list[SequenceState]) -> list[Event]:
         request_id = siblings[0].request.id

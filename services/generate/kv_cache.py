@@ -1,8 +1,8 @@
-"""KV cache for sequences that decode together: one row per sequence, which may join and leave at any token.
+"""KV caches: one for sequences that decode together, a row each, and one for a prompt that is being read.
 
 Each sequence occupies a row from column 0 on, independent of the lengths of the others: there is no left padding, no row moves
 within its columns when another joins or leaves, and a sequence finds its keys at the same positions alone and in a
-batch. Prompts are computed one at a time. The only remaining effect of a batch is the rounding of matrix products with
+batch. Prompts are read one at a time. The only remaining effect of a batch is the rounding of matrix products with
 more rows (about 1e-6 of a logit in float32).
 """
 
@@ -10,11 +10,45 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from services.generate.adapter_stack import AdapterStack
+from services.generate.masks import ALIGNMENT, Masks, masks_of, rounded_up
 
 _BLOCK = 64
+
+
+class PromptCache(Cache):
+    """Keys and values of one prompt: two tensors (1, kv heads, columns, head_dim) per layer with space for all of it."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(layers=[])
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.length = 0
+        self._columns = rounded_up(tokens, _BLOCK)
+
+    def width(self, new_tokens: int) -> int:
+        """Returns the columns that a forward pass with this many new tokens sees."""
+        return rounded_up(self.length + new_tokens, ALIGNMENT)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by the model: takes (1, kv heads, tokens, head_dim), returns all keys and values of the mask's width."""
+        new_tokens = key_states.shape[2]
+        width = self.width(new_tokens)
+        seen = []
+        for tensors, states in ((self.keys, key_states), (self.values, value_states)):
+            if layer_idx == len(tensors):
+                _, heads, _, size = states.shape
+                tensors.append(states.new_zeros((1, heads, self._columns, size)))
+            tensors[layer_idx][:, :, self.length : self.length + new_tokens] = states
+            seen.append(tensors[layer_idx][:, :, :width])
+        return seen[0], seen[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
 
 
 class KVCache(Cache):
@@ -30,17 +64,18 @@ class KVCache(Cache):
         self._values: list[torch.Tensor] = []
         self.lengths: list[int] = []
         self._rows = self._columns = torch.empty(0)
-        self._width = 0
+        self.width = 0
 
-    def join(self, prompt: Cache) -> None:
+    def join(self, prompt: PromptCache) -> None:
         """Appends a row with a copy of a prompt's keys and values."""
-        keys, values = _tensors(prompt)
         if not self._keys:
-            self._keys, self._values = ([tensor[:0] for tensor in tensors] for tensors in (keys, values))
-        row, length = len(self.lengths), keys[0].shape[2]
+            self._keys, self._values = (
+                [tensor[:0] for tensor in tensors] for tensors in (prompt.keys, prompt.values)
+            )
+        row, length = len(self.lengths), prompt.length
         self._reserve(row + 1, length)
-        for mine, other in zip((*self._keys, *self._values), (*keys, *values), strict=True):
-            mine[row, :, :length] = other[0]
+        for mine, other in zip((*self._keys, *self._values), (*prompt.keys, *prompt.values), strict=True):
+            mine[row, :, :length] = other[0, :, :length]
         self.lengths.append(length)
 
     def leave(self, row: int) -> None:
@@ -54,26 +89,11 @@ class KVCache(Cache):
 
     def begin_step(self, device: torch.device) -> torch.Tensor:
         """Makes space for one more token in each row; returns its position ids (rows, 1)."""
-        # Rounded up, because kernels for CUDA need the mask's rows aligned.
-        self._width = _rounded_up(max(self.lengths) + 1, 8)
-        self._reserve(len(self.lengths), self._width)
+        self.width = rounded_up(max(self.lengths) + 1, ALIGNMENT)
+        self._reserve(len(self.lengths), self.width)
         self._rows = torch.arange(len(self.lengths), device=device)
         self._columns = torch.tensor(self.lengths, device=device)
         return self._columns[:, None]
-
-    def mask(self, dtype: torch.dtype, window: int | None = None) -> torch.Tensor:
-        """Returns the additive mask (rows, 1, 1, columns) of the step that has begun.
-
-        Args:
-            window: Number of tokens that are seen, the new one included; None for all.
-        """
-        columns = torch.arange(self._width, device=self._columns.device)[None]
-        unseen = columns > self._columns[:, None]
-        if window is not None:
-            unseen |= columns <= self._columns[:, None] - window
-        mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
-        mask.masked_fill_(unseen, torch.finfo(dtype).min)
-        return mask[:, None, None]
 
     def end_step(self) -> None:
         """Counts the token that the model has appended to each row."""
@@ -89,7 +109,7 @@ class KVCache(Cache):
         keys[at_rows, :, at_columns] = key_states[:, :, 0]
         values[at_rows, :, at_columns] = value_states[:, :, 0]
         rows = len(self.lengths)
-        return keys[:rows, :, : self._width], values[:rows, :, : self._width]
+        return keys[:rows, :, : self.width], values[:rows, :, : self.width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.lengths, default=0)
@@ -102,36 +122,12 @@ class KVCache(Cache):
         if columns <= have_columns:
             columns = have_columns
         else:
-            columns = _rounded_up(max(columns, have_columns * 3 // 2), _BLOCK)
+            columns = rounded_up(max(columns, have_columns * 3 // 2), _BLOCK)
         for tensors in (self._keys, self._values):
             for number, old in enumerate(tensors):
                 new = old.new_zeros((rows, old.shape[1], columns, old.shape[3]))
                 new[:have_rows, :, :have_columns] = old
                 tensors[number] = new
-
-
-def _rounded_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _tensors(cache: Cache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Returns keys and values of each layer, (rows, kv heads, columns, head_dim)."""
-    layers: list[Any] = list(cache.layers)
-    return [layer.keys for layer in layers], [layer.values for layer in layers]
-
-
-MASK_BY_LAYER = ("gemma2", "gemma3_text", "qwen2", "qwen3", "smollm3")
-"""Model types that take one mask for each type of layer in `layer_types`."""
-
-ONE_MASK = ("mistral", "phi3", "starcoder2")
-"""Model types all of whose layers have the window `sliding_window`."""
-
-
-def window_of(config: Any) -> int | None:
-    """Returns the window of a model's sliding layers, None if it has none or is not among the types above."""
-    known = config.model_type in (*MASK_BY_LAYER, *ONE_MASK)
-    window = getattr(config, "sliding_window", None)
-    return int(window) if known and window else None
 
 
 class BatchRunner:
@@ -144,24 +140,25 @@ class BatchRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._cache = KVCache()
-        self._window = window_of(model.config)
         self.stacks: list[AdapterStack | None] = []
 
     def __len__(self) -> int:
         return len(self._cache.lengths)
 
     @torch.inference_mode()
-    def read_prompt(
-        self, token_ids: Sequence[int], stack: AdapterStack | None = None
-    ) -> tuple[torch.Tensor, Cache]:
-        """Returns the logits (vocabulary,) after a prompt in float32 on the CPU, and the prompt's own cache."""
+    def read_chunk(
+        self, token_ids: Sequence[int], cache: PromptCache, *, kept: int, stack: AdapterStack | None = None
+    ) -> torch.Tensor:
+        """Appends tokens to a prompt's cache; returns the logits (kept, vocabulary) after the last in float32 on the CPU."""
         ids = torch.tensor([list(token_ids)], device=self._model.device)
-        cache = DynamicCache()
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        return self._forward(ids, None, positions, cache)[0], cache
+        positions = torch.arange(cache.length, cache.length + ids.shape[1], device=ids.device)[None]
+        masks = masks_of(self._model.config, positions, cache.width(ids.shape[1]), self._model.dtype)
+        logits = self._forward(ids, masks, positions, cache, kept=kept)
+        cache.length += ids.shape[1]
+        return logits[0]
 
     @torch.inference_mode()
-    def join(self, prompt: Cache, stack: AdapterStack | None = None) -> None:
+    def join(self, prompt: PromptCache, stack: AdapterStack | None = None) -> None:
         """Appends the prompt's sequence, which these adapters have read, as the last row."""
         self._cache.join(prompt)
         self.stacks.append(stack)
@@ -181,32 +178,21 @@ class BatchRunner:
         """
         ids = torch.tensor(token_ids, device=self._model.device)[:, None]
         positions = self._cache.begin_step(self._model.device)
-        logits = self._forward(ids, self._masks(), positions, self._cache)
+        masks = masks_of(self._model.config, positions, self._cache.width, self._model.dtype)
+        logits = self._forward(ids, masks, positions, self._cache, kept=1)
         self._cache.end_step()
-        return logits
-
-    def _masks(self) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Returns the mask of a step; one for each type of layer where the model takes them so."""
-        dtype = self._model.dtype
-        windowed = self._cache.mask(dtype, self._window)
-        if self._model.config.model_type not in MASK_BY_LAYER:
-            return windowed
-        return {"full_attention": self._cache.mask(dtype), "sliding_attention": windowed}
+        return logits[:, -1]
 
     def _forward(
-        self,
-        ids: torch.Tensor,
-        mask: torch.Tensor | dict[str, torch.Tensor] | None,
-        positions: torch.Tensor,
-        cache: Cache,
+        self, ids: torch.Tensor, masks: Masks, positions: torch.Tensor, cache: Cache, *, kept: int
     ) -> torch.Tensor:
         outcome: Any = self._model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=masks,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=kept,
         )
-        logits: torch.Tensor = outcome.logits[:, -1]
+        logits: torch.Tensor = outcome.logits
         return logits.to("cpu", torch.float32)

@@ -24,7 +24,7 @@ from services.errors import (
     WrongModelKind,
 )
 from services.generate.chat_template import ChatTemplate
-from services.generate.kv_cache import window_of
+from services.generate.masks import window_of
 from services.generate.quantization import held_bytes, keep_arithmetic, quantization_config
 from services.kinds.shared import Quantization
 from services.progress import Progress, Report, ignore_progress

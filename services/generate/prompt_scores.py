@@ -3,47 +3,31 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import Cache, DynamicCache
 
 from services.errors import NonFiniteLogits
-from services.generate.loading import LoadedModel
-from services.generate.perplexity import CHUNK_TOKENS, read_chunk
 from services.generate.sampler import Choice, choice_of
 
 
-@torch.inference_mode()
-def read_scored_prompt(
-    loaded: LoadedModel, token_ids: Sequence[int], top: int
-) -> tuple[torch.Tensor, Cache, list[Choice]]:
-    """Returns the logits (vocabulary,) after a prompt in float32 on the CPU, its cache, and the score of each token.
-
-    The scores are log-softmax of the model's logits in float32. The first token has none: nothing is before it.
+def scores_of_chunk(logits: torch.Tensor, following: Sequence[int], *, start: int, top: int) -> list[Choice]:
+    """Returns the scores of the tokens that follow those of a chunk: log-softmax of the model's logits in float32.
 
     Args:
+        logits: (tokens, vocabulary), float32, after each token of the chunk.
+        following: the prompt's token after each of them; none after the prompt's last.
+        start: position of the chunk in the prompt.
         top: Number of most likely tokens that each score carries.
 
     Raises:
         NonFiniteLogits: the model computed NaN or infinity.
     """
-    cache = DynamicCache()
-    choices = [Choice(token_ids[0])]
-    logits = torch.empty(0)
-    for start in range(0, len(token_ids), CHUNK_TOKENS):
-        end = min(start + CHUNK_TOKENS, len(token_ids))
-        chunk = read_chunk(loaded, token_ids[start:end], cache, at=start, kept=end - start)
-        logits = chunk.cpu()
-        _check_finite(logits, start)
-        scored = token_ids[start + 1 : end + 1]
-        for row, token_id in zip(logits[: len(scored)].log_softmax(-1), scored, strict=True):
-            choices.append(choice_of(row, token_id, top))
-    return logits[-1], cache, choices
+    _check_finite(logits, start)
+    likely = logits[: len(following)].log_softmax(-1)
+    return [choice_of(row, token_id, top) for row, token_id in zip(likely, following, strict=True)]
 
 
 def _check_finite(logits: torch.Tensor, start: int) -> None:
-    wrong = (~logits.isfinite()).any(dim=-1)
-    if bool(wrong.any()):
-        position = start + int(wrong.nonzero()[0]) + 1
+    if not bool(logits.isfinite().all()):  # a masked NaN spoils its whole chunk
         raise NonFiniteLogits(
-            f"The model computed NaN or infinity after token {position} of the prompt.",
+            f"The model computed NaN or infinity at tokens {start + 1} to {start + len(logits)} of the prompt.",
             "Its weights are damaged, or float16 overflows: verify the model, or load it as float32 or bfloat16.",
         )

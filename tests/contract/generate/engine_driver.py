@@ -34,10 +34,10 @@ CONTEXT = 160
 
 
 def run(
-    loaded: LoadedModel, requests: Sequence[GenerationRequest], slots: int = 16
+    loaded: LoadedModel, requests: Sequence[GenerationRequest], slots: int = 16, *, chunk: int | None = None
 ) -> dict[str, list[Completion]]:
     """Runs all requests in one engine; returns the outputs by request id."""
-    engine = Engine(loaded, slots=slots)
+    engine = Engine(loaded, slots=slots, chunk=chunk)
     for request in requests:
         engine.submit(request)
     return outputs_of(drained(engine))

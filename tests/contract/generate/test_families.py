@@ -10,13 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.errors import UnsupportedOption
 from services.generate import GenerationRequest, LoadedModel, Window, embed, load_model, score_window
-from services.generate.kv_cache import MASK_BY_LAYER, ONE_MASK
+from services.generate.masks import MASK_BY_LAYER, ONE_MASK
 from services.sampling import Sampling
 from tests.contract.generate.engine_driver import run
 from tests.reference.families import OPTIONS, save_tiny
 
 LENGTHS = (3, 20, 11, 1, 26)
-"""Lengths of prompts, shorter and longer than the window of 16 tokens."""
+"""Lengths of prompts, shorter and longer than a chunk of 8 tokens and than the window of 16."""
 
 CONTEXTS = {"phi3": 32}
 """Contexts that are not the configured 128: longrope changes its frequencies after 32 tokens."""
@@ -58,7 +58,7 @@ def test_greedy_text_in_a_batch_is_that_of_transformers(tiny: tuple[str, Path], 
         GenerationRequest(prompt(length), Sampling(temperature=0, repetition_penalty=1, max_new_tokens=new))
         for length in LENGTHS
     ]
-    found = run(loaded, requests)
+    found = run(loaded, requests, chunk=8)
     ends = sorted(loaded.tokenizer.eos_ids)
     for request in requests:
         ids = torch.tensor([list(request.prompt_token_ids)])

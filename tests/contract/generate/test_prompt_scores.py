@@ -8,11 +8,12 @@ import torch
 
 from services.errors import NonFiniteLogits
 from services.generate import Engine, GenerationRequest, LoadedModel, OutputFailed
-from services.generate.perplexity import CHUNK_TOKENS
+from services.generate.prompt_reader import CHUNK_TOKENS
 from services.kinds.generate import GenerateRequest
 from services.sampling import Sampling
 from tests.contract.generate.engine_driver import alone, drained, run_job
 
+CHUNK = CHUNK_TOKENS["cpu"]
 GREEDY = Sampling(temperature=0, max_new_tokens=3)
 
 
@@ -23,7 +24,7 @@ def reference_scores(reference: Any, ids: list[int]) -> list[float]:
     return [float(logits[at, token_id]) for at, token_id in enumerate(ids[1:])]
 
 
-@pytest.mark.parametrize("length", [1, 2, CHUNK_TOKENS - 1, CHUNK_TOKENS, CHUNK_TOKENS + 1])
+@pytest.mark.parametrize("length", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1])
 def test_the_scores_are_those_of_one_forward_pass(loaded: LoadedModel, reference: Any, length: int) -> None:
     ids = [1 + (7 * at) % 90 for at in range(length)]
     (output,) = alone(loaded, GenerationRequest(ids, GREEDY, prompt_logprobs=2))
