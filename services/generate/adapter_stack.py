@@ -1,9 +1,39 @@
-"""Stack of adapters on a loaded base: rows of one batch may have different ones."""
+"""Adapters of a loaded base as plain tensors: rows of one batch may have different stacks of them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch
 
 from services.generate.guide import GuideMaker
 from services.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """Factors of the change of one linear module, in the dtype and on the device of its weight.
+
+    Attributes:
+        a: Shape (rank, in).
+        b: Shape (rank, out), with the adapter's own scaling: the change of an output is `(x @ a.T) @ b`.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedAdapter:
+    """An adapter's factors by the path of the module in the model. The engine may move them into tensors that adapters share."""
+
+    name: str
+    factors: dict[str, Factors]
+
+    @property
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors."""
+        for factors in self.factors.values():
+            yield from (factors.a, factors.b)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -15,9 +45,22 @@ class AdapterStack:
         tokenizer: Tokenizer of the base with these adapters.
         guides: Guides of the tokenizer's vocabulary.
         rows: Number of rows of the embeddings with these adapters; logits of later ids are minus infinity.
+        adapters: Low-rank changes and their scales.
+        embeddings: Input embeddings (rows, hidden) with these adapters, None for the base's.
+        head: Weight (rows, hidden) of the output head with these adapters, None for the base's.
     """
 
     identity: str
     tokenizer: Tokenizer
     guides: GuideMaker
     rows: int
+    adapters: tuple[tuple[LoadedAdapter, float], ...] = ()
+    embeddings: torch.Tensor | None = None
+    head: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors, also those that it shares with other stacks."""
+        yield from (tensor for tensor in (self.embeddings, self.head) if tensor is not None)
+        for adapter, _ in self.adapters:
+            yield from adapter.tensors

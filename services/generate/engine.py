@@ -6,10 +6,11 @@ The engine runs in the thread that calls `step`; only `cancel` may be called fro
 
 import secrets
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from services.errors import InvalidRequest, NonFiniteLogits, PromptTooLong, VocabularyMismatch
+from services.generate.adapter_stack import LoadedAdapter
 from services.generate.beams import search_beams
 from services.generate.guide import GuideMaker
 from services.generate.kv_cache import BatchRunner
@@ -206,8 +207,14 @@ class Engine:
         return events
 
     def _search(self, siblings: list[SequenceState]) -> list[Event]:
-        request_id = siblings[0].request.id
-        return search_beams(self._loaded, siblings, lambda: request_id in self._canceled)
+        request = siblings[0].request
+        loaded = replace(self._loaded, tokenizer=self._tokenizer(request))
+        with self._batch.applied(request.adapters):
+            return search_beams(loaded, siblings, lambda: request.id in self._canceled)
+
+    def free(self, adapters: Sequence[LoadedAdapter]) -> None:
+        """Releases adapters that are no longer used: their tensors can be freed."""
+        self._batch.free(adapters)
 
     def _decode(self) -> list[Event]:
         if not self._running:

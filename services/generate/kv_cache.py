@@ -7,12 +7,14 @@ more rows (about 1e-6 of a logit in float32).
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel
 
-from services.generate.adapter_stack import AdapterStack
+from services.generate.adapted_model import AdaptedModel
+from services.generate.adapter_stack import AdapterStack, LoadedAdapter
 from services.generate.masks import ALIGNMENT, Masks, masks_of, rounded_up
 
 _BLOCK = 64
@@ -140,6 +142,7 @@ class BatchRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._cache = KVCache()
+        self._adapted = AdaptedModel(model)
         self.stacks: list[AdapterStack | None] = []
 
     def __len__(self) -> int:
@@ -153,9 +156,18 @@ class BatchRunner:
         ids = torch.tensor([list(token_ids)], device=self._model.device)
         positions = torch.arange(cache.length, cache.length + ids.shape[1], device=ids.device)[None]
         masks = masks_of(self._model.config, positions, cache.width(ids.shape[1]), self._model.dtype)
-        logits = self._forward(ids, masks, positions, cache, kept=kept)
+        with self._adapted.applied(stack):
+            logits = self._forward(ids, masks, positions, cache, kept=kept)
         cache.length += ids.shape[1]
         return logits[0]
+
+    def applied(self, stack: AdapterStack | None) -> AbstractContextManager[None]:
+        """Applies adapters to forward passes of the model that others run within the block."""
+        return self._adapted.applied(stack)
+
+    def free(self, adapters: Sequence[LoadedAdapter]) -> None:
+        """Releases adapters that no row has any more."""
+        self._adapted.free(adapters)
 
     @torch.inference_mode()
     def join(self, prompt: PromptCache, stack: AdapterStack | None = None) -> None:
@@ -179,9 +191,20 @@ class BatchRunner:
         ids = torch.tensor(token_ids, device=self._model.device)[:, None]
         positions = self._cache.begin_step(self._model.device)
         masks = masks_of(self._model.config, positions, self._cache.width, self._model.dtype)
-        logits = self._forward(ids, masks, positions, self._cache, kept=1)
+        with self._adapted.applied_to_rows(self.stacks):
+            logits = self._forward(ids, masks, positions, self._cache, kept=1)
         self._cache.end_step()
-        return logits[:, -1]
+        return self._within_vocabularies(logits[:, -1])
+
+    def _within_vocabularies(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sets the logits beyond each row's own vocabulary to minus infinity; what the model does after its head may change them."""
+        model: Any = self._model
+        head = model.get_output_embeddings()
+        for row, stack in enumerate(self.stacks):
+            weight = head.weight if stack is None or stack.head is None else stack.head
+            if weight.shape[0] < logits.shape[1]:
+                logits[row, weight.shape[0] :] = -torch.inf
+        return logits
 
     def _forward(
         self, ids: torch.Tensor, masks: Masks, positions: torch.Tensor, cache: Cache, *, kept: int
