@@ -42,6 +42,9 @@ STOP_REASONS: Mapping[str, str] = {
 
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
 _ENDS_ESCAPED = re.compile(r"(?<!\\)(\\\\)*\\\Z")
+_WHITE_SPACE = re.compile(r'("(?:[^"\\]|\\.)*")|[ \t\r\n]+')
+"""Strings of JSON, which are kept, and white space between its parts."""
+
 _GRAMMAR = re.compile(r"\n +\d+ \| ")
 
 
@@ -86,6 +89,18 @@ def check_grammar(grammar: Grammar) -> None:
     matcher = compile_grammar(LLTokenizer(ByteVocabulary(), slices=[]), grammar)  # type: ignore[arg-type]
     matcher.compute_bitmask()
     raise_error_of(matcher)
+
+
+def is_text_of(grammar: Grammar, text: str) -> bool:
+    """Returns True if a complete output has the form of the grammar, whichever white space its JSON has.
+
+    Raises:
+        UnsupportedSchema: the grammar cannot be enforced.
+    """
+    if grammar.schema is not None:
+        text = _WHITE_SPACE.sub(lambda found: found[1] or "", text)
+    matcher = compile_grammar(LLTokenizer(ByteVocabulary(), slices=[]), grammar)  # type: ignore[arg-type]
+    return matcher.consume_tokens([*text.encode()]) and matcher.is_accepting()
 
 
 def compile_grammar(tokenizer: LLTokenizer, grammar: Grammar, before: str = "") -> LLMatcher:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 TokenBias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
+STOP_TOKENS_LIMIT = 256
+"""Most tokens that end an output."""
+
 STOP_LIMIT = 16
 """Most texts that end an output."""
 
@@ -99,6 +102,12 @@ class Sampling(BaseModel):
         default=(),
         max_length=STOP_LIMIT,
         description="Texts that end the output; neither they nor any text after them is returned.",
+    )
+    stop_token_ids: tuple[TokenId, ...] | None = Field(
+        default=None,
+        max_length=STOP_TOKENS_LIMIT,
+        exclude_if=lambda value: value is None,
+        description="Tokens that end the output in addition to the model's own; they have no text.",
     )
     seed: int | None = Field(
         default=None,

@@ -22,7 +22,6 @@ IGNORED = frozenset(
 """Parameters that are left out, whichever value they have."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (0, 1),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "ignore_eos": (False,),

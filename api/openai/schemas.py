@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 LIKE_OURS = (
     "n", "temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop",
-    "top_k", "min_p", "repetition_penalty",
+    "top_k", "min_p", "repetition_penalty", "stop_token_ids",
 )  # fmt: skip
 """Sampling parameters that have the same name and meaning in a job."""
 
@@ -65,7 +65,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(ModelBody):
-    """Parameters of chat and plain completions. The last five are extensions of Graftwerk."""
+    """Parameters of chat and plain completions. `stop_token_ids` and the last five are extensions of Graftwerk."""
 
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -80,6 +80,8 @@ class SamplingBody(ModelBody):
     frequency_penalty: float = 0
     logit_bias: dict[str, float] = Field(default={})
     stop: str | Annotated[list[str], Field(max_length=STOP_LIMIT)] = Field(default=[])
+    best_of: int | None = Field(default=None, description="Accepted where it selects nothing: up to `n`.")
+    stop_token_ids: list[int] | None = Field(default=None, description="Tokens that end an output.")
     seed: int | None = None
     response_format: ResponseFormat | None = Field(
         default=None, description="Text, any JSON object, or JSON that a schema admits."
@@ -117,6 +119,15 @@ class SamplingBody(ModelBody):
         return Sampling.model_validate(
             fields | {"seed": seed, "max_new_tokens": min(limit, NO_TOKEN_LIMIT), "logprobs": logprobs}
         )
+
+    @model_validator(mode="after")
+    def _best_of_selects_nothing(self) -> Self:
+        if self.best_of is not None and self.best_of > max(self.n, 1) and self.temperature > 0:
+            raise ValueError(
+                f"best_of = {self.best_of} would select {self.n} of several outputs, which is not supported: leave it out, or "
+                "set temperature to 0, with which all outputs are equal"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> Self:
@@ -219,13 +230,22 @@ class EmbeddingBody(ModelBody):
 
     input: str | Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=INPUTS_LIMIT)]
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(
+        default=None, description="Length of the vectors: their first numbers, scaled to length 1 again."
+    )
 
     def request(self, metadata: dict[str, str]) -> EmbedRequest:
         """Returns the job's request."""
         is_one = isinstance(self.input, str) or isinstance(self.input[0], int)
         inputs = [self.input] if is_one else self.input
         return EmbedRequest.model_validate(
-            {"kind": "embed", **self.names, "inputs": inputs, "metadata": metadata}
+            {
+                "kind": "embed",
+                **self.names,
+                "inputs": inputs,
+                "dimensions": self.dimensions,
+                "metadata": metadata,
+            }
         )
 
 

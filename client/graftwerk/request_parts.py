@@ -48,6 +48,7 @@ class Sampling(TypedDict, total=False):
         num_beams: beams of a beam search; 1 disables it.
         do_sample: draw at random; False always takes the most likely token.
         stop: texts that end the output.
+        stop_token_ids: tokens that end the output in addition to the model's own.
         seed: the same request with the same seed gives the same tokens.
         n: number of outputs per prompt.
         logprobs: return the log-probability of each token and of this many most likely tokens.
@@ -68,6 +69,7 @@ class Sampling(TypedDict, total=False):
     num_beams: int
     do_sample: bool
     stop: list[str]
+    stop_token_ids: list[int]
     seed: int
     n: int
     logprobs: int

@@ -185,9 +185,11 @@ class EmbedRequest(JobOptions, ModelChoice, total=False):
 
     Attributes:
         inputs: the texts, or their token ids.
+        dimensions: length of the vectors; None is the width of the model.
     """
 
     inputs: Required[list[str] | list[list[int]]]
+    dimensions: int | None
 
 
 class PerplexityRequest(JobOptions, ModelChoice, total=False):

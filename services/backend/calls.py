@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from services.backend.dialects import extra_fields
+from services.backend.dialects import continuing_fields, extra_fields, form_fields
 from services.backend.server import ServedModel
 from services.errors import UnsupportedOption
 from services.kinds.generate import GenerateRequest
@@ -69,6 +69,8 @@ def call_of(
         path, template = "/v1/completions", resolved.template
     else:
         body = {"messages": _messages(resolved.messages), **_chat_logprobs(request.sampling)}
+        if resolved.messages[-1].role == "assistant":
+            body |= continuing_fields(model.dialect)
         path, template = "/v1/chat/completions", OWN_TEMPLATE
     body |= _options(request, model, template) | {"seed": seed_of(seed, index)}
     return Call(path, {name: value for name, value in body.items() if value is not None}, template)
@@ -98,7 +100,10 @@ def _text(prompt: RenderedPrompt) -> str:
 def _options(request: GenerateRequest, model: ServedModel, template: str) -> dict[str, Any]:
     sampling = request.sampling
     is_chat = template == OWN_TEMPLATE
-    stop = [*sampling.stop, *(() if is_chat else find_template(template).stop)]
+    own_stop = (
+        () if is_chat or request.is_guided else find_template(template).stop
+    )  # a form determines the end
+    stop = [*sampling.stop, *own_stop]
     return {
         "model": request.model,
         **_limit(request, is_chat=is_chat),
@@ -109,6 +114,7 @@ def _options(request: GenerateRequest, model: ServedModel, template: str) -> dic
         "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,
         "stop": stop or None,
         **extra_fields(sampling, model.dialect),
+        **form_fields(request, model.dialect),
         "stream": True,
         "stream_options": {"include_usage": True},
     }

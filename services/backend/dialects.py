@@ -5,11 +5,13 @@ its OpenAI-compatible server, llama.cpp's those of `tools/server/README.md`. A s
 that a request leaves out (llama.cpp has a top_k of 40), so all settings that it knows are always sent.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from services.errors import UnsupportedOption
+from services.kinds.guidance import GuidedPromptOptions
 from services.sampling import Sampling
 
 NEUTRAL: Mapping[str, Any] = {
@@ -20,17 +22,29 @@ NEUTRAL: Mapping[str, Any] = {
     "min_new_tokens": 0,
     "no_repeat_ngram_size": 0,
     "num_beams": 1,
+    "stop_token_ids": None,
 }
-"""Our settings beyond OpenAI's, and the values that have no effect."""
+"""Our settings beyond OpenAI's, and the values that have no effect; null is not sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """A server's `names` by ours, `fixed` fields that are always sent, and its `values` for some of ours."""
+    """A server's `names` by ours, `fixed` fields that are always sent, and its `values` for some of ours.
+
+    `continuing` are the fields with which it continues an assistant's last message, None if it does not. `form` is the field
+    that holds an output to a `json` schema or a `regex`, as far as it has one.
+    """
 
     names: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[tuple[str, Any], Any] = field(default_factory=dict)
+    continuing: Mapping[str, Any] | None = None
+    form: Mapping[str, Callable[[Any], Mapping[str, Any]]] = field(default_factory=dict)
+
+
+def _response_format(schema: Any) -> dict[str, Any]:
+    form = {"type": "json_schema", "json_schema": {"name": "output", "schema": schema, "strict": True}}
+    return {"response_format": form}
 
 
 _OURS = {name: name for name in ("top_k", "min_p", "repetition_penalty")}
@@ -39,9 +53,21 @@ STRICT = Dialect()
 """A server that has only OpenAI's own parameters."""
 
 DIALECTS: Mapping[str, Dialect] = {
-    "graftwerk": Dialect(_OURS),
+    "graftwerk": Dialect(
+        {**_OURS, "stop_token_ids": "stop_token_ids"},
+        continuing={},
+        form={"json": _response_format, "regex": lambda pattern: {"guided_regex": pattern}},
+    ),
     # 0 was an error in older versions; -1 means all in every version
-    "vllm": Dialect({**_OURS, "min_new_tokens": "min_tokens"}, values={("top_k", 0): -1}),
+    "vllm": Dialect(
+        {**_OURS, "min_new_tokens": "min_tokens", "stop_token_ids": "stop_token_ids"},
+        values={("top_k", 0): -1},
+        continuing={"add_generation_prompt": False, "continue_final_message": True},
+        form={
+            "json": lambda schema: {"structured_outputs": {"json": schema}},
+            "regex": lambda pattern: {"structured_outputs": {"regex": pattern}},
+        },
+    ),
     # the default looks for repetitions in the last 64 tokens only; -1 means all
     "llamacpp": Dialect(
         {
@@ -51,6 +77,8 @@ DIALECTS: Mapping[str, Dialect] = {
             "repetition_penalty": "repeat_penalty",
         },
         fixed={"repeat_last_n": -1},
+        continuing={},  # --prefill-assistant is on by default
+        form={"json": lambda schema: {"json_schema": schema}},
     ),
 }
 
@@ -74,3 +102,31 @@ def extra_fields(sampling: Sampling, dialect: str) -> dict[str, Any]:
         their: known.values.get((name, values[name]), values[name]) for name, their in known.names.items()
     }
     return sent | dict(known.fixed)
+
+
+def continuing_fields(dialect: str) -> Mapping[str, Any]:
+    """Returns the fields with which the server continues an assistant's last message. Raises UnsupportedOption."""
+    fields = DIALECTS.get(dialect, STRICT).continuing
+    if fields is None:
+        raise UnsupportedOption(
+            "The server that generates with this model may not continue an assistant's last message.",
+            "End the messages with one of role user, or use one of this service's own models.",
+        )
+    return fields
+
+
+def form_fields(request: GuidedPromptOptions, dialect: str) -> Mapping[str, Any]:
+    """Returns the fields that hold an output to the request's form, none without one. Raises UnsupportedOption."""
+    if not request.is_guided:
+        return {}
+    kind, value = ("regex", request.guided_regex)
+    if request.schema_text is not None:
+        kind, value = "json", json.loads(request.schema_text)
+    write = DIALECTS.get(dialect, STRICT).form.get(kind)
+    if write is None:
+        name = "response_format" if kind == "json" else "guided_regex"
+        raise UnsupportedOption(
+            f"The server that generates with this model is not known to hold outputs to a {name}.",
+            "Leave it out, or use one of this service's own models.",
+        )
+    return write(value)

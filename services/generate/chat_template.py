@@ -20,6 +20,9 @@ OWN_CHARACTERS = 1 << 18
 
 # Characters of the private use area enclose the number of the text that they replace.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+_END = "\ue002 "
+"""Written after an assistant's message that the output continues; templates that trim messages remove its space."""
+
 _SHIELD = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 _NAMES_TOOL_ROLE = re.compile(r"""["']tool["']""")
@@ -37,7 +40,8 @@ class ChatTemplate:
 
         A special token counts as one only if the template wrote it. In messages, the same characters are replaced before
         rendering and restored afterwards. A template that does not name the role `tool` gets results of tools as user
-        messages.
+        messages. If the last message is the assistant's, the segments end within it and the output continues its text, as
+        with `continue_final_message` of transformers.
 
         Raises:
             InvalidRequest: the template is faulty, or refuses this conversation.
@@ -46,7 +50,7 @@ class ChatTemplate:
         """
         if _NAMES_TOOL_ROLE.search(self.text) is None:
             messages = tools_as_users(messages)
-        shielded = sorted({*tokenizer.guarded_tokens, _OPEN, _CLOSE}, key=len, reverse=True)
+        shielded = sorted({*tokenizer.guarded_tokens, _OPEN, _CLOSE, _END.strip()}, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, shielded)))
         numbers = {piece: number for number, piece in enumerate(shielded)}
         turns = []
@@ -54,7 +58,13 @@ class ChatTemplate:
             check_text(message.content)
             hidden = pattern.sub(lambda found: f"{_OPEN}{numbers[found.group()]}{_CLOSE}", message.content)
             turns.append({"role": message.role, "content": hidden})
-        rendered = yield from self._rendered(turns, tokenizer)
+        continues = turns[-1]["role"] == "assistant"
+        last = turns[-1]["content"]
+        if continues:
+            turns[-1]["content"] += _END
+        rendered = yield from self._rendered(turns, tokenizer, add_generation_prompt=not continues)
+        if continues:
+            rendered = _beginning(rendered, last)
         return [
             segment
             if isinstance(segment, Special)
@@ -62,8 +72,12 @@ class ChatTemplate:
             for segment in tokenizer.split_special(rendered)
         ]
 
-    def _rendered(self, turns: list[dict[str, str]], tokenizer: Tokenizer) -> Steps[str]:
-        variables = {"messages": turns, "add_generation_prompt": True, "tools": None, "documents": None}
+    def _rendered(
+        self, turns: list[dict[str, str]], tokenizer: Tokenizer, *, add_generation_prompt: bool
+    ) -> Steps[str]:
+        variables = {
+            "messages": turns, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None,
+        }  # fmt: skip
         request = {
             "template": self.text,
             "variables": {**variables, **_pieces(tokenizer)},
@@ -83,6 +97,17 @@ class ChatTemplate:
                 "Change the messages, or choose one of our templates.",
             )
         return str(answer["text"])
+
+
+def _beginning(rendered: str, last: str) -> str:
+    """Returns the text up to the end of the last message. Raises InvalidRequest if the template has changed that."""
+    text, mark, rest = rendered.rpartition(_END.strip())
+    if not mark or last.strip() not in text:
+        raise InvalidRequest(
+            "The model's own chat template cannot continue the assistant's last message: it does not write it as it is.",
+            "End the messages with one of role user, or choose one of our templates.",
+        )
+    return text if rest.startswith(_END[-1]) else text.rstrip()
 
 
 def _beyond_limit(need: str) -> TemplateLimitExceeded:

@@ -11,21 +11,28 @@ from services.progress import CheckCanceled, never_canceled
 
 
 def embed(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], check_canceled: CheckCanceled = never_canceled
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    check_canceled: CheckCanceled = never_canceled,
+    *,
+    dimensions: int | None = None,
 ) -> list[list[float]]:
     """Returns the mean of the last layer's hidden states over each prompt's tokens, scaled to length 1.
 
-    The formula is that of `openai_api_server.py` of Chinese-LLaMA-Alpaca. Prompts are not batched.
+    The formula is that of `openai_api_server.py` of Chinese-LLaMA-Alpaca. Prompts are not batched. With `dimensions` a vector
+    is its first numbers, scaled to length 1.
 
     Raises:
         PromptTooLong: a prompt is longer than the model's context.
         NonFiniteLogits: the model computed NaN or infinity.
     """
-    return [_embedded(loaded, list(token_ids), check_canceled) for token_ids in prompts]
+    return [_embedded(loaded, list(token_ids), check_canceled, dimensions) for token_ids in prompts]
 
 
 @torch.inference_mode()
-def _embedded(loaded: LoadedModel, token_ids: list[int], check_canceled: CheckCanceled) -> list[float]:
+def _embedded(
+    loaded: LoadedModel, token_ids: list[int], check_canceled: CheckCanceled, dimensions: int | None
+) -> list[float]:
     check_canceled()
     if len(token_ids) > loaded.context_length:
         raise PromptTooLong(
@@ -39,5 +46,5 @@ def _embedded(loaded: LoadedModel, token_ids: list[int], check_canceled: CheckCa
     mean = states[0].float().mean(dim=0)
     if not bool(mean.isfinite().all()):
         raise NonFiniteLogits("The model computed NaN or infinity for the text.", "Verify the model.")
-    vector: list[float] = torch.nn.functional.normalize(mean, dim=0).tolist()
+    vector: list[float] = torch.nn.functional.normalize(mean[:dimensions], dim=0).tolist()
     return vector

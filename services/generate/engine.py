@@ -64,7 +64,7 @@ class Engine:
         Raises:
             PromptTooLong: prompt and new tokens together exceed the model's context.
             VocabularyMismatch: the prompt has tokens that the model does not have.
-            InvalidRequest: the prompt is empty and the model has no beginning-of-text token, `logit_bias` names tokens that the
+            InvalidRequest: the prompt is empty and the model has no beginning-of-text token, `logit_bias` or `stop_token_ids` names tokens that the
                 model does not have, a beam search has a grammar, or the id is in use.
             UnsupportedSchema: the grammar cannot be enforced.
         """
@@ -127,6 +127,9 @@ class Engine:
             )
         if any(token_id >= rows for token_id in sampling.logit_bias):
             raise InvalidRequest(f"logit_bias names tokens beyond the model's {rows}.")
+        beyond = [token_id for token_id in request.stop_token_ids if token_id >= rows]
+        if beyond:
+            raise InvalidRequest(f"stop_token_ids has {min(beyond)}, and the model has {rows} tokens.")
         if request.grammar is not None and sampling.num_beams > 1:
             raise InvalidRequest("A beam search follows no grammar.", "Set num_beams to 1.")
         _check_length(len(request.prompt_token_ids), sampling.max_new_tokens, loaded.context_length)

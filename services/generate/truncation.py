@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from services.generate.prompts import BuiltPrompt
 from services.isolation.process import Steps
-from services.templates import Message
+from services.templates import Message, Role
 
 
 def build_fitting(
@@ -43,6 +43,12 @@ def _rests(messages: Sequence[Message]) -> list[list[Message]]:
     begins = [
         number
         for number in range(1, len(messages))
-        if messages[number].role == "user" and messages[number - 1].role == "assistant"
+        if messages[number].role == "user" and _role_before(messages, number) == "assistant"
     ]
     return [[*system, *messages[begin:]] for begin in begins]
+
+
+def _role_before(messages: Sequence[Message], number: int) -> Role | None:
+    """Returns the role of the last message before this one that is not a system message."""
+    roles = [message.role for message in messages[:number] if message.role != "system"]
+    return roles[-1] if roles else None

@@ -23,6 +23,12 @@ class EmbedRequest(ModelRequest):
     inputs: list[Annotated[str, Field(min_length=1, max_length=1_000_000)] | TokenIds] = Field(
         min_length=1, max_length=INPUTS_LIMIT, description="Texts, or token ids of texts."
     )
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="Length of the vectors: their first numbers, scaled to length 1 again; at most the width of the model.",
+    )
 
 
 class EmbedResult(JobResult):

@@ -63,7 +63,7 @@ class GenerateRequest(ModelRequest, GuidedPromptOptions):
     def is_forwardable(self) -> bool:
         """True unless the request says how to load a model of the volume, or asks for a worker of this service."""
         loads = self.adapters or self.quantization is not None or self.rope_alpha is not None
-        needs_engine = self.score_prompt or self.prompt_token_ids is not None or self.is_guided
+        needs_engine = self.score_prompt or self.prompt_token_ids is not None
         return self.forward and not (loads or needs_engine)
 
     @property

@@ -98,6 +98,10 @@ class GuidedPromptOptions(PromptOptions):
         conflicts = {
             "num_beams above 1": (sampling.num_beams > 1, "set it to 1"),
             "stop": (bool(sampling.stop), "it would cut the output within its form; leave it out"),
+            "stop_token_ids": (
+                bool(sampling.stop_token_ids),
+                "they would cut the output within its form; leave them out",
+            ),
             "min_new_tokens": (sampling.min_new_tokens > 0, "the form determines the end; leave it out"),
             "no_repeat_ngram_size": (
                 sampling.no_repeat_ngram_size > 0,

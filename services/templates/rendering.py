@@ -19,7 +19,7 @@ def render(
 
     Args:
         template: a name in `TEMPLATES`.
-        messages: a conversation whose last message is of role user or tool; or else
+        messages: a conversation; if its last message is the assistant's, the output continues that text; or else
         instruction: the task, joined with `input` by a newline.
         system: replaces the template's own system text; "" leaves it out. A system message takes precedence.
 
@@ -37,7 +37,7 @@ def render(
     if template == "raw":
         return _raw(messages, system)
     turns = merged(tools_as_users(messages))
-    system, turns = _split_system(turns, row.default_system if system is None else system)
+    system, turns = _split_system(row, turns, row.default_system if system is None else system)
     return _joined(_written(row, turns, system))
 
 
@@ -71,39 +71,48 @@ def _raw(messages: Sequence[Message], system: str | None) -> list[Segment]:
     return _joined([Text(messages[0].content)])
 
 
-def _split_system(messages: list[Message], default: str) -> tuple[str, list[Message]]:
+def _split_system(row: Template, messages: list[Message], default: str) -> tuple[str, list[Message]]:
+    """Returns the system text and the turns after it; neighbours have different roles."""
     system, turns = default, messages
     if messages and messages[0].role == "system":
         system, turns = messages[0].content, messages[1:]
     check_text(system)
-    expected: Role = "user"
+    if not turns:
+        raise InvalidRequest("The conversation has no message of the user.", "Add one of role user.")
     for number, message in enumerate(turns):
-        if message.role != expected:
+        is_first_reply = number == 0 and message.role == "assistant"
+        if is_first_reply or (message.role == "system" and not row.system_turns):
+            expected: Role = "user" if number == 0 or turns[number - 1].role == "assistant" else "assistant"
             raise InvalidRequest(
                 f"Turn {number + 1} of the conversation is of {message.role} where {expected} was expected.",
                 "After an optional system message, user and assistant take turns, the user first.",
             )
-        expected = "assistant" if expected == "user" else "user"
-    if not turns or turns[-1].role != "user":
-        raise InvalidRequest(
-            "The last message of the conversation is not of role user or tool.",
-            "End the messages with one of role user.",
-        )
     return system, turns
 
 
 def _written(row: Template, turns: list[Message], system: str) -> list[Segment]:
     segments: list[Segment] = []
     if system:
-        text = system.strip() if row.strip else system
-        segments += [Text(text) if part == "{system}" else part for part in row.preamble]
+        segments += _system_turn(row, system)
     for number, turn in enumerate(turns):
+        if turn.role == "system":
+            segments += _system_turn(row, turn.content)
+            continue
         before, after = row.user if turn.role == "user" else row.assistant
         if number == 0:
             before = _before_first(row, system)
-        content = turn.content.strip() if row.strip else turn.content
-        segments += [*before, Text(content), *after]
+        segments += [*before, Text(_content(row, turn.content)), *after]
+        if number == len(turns) - 1 and turn.role == "assistant":
+            return segments[: len(segments) - len(after)]
     return [*segments, *row.cue]
+
+
+def _system_turn(row: Template, text: str) -> list[Segment]:
+    return [Text(_content(row, text)) if part == "{system}" else part for part in row.preamble]
+
+
+def _content(row: Template, text: str) -> str:
+    return text.strip() if row.strip else text
 
 
 def _before_first(row: Template, system: str) -> tuple[Segment, ...]:

@@ -45,7 +45,7 @@ class Template:
     `preamble` contains `{system}`; `user` and `assistant` are (before, after). `first_user` replaces the segments before
     the first user turn if there is a preamble; the model's output follows `cue`. `default_system` is used for
     conversations without a system text. `stop` are texts and `stop_pieces` special tokens with which such a model ends
-    its turn or starts to write the user's.
+    its turn or starts to write the user's. With `system_turns` the preamble is a turn that may come anywhere.
     """
 
     preamble: tuple[Segment | Literal["{system}"], ...] = ()
@@ -57,6 +57,7 @@ class Template:
     strip: bool = False
     stop: tuple[str, ...] = ()
     stop_pieces: tuple[str, ...] = ()
+    system_turns: bool = False
 
 
 _LLAMA_3_HEADER = Special("<|start_header_id|>")
@@ -103,6 +104,7 @@ _LLAMA_3 = Template(
     cue=_llama_3_header("assistant"),
     strip=True,
     stop_pieces=("<|eot_id|>", "<|eom_id|>"),
+    system_turns=True,
 )
 _VICUNA = Template(
     preamble=("{system}", Text(" ")),
@@ -122,6 +124,7 @@ _CHATML = Template(
     cue=(_IM_START, Text("assistant\n")),
     stop=("<|im_end|>", "<|im_start|>"),
     stop_pieces=("<|im_end|>",),
+    system_turns=True,
 )
 
 TEMPLATES: Mapping[str, Template] = {

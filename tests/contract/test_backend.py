@@ -255,6 +255,29 @@ def test_prompts_are_asked_one_by_one_and_put_together(queue: JobQueue, script: 
     assert result_json(job)["engine"] == "remote"
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("texts", "has_form"),
+    [(('{"a":', "\n\n  1 }"), True), (('{"a": "1"}',), False), (("Sure: ", '{"a": 1}'), False)],
+)
+def test_an_output_without_its_form_is_an_error(
+    queue: JobQueue, script: Scripted, texts: tuple[str, ...], has_form: bool
+) -> None:
+    script.events = answer(*texts)
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    job = ended(queue, submit(queue, response_format=form))
+    (body,) = [body for path, _, body in script.heard if path == "/v1/completions"]
+    assert body["structured_outputs"] == {"json": SCHEMA}
+    if has_form:
+        assert result_json(job)["outputs"][0]["text"] == "".join(texts)
+    else:
+        assert job.error is not None
+        assert job.error.code == "unsupported_option"
+        assert "has not held the output to its form" in job.error.message
+
+
 def test_text_is_told_before_the_answer_ends(queue: JobQueue, script: Scripted) -> None:
     first, *rest = answer("Hi", " there")
     script.events = [first, HOLD, *rest]

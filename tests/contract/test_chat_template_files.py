@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
+from services.errors import InvalidRequest
 from services.generate import ChatTemplate, build_prompt, load_model
 from services.isolation.process import complete
 from services.kinds import ANY_REQUEST
@@ -66,6 +67,58 @@ def test_transformers_gives_the_tokens_that_generate_gives(folder: Path, name: s
             chat_template=ChatTemplate(path.read_text()),
         )
         assert own.token_ids == expected, title
+
+
+LIKE_LLAMA_3 = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+LIKE_QWEN_3 = (
+    "{% for m in messages %}{{ m.role }}:\n{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n"
+    "{{ m.content.lstrip('\n') }}{% else %}{{ m.content }}{% endif %}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:\n{% endif %}"
+)
+BEGUN = ["My name is", "My name is  ", " 我是</s> ", "", "Hi"]
+
+
+@pytest.mark.parametrize("text", BEGUN)
+@pytest.mark.parametrize("template", [*JINJA_NAMES, LIKE_LLAMA_3, LIKE_QWEN_3])
+def test_transformers_continues_the_same_tokens(folder: Path, template: str, text: str) -> None:
+    path = folder / "chat_template.jinja"
+    path.unlink(missing_ok=True)
+    if template in JINJA_NAMES:
+        add_chat_template(folder, template)
+    else:
+        path.write_text(template)
+    tokenizer, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    turns = [("user", "Hi"), ("assistant", "Hello!"), ("user", "Who are you?"), ("assistant", text)]
+    conversation = [{"role": role, "content": content} for role, content in turns]
+    shown = tokenizer.apply_chat_template(conversation, continue_final_message=True, tokenize=False)
+    messages = [Message.model_validate(turn) for turn in conversation]
+    parts = PromptParts(messages=messages, template="model")
+    found = build_prompt(ours, parts, chat_template=ChatTemplate(path.read_text()))
+    if "</s>" not in text:  # typed special tokens stay text here
+        expected = tokenizer.apply_chat_template(conversation, continue_final_message=True, return_dict=False)
+        assert found.token_ids == expected
+    assert ours.decode(found.token_ids, skip_special=False) == ours.decode(
+        tokenizer(shown, add_special_tokens=False)["input_ids"], skip_special=False
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+        "{% for m in messages %}{{ m.content[:2] }}{% endfor %}",
+        "{{ messages[0].content }}",
+    ],
+)
+def test_a_template_that_changes_the_last_message_cannot_continue_it(folder: Path, template: str) -> None:
+    turns = [("user", "Hi"), ("assistant", "Hello!")]
+    messages = [Message.model_validate({"role": role, "content": content}) for role, content in turns]
+    parts = PromptParts(messages=messages, template="model")
+    with pytest.raises(InvalidRequest, match="cannot continue the assistant's last message"):
+        build_prompt(load_tokenizer(folder), parts, chat_template=ChatTemplate(template))
 
 
 @pytest.mark.parametrize("name", ["alpaca", "vicuna", "chatml"])

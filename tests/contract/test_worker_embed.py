@@ -51,6 +51,23 @@ def test_texts_together_have_the_vectors_that_each_has_alone(queue: JobQueue) ->
     assert vectors(embed(queue, TEXTS)) == [vectors(embed(queue, [text]))[0] for text in TEXTS]
 
 
+def test_dimensions_are_the_first_numbers_at_length_one(queue: JobQueue) -> None:
+    whole = torch.tensor(vectors(embed(queue, TEXTS)))
+    part = torch.tensor(vectors(embed(queue, TEXTS, dimensions=5)))
+    assert part.shape == (len(TEXTS), 5)
+    torch.testing.assert_close(
+        part, whole[:, :5] / whole[:, :5].norm(dim=1, keepdim=True), rtol=1e-5, atol=1e-6
+    )
+    assert vectors(embed(queue, TEXTS, dimensions=whole.shape[1])) == vectors(embed(queue, TEXTS))
+
+
+def test_more_dimensions_than_the_model_has_are_refused(queue: JobQueue) -> None:
+    job = embed(queue, ["x"], dimensions=10_000)
+    assert job.error is not None
+    assert job.error.code == "invalid_request"
+    assert "dimensions is 10000, and the vectors of 'base' have " in job.error.message
+
+
 def test_one_text_that_is_too_long_fails_the_job_and_no_other(queue: JobQueue) -> None:
     asked = {"kind": "generate", "model": "base", "prompt": "The", "sampling": LONG | {"max_new_tokens": 300}}
     neighbour = queue.submit(GenerateRequest.model_validate(asked))[0].id

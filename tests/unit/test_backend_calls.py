@@ -1,5 +1,6 @@
 """Requests to another server, by the kind of server and of prompt, and its events as they are read."""
 
+import re
 from typing import Any
 
 import pytest
@@ -115,11 +116,57 @@ def test_each_server_is_told_all_it_knows_in_its_own_words() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("top_k", 40), ("min_p", 0.1), ("typical_p", 0.5), ("repetition_penalty", 1.1), ("min_new_tokens", 3),
-     ("no_repeat_ngram_size", 2), ("num_beams", 2)],
+     ("no_repeat_ngram_size", 2), ("num_beams", 2), ("stop_token_ids", (2,))],
 )  # fmt: skip
-def test_a_strict_server_is_never_sent_what_it_does_not_know(name: str, value: float) -> None:
-    with pytest.raises(UnsupportedOption, match=f"{name}; the request sets it to {value}"):
+def test_a_strict_server_is_never_sent_what_it_does_not_know(name: str, value: Any) -> None:
+    with pytest.raises(UnsupportedOption, match=re.escape(f"{name}; the request sets it to {value}")):
         body_of("somebody", sampling=PLAIN | {name: value})
+
+
+def test_tokens_that_end_an_output_are_sent_only_if_there_are_any() -> None:
+    for dialect in ("vllm", "graftwerk"):
+        assert "stop_token_ids" not in body_of(dialect)
+        assert body_of(dialect, sampling=PLAIN | {"stop_token_ids": [2, 7]})["stop_token_ids"] == (2, 7)
+    with pytest.raises(UnsupportedOption, match="stop_token_ids"):
+        body_of("llamacpp", sampling=PLAIN | {"stop_token_ids": [2]})
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+
+
+def test_a_form_is_sent_in_the_words_of_each_server_or_refused() -> None:
+    ours = {"type": "json_schema", "json_schema": {"name": "output", "schema": SCHEMA, "strict": True}}
+    expected = {
+        "vllm": {"structured_outputs": {"json": SCHEMA}},
+        "llamacpp": {"json_schema": SCHEMA},
+        "graftwerk": {"response_format": ours},
+    }
+    for dialect, words in expected.items():
+        body = body_of(dialect, response_format=FORM)
+        assert {name: body[name] for name in set(body) - set(body_of(dialect))} == words
+    assert body_of("vllm", guided_regex="a|b")["structured_outputs"] == {"regex": "a|b"}
+    assert body_of("graftwerk", guided_regex="a|b")["guided_regex"] == "a|b"
+    for dialect, fields in (
+        ("llamacpp", {"guided_regex": "a"}),
+        ("ollama", {"guided_regex": "a"}),
+        ("ollama", {"response_format": FORM}),
+    ):
+        with pytest.raises(UnsupportedOption, match=next(iter(fields))):
+            body_of(dialect, **fields)
+    assert request_of(response_format=FORM).is_forwardable
+
+
+def test_the_assistants_last_message_is_continued_by_servers_that_do_so() -> None:
+    turns = (TURN, Message(role="assistant", content="He"))
+    asked = {"messages": [turn.model_dump() for turn in turns]}
+    begun = PromptEntry(messages=turns)
+    vllm = body_of("vllm", begun, **asked)
+    assert (vllm["add_generation_prompt"], vllm["continue_final_message"]) == (False, True)
+    for dialect in ("llamacpp", "graftwerk"):
+        assert body_of(dialect, begun, **asked)["messages"][-1] == {"role": "assistant", "content": "He"}
+    with pytest.raises(UnsupportedOption, match="may not continue an assistant's last message"):
+        body_of("ollama", begun, **asked)
 
 
 def test_greedy_is_a_temperature_of_zero_and_logit_bias_has_texts_for_names() -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from services.errors import UnsupportedSchema
-from services.grammar import Grammar, check_grammar
+from services.grammar import Grammar, check_grammar, is_text_of
 from services.kinds.generate import GenerateRequest
 
 
@@ -61,7 +61,7 @@ def test_free_text_takes_every_sampling_option() -> None:
     assert request.is_forwardable
 
 
-def test_a_form_travels_as_it_was_sent_and_stays_on_this_service() -> None:
+def test_a_form_travels_as_it_was_sent() -> None:
     sent = {
         "type": "json_schema",
         "json_schema": {"name": "x", "schema": {"required": ["b", "a"]}, "strict": True},
@@ -69,7 +69,7 @@ def test_a_form_travels_as_it_was_sent_and_stays_on_this_service() -> None:
     request = request_of(response_format=sent)
     assert request.model_dump(mode="json")["response_format"] == sent
     assert GenerateRequest.model_validate(request.model_dump(mode="json")) == request
-    assert not request.is_forwardable
+    assert request.is_forwardable
 
 
 @pytest.mark.parametrize(
@@ -143,3 +143,33 @@ def test_a_large_schema_is_compiled_or_refused_in_bounded_time(name: str) -> Non
     except UnsupportedSchema as error:
         assert len(error.message) <= 2000
     assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("text", "has_form"),
+    [
+        ('{"a": "x  y", "b": [1, 2.5]}', True),
+        ('{\n\n   "a":"\\" x",\t"b" : [ ] }  ', True),
+        ('{"b": [], "a": "x"}', False),
+        ('{"a": "x", "b": ["1"]}', False),
+        ('{"a": "x", "b": [1]', False),
+        ('{"a": "x", "b": [1]} {}', False),
+        ("", False),
+    ],
+)
+def test_a_complete_text_is_compared_with_its_schema(text: str, has_form: bool) -> None:
+    schema = {
+        "type": "object", "additionalProperties": False, "required": ["a", "b"],
+        "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "number"}}},
+    }  # fmt: skip
+    assert is_text_of(Grammar(schema=json.dumps(schema)), text) is has_form
+
+
+def test_a_complete_text_is_compared_with_its_expression() -> None:
+    grammar = Grammar(pattern="(ja|nein) *!")
+    assert [is_text_of(grammar, text) for text in ("ja !", "nein", "ja !!", "ja   !")] == [
+        True,
+        False,
+        False,
+        True,
+    ]

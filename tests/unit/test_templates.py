@@ -131,10 +131,31 @@ def test_neighbouring_messages_of_one_role_are_joined_by_a_newline() -> None:
     assert render("llama-2", twice, system="") == [Text("[INST] One\nTwo [/INST]")]
 
 
-@pytest.mark.parametrize("roles", [["system"], ["user", "assistant"], ["assistant", "user"], []])
-def test_a_conversation_that_does_not_end_in_a_question_is_refused(roles: list[str]) -> None:
+@pytest.mark.parametrize("roles", [["system"], ["assistant", "user"], ["user", "system"], []])
+def test_a_conversation_that_the_template_cannot_write_is_refused(roles: list[str]) -> None:
     with pytest.raises(InvalidRequest):
         render("alpaca", [Message.model_validate({"role": role, "content": "x"}) for role in roles])
+
+
+def test_an_output_continues_the_assistants_last_message() -> None:
+    begun = [*CONVERSATION, Message(role="assistant", content="我是 ")]
+    whole = flat(render("alpaca-chat", CONVERSATION))
+    assert flat(render("alpaca-chat", begun)) == f"{whole}我是 "
+    assert flat(render("llama-2", begun, system="")).endswith("你是谁 [/INST] 我是 ")
+    assert render("llama-3", begun)[-4:] == [START, Text("assistant"), END, Text("\n\n我是")]
+    assert flat(render("chatml", begun)) == flat(render("chatml", CONVERSATION)) + "我是 "
+
+
+def test_a_system_message_may_come_anywhere_where_it_is_a_turn() -> None:
+    later = [*CONVERSATION, Message(role="system", content="Answer briefly.")]
+    start, end = "{<|im_start|>}", "{<|im_end|>}\n"
+    assert flat(render("chatml", later)) == (
+        f"{start}user\nHi{end}{start}assistant\nHello!{end}{start}user\n你是谁{end}"
+        f"{start}system\nAnswer briefly.{end}{start}assistant\n"
+    )
+    for name in ("alpaca-chat", "llama-2", "vicuna"):
+        with pytest.raises(InvalidRequest, match="Turn 4 of the conversation is of system where assistant"):
+            render(name, later)
 
 
 def test_an_unknown_template_is_refused_with_the_known_names() -> None:

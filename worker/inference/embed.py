@@ -7,6 +7,7 @@ from services.errors import InvalidRequest
 from services.generate import Event, embed
 from services.kinds.embed import EmbedRequest, EmbedResult
 from services.kinds.shared import Usage
+from services.preflight.embed import check_dimensions
 from services.progress import Progress
 from worker.inference.model_cache import CachedModel, ModelKey, key_of
 from worker.lifecycle import JobContext
@@ -56,7 +57,10 @@ class EmbedSession:
             )
         if not token_ids:
             raise InvalidRequest(f"inputs[{number}] has no tokens and therefore no vector.", "Leave it out.")
-        (vector,) = embed(loaded, [token_ids], self._context.execution.check_canceled)
+        check_dimensions(self._request, loaded.model.config.get_text_config().hidden_size)
+        (vector,) = embed(
+            loaded, [token_ids], self._context.execution.check_canceled, dimensions=self._request.dimensions
+        )
         self._vectors.append([shortest_float32(number) for number in vector])
         self._tokens += len(token_ids)
 

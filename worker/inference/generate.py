@@ -175,7 +175,7 @@ class GenerateSession:
             sampling,
             # The form alone determines the end: a stop string would cut it.
             stop=() if self._request.is_guided else prompt.stop,
-            stop_token_ids=prompt.stop_token_ids,
+            stop_token_ids=prompt.stop_token_ids | frozenset(sampling.stop_token_ids or ()),
             prompt_logprobs=self._prompt_logprobs(prompt),
             grammar=grammar_of(self._request.schema_text, self._request.guided_regex),
         )

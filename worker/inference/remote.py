@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.backend import Backend, Call, Chunk, ServedModel, call_of, check_forwardable, seed_of
+from services.bounded_text import cut
 from services.errors import GraftwerkError, InvalidSettings, NotReady, UnsupportedOption
 from services.generate import Event
+from services.grammar import grammar_of, is_text_of
 from services.kinds.generate import GenerateRequest, GenerateResult, Logprob, Output
 from services.kinds.shared import Usage
 from worker.inference.model_cache import CachedModel
@@ -49,6 +51,7 @@ class RemoteSession:
         """
         check_forwardable(request, model)
         self._request, self._served = request, model
+        self._grammar = grammar_of(request.schema_text, request.guided_regex)
         prompts = prompts_of(request, context.store)
         self._outputs = OutputCollector(request, context, prompts, model=f"{model.server} {model.id}")
         self._seed = secrets.randbits(31) if request.sampling.seed is None else request.sampling.seed
@@ -126,14 +129,19 @@ class RemoteSession:
         if error is not None:
             self._outputs.fail(number, error, counted=len(answer.texts))
             return
+        text = "".join(answer.texts)
         usage = self._checked_usage(answer)
+        error = self._form_error(answer, text)
+        if error is not None:
+            self._outputs.fail(number, error, counted=len(answer.texts))
+            return
         fields: dict[str, Any] = {}
         if self._request.sampling.logprobs is not None:
             fields["logprobs"] = answer.logprobs
         output = Output.model_construct(
             prompt=self._outputs.prompts[number].text,
             index=index,
-            text="".join(answer.texts),
+            text=text,
             finish_reason=answer.finish_reason,
             usage=usage,
             seed=seed_of(self._seed, index),
@@ -141,6 +149,15 @@ class RemoteSession:
         )
         written = usage.completion_tokens
         self._outputs.finish(number, output, written=written, counted=len(answer.texts))
+
+    def _form_error(self, answer: RemoteAnswer, text: str) -> GraftwerkError | None:
+        """Returns an error if a complete output does not have the request's form: some servers enforce only a part of it."""
+        if self._grammar is None or answer.finish_reason != "stop" or is_text_of(self._grammar, text):
+            return None
+        return UnsupportedOption(
+            f"{self._served.server} has not held the output to its form: {cut(text, 200)!r}.",
+            "Simplify the form, or use one of this service's own models.",
+        )
 
     def _checked_usage(self, answer: RemoteAnswer) -> Usage:
         """Returns the counts of a complete output. Raises NotReady, InvalidSettings, UnsupportedOption."""

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sentencepiece
 
+from services.errors import InvalidRequest
 from services.generate import (
     Engine,
     GenerationRequest,
@@ -74,3 +76,9 @@ def test_the_end_token_of_a_template_ends_an_output(loaded: LoadedModel, prompts
     sampling = Sampling(logit_bias={77: 100}, max_new_tokens=20, do_sample=False)
     [output] = alone(loaded, GenerationRequest(prompts[0], sampling, stop_token_ids=frozenset({77})))
     assert (output.token_ids, output.text, output.finish_reason) == ([77], "", "stop")
+
+
+def test_an_end_token_beyond_the_vocabulary_is_refused(loaded: LoadedModel, prompts: list[list[int]]) -> None:
+    request = GenerationRequest(prompts[0], Sampling(), stop_token_ids=frozenset({7, loaded.rows}))
+    with pytest.raises(InvalidRequest, match=f"stop_token_ids has {loaded.rows}, and the model has"):
+        Engine(loaded, slots=1).submit(request)
