@@ -1,4 +1,4 @@
-"""The engine in this process: a long prompt that arrives while streams run."""
+"""The engine in this process: a long prompt that arrives while streams run, and the first token with a cached prefix."""
 
 import argparse
 import random
@@ -13,10 +13,12 @@ from bench.service import MODEL
 from bench.small_model import make_small_model, parameters
 from services.generate import Engine, GenerationRequest, LoadedModel, TokenGenerated, load_model
 from services.generate.kv_cache import BatchRunner, PromptCache
+from services.generate.prefix_cache import PrefixCache
 from services.generate.prompt_reader import CHUNK_TOKENS
 from services.sampling import Sampling
 
 Json = dict[str, Any]
+MOST_RATIO = 0.1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=4000, help="at most 100 less than the context")
+    parser.add_argument("--prefix-tokens", type=int, default=1000)
+    parser.add_argument("--question-tokens", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
 
 
@@ -38,7 +43,8 @@ def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
     loaded = load_model(folder)
     report: Json = {"model": folder.name, "parameters": parameters(folder), "torch_threads": options.threads}
     report["long_prompt"], violations = long_prompt(loaded, options)
-    return report, violations
+    report["cached_prefix"], missed = cached_prefix(loaded, options)
+    return report, violations + missed
 
 
 def long_prompt(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Json, list[str]]:
@@ -71,6 +77,34 @@ def long_prompt(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Json,
     found = {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
     missed = [f"the longest gap is {max(gaps):.3f} s, allowed are {allowed:.3f} s"] * (max(gaps) > allowed)
     return found, missed
+
+
+def cached_prefix(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Json, list[str]]:
+    """Measures the first token of questions after the same prefix, in interleaved runs with and without a cache."""
+    prefix = words(loaded, options.prefix_tokens, seed=1)
+    plain, cached = Engine(loaded), Engine(loaded, prefixes=PrefixCache(2**32))
+    first_token(cached, prefix)
+    without, found = [], []
+    for run in range(options.runs):
+        question = [*prefix, *words(loaded, options.question_tokens, seed=2 + run)]
+        without.append(first_token(plain, question))
+        found.append(first_token(cached, question))
+    ratio = statistics.median(a / b for a, b in zip(found, without, strict=True))
+    report = {
+        "prefix_tokens": options.prefix_tokens, "question_tokens": options.question_tokens, "runs": options.runs,
+        "seconds_without": round(statistics.median(without), 4), "seconds": round(statistics.median(found), 4),
+        "ratio": round(ratio, 3),
+    }  # fmt: skip
+    return report, [f"the first token takes {ratio:.3f} of the time without the cache"] * (ratio > MOST_RATIO)
+
+
+def first_token(engine: Engine, token_ids: list[int]) -> float:
+    """Returns the seconds to the first token of a prompt."""
+    begun = time.perf_counter()
+    engine.submit(GenerationRequest(token_ids, Sampling(max_new_tokens=1)))
+    while engine.has_work:
+        engine.step()
+    return time.perf_counter() - begun
 
 
 def seconds_of_last_chunk(loaded: LoadedModel, tokens: int) -> float:

@@ -8,6 +8,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from uuid import uuid4
 
 from services.errors import InvalidRequest, NonFiniteLogits, PromptTooLong, VocabularyMismatch
 from services.generate.adapter_stack import LoadedAdapter
@@ -15,7 +16,8 @@ from services.generate.beams import search_beams
 from services.generate.guide import GuideMaker
 from services.generate.kv_cache import BatchRunner
 from services.generate.loading import LoadedModel
-from services.generate.prompt_reader import CHUNK_TOKENS, PromptReader
+from services.generate.prefix_cache import PrefixCache
+from services.generate.prompt_reader import CHUNK_TOKENS, PromptReader, Reading
 from services.generate.request import Event, GenerationRequest
 from services.generate.sequence import SequenceState
 from services.sampling import SEED_BITS
@@ -31,12 +33,29 @@ IDLE_CHUNKS = 4
 class Engine:
     """A model, the sequences that run on it, and those that wait for a free slot. `slots` is the maximum batch size."""
 
-    def __init__(self, loaded: LoadedModel, *, slots: int = 8, chunk: int | None = None) -> None:
-        """`chunk` is the number of tokens of a prompt that are read at once; None takes the device's."""
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        slots: int = 8,
+        chunk: int | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        """Starts without sequences.
+
+        Args:
+            chunk: Number of tokens of a prompt that are read at once; None takes the device's.
+            prefixes: Beginnings of prompts that are kept, also those of other models; None keeps none.
+        """
         self._loaded = loaded
-        self._chunk = chunk or CHUNK_TOKENS[loaded.device.type]
         self._slots = slots
         self._batch = BatchRunner(loaded.model)
+        self._shared = Reading(
+            batch=self._batch,
+            chunk=chunk or CHUNK_TOKENS[loaded.device.type],
+            prefixes=prefixes or PrefixCache(0),
+            owner=uuid4().hex,
+        )
         self._guides = GuideMaker(loaded.tokenizer, loaded.rows)
         self._running: list[SequenceState] = []
         self._reading: deque[PromptReader] = deque()
@@ -85,6 +104,10 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """Ends all outputs of a request with the next step, which returns them as they are by then."""
         self._canceled.add(request_id)
+
+    def forget_prefixes(self) -> None:
+        """Frees the memory of the beginnings of prompts of this model."""
+        self._shared.prefixes.forget(self._shared.owner)
 
     def step(self) -> list[Event]:
         """Reads a part of the prompts while slots are free, then generates one token of each sequence; returns the events."""
@@ -170,7 +193,7 @@ class Engine:
         request = siblings[0].request
         if request.sampling.max_new_tokens == 0 and request.prompt_logprobs is None:
             return [sequence.finish("length") for sequence in siblings]
-        self._reading.append(PromptReader(self._batch, request, siblings, chunk=self._chunk))
+        self._reading.append(PromptReader(self._shared, request, siblings))
         return []
 
     def _read_prompts(self) -> list[Event]:
@@ -180,9 +203,9 @@ class Engine:
         """
         events: list[Event] = []
         turns = list(self._reading)
-        left = self._chunk if self._running else self._chunk * IDLE_CHUNKS
+        left = self._shared.chunk if self._running else self._shared.chunk * IDLE_CHUNKS
         for number, reader in enumerate(turns):
-            cost = max(reader.next_tokens, self._chunk // LEAST_SHARE)
+            cost = max(reader.next_tokens, self._shared.chunk // LEAST_SHARE)
             if number and cost > left:
                 break
             left -= cost

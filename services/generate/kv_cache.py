@@ -52,6 +52,22 @@ class PromptCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
 
+    @torch.inference_mode()
+    def last(self, tokens: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Returns copies of the keys and values of the last tokens, (kv heads, tokens, head_dim) for each layer."""
+        columns = slice(self.length - tokens, self.length)
+        keys, values = (
+            [tensor[0, :, columns].clone() for tensor in side] for side in (self.keys, self.values)
+        )
+        return keys, values
+
+    @torch.inference_mode()
+    def append(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        """Appends keys and values as `last` returns them."""
+        for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
+            self.update(key[None], value[None], layer)
+        self.length += keys[0].shape[1]
+
 
 class KVCache(Cache):
     """Keys and values of the running sequences: two tensors (rows, kv heads, columns, head_dim) per layer.

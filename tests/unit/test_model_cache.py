@@ -49,7 +49,9 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
         return cast(LoadedModel, loaded)
 
     monkeypatch.setattr(model_cache, "load_model", load)
-    monkeypatch.setattr(model_cache, "Engine", lambda loaded, slots: cast(Engine, SimpleNamespace()))
+    monkeypatch.setattr(
+        model_cache, "Engine", lambda *_, **__: cast(Engine, SimpleNamespace(forget_prefixes=lambda: None))
+    )
     monkeypatch.setattr(model_cache, "_needed_bytes", lambda *_: 40)
     return Volume(ModelCache("cpu", 100, 4), job_context(tmp_path))
 

@@ -13,6 +13,7 @@ import torch
 
 from services.checkpoints.write_hooks import WriteHooks
 from services.generate import Engine, GenerationRequest, LoadedModel, load_model, resolve_device
+from services.generate.prefix_cache import PrefixCache
 from services.generate.quantization import quantized_bytes
 from services.kinds.shared import ModelChoice, Quantization
 from services.merge import merge
@@ -21,6 +22,9 @@ from worker.lifecycle import JobContext
 
 MEMORY_LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
 """cgroup v2: bytes, or "max"."""
+
+PREFIX_SHARE = 8
+"""Memory of loaded models, divided by that of cached beginnings of prompts, which comes in addition."""
 
 Stamp = tuple[tuple[str, int, int], ...]
 """Name, size in bytes and modification time in ns of each file of a folder."""
@@ -70,13 +74,20 @@ class CachedModel:
 
 @dataclass(slots=True)
 class ModelCache:
-    """Loaded models of at most `limit_bytes` together (a single one may be larger). `slots` is per engine."""
+    """Loaded models of at most `limit_bytes` together (a single one may be larger). `slots` is per engine.
+
+    All share one cache of beginnings of prompts.
+    """
 
     device: str
     limit_bytes: int
     slots: int
     models: list[CachedModel] = field(default_factory=list)
     clock: Iterator[int] = field(default_factory=count)
+    prefixes: PrefixCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prefixes = PrefixCache(self.limit_bytes // PREFIX_SHARE)
 
     @property
     def busy(self) -> list[CachedModel]:
@@ -121,6 +132,7 @@ class ModelCache:
     def evict(self, model: CachedModel) -> None:
         """Removes a model from memory."""
         self.models.remove(model)
+        model.engine.forget_prefixes()
         gc.collect()
         if model.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -155,7 +167,7 @@ class ModelCache:
                 quantization=key.quantization,
                 report=context.execution.report,
             )
-        model = CachedModel(key, loaded, Engine(loaded, slots=self.slots))
+        model = CachedModel(key, loaded, Engine(loaded, slots=self.slots, prefixes=self.prefixes))
         self.models.append(model)
         return model
 
