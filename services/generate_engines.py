@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from shutil import which
 from typing import Any, Literal
 
 GenerateEngine = Literal["auto", "graftwerk", "llama.cpp", "vllm"]
@@ -18,7 +19,10 @@ ENGINES: Mapping[str, Mapping[GenerateEngine, Engine]] = {
 """Engine by the kind of a model and the setting; models without an entry are converted first."""
 
 PACKAGES: Mapping[Engine, str] = {"graftwerk": "torch"}
-"""The engines of this version, and the package without which a worker does not have one."""
+"""Engines within a worker, and the package without which it does not have one."""
+
+PROGRAMS: Mapping[Engine, str] = {"vllm": "vllm"}
+"""Engines that are programs of their own, by the name that they have unless a setting says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +30,15 @@ class Engines:
     """Engines of a service: its setting, and those that its workers have."""
 
     setting: GenerateEngine = "auto"
-    available: frozenset[str] = frozenset(PACKAGES)
+    available: frozenset[str] = frozenset({*PACKAGES, *PROGRAMS})
 
     @classmethod
-    def installed(cls, setting: GenerateEngine) -> "Engines":
-        """Returns the engines whose packages this process has."""
-        return cls(setting, frozenset(name for name, package in PACKAGES.items() if find_spec(package)))
+    def installed(cls, setting: GenerateEngine, programs: Mapping[Engine, str] = PROGRAMS) -> "Engines":
+        """Returns the engines whose packages or programs this process has."""
+        inside = {name for name, package in PACKAGES.items() if find_spec(package)}
+        return cls(
+            setting, frozenset(inside | {name for name, program in programs.items() if which(program)})
+        )
 
     @property
     def is_complete(self) -> bool:

@@ -13,6 +13,9 @@ TokenId = Annotated[int, Field(ge=0)]
 STOP_TOKENS_LIMIT = 256
 """Most tokens that end an output."""
 
+MAX_LOGPROBS = 20
+"""Most log-probabilities of likely tokens next to that of each token."""
+
 STOP_LIMIT = 16
 """Most texts that end an output."""
 
@@ -119,7 +122,7 @@ class Sampling(BaseModel):
     logprobs: int | None = Field(
         default=None,
         ge=0,
-        le=20,
+        le=MAX_LOGPROBS,
         description="Returns the log-probability of each token and of this many most likely tokens.",
     )
 

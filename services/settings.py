@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,31 @@ class Settings(BaseSettings):
     generate_engine: GenerateEngine = Field(
         "auto",
         description="Engine that generates: `auto`, `graftwerk`, `llama.cpp` or `vllm`; the same for API and workers.",
+    )
+    vllm_command: str = Field(
+        "vllm serve",
+        description="Command that starts a server of vLLM, as in a shell; arguments are appended.",
+    )
+    vllm_tensor_parallel: int = Field(
+        1, ge=1, le=64, description="Number of GPUs that share each layer of a model in vLLM."
+    )
+    vllm_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="dtype of vLLM; `auto` is float32 on a CPU and bfloat16 on a GPU."
+    )
+    vllm_context: int = Field(
+        0, ge=0, description="Longest context in vLLM, in tokens; 0 takes the model's own."
+    )
+    vllm_cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="KV cache of each model in vLLM; 0 takes 4 GiB on a CPU, and what the model leaves on a GPU.",
+    )
+    vllm_adapter_rank: int = Field(
+        64, ge=1, le=512, description="Largest rank of an adapter that vLLM applies unmerged."
+    )
+    vllm_start_seconds: int = Field(1800, ge=1, description="Longest time until a server of vLLM is ready.")
+    vllm_idle_seconds: int = Field(
+        3600, ge=0, description="Time without jobs after which a server of vLLM is stopped; 0 keeps it."
     )
     generate_backend_url: str | None = Field(None, description="An OpenAI-compatible server for generation.")
     generate_backend_key: SecretStr | None = Field(None, description="The API key of that server.")
@@ -115,6 +141,18 @@ class Settings(BaseSettings):
         if not re.match(r"https?://[^/]+", value):
             raise ValueError(f'The address must look like "http://vllm:8000", not {value!r}.')
         return value.rstrip("/").removesuffix("/v1")  # OpenAI's clients want it there
+
+    @field_validator("vllm_command")
+    @classmethod
+    def _command(cls, value: str) -> str:
+        if not shlex.split(value):
+            raise ValueError("The command is empty; the default is 'vllm serve'.")
+        return value
+
+    @property
+    def vllm_program(self) -> str:
+        """The program of `vllm_command`."""
+        return shlex.split(self.vllm_command)[0]
 
     @property
     def backend_key(self) -> str | None:

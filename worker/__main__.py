@@ -70,7 +70,8 @@ def build(queue: QueueName, name: str, redis: Redis, settings: Settings) -> Trac
         from worker.inference.worker import GenerateWorker  # noqa: PLC0415  (imports torch)
 
         set_threads(threads)
-        EngineRecord(redis, settings.generate_engine).register(Engines.installed(settings.generate_engine))
+        engines = Engines.installed(settings.generate_engine, {"vllm": settings.vllm_program})
+        EngineRecord(redis, settings.generate_engine).register(engines)
         return GenerateWorker(name=name, redis=redis, settings=settings)
     preload(queue)
     return ForkWorker(

@@ -5,6 +5,7 @@ It speaks OpenAI's API: vLLM, llama.cpp's server, Ollama, another Graftwerk. `GE
 
 from services.backend.calls import Call, call_of, check_forwardable, seed_of
 from services.backend.chunks import Chunk
+from services.backend.dialects import extra_fields
 from services.backend.server import FORWARDED_HEADER, SERVICE_HEADER, Backend, ServedModel
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "ServedModel",
     "call_of",
     "check_forwardable",
+    "extra_fields",
     "seed_of",
 ]

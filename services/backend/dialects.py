@@ -83,8 +83,14 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 
 
-def extra_fields(sampling: Sampling, dialect: str) -> dict[str, Any]:
-    """Returns the settings beyond OpenAI's under the server's names.
+SERVER = "The server that generates with this model"
+ALTERNATIVE = "use one of this service's own models"
+
+
+def extra_fields(
+    sampling: Sampling, dialect: str, *, server: str = SERVER, alternative: str = ALTERNATIVE
+) -> dict[str, Any]:
+    """Returns the settings beyond OpenAI's under the server's names; `server` and `alternative` are words of the error.
 
     Raises:
         UnsupportedOption: a setting is set that this server does not have; the message names it.
@@ -95,8 +101,8 @@ def extra_fields(sampling: Sampling, dialect: str) -> dict[str, Any]:
     for name, value in values.items():
         if name not in known.names and value != NEUTRAL[name]:
             raise UnsupportedOption(
-                f"The server that generates with this model has no {name}; the request sets it to {value}.",
-                f"Set sampling.{name} to {NEUTRAL[name]}, or use one of this service's own models.",
+                f"{server} has no {name}; the request sets it to {value}.",
+                f"Set sampling.{name} to {NEUTRAL[name]}, or {alternative}.",
             )
     sent = {
         their: known.values.get((name, values[name]), values[name]) for name, their in known.names.items()

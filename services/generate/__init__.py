@@ -15,6 +15,7 @@ from services.generate.request import (
     TokenGenerated,
     TokenLogprob,
 )
+from services.generate.served_model import ServedModel, read_served_model
 from services.generate.truncation import build_fitting
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "OutputFailed",
     "OutputFinished",
     "Score",
+    "ServedModel",
     "TokenGenerated",
     "TokenLogprob",
     "Window",
@@ -36,6 +38,7 @@ __all__ = [
     "embed",
     "load_model",
     "prompt_steps",
+    "read_served_model",
     "resolve_device",
     "score_window",
     "template_name",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from uuid import uuid4
 
-from services.errors import InvalidRequest, NonFiniteLogits, PromptTooLong, VocabularyMismatch
+from services.errors import InvalidRequest, NonFiniteLogits
 from services.generate.adapter_stack import LoadedAdapter
 from services.generate.beams import search_beams
 from services.generate.guide import GuideMaker
@@ -19,6 +19,7 @@ from services.generate.loading import LoadedModel
 from services.generate.prefix_cache import PrefixCache
 from services.generate.prompt_reader import CHUNK_TOKENS, PromptReader, Reading
 from services.generate.request import Event, GenerationRequest
+from services.generate.request_checks import checked
 from services.generate.sequence import SequenceState
 from services.sampling import SEED_BITS
 from services.tokenizers import Tokenizer
@@ -32,6 +33,9 @@ IDLE_CHUNKS = 4
 
 class Engine:
     """A model, the sequences that run on it, and those that wait for a free slot. `slots` is the maximum batch size."""
+
+    computes_here = True
+    stage: str | None = None
 
     def __init__(
         self,
@@ -105,7 +109,7 @@ class Engine:
         """Ends all outputs of a request with the next step, which returns them as they are by then."""
         self._canceled.add(request_id)
 
-    def forget_prefixes(self) -> None:
+    def close(self) -> None:
         """Frees the memory of the beginnings of prompts of this model."""
         self._shared.prefixes.forget(self._shared.owner)
 
@@ -136,27 +140,12 @@ class Engine:
         return [*self._running, *read, *self._waiting]
 
     def _checked(self, request: GenerationRequest) -> GenerationRequest:
-        loaded, sampling = self._loaded, request.sampling
-        bos_id, rows = self._tokenizer(request).bos_id, self._rows(request)
-        if not request.prompt_token_ids:
-            if bos_id is None:
-                raise InvalidRequest("The prompt is empty and this model has no beginning-of-text token.")
-            request = replace(request, prompt_token_ids=[bos_id])
-        largest = max(request.prompt_token_ids)
-        if largest >= rows or min(request.prompt_token_ids) < 0:
-            raise VocabularyMismatch(
-                f"The prompt has the token {largest} and the model has {rows} rows of embeddings.",
-                "The tokenizer does not belong to the model: put the right one into its folder.",
-            )
-        if any(token_id >= rows for token_id in sampling.logit_bias):
-            raise InvalidRequest(f"logit_bias names tokens beyond the model's {rows}.")
-        beyond = [token_id for token_id in request.stop_token_ids if token_id >= rows]
-        if beyond:
-            raise InvalidRequest(f"stop_token_ids has {min(beyond)}, and the model has {rows} tokens.")
-        if request.grammar is not None and sampling.num_beams > 1:
-            raise InvalidRequest("A beam search follows no grammar.", "Set num_beams to 1.")
-        _check_length(len(request.prompt_token_ids), sampling.max_new_tokens, loaded.context_length)
-        return request
+        return checked(
+            request,
+            bos_id=self._tokenizer(request).bos_id,
+            rows=self._rows(request),
+            context_length=self._loaded.context_length,
+        )
 
     def _end_canceled(self) -> list[Event]:
         canceled = set()
@@ -262,14 +251,3 @@ class Engine:
 
 def _finished_rows(running: list[SequenceState]) -> Iterable[int]:
     return [row for row in reversed(range(len(running))) if running[row].is_finished]
-
-
-def _check_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -> None:
-    if prompt_tokens + max_new_tokens <= context_length:
-        return
-    room = context_length - prompt_tokens
-    raise PromptTooLong(
-        f"The prompt has {prompt_tokens} tokens and {max_new_tokens} new ones are requested; "
-        f"the model's context is {context_length}.",
-        f"Lower max_new_tokens to {room} at most." if room > 0 else "Shorten the prompt.",
-    )

@@ -87,11 +87,11 @@ def load_model(
         VocabularyMismatch: the tokenizer has more tokens than the embeddings have rows.
         UnsupportedOption, UnsupportedFormat, UnreadableFile, UnreadableTokenizer.
     """
-    _check_kind(folder)
+    check_kind(folder)
     target = resolve_device(device)
-    whole = _read_config(folder)
+    whole = read_config(folder)
     config = whole.get_text_config()
-    context_length = _context_length(config)
+    context_length = context_length_of(config)
     if rope_alpha is not None:
         _scale_rotary_base(config, rope_alpha)
         context_length = int(context_length * max(1.0, rope_alpha))
@@ -100,7 +100,7 @@ def load_model(
         file.stat().st_size for file in folder.iterdir() if file.suffix in {".safetensors", ".bin"}
     )
     report(Progress("loading", 0, size_bytes, "bytes"))
-    chosen = _choose_dtype(dtype, target)
+    chosen = choose_dtype(dtype, target)
     placement: dict[str, Any] = {} if config is whole else {"key_mapping": TEXT_KEYS}
     if target.type != "cpu":
         placement["device_map"] = device_map(device, target, size_bytes, _free_bytes())
@@ -164,7 +164,8 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _check_kind(folder: Path) -> None:
+def check_kind(folder: Path) -> None:
+    """Raises WrongModelKind if a folder is not a Hugging Face model."""
     if (folder / "config.json").is_file():
         return
     if (folder / "adapter_config.json").is_file():
@@ -180,7 +181,8 @@ def _check_kind(folder: Path) -> None:
     raise WrongModelKind(f"{folder.name} is not a model: it has no config.json.")
 
 
-def _read_config(folder: Path) -> Any:
+def read_config(folder: Path) -> Any:
+    """Returns transformers' configuration of a folder. Raises UnsupportedFormat."""
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -190,7 +192,7 @@ def _read_config(folder: Path) -> Any:
         ) from error
 
 
-def _context_length(config: Any) -> int:
+def context_length_of(config: Any) -> int:
     """Returns the number of tokens that the model computes rightly in a batch with others.
 
     It is the length that the model was trained for. Two kinds of models end earlier: rotary frequencies of the type "longrope"
@@ -239,7 +241,8 @@ def _free_bytes() -> dict[int, int]:
     return {number: torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())}
 
 
-def _choose_dtype(dtype: DTypeName | None, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: DTypeName | None, device: torch.device) -> torch.dtype:
+    """Returns the dtype of a computation; None is the device's own."""
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype is not None:
         return names[dtype]

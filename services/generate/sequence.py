@@ -40,9 +40,9 @@ class SequenceState:
         self.is_finished = False
         self._tokenizer = tokenizer
         self._guide = guide
-        self._end_ids = tokenizer.eos_ids | request.stop_token_ids
+        self.end_ids = tokenizer.eos_ids | request.stop_token_ids
         self._sampler = Sampler(
-            request.sampling, request.prompt_token_ids, end_ids=self._end_ids, seed=self.seed
+            request.sampling, request.prompt_token_ids, end_ids=self.end_ids, seed=self.seed
         )
         self._text = StopStringFilter(tokenizer.stream_decoder(), (*request.sampling.stop, *request.stop))
         self._logprobs: list[TokenLogprob] = []
@@ -64,14 +64,14 @@ class SequenceState:
         if self._guide is None:
             return self.accept(self._sampler.choose(logits))
         try:
-            return self.accept(self._sampler.choose(logits, self._guide.allowed(self._end_ids)))
+            return self.accept(self._sampler.choose(logits, self._guide.allowed(self.end_ids)))
         except UnsupportedSchema as error:
             return [self.fail(error)]
 
     def accept(self, choice: Choice) -> list[Event]:
         """Appends a token and returns its events; finishes the output if the token ends it."""
         self.token_ids.append(choice.token_id)
-        is_end = choice.token_id in self._end_ids
+        is_end = choice.token_id in self.end_ids
         text = "" if is_end else self._text.feed(choice.token_id)
         is_complete = self._guide is not None and not is_end and self._guide.take(choice.token_id)
         reason: FinishReason | None = "stop" if is_end or is_complete or self._text.stopped else None

@@ -1,11 +1,13 @@
 """Engines: the table, the setting of the service, and workers whose setting differs."""
 
+from pathlib import Path
+
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
 from services.errors import InvalidSettings
-from services.generate_engines import PACKAGES, Engines, GenerateEngine
+from services.generate_engines import ALL_ENGINES, Engines, GenerateEngine
 from services.jobs.engine_record import PATIENCE_SECONDS, EngineRecord
 
 
@@ -38,9 +40,16 @@ def test_a_process_with_torch_has_the_reference_engine() -> None:
     assert "graftwerk" in Engines.installed("auto").available
 
 
+def test_a_process_has_vllm_if_its_program_is_found(tmp_path: Path) -> None:
+    program = tmp_path / "vllm"
+    assert "vllm" not in Engines.installed("vllm", {"vllm": str(program)}).available
+    program.touch(mode=0o755)
+    assert Engines.installed("vllm", {"vllm": str(program)}).is_complete
+
+
 def test_the_api_learns_the_engines_of_workers(redis: Redis) -> None:
     record = EngineRecord(redis, "auto")
-    assert record.engines() == Engines("auto", frozenset(PACKAGES))
+    assert record.engines() == ALL_ENGINES
     record.register(Engines("auto", frozenset({"graftwerk"})))
     assert record.engines() == Engines("auto", frozenset({"graftwerk"}))
 

@@ -49,9 +49,8 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
         return cast(LoadedModel, loaded)
 
     monkeypatch.setattr(model_cache, "load_model", load)
-    monkeypatch.setattr(
-        model_cache, "Engine", lambda *_, **__: cast(Engine, SimpleNamespace(forget_prefixes=lambda: None))
-    )
+    engine = SimpleNamespace(close=lambda: None, computes_here=True)
+    monkeypatch.setattr(model_cache, "Engine", lambda *_, **__: cast(Engine, engine))
     monkeypatch.setattr(model_cache, "_needed_bytes", lambda *_: 40)
     return Volume(ModelCache("cpu", 100, 4), job_context(tmp_path))
 

@@ -18,8 +18,9 @@ from services.kinds.compare import (
 )
 from services.kinds.generate import GenerateRequest, Output
 from services.sampling import SEED_BITS
+from worker.inference.engine_choice import generating_key
 from worker.inference.generate import GenerateSession
-from worker.inference.model_cache import CachedModel, ModelKey, key_of
+from worker.inference.model_cache import CachedModel, ModelKey
 from worker.inference.output_collector import Slice
 from worker.inference.result_sink import MemorySink
 from worker.lifecycle import JobContext
@@ -60,7 +61,10 @@ class CompareSession:
         """Returns the key of the current variant's model, or of the last one's at the end. Raises ModelNotFound."""
         if self._inner is not None:
             return self._inner.needs()
-        return None if self.done else key_of(self._variant_request, self._context.store)
+        if self.done:
+            return None
+        context = self._context
+        return generating_key(self._variant_request, context.store, context.settings.generate_engine)
 
     def attach(self, model: CachedModel) -> None:
         """Starts the next variant on its model."""

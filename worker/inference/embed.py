@@ -47,7 +47,7 @@ class EmbedSession:
             PromptTooLong, NonFiniteLogits, InvalidRequest: the text has no vector; a list with gaps is of no use.
         """
         number = len(self._vectors)
-        loaded = self._model.loaded
+        loaded = self._model.local
         given = self._request.inputs[number]
         token_ids = loaded.tokenizer.encode(given) if isinstance(given, str) else given
         if token_ids and max(token_ids) >= loaded.rows:
@@ -74,7 +74,7 @@ class EmbedSession:
 
     def result(self) -> EmbedResult:
         """Returns the vectors in the order of the texts."""
-        loaded = self._model.loaded
+        loaded = self._model.local
         return EmbedResult(
             embeddings=self._vectors,
             usage=Usage(prompt_tokens=self._tokens, total_tokens=self._tokens),

@@ -20,7 +20,9 @@ from services.grammar import grammar_of
 from services.isolation.process import Steps, advance
 from services.kinds.generate import ComputedBy, GenerateRequest, GenerateResult, Logprob, Output
 from services.kinds.shared import Usage
-from worker.inference.model_cache import CachedModel, ModelKey, key_of
+from services.progress import Progress
+from worker.inference.engine_choice import generating_key
+from worker.inference.model_cache import CachedModel, ModelKey
 from worker.inference.output_collector import ALL, OutputCollector, Slice, prompts_of
 from worker.inference.prompt_builder import PromptBuilder
 from worker.lifecycle import JobContext
@@ -73,13 +75,15 @@ class GenerateSession:
 
     def needs(self) -> ModelKey | None:
         """Returns the key of the request's model. Raises ModelNotFound."""
-        return self._key or key_of(self._request, self._context.store)
+        return self._key or generating_key(
+            self._request, self._context.store, self._context.settings.generate_engine
+        )
 
     def attach(self, model: CachedModel) -> None:
         """Starts on this model. Raises ExecutionSuperseded, JobCanceled, OSError."""
         self.model = model
         self.outputs = OutputCollector(
-            self._request, self._context, self._prompts, model=str(model.key), part=self._part
+            self._request, self._context, self._prompts, model=_identity(model.key), part=self._part
         )
         self._builder = PromptBuilder(self._request, model.loaded, self._context.store)
         self._special_ids = frozenset(model.loaded.tokenizer.special_tokens.values())
@@ -123,7 +127,11 @@ class GenerateSession:
 
     def report(self) -> None:
         """Saves complete outputs, reports progress and publishes new text. Raises OSError."""
-        self.outputs.report()
+        stage = self.model.engine.stage
+        if stage is None:
+            self.outputs.report()
+        else:
+            self._context.execution.report(Progress(stage))
 
     def result(self) -> GenerateResult:
         """Returns the result. Raises the first error if every prompt failed."""
@@ -136,11 +144,11 @@ class GenerateSession:
         template = self._template or self._builder.template(self._prompts.entries[0])
         loaded = self.model.loaded
         return self.outputs.computed(
-            engine="graftwerk",
+            engine=self.model.key.engine,
             template=template,
             device=loaded.device_name,
             dtype=loaded.dtype_name,
-            adapters="merged" if self._request.adapters else None,
+            adapters=self.model.adapters,
         )
 
     def cancel(self) -> None:
@@ -236,6 +244,11 @@ class GenerateSession:
 def open_session(request: GenerateRequest, context: JobContext) -> GenerateSession:
     """Returns the session of a generate job on a model of the volume. Raises as `GenerateSession` does."""
     return GenerateSession(request, context)
+
+
+def _identity(key: ModelKey) -> str:
+    """Returns what identifies a model and its engine among those of a file of outputs."""
+    return str(key) if key.engine == "graftwerk" else f"{key} {key.engine}"
 
 
 def _usage(completion: Completion) -> Usage:

@@ -7,10 +7,13 @@ is loaded already would keep the memory taken for ever.
 from dataclasses import dataclass
 
 from services.errors import GraftwerkError
+from services.generate_engines import GenerateEngine
 from services.jobs.status import WaitingFor
 from services.kinds.compare import CompareRequest
+from services.kinds.generate import GenerateRequest
 from services.kinds.shared import JobRequest, ModelChoice
 from services.models.store import ModelStore
+from worker.inference.engine_choice import generating_key
 from worker.inference.model_cache import ModelCache, ModelKey, key_of
 
 
@@ -26,8 +29,9 @@ class Refused:
 class MemoryWait:
     """Decision about each job that a worker is about to start next to others."""
 
-    def __init__(self, models: ModelCache) -> None:
-        self._models = models
+    def __init__(self, models: ModelCache, setting: GenerateEngine = "auto") -> None:
+        """`setting` is that of the engine that generates."""
+        self._models, self._setting = models, setting
         self._refused: Refused | None = None
 
     def check(self, job_id: str, request: JobRequest, store: ModelStore) -> WaitingFor | None:
@@ -36,7 +40,7 @@ class MemoryWait:
         if choice is None:
             return None
         try:
-            key = key_of(choice, store)
+            key = self._key(request, choice, store)
             needed_bytes = self._models.needed_bytes(key, store)
         except (GraftwerkError, OSError):
             return None  # it starts, and fails with that
@@ -48,6 +52,11 @@ class MemoryWait:
             what="memory",
             message=f"{key.name} needs {needed_bytes} bytes of memory; models of running jobs take {busy} of {limit}.",
         )
+
+    def _key(self, request: JobRequest, choice: ModelChoice, store: ModelStore) -> ModelKey:
+        if isinstance(request, CompareRequest | GenerateRequest):
+            return generating_key(choice, store, self._setting)
+        return key_of(choice, store)
 
     def blocks(self, job_id: str) -> bool:
         """Returns True while this job, refused before, does not fit."""

@@ -48,7 +48,7 @@ class PerplexitySession:
 
     def attach(self, model: CachedModel) -> None:
         """Starts on this model. Raises InvalidRequest if the windows or the text do not fit."""
-        loaded, request = model.loaded, self._request
+        loaded, request = model.local, self._request
         self._started = time.monotonic()
         self._window_size, self._stride = window_sizes(
             loaded.context_length, context=request.context, stride=request.stride
@@ -61,7 +61,7 @@ class PerplexitySession:
         """Scores the next window. Raises NonFiniteLogits, JobCanceled."""
         window = self._windows[self._next]
         check_canceled = self._context.execution.check_canceled
-        self._score += score_window(self._model.loaded, self._token_ids, window, check_canceled)
+        self._score += score_window(self._model.local, self._token_ids, window, check_canceled)
         self._next += 1
 
     def on_event(self, event: Event) -> None:
@@ -74,7 +74,7 @@ class PerplexitySession:
 
     def result(self) -> PerplexityResult:
         """Returns the score; numbers that a float64 cannot hold are null."""
-        loaded, score = self._model.loaded, self._score
+        loaded, score = self._model.local, self._score
         return PerplexityResult(
             perplexity=_finite(score.perplexity),
             negative_log_likelihood=_finite(score.mean),

@@ -5,7 +5,14 @@ from dataclasses import replace
 from functools import cached_property, partial
 
 from services.errors import InvalidRequest
-from services.generate import BuiltPrompt, LoadedModel, build_fitting, prompt_steps, template_name
+from services.generate import (
+    BuiltPrompt,
+    LoadedModel,
+    ServedModel,
+    build_fitting,
+    prompt_steps,
+    template_name,
+)
 from services.isolation.process import Steps
 from services.kinds.generate import GenerateRequest
 from services.models.lineage import template_of_lineage
@@ -21,7 +28,9 @@ OUTPUT_SHARE = 4
 class PromptBuilder:
     """Builds the prompts of one request."""
 
-    def __init__(self, request: GenerateRequest, loaded: LoadedModel, store: ModelStore) -> None:
+    def __init__(
+        self, request: GenerateRequest, loaded: LoadedModel | ServedModel, store: ModelStore
+    ) -> None:
         self._request, self._loaded, self._store = request, loaded, store
 
     def build(self, entry: PromptEntry) -> Steps[tuple[BuiltPrompt, int | None]]:

@@ -72,7 +72,10 @@ class Scheduler(Generic[J]):
     @property
     def runs_models(self) -> bool:
         """True while a session runs on a model of this process, or waits for one."""
-        return any(entry.model is not None or not entry.is_ready for entry in self._entries.values())
+        return any(
+            not entry.is_ready or (entry.model is not None and entry.model.engine.computes_here)
+            for entry in self._entries.values()
+        )
 
     def add(self, job: J, session: Session) -> None:
         """Schedules a job from the next round on."""

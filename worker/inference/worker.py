@@ -34,6 +34,7 @@ from worker.inference.model_cache import ModelCache, memory_limit_bytes
 from worker.inference.running_job import RunningJob
 from worker.inference.scheduler import Scheduler
 from worker.inference.session_opener import SessionOpener
+from worker.inference.vllm_models import VllmModels
 from worker.lifecycle import JobContext, JobFailure, failing, result_as_json, volume_check
 
 IDLE_SECONDS = 0.05
@@ -54,21 +55,24 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             queue_name, name=name, redis=redis, settings=settings, check_volume=volume_check(settings)
         )
         limit_bytes = settings.resident_models_bytes or memory_limit_bytes(settings.device)
-        models = ModelCache(settings.device, limit_bytes, settings.generate_slots)
+        self._wakeup = threading.Event()
+        vllm = VllmModels(settings, limit_bytes, self._wakeup.set)
+        models = ModelCache(settings.device, limit_bytes, settings.generate_slots, loaders={"vllm": vllm})
         self.session_scheduler: Scheduler[RunningJob] = Scheduler(
             models, on_success=self._succeed, on_failure=self._fail
         )
         self.jobs: list[RunningJob] = []
-        self._wakeup = threading.Event()
-        self.memory_wait = MemoryWait(models)
+        self.memory_wait = MemoryWait(models, settings.generate_engine)
         self.opener = SessionOpener(redis, settings, self.memory_wait, self._wakeup.set)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Also drops unused models while another job waits for memory of this machine and none runs here."""
         super().heartbeat(timeout, pipeline)
         models = self.session_scheduler.models
-        if pipeline is None and not self.jobs and models.models and is_memory_wanted(self.connection):
-            models.evict_unused()
+        if pipeline is None and not self.jobs and models.models:
+            models.evict_idle(self.settings.vllm_idle_seconds)
+            if is_memory_wanted(self.connection):
+                models.evict_unused()
 
     def serialize(self) -> dict[str, Any]:
         """Adds the name of the device to the fields of this worker's entry."""

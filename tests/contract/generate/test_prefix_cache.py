@@ -143,7 +143,7 @@ def test_an_engine_frees_its_blocks(loaded: LoadedModel, prefixes: PrefixCache) 
     assert (
         prefixes.size_bytes == 5 * CHUNK * 3 * 2 * 4 * 6 * 4
     )  # layers, keys and values, heads, head_dim, float32
-    engine.forget_prefixes()
+    engine.close()
     assert prefixes.size_bytes == 0
 
 

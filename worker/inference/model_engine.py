@@ -1,0 +1,33 @@
+"""The protocol of engines: the sequences of one model, in this process or in a server's."""
+
+from typing import Protocol
+
+from services.generate import Event, GenerationRequest
+
+
+class ModelEngine(Protocol):
+    """Sequences of one model, in this process or in a server's."""
+
+    @property
+    def computes_here(self) -> bool:
+        """True if `step` computes, False if it takes what a server has sent."""
+
+    @property
+    def stage(self) -> str | None:
+        """Progress of jobs while the engine takes no requests yet, else None."""
+
+    @property
+    def free_slots(self) -> int:
+        """Number of further sequences that can start with the next step."""
+
+    def submit(self, request: GenerationRequest) -> str:
+        """Queues a request and returns its id; raises as `Engine.submit`."""
+
+    def cancel(self, request_id: str) -> None:
+        """Ends all outputs of a request with the next step. May be called from any thread."""
+
+    def step(self) -> list[Event]:
+        """Returns the next events. Raises if the state of the engine is lost."""
+
+    def close(self) -> None:
+        """Releases what the engine holds outside of this process."""
