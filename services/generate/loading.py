@@ -26,6 +26,7 @@ from services.errors import (
 from services.generate.chat_template import ChatTemplate
 from services.generate.masks import window_of
 from services.generate.quantization import held_bytes, keep_arithmetic, quantization_config
+from services.generate.row_linear import use_row_linear
 from services.kinds.shared import Quantization
 from services.progress import Progress, Report, ignore_progress
 from services.tokenizers import Tokenizer, load_tokenizer
@@ -108,6 +109,7 @@ def load_model(
         placement["quantization_config"] = quantization_config(quantization, chosen)
     model = _read_weights(folder, config, chosen, placement)
     keep_arithmetic(model)
+    use_row_linear(model)
     report(Progress("loading", size_bytes, size_bytes, "bytes"))
     loaded = prepare(model, tokenizer, folder=folder, context_length=context_length)
     if tokenizer.text_vocabulary_size > loaded.rows:

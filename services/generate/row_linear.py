@@ -1,0 +1,40 @@
+"""Linear layers for a few rows on a CPU: the product is computed as weight times columns.
+
+For `x @ weight.T` with a few rows, oneMKL rearranges the whole weight each time. In the other order it reads the weight as it is; the
+columns are filled up to a multiple of a vector register.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+COLUMNS = 16
+"""float32 numbers of a vector register of AVX-512, or two of AVX2."""
+
+LEAST_ROWS, MOST_ROWS = 6, 48
+"""Numbers of rows for which this order is used: fewer and 64 take as long or longer (measured, docs/benchmarks.md)."""
+
+
+class RowLinear(nn.Linear):
+    """A linear layer in float32 on a CPU."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns (…, out) for (…, in)."""
+        rows = input.numel() // self.in_features
+        if not LEAST_ROWS <= rows <= MOST_ROWS:
+            return super().forward(input)
+        columns = input.new_zeros(self.in_features, -(-rows // COLUMNS) * COLUMNS)
+        columns[:, :rows] = input.reshape(rows, self.in_features).t()
+        output = torch.mm(self.weight, columns)[:, :rows].t().contiguous()
+        if self.bias is not None:
+            output += self.bias
+        return output.view(*input.shape[:-1], self.out_features)
+
+
+def use_row_linear(model: nn.Module) -> None:
+    """Computes the plain linear layers of a model in this order, if its weights are float32 on a CPU."""
+    for module in model.modules():
+        anything: Any = module
+        if type(module) is nn.Linear and anything.weight.dtype == torch.float32 and anything.weight.is_cpu:
+            anything.__class__ = RowLinear

@@ -1,0 +1,45 @@
+"""Linear layers for a few rows, against the product in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from services.generate import LoadedModel
+from services.generate.row_linear import LEAST_ROWS, MOST_ROWS, RowLinear, use_row_linear
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(1,), (LEAST_ROWS,), (2, 5), (16, 1), (17,), (MOST_ROWS,), (1, 64), (3, 1, 7)]
+)
+@torch.inference_mode()
+def test_the_product_is_that_of_float64(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    layer: Any = nn.Linear(40, 24, bias=bias)
+    rows = torch.randn(*shape, 40)
+    expected = rows.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+    use_row_linear(layer)
+    found = layer(rows)
+    assert (found.shape, found.is_contiguous()) == (expected.shape, True)
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_row_is_the_same_bits_with_any_other_rows() -> None:
+    torch.manual_seed(0)
+    layer: Any = nn.Linear(576, 192)
+    use_row_linear(layer)
+    rows = torch.randn(16, 576)
+    whole = layer(rows)
+    for count in range(LEAST_ROWS, 16):
+        assert torch.equal(layer(rows[:count]), whole[:count])
+    assert torch.equal(layer(rows.flip(0)), whole.flip(0))
+
+
+def test_only_float32_layers_of_the_plain_class_are_changed(loaded: LoadedModel) -> None:
+    layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16), nn.Bilinear(4, 4, 4)])
+    use_row_linear(layers)
+    assert [type(layer) for layer in layers] == [RowLinear, nn.Linear, nn.Bilinear]
+    assert any(type(module) is RowLinear for module in loaded.model.modules())
