@@ -48,24 +48,78 @@ _WHITE_SPACE = re.compile(r'("(?:[^"\\]|\\.)*")|[ \t\r\n]+')
 _GRAMMAR = re.compile(r"\n +\d+ \| ")
 
 
+Mark = str | int
+"""Text, or the id of a special token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRule:
+    """One form of a call: fixed text, arguments that a JSON schema admits, and fixed text."""
+
+    before: str
+    schema: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """Thinking before the form: ids of the tokens that open and close it; it is open already where `open_id` is None."""
+
+    open_id: int | None
+    close_id: int
+
+
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """One of a JSON schema, as JSON, and a regular expression that the whole output matches."""
+    """One of a JSON schema, as JSON, a regular expression that the whole output matches, and a call.
+
+    `marks` are around the output, and `thought` may be before it.
+    """
 
     schema: str | None = None
     pattern: str | None = None
+    calls: tuple[CallRule, ...] = ()
+    marks: tuple[Mark, Mark] = ("", "")
+    thought: Thought | None = None
 
     def text(self, before: str = "") -> str:
         """Returns the grammar in llguidance's language; an output begins with the text `before`."""
+        begin, end = map(_mark, self.marks)
+        thought = "" if self.thought is None else "thought " if self.thought.open_id is None else "thought? "
+        start = f"{_mark(before)}{thought}{begin}body {end}"
         # Without "no_forcing" parts with one possible text would be cut into tokens by another tokenizer's rules.
-        start = f"start: {json.dumps(before)} body" if before else "start: body"
-        return f'%llguidance {{"no_forcing": true}}\n{start}\nbody: {self._body()}'
+        return '%llguidance {"no_forcing": true}\n' + "\n".join([f"start: {start.strip()}", *self._rules()])
+
+    def _rules(self) -> Iterator[str]:
+        if self.thought is not None:
+            opening = "" if self.thought.open_id is None else _mark(self.thought.open_id)
+            yield f"thought: {opening}THOUGHT {_mark(self.thought.close_id)}SPACE"
+            yield "THOUGHT: /(?s:.*)/"
+            yield r"SPACE: /[ \n]*/"
+        if not self.calls:
+            yield f"body: {self._body()}"
+            return
+        yield "body: " + " | ".join(f"call_{number}" for number in range(len(self.calls)))
+        for number, call in enumerate(self.calls):
+            yield f"call_{number}: {_mark(call.before)}arguments_{number} {_mark(call.after)}"
+            yield f"arguments_{number}: {_json_rule(call.schema)}"
 
     def _body(self) -> str:
         if self.schema is not None:
-            return f"%json {json.dumps({**json.loads(self.schema), 'x-guidance': OPTIONS})}"
+            return _json_rule(self.schema)
         escaped = json.loads(LLMatcher.grammar_from_regex(self.pattern or ""))
         return str(escaped["grammars"][0]["lark_grammar"]).removeprefix("start: ")
+
+
+def _json_rule(schema: str) -> str:
+    return f"%json {json.dumps({**json.loads(schema), 'x-guidance': OPTIONS})}"
+
+
+def _mark(mark: Mark) -> str:
+    """Returns a text or a special token in llguidance's language, and a space after it."""
+    if isinstance(mark, int):
+        return f"<[{mark}]> "
+    return f"{json.dumps(mark)} " if mark else ""
 
 
 def grammar_of(schema: str | None, pattern: str | None) -> Grammar | None:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.openai.body import Body
-from services.templates import Message, Role
+from services.templates import CalledFunction, Message, MessageToolCall, Role
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -37,28 +37,37 @@ class FunctionCall(BaseModel):
     arguments: str = ""
 
     @property
-    def text(self) -> str:
-        """The call as the prompt spells it."""
-        return f"{self.name}({self.arguments})"
+    def called(self) -> CalledFunction:
+        """The function in a job."""
+        return CalledFunction(name=self.name, arguments=self.arguments)
 
 
 class ToolCall(BaseModel):
     """Tool call of an assistant's turn."""
 
+    id: str | None = None
     function: FunctionCall
+
+    @property
+    def call(self) -> MessageToolCall:
+        """The call in a job."""
+        return MessageToolCall(id=self.id, function=self.function.called)
 
 
 class ChatMessage(Body):
     """One message of a conversation, including tool calls and results of conversations held with other models."""
 
-    ignored: ClassVar[frozenset[str]] = frozenset(
-        {"annotations", "cache_control", "name", "reasoning", "reasoning_content", "refusal", "tool_call_id"}
-    )
+    ignored: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "refusal"})
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[TextPart], Field(max_length=PARTS_LIMIT)] | None = None
+    name: str | None = None
     tool_calls: list[ToolCall] = Field(default=[], max_length=PARTS_LIMIT)
+    tool_call_id: str | None = None
     function_call: FunctionCall | None = None
+    reasoning_content: str | None = Field(
+        default=None, validation_alias=AliasChoices("reasoning_content", "reasoning")
+    )
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
@@ -69,16 +78,23 @@ class ChatMessage(Body):
         return self
 
     @property
-    def _calls(self) -> list[FunctionCall]:
-        last = [] if self.function_call is None else [self.function_call]
-        return [call.function for call in self.tool_calls] + last
+    def _calls(self) -> list[MessageToolCall]:
+        last = [] if self.function_call is None else [MessageToolCall(function=self.function_call.called)]
+        return [*(tool_call.call for tool_call in self.tool_calls), *last]
 
     @property
     def message(self) -> Message:
-        """The turn of the conversation; parts and tool calls are joined by newlines."""
+        """The turn of the conversation; parts are joined by newlines. Names of people are left out."""
         content = (
             [self.content] if isinstance(self.content, str) else [part.text for part in self.content or []]
         )
+        role = ROLES[self.role]
+        is_tool, is_assistant = role == "tool", role == "assistant"
         return Message(
-            role=ROLES[self.role], content="\n".join([*content, *(call.text for call in self._calls)])
+            role=role,
+            content="\n".join(content),
+            tool_calls=(self._calls or None) if is_assistant else None,
+            reasoning_content=self.reasoning_content if is_assistant else None,
+            tool_call_id=self.tool_call_id if is_tool else None,
+            name=self.name if is_tool else None,
         )

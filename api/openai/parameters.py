@@ -14,7 +14,7 @@ IGNORED = frozenset(
         "client_metadata", "include_obfuscation", "metadata", "prompt_cache_key", "prompt_cache_retention",
         "safety_identifier", "service_tier", "store", "user",
         # offer what the model may use and need not
-        "functions", "parallel_tool_calls", "tools",
+        "functions",
         # hints for other kinds of models and engines
         "include_reasoning", "prediction", "reasoning", "reasoning_effort", "verbosity",
     }
@@ -27,20 +27,17 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "ignore_eos": (False,),
     "metadata": ({},),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
+    "parallel_tool_calls": (True,),
     "service_tier": ("auto", "default"),
     "stop_token_ids": ([],),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
     "tools": ([],),
 }
 """Values that request nothing; they are dropped and not reported as ignored."""
 
 REFUSALS: Mapping[str, str] = {
-    "tool_choice": 'Tools are not supported, so a tool call cannot be required. Leave tool_choice out or send "auto".',
-    "function_call": "Functions are not supported, so a call cannot be required. "
-    'Leave function_call out or send "auto".',
+    "function_call": "Functions are tools now: send them as tools, with tool_choice in place of function_call.",
 }
 """Explanations for parameters whose refusal needs more than their name."""
 

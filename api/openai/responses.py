@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +43,19 @@ class ResponseBuilder:
         """Returns the chunk that begins an output of a chat."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
-    def piece(self, piece: TokenPiece) -> Json:
-        """Returns a chunk with new text."""
-        logprobs = self.logprobs(piece.logprobs, offset=piece.offset)
-        return self._chunk(piece.index, {"content": piece.text}, logprobs, None)
+    def pieces(self, piece: TokenPiece) -> Iterator[Json]:
+        """Yields the chunks with new parts of an output: thinking, text, and each call in two parts, as OpenAI's are."""
+        if piece.reasoning:
+            yield self._chunk(piece.index, {"reasoning_content": piece.reasoning}, None, None)
+        if piece.text or piece.logprobs:
+            logprobs = self.logprobs(piece.logprobs, offset=piece.offset)
+            yield self._chunk(piece.index, {"content": piece.text}, logprobs, None)
+        for call in piece.tool_calls:
+            function = {"name": call.name, "arguments": ""}
+            opening = {"index": call.index, "id": call.id, "type": "function", "function": function}
+            yield self._chunk(piece.index, {"tool_calls": [opening]}, None, None)
+            rest = {"index": call.index, "function": {"arguments": call.arguments}}
+            yield self._chunk(piece.index, {"tool_calls": [rest]}, None, None)
 
     def closing(self, index: int, result: GenerateResult) -> Json:
         """Returns the last chunk of an output."""
@@ -82,13 +91,29 @@ class ResponseBuilder:
         text = output.text or ""
         if self.echo:
             text = output.prompt + text
-        message = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        message = {"message": self._message(output)} if self.is_chat else {}
         return {
             "index": index,
             **(message if self.is_chat else {"text": text}),
             "logprobs": self._echoed_logprobs(output) if self.echo else self.logprobs(output.logprobs),
             "finish_reason": output.finish_reason,
         }
+
+    def _message(self, output: Output) -> Json:
+        message: Json = {"role": "assistant", "content": output.text or "", "refusal": None}
+        if output.reasoning is not None:
+            message["reasoning_content"] = output.reasoning
+        if output.tool_calls:
+            message["content"] = output.text or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in output.tool_calls
+            ]
+        return message
 
     def _echoed_logprobs(self, output: Output) -> Json | None:
         # with special tokens: clients tell the prompt's tokens from new ones by their number alone
@@ -106,7 +131,8 @@ class ResponseBuilder:
         return self._header(is_chunk=True) | {"choices": [choice]}
 
     def _extension(self, result: GenerateResult) -> Json:
-        return extension(self.job, self.ignored, result.engine) | {"template": result.template}
+        ignored = list(dict.fromkeys([*self.ignored, *(result.ignored or [])]))
+        return extension(self.job, ignored, result.engine) | {"template": result.template}
 
 
 def extension(job: Job, ignored: Sequence[str], engine: Engine | None) -> Json:
@@ -121,12 +147,18 @@ def json_object(value: Any) -> Response:
     return response
 
 
-def usage_of(outputs: Sequence[Output]) -> dict[str, int]:
-    """Returns the tokens of all outputs together; a prompt with several outputs counts once."""
+def usage_of(outputs: Sequence[Output]) -> Json:
+    """Returns the tokens of all outputs together; a prompt with several outputs counts once. Thinking is counted apart."""
     usages = [(output.index, output.usage) for output in outputs if output.usage is not None]
     prompt = sum(usage.prompt_tokens for index, usage in usages if index == 0)
     completion = sum(usage.completion_tokens for _, usage in usages)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    total: Json = {
+        "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+    }  # fmt: skip
+    thinking = [usage.reasoning_tokens for _, usage in usages if usage.reasoning_tokens is not None]
+    if thinking:
+        total["completion_tokens_details"] = {"reasoning_tokens": sum(thinking)}
+    return total
 
 
 def _chat_logprobs(items: Sequence[Logprob]) -> Json:

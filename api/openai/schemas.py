@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from api.openai.body import NAMES, Body
 from api.openai.errors import InvalidParameter
@@ -21,6 +21,7 @@ from services.kinds.shared import (
     PROMPTS_LIMIT,
     TokenIds,
 )
+from services.kinds.tools import TOOLS_LIMIT, NamedTool, Tool
 from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
 from services.sampling import SEED_BITS, STOP_LIMIT, Sampling
 
@@ -100,6 +101,11 @@ class SamplingBody(ModelBody):
         return split_model(self.model, SERVED_NAME_PATTERN)
 
     @property
+    def left_out(self) -> list[str]:
+        """Names of the parameters that are used in part."""
+        return []
+
+    @property
     def with_usage(self) -> bool:
         """True if a stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -136,10 +142,34 @@ class SamplingBody(ModelBody):
         return self
 
 
+class OtherTool(BaseModel):
+    """A tool of a type that is not offered here, which the model may do without."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+    @field_validator("type")
+    @classmethod
+    def _is_other(cls, value: str) -> str:
+        if value == "function":
+            raise ValueError("a tool of type function has the field function, with a name")
+        return value
+
+
 class ChatBody(SamplingBody):
     """Body of `POST /v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MESSAGES_LIMIT)
+    tools: list[Tool | OtherTool] = Field(
+        default=[], max_length=TOOLS_LIMIT, description="Functions that the model may call."
+    )
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None,
+        description='Variables for the model\'s own chat template: `{"enable_thinking": false}`, for example.',
+    )
     max_completion_tokens: int | None = Field(default=None, description="The newer name of `max_tokens`.")
     logprobs: bool = False
     top_logprobs: int | None = None
@@ -153,6 +183,11 @@ class ChatBody(SamplingBody):
         return self
 
     @property
+    def left_out(self) -> list[str]:
+        """`tools` if some are of a type that is not offered here."""
+        return ["tools"] if any(isinstance(tool, OtherTool) for tool in self.tools) else []
+
+    @property
     def field_names(self) -> Mapping[str, str]:
         """Fields of a job whose parameter has another name here; the limit has the name that was used."""
         if self.max_completion_tokens is None:
@@ -163,11 +198,21 @@ class ChatBody(SamplingBody):
         """Returns the job's request. Without a limit the output may fill the model's context."""
         limits = (self.max_completion_tokens, self.max_tokens, NO_TOKEN_LIMIT)
         limit = next(limit for limit in limits if limit is not None)
+        tools = [tool for tool in self.tools if isinstance(tool, Tool)]
+        if not tools and self.tool_choice not in (None, "auto", "none"):
+            raise InvalidParameter(
+                "tool_choice",
+                "a tool call cannot be required: tools has no function. Send tools, or leave tool_choice out.",
+            )
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return GenerateRequest(
             kind="generate",
             **self.names,
             messages=[message.message for message in self.messages],
+            tools=tools or None,
+            tool_choice=self.tool_choice if tools or self.tool_choice not in ("auto", "none") else None,
+            parallel_tool_calls=self.parallel_tool_calls,
+            chat_template_kwargs=self.chat_template_kwargs,
             template=self.template,
             sampling=self.sampling(limit=limit, logprobs=logprobs),
             response_format=self.response_format,

@@ -1,7 +1,9 @@
 """Streaming responses: a job's events as the events of an endpoint's stream."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
@@ -15,6 +17,7 @@ from services.errors import GraftwerkError, InternalError
 from services.jobs.events import Event
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Output, TokenPiece
+from services.kinds.tools import ToolCallPiece
 
 FIRST_TEXT_SECONDS = 10
 """Longest time that status and headers wait for the first text: an error before them has its own HTTP status."""
@@ -22,43 +25,77 @@ FIRST_TEXT_SECONDS = 10
 DONE = sse.frame("[DONE]")
 
 
+@dataclass(slots=True)
+class Sent:
+    """Parts of one output that a stream has sent."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: int = 0
+    logprobs: int = 0
+
+
 class StreamState:
-    """Text that a stream has sent of each output.
+    """Parts that a stream has sent of each output.
 
     A job whose worker died runs again from its beginning. Its new text, which is the same because of the seed, is not
     sent twice: the end of the job brings the rest.
     """
 
     def __init__(self) -> None:
-        self._texts: dict[int, str] = {}
-        self._logprobs: dict[int, int] = {}
+        self._sent: dict[int, Sent] = defaultdict(Sent)
         self._stale: set[int] = set()
 
     def take(self, piece: TokenPiece) -> TokenPiece | None:
-        """Returns the piece if it continues the text that was sent, else None."""
-        if piece.offset != len(self._texts.get(piece.index, "")):
+        """Returns the piece if it continues what was sent, else None."""
+        sent = self._sent[piece.index]
+        is_next = (
+            piece.offset == len(sent.text)
+            and (not piece.reasoning or piece.reasoning_offset == len(sent.reasoning))
+            and all(call.index == sent.calls + number for number, call in enumerate(piece.tool_calls))
+        )
+        if not is_next:
             self._stale.add(piece.index)
         if piece.index in self._stale:
             return None
         return self._record(piece)
 
     def rest(self, index: int, output: Output) -> TokenPiece | None:
-        """Returns the part of a finished output that has not been sent, None if all of it has.
+        """Returns the parts of a finished output that have not been sent, None if all have.
 
         Raises:
             InternalError: the output does not begin with the text that was sent.
         """
-        sent, text = self._texts.get(index, ""), output.text or ""
-        if not text.startswith(sent):
+        sent, text, reasoning = self._sent[index], output.text or "", output.reasoning or ""
+        if not text.startswith(sent.text) or not reasoning.startswith(sent.reasoning):
             raise InternalError("The job ran again and its output differs from the text sent so far.")
-        logprobs = None if output.logprobs is None else output.logprobs[self._logprobs.get(index, 0) :]
-        piece = TokenPiece(index=index, offset=len(sent), text=text[len(sent) :], logprobs=logprobs)
-        return self._record(piece) if piece.text or piece.logprobs else None
+        piece = TokenPiece(
+            index=index,
+            offset=len(sent.text),
+            text=text[len(sent.text) :],
+            reasoning=reasoning[len(sent.reasoning) :],
+            reasoning_offset=len(sent.reasoning),
+            tool_calls=[
+                ToolCallPiece(index=number, id=call.id, name=call.name, arguments=call.arguments)
+                for number, call in enumerate(output.tool_calls or [])
+                if number >= sent.calls
+            ],
+            logprobs=None if output.logprobs is None else output.logprobs[sent.logprobs :],
+        )
+        return self._record(piece) if is_news(piece) else None
 
     def _record(self, piece: TokenPiece) -> TokenPiece:
-        self._texts[piece.index] = self._texts.get(piece.index, "") + piece.text
-        self._logprobs[piece.index] = self._logprobs.get(piece.index, 0) + len(piece.logprobs or [])
+        sent = self._sent[piece.index]
+        sent.text += piece.text
+        sent.reasoning += piece.reasoning
+        sent.calls += len(piece.tool_calls)
+        sent.logprobs += len(piece.logprobs or [])
         return piece
+
+
+def is_news(piece: TokenPiece) -> bool:
+    """Returns True if a piece adds anything to its output."""
+    return bool(piece.text or piece.logprobs or piece.reasoning or piece.tool_calls)
 
 
 class Frames(Protocol):
@@ -154,9 +191,9 @@ class Chunks:
             yield from (self._chunk(self._builder.opening(index)) for index in range(self._outputs))
 
     def piece(self, piece: TokenPiece) -> Iterable[str]:
-        """Returns a chunk with new text."""
-        if piece.text or piece.logprobs:
-            yield self._chunk(self._builder.piece(piece))
+        """Returns the chunks with new parts of an output."""
+        if is_news(piece):
+            yield from map(self._chunk, self._builder.pieces(piece))
 
     def closing(self, index: int, result: GenerateResult) -> Iterable[str]:
         """Returns the last chunk of an output."""

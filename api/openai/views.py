@@ -130,7 +130,7 @@ def _complete(body_type: type[ChatBody] | type[CompletionBody], endpoint: str) -
         model=body.model,
         is_chat=isinstance(body, ChatBody),
         echo=isinstance(body, CompletionBody) and body.echo,
-        ignored=ignored_parameters(value),
+        ignored=[*ignored_parameters(value), *body.left_out],
     )
     if not body.stream:
         return json_object(builder.whole(generated(waiter.ended())))

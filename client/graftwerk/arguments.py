@@ -3,11 +3,14 @@
 import json
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 from graftwerk.errors import UsageError
 from graftwerk.options import given
 from graftwerk.request_parts import JsonObject
 from graftwerk.text_input import read_text
+
+T = TypeVar("T")
 
 TEXT_LIMIT = 1_000_000
 """Largest number of characters of a text in a request."""
@@ -28,17 +31,40 @@ def form_fields(response_format: str | None, guided_regex: str | None) -> JsonOb
     return given(response_format=_form(response_format), guided_regex=guided_regex)
 
 
+def tool_fields(tools: str | None, tool_choice: str | None, chat_template_kwargs: str | None) -> JsonObject:
+    """Returns the fields of tools: a local JSON file, a choice or a function's name, and an object as JSON.
+
+    Raises:
+        UsageError: the file or the object cannot be read.
+    """
+    choice: str | JsonObject | None = tool_choice
+    if tool_choice is not None and tool_choice not in ("auto", "none", "required"):
+        choice = {"type": "function", "function": {"name": tool_choice}}
+    return given(
+        tools=None if tools is None else _json(read_text(tools), tools, list, "a JSON list"),
+        tool_choice=choice,
+        chat_template_kwargs=None
+        if chat_template_kwargs is None
+        else _json(chat_template_kwargs, "--chat-template-kwargs", dict, "a JSON object"),
+    )
+
+
+def _json(text: str, name: str, kind: type[T], words: str) -> T:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{name} is not JSON: {error}.", f"Give {words}.") from error
+    if not isinstance(value, kind):
+        raise UsageError(f"{name} is not {words}.", f"Give {words}.")
+    return value
+
+
 def _form(name: str | None) -> JsonObject | None:
     if name is None:
         return None
     if name == "json":
         return {"type": "json_object"}
-    try:
-        schema = json.loads(read_text(name))
-    except ValueError as error:
-        raise UsageError(f"{name} is not JSON: {error}.", "Name a file with a JSON schema.") from error
-    if not isinstance(schema, dict):
-        raise UsageError(f"{name} is not a JSON object.", "Name a file with a JSON schema.")
+    schema = _json(read_text(name), name, dict, "a JSON object")
     return {"type": "json_schema", "json_schema": {"name": "output", "schema": schema}}
 
 

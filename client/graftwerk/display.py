@@ -97,8 +97,11 @@ def print_outputs(console: Console, outputs: Sequence[Output]) -> None:
             console.print(Text(output.prompt or f"output {output.index + 1}", style="bold"), soft_wrap=True)
         if output.error is not None:
             complain(console, output.error.message, output.error.hint)
-        else:
+            continue
+        if output.text or not output.tool_calls:
             print_text(console, output.text or "")
+        for call in output.tool_calls or []:
+            print_text(console, f"{call.name}({call.arguments})")
 
 
 def print_comparison(console: Console, result: CompareResult) -> None:
@@ -133,9 +136,9 @@ def print_text(console: Console, text: str) -> None:
     console.print(Text(_without_escapes(console, text)), soft_wrap=True)
 
 
-def print_piece(console: Console, text: str) -> None:
+def print_piece(console: Console, text: str, *, style: str | None = None) -> None:
     """Prints a piece of a model's text directly after the previous one."""
-    console.out(_without_escapes(console, text), end="", highlight=False)
+    console.out(_without_escapes(console, text), end="", highlight=False, style=style)
 
 
 def _without_escapes(console: Console, text: str) -> str:

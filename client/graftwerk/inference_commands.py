@@ -14,6 +14,7 @@ from graftwerk.arguments import (
     prompt_fields,
     read_lines,
     text_fields,
+    tool_fields,
 )
 from graftwerk.completion import model_names
 from graftwerk.errors import UsageError
@@ -28,6 +29,7 @@ from graftwerk.options import (
     ScoredText,
     Submission,
     Tokenization,
+    ToolOptions,
     given,
 )
 
@@ -39,6 +41,7 @@ def generate(
     connection: Connection,
     submission: Submission,
     prompts: Prompts,
+    tools: ToolOptions,
     sampling: SamplingOptions,
     adapters: Adapters = [],  # noqa: B006
     output: Annotated[
@@ -52,6 +55,7 @@ def generate(
     request = given(kind="generate", model=model, adapters=parse_adapters(adapters))
     fields = prompt_fields(prompts.prompt, prompts.prompts_file)
     fields |= form_fields(prompts.response_format, prompts.guided_regex)
+    fields |= tool_fields(tools.tools, tools.tool_choice, tools.chat_template_kwargs)
     request = request | prompts.as_request() | sampling.as_request() | fields
     if output is None:
         run_job(connection, submission, request)

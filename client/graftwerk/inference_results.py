@@ -13,12 +13,34 @@ class Logprob(Result):
     top: list["Logprob"] = []
 
 
+class ToolCall(Result):
+    """A call that the model wrote: the function's name, and its arguments as JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolCallPiece(Result):
+    """Part of a stream: call number `index` of an output, with new text of its arguments."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
 class Output(Result):
-    """One output of a prompt: its text, or the error in its place."""
+    """One output of a prompt: its text, or the error in its place.
+
+    `reasoning` is the thinking before the text, and `tool_calls` are calls of the tools that were offered.
+    """
 
     prompt: str
     index: int = 0
     text: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
     seed: int | None = None
@@ -42,6 +64,7 @@ class GenerateResult(JobResult):
     backend: str | None = None
     engine: str | None = None
     adapters: str | None = None
+    ignored: list[str] | None = None
     prompts: int | None = None
     answered: int | None = None
     failed: int | None = None
@@ -54,12 +77,16 @@ class GenerateResult(JobResult):
 class TokenPiece(Result):
     """New text of one output, streamed while a job runs.
 
-    `offset` counts the characters of the output before this piece; a job that is run again starts at 0 again.
+    `offset` counts the characters of the output before this piece, `reasoning_offset` those of its reasoning; a job that is run
+    again starts at 0 again.
     """
 
     index: int
     offset: int
     text: str
+    reasoning: str = ""
+    reasoning_offset: int = 0
+    tool_calls: list[ToolCallPiece] = []
     finish_reason: str | None = None
     token_ids: list[int] | None = None
     logprobs: list[Logprob] | None = None

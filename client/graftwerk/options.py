@@ -199,6 +199,22 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class ToolOptions:
+    """Tools that the model may call, and variables for its own chat template."""
+
+    tools: Annotated[
+        str | None, _prompt_option("JSON file with functions that the model may call, in OpenAI's form.")
+    ] = None
+    tool_choice: Annotated[
+        str | None, _prompt_option("auto, none, required, or the name of a function to call.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        str | None,
+        _prompt_option("""Variables for the model's chat template: '{"enable_thinking": false}'."""),
+    ] = None
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """Choice of the next token. The service's defaults apply to options that are not given."""
 

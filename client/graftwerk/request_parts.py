@@ -17,16 +17,24 @@ class Adapter(TypedDict):
     scale: float
 
 
-class Message(TypedDict):
+class Message(TypedDict, total=False):
     """One turn of a conversation.
 
     Attributes:
-        role: `system`, `user` or `assistant`.
-        content: the text.
+        role: `system`, `user`, `assistant` or `tool`.
+        content: the text; may be None next to `tool_calls`.
+        tool_calls: calls of an assistant's turn, in OpenAI's form.
+        tool_call_id: the call that a turn of a tool has the result of.
+        name: the tool of a turn of a tool.
+        reasoning_content: thinking of an assistant's turn.
     """
 
-    role: str
-    content: str
+    role: Required[str]
+    content: Required[str | None]
+    tool_calls: list[JsonObject]
+    tool_call_id: str
+    name: str
+    reasoning_content: str
 
 
 class Sampling(TypedDict, total=False):

@@ -6,6 +6,7 @@ from graftwerk.request_parts import (
     Adapter,
     HubSource,
     JobOptions,
+    JsonObject,
     ModelChoice,
     OutputOptions,
     PathSource,
@@ -160,6 +161,10 @@ class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
         exact: merge adapters into a copy of the model, whose values are those of a merge job.
         return_token_ids: return the ids of the tokens too.
         forward: False: a worker of the service generates, even if a backend server has the model.
+        tools: functions that the model may call, in OpenAI's form.
+        tool_choice: `auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`.
+        parallel_tool_calls: False: an output has one call at most.
+        chat_template_kwargs: variables for the model's own chat template, such as `enable_thinking`.
     """
 
     prompts_file: str
@@ -168,6 +173,10 @@ class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
     exact: bool
     return_token_ids: bool
     forward: bool
+    tools: list[JsonObject]
+    tool_choice: str | JsonObject
+    parallel_tool_calls: bool
+    chat_template_kwargs: JsonObject
 
 
 class CompareRequest(JobOptions, PromptOptions, total=False):

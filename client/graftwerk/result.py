@@ -36,3 +36,4 @@ class Usage(Result):
     prompt_tokens: int
     completion_tokens: int = 0
     total_tokens: int
+    reasoning_tokens: int | None = None

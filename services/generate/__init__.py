@@ -1,6 +1,6 @@
 """Generation: load a model, build prompts, generate for many of them at once, score texts. Knows no queue and no volume."""
 
-from services.generate.chat_template import ChatTemplate
+from services.generate.chat_template import ChatTemplate, TemplateOptions
 from services.generate.embedding import embed
 from services.generate.engine import Engine
 from services.generate.loading import LoadedModel, load_model, resolve_device
@@ -30,6 +30,7 @@ __all__ = [
     "OutputFinished",
     "Score",
     "ServedModel",
+    "TemplateOptions",
     "TokenGenerated",
     "TokenLogprob",
     "Window",

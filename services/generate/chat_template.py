@@ -3,13 +3,28 @@
 It is rendered in an isolated process (services/isolation/chat_template.py), as it may loop without end or fill the memory.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
+from services.chat_output import CallFormat, call_format_of, thinks
 from services.errors import InvalidRequest, TemplateLimitExceeded
 from services.isolation.limits import LimitExceeded, Limits, ProcessDied
 from services.isolation.process import IsolatedProcess, Steps
-from services.templates import Message, Segment, Special, Text, check_text, tools_as_users
+from services.kinds.guidance import SCHEMA_DEPTH, depth
+from services.templates import (
+    Message,
+    MessageToolCall,
+    Segment,
+    Special,
+    Text,
+    calls_as_text,
+    check_text,
+    tools_as_users,
+)
 from services.tokenizers import Tokenizer
 
 LIMITS = Limits(cpu_seconds=2.0, memory_bytes=512 << 20)
@@ -28,6 +43,17 @@ _SHIELD = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 _NAMES_TOOL_ROLE = re.compile(r"""["']tool["']""")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateOptions:
+    """Tools that a template describes, in OpenAI's form, and variables of its own, `enable_thinking` for example."""
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+NO_OPTIONS = TemplateOptions()
+
+
 class ChatTemplate:
     """The template `text` of a model, and the process that renders it: a model's template harms no other model's."""
 
@@ -35,34 +61,54 @@ class ChatTemplate:
         self.text = text
         self._process = IsolatedProcess("services.isolation.chat_template", limits)
 
-    def render(self, messages: Sequence[Message], tokenizer: Tokenizer) -> Steps[list[Segment]]:
+    @property
+    def call_format(self) -> CallFormat | None:
+        """Form of its model's calls, None if it describes no tools or its form is not known."""
+        return call_format_of(self.text)
+
+    @property
+    def thinks(self) -> bool:
+        """True if its model thinks before it answers."""
+        return thinks(self.text)
+
+    def render(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, options: TemplateOptions = NO_OPTIONS
+    ) -> Steps[list[Segment]]:
         """Returns the conversation as segments, ending where the model's output begins.
 
-        A special token counts as one only if the template wrote it. In messages, the same characters are replaced before
-        rendering and restored afterwards. A template that does not name the role `tool` gets results of tools as user
-        messages. If the last message is the assistant's, the segments end within it and the output continues its text, as
-        with `continue_final_message` of transformers.
+        A special token counts as one only if the template wrote it. In messages and tools, the same characters are replaced
+        before rendering and restored afterwards. A template that does not name the role `tool` gets results of tools as user
+        messages, and one that does not read `tool_calls` gets calls as text. If the last message is the assistant's, the
+        segments end within it and the output continues its text, as with `continue_final_message` of transformers.
 
         Raises:
             InvalidRequest: the template is faulty, or refuses this conversation.
             TemplateLimitExceeded: rendering it takes too long, too much memory, or gives too long a text.
             InvalidText: a message has a lone surrogate.
         """
+        if "tool_calls" not in self.text:
+            messages = calls_as_text(messages)
         if _NAMES_TOOL_ROLE.search(self.text) is None:
             messages = tools_as_users(messages)
         shielded = sorted({*tokenizer.guarded_tokens, _OPEN, _CLOSE, _END.strip()}, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, shielded)))
         numbers = {piece: number for number, piece in enumerate(shielded)}
-        turns = []
-        for message in messages:
-            check_text(message.content)
-            hidden = pattern.sub(lambda found: f"{_OPEN}{numbers[found.group()]}{_CLOSE}", message.content)
-            turns.append({"role": message.role, "content": hidden})
+
+        def hide(text: str) -> str:
+            check_text(text)
+            return pattern.sub(lambda found: f"{_OPEN}{numbers[found.group()]}{_CLOSE}", text)
+
+        turns = [_hidden(_turn(message), hide) for message in messages]
+        tools = _hidden([*options.tools], hide) or None
         continues = turns[-1]["role"] == "assistant"
         last = turns[-1]["content"]
         if continues:
             turns[-1]["content"] += _END
-        rendered = yield from self._rendered(turns, tokenizer, add_generation_prompt=not continues)
+        variables = {
+            **_hidden(dict(options.variables), hide), "messages": turns, "tools": tools, "documents": None,
+            "add_generation_prompt": not continues, **_pieces(tokenizer),
+        }  # fmt: skip
+        rendered = yield from self._rendered(variables)
         if continues:
             rendered = _beginning(rendered, last)
         return [
@@ -72,16 +118,12 @@ class ChatTemplate:
             for segment in tokenizer.split_special(rendered)
         ]
 
-    def _rendered(
-        self, turns: list[dict[str, str]], tokenizer: Tokenizer, *, add_generation_prompt: bool
-    ) -> Steps[str]:
-        variables = {
-            "messages": turns, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None,
-        }  # fmt: skip
+    def _rendered(self, variables: dict[str, Any]) -> Steps[str]:
+        given = len(json.dumps(variables, ensure_ascii=False))
         request = {
             "template": self.text,
-            "variables": {**variables, **_pieces(tokenizer)},
-            "characters": OWN_CHARACTERS + 2 * sum(len(turn["content"]) for turn in turns),
+            "variables": variables,
+            "characters": OWN_CHARACTERS + 2 * given,
         }
         try:
             answer = yield from self._process.call(request)
@@ -97,6 +139,36 @@ class ChatTemplate:
                 "Change the messages, or choose one of our templates.",
             )
         return str(answer["text"])
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """Returns a message as templates read it: the arguments of calls are objects."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    for name in ("tool_call_id", "name", "reasoning_content"):
+        if (value := getattr(message, name)) is not None:
+            turn[name] = value
+    if message.tool_calls:
+        turn["tool_calls"] = [_called(call) for call in message.tool_calls]
+    return turn
+
+
+def _called(call: MessageToolCall) -> dict[str, Any]:
+    arguments: Any = call.function.arguments
+    with suppress(ValueError, RecursionError):
+        parsed = json.loads(arguments)
+        if isinstance(parsed, dict) and depth(parsed) <= SCHEMA_DEPTH:
+            arguments = parsed
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"type": call.type, "function": function} | ({} if call.id is None else {"id": call.id})
+
+
+def _hidden(value: Any, hide: Callable[[str], str]) -> Any:
+    """Returns a JSON value with all its texts replaced, keys included."""
+    if isinstance(value, str):
+        return hide(value)
+    if isinstance(value, dict):
+        return {hide(key): _hidden(item, hide) for key, item in value.items()}
+    return [_hidden(item, hide) for item in value] if isinstance(value, list) else value
 
 
 def _beginning(rendered: str, last: str) -> str:

@@ -23,8 +23,8 @@ class GenerationRequest:
 
     `stop` and `stop_token_ids` come from the prompt's template, in addition to those of the sampling and the model. With
     `prompt_logprobs` each output has the log-probabilities of the prompt's tokens, and of this many most likely ones. With a
-    `grammar` each output is one of its texts, unless its tokens end before. `adapters` are applied to its rows alone; the
-    token ids are those of their tokenizer.
+    `grammar` each output is one of its texts, unless its tokens end before. The special tokens
+    `shown_ids` are written in texts. `adapters` are applied to its rows alone; the token ids are those of their tokenizer.
     """
 
     prompt_token_ids: Sequence[int]
@@ -33,6 +33,7 @@ class GenerationRequest:
     stop_token_ids: frozenset[int] = frozenset()
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
+    shown_ids: frozenset[int] = frozenset()
     adapters: AdapterStack | None = None
     id: str = field(default_factory=_new_id)
 

@@ -44,7 +44,8 @@ class SequenceState:
         self._sampler = Sampler(
             request.sampling, request.prompt_token_ids, end_ids=self.end_ids, seed=self.seed
         )
-        self._text = StopStringFilter(tokenizer.stream_decoder(), (*request.sampling.stop, *request.stop))
+        decoder = tokenizer.stream_decoder(shown=request.shown_ids)
+        self._text = StopStringFilter(decoder, (*request.sampling.stop, *request.stop))
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: list[TokenLogprob] | None = None
 

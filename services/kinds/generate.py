@@ -5,7 +5,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from services.generate_engines import Engine
-from services.kinds.guidance import GuidedPromptOptions
 from services.kinds.shared import (
     PROMPTS_LIMIT,
     Failure,
@@ -16,11 +15,12 @@ from services.kinds.shared import (
     TokenIds,
     Usage,
 )
+from services.kinds.tools import ToolCall, ToolCallPiece, ToolOptions
 
 AdapterUse = Literal["merged", "unmerged"]
 
 
-class GenerateRequest(ModelRequest, GuidedPromptOptions):
+class GenerateRequest(ModelRequest, ToolOptions):
     """Generate text from one prompt, many prompts or a conversation."""
 
     example: ClassVar[dict[str, Any]] = {
@@ -113,6 +113,13 @@ class Output(Result):
     prompt: str
     index: int = 0
     text: str | None = None
+    reasoning: str | None = Field(
+        default=None, description="What a thinking model wrote before its answer; `text` is the answer alone."
+    )
+    tool_calls: list[ToolCall] | None = Field(
+        default=None,
+        description="Calls of the tools that were offered; `text` is what the model wrote around them.",
+    )
     finish_reason: str | None = None
     usage: Usage | None = None
     seed: int | None = None
@@ -141,6 +148,9 @@ class ComputedBy(Result):
     backend: str | None = None
     engine: Engine | None = None
     adapters: AdapterUse | None = None
+    ignored: list[str] | None = Field(
+        default=None, description="Fields of the request that were left out, `tools` for example."
+    )
 
 
 class GenerateResult(JobResult, ComputedBy):
@@ -159,12 +169,16 @@ class GenerateResult(JobResult, ComputedBy):
 class TokenPiece(Result):
     """New text of one output, on its way from the engine to a client: the data of a `token` event.
 
-    `offset` counts the characters of the output before this piece; a job that is run again starts at 0 again.
+    `offset` counts the characters of the output before this piece, `reasoning_offset` those of its reasoning; a job that is run
+    again starts at 0 again.
     """
 
     index: int
     offset: int
     text: str
+    reasoning: str = ""
+    reasoning_offset: int = 0
+    tool_calls: list[ToolCallPiece] = []
     finish_reason: str | None = None
     token_ids: list[int] | None = None
     logprobs: list[Logprob] | None = None

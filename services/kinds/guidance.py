@@ -44,9 +44,9 @@ class ResponseFormat(Shape):
             raise ValueError('json_schema belongs to the type "json_schema", which needs it')
         if self.json_schema is None:
             return self
-        depth = _depth(self.json_schema["schema"])
-        if depth > SCHEMA_DEPTH:
-            raise ValueError(f"the schema has {depth} levels; at most {SCHEMA_DEPTH} are accepted")
+        levels = depth(self.json_schema["schema"])
+        if levels > SCHEMA_DEPTH:
+            raise ValueError(f"the schema has {levels} levels; at most {SCHEMA_DEPTH} are accepted")
         if (length := len(self.schema_text or "")) > SCHEMA_CHARACTERS:
             raise ValueError(f"the schema has {length} characters; at most {SCHEMA_CHARACTERS} are accepted")
         return self
@@ -85,7 +85,7 @@ class GuidedPromptOptions(PromptOptions):
             raise ValueError(
                 "response_format and guided_regex both determine the output: leave one of them out"
             )
-        if not self.is_guided:
+        if self.guided_regex is None and self.schema_text is None:
             return self
         name = "guided_regex" if self.guided_regex is not None else "response_format"
         for option, reason in self._conflicts().items():
@@ -111,15 +111,15 @@ class GuidedPromptOptions(PromptOptions):
         return {option: reason for option, (is_set, reason) in conflicts.items() if is_set}
 
 
-def _depth(value: Any) -> int:
+def depth(value: Any) -> int:
     """Returns the number of levels of a JSON value, without recursion."""
-    depth, level = 0, [value]
+    levels, level = 0, [value]
     while level:
-        depth += 1
+        levels += 1
         inner = [
             item.values() if isinstance(item, dict) else item
             for item in level
             if isinstance(item, dict | list)
         ]
         level = [item for items in inner for item in items]
-    return depth
+    return levels

@@ -187,6 +187,9 @@ class Usage(Result):
     prompt_tokens: int
     completion_tokens: int = 0
     total_tokens: int
+    reasoning_tokens: int | None = Field(
+        default=None, description="Those of `completion_tokens` that are thinking."
+    )
 
 
 class AdapterChoice(Shape):

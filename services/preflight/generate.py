@@ -2,7 +2,7 @@
 
 from services.backend import check_forwardable
 from services.errors import UnreadableFile
-from services.grammar import check_grammar, grammar_of
+from services.grammar import Grammar, check_grammar, grammar_of
 from services.kinds.generate import GenerateRequest
 from services.models.prompt_file import read_prompt_file
 from services.models.store import ModelStore
@@ -43,6 +43,9 @@ def check_prompts(request: GenerateRequest, store: ModelStore) -> None:
     grammar = grammar_of(request.schema_text, request.guided_regex)
     if grammar is not None:
         check_grammar(grammar)
+    if request.is_call_required:
+        for tool in request.offered_tools:
+            check_grammar(Grammar(tool.function.schema_text))
 
 
 def _check_prompt_file(name: str, store: ModelStore) -> None:
@@ -56,5 +59,5 @@ def _check_prompt_file(name: str, store: ModelStore) -> None:
 
 def _texts(request: GenerateRequest) -> list[str]:
     texts = [request.prompt, request.system, request.input, request.guided_regex, *(request.prompts or [])]
-    texts += [message.content for message in request.messages or []]
+    texts += [text for message in request.messages or [] for text in message.texts]
     return [text for text in texts if text is not None]

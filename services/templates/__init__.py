@@ -1,7 +1,16 @@
 """Prompt templates: conversations and instructions, written the way that a model was trained with."""
 
 from services.templates.jinja_text import JINJA_NAMES, jinja_text, name_of_jinja_text
-from services.templates.message import MESSAGE_LIMIT, Message, Role, check_text, tools_as_users
+from services.templates.message import (
+    MESSAGE_LIMIT,
+    CalledFunction,
+    Message,
+    MessageToolCall,
+    Role,
+    calls_as_text,
+    check_text,
+    tools_as_users,
+)
 from services.templates.rendering import render
 from services.templates.resolution import (
     OWN_TEMPLATE,
@@ -30,8 +39,10 @@ __all__ = [
     "OWN_TEMPLATE",
     "RAW_TEMPLATE",
     "TEMPLATES",
+    "CalledFunction",
     "Conversation",
     "Message",
+    "MessageToolCall",
     "PromptParts",
     "RenderedPrompt",
     "Role",
@@ -39,6 +50,7 @@ __all__ = [
     "Special",
     "Template",
     "Text",
+    "calls_as_text",
     "check_text",
     "find_template",
     "jinja_text",

@@ -1,9 +1,9 @@
 """Messages of a conversation, and the check that a text can be encoded."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from services.errors import InvalidText
 
@@ -13,8 +13,36 @@ MESSAGE_LIMIT = 1_000_000
 """Maximum number of characters of one message."""
 
 
+CALLS_LIMIT = 1000
+"""Most calls of one message."""
+
+
+class CalledFunction(BaseModel):
+    """Function that an assistant called, and its arguments as JSON text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=256)
+    arguments: str = Field(default="", max_length=MESSAGE_LIMIT)
+
+
+class MessageToolCall(BaseModel):
+    """Tool call in an assistant's message, in OpenAI's form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str | None = Field(default=None, max_length=256, exclude_if=lambda value: value is None)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    @property
+    def text(self) -> str:
+        """The call as prompts spell it whose template has no form for calls."""
+        return f"{self.function.name}({self.function.arguments})"
+
+
 class Message(BaseModel):
-    """One message of a conversation. The content may be empty."""
+    """One message of a conversation. The content may be empty, and absent where an assistant called tools."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,11 +51,69 @@ class Message(BaseModel):
     )
     content: str = Field(description="Text of the message.", json_schema_extra={"maxLength": MESSAGE_LIMIT})
 
-    @field_validator("content")
+    tool_calls: list[MessageToolCall] | None = Field(
+        default=None,
+        max_length=CALLS_LIMIT,
+        exclude_if=lambda value: value is None,
+        description="Calls of an assistant's message.",
+    )
+    tool_call_id: str | None = Field(
+        default=None,
+        max_length=256,
+        exclude_if=lambda value: value is None,
+        description="Call that a message of role `tool` has the result of.",
+    )
+    name: str | None = Field(
+        default=None,
+        max_length=256,
+        exclude_if=lambda value: value is None,
+        description="Tool of a message of role `tool`.",
+    )
+    reasoning_content: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Thinking of an assistant's message; most templates leave that of earlier turns out.",
+        json_schema_extra={"maxLength": MESSAGE_LIMIT},
+    )
+
+    @model_validator(mode="before")
     @classmethod
-    def _check_length(cls, content: str) -> str:
+    def _content_next_to_calls(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
+
+    @model_validator(mode="after")
+    def _fields_fit_the_role(self) -> "Message":
+        given = {
+            "assistant": ("tool_calls", "reasoning_content"),
+            "tool": ("tool_call_id", "name"),
+        }
+        for role, names in given.items():
+            found = next((name for name in names if getattr(self, name) is not None), None)
+            if found is not None and self.role != role:
+                raise ValueError(
+                    f"{found} belongs to messages of role {role}, and this one is of {self.role}"
+                )
+        return self
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts of the message."""
+        calls = [
+            text for call in self.tool_calls or [] for text in (call.function.name, call.function.arguments)
+        ]
+        return [
+            text
+            for text in (self.content, self.reasoning_content, *calls, self.name, self.tool_call_id)
+            if text
+        ]
+
+    @field_validator("content", "reasoning_content")
+    @classmethod
+    def _check_length(cls, content: str | None) -> str | None:
         # Not max_length: pydantic would then refuse lone surrogates with its own message, see check_text.
-        if len(content) > MESSAGE_LIMIT:
+        if content is not None and len(content) > MESSAGE_LIMIT:
             raise ValueError(f"at most {MESSAGE_LIMIT} characters are accepted, found {len(content)}")
         return content
 
@@ -62,6 +148,23 @@ def merged(messages: Sequence[Message]) -> list[Message]:
     return found
 
 
+def calls_as_text(messages: Sequence[Message]) -> list[Message]:
+    """Returns the messages with calls as lines of their content, for templates that have no form for calls."""
+    return [
+        message.model_copy(
+            update={
+                "content": "\n".join(
+                    [*filter(None, [message.content]), *(call.text for call in message.tool_calls)]
+                ),
+                "tool_calls": None,
+            }
+        )
+        if message.tool_calls
+        else message
+        for message in messages
+    ]
+
+
 def tools_as_users(messages: Sequence[Message]) -> list[Message]:
     """Returns the messages with each tool's result as a user message, for templates that have no role `tool`.
 
@@ -75,7 +178,9 @@ def tools_as_users(messages: Sequence[Message]) -> list[Message]:
         return list(messages)
     return merged(
         [
-            message.model_copy(update={"role": "user"}) if message.role == "tool" else message
+            message.model_copy(update={"role": "user", "tool_call_id": None, "name": None})
+            if message.role == "tool"
+            else message
             for message in messages
         ]
     )

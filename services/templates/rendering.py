@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from services.errors import InvalidRequest
-from services.templates.message import Message, Role, check_text, merged, tools_as_users
+from services.templates.message import Message, Role, calls_as_text, check_text, merged, tools_as_users
 from services.templates.table import BOS, TEMPLATES, Segment, Template, Text, find_template
 
 
@@ -36,7 +36,7 @@ def render(
     messages = turns_of(instruction, messages, input)
     if template == "raw":
         return _raw(messages, system)
-    turns = merged(tools_as_users(messages))
+    turns = merged(tools_as_users(calls_as_text(messages)))
     system, turns = _split_system(row, turns, row.default_system if system is None else system)
     return _joined(_written(row, turns, system))
 

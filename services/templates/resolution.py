@@ -78,5 +78,6 @@ def _with_system(parts: PromptParts) -> list[Message]:
     if parts.system and not any(turn.role == "system" for turn in turns):
         turns = [Message(role="system", content=parts.system), *turns]
     for turn in turns:
-        check_text(turn.content)
+        for text in turn.texts:
+            check_text(text)
     return turns

@@ -217,9 +217,11 @@ class Tokenizer:
             for is_special, run in groupby(shown, key=self._contents.__contains__)
         )
 
-    def stream_decoder(self, skip_special: bool = True) -> "StreamDecoder":
-        """Returns a decoder whose texts together are `decode` of all ids that it was fed."""
-        return StreamDecoder(self._codec, self._contents, self._hidden(skip_special))
+    def stream_decoder(
+        self, skip_special: bool = True, *, shown: frozenset[int] = frozenset()
+    ) -> "StreamDecoder":
+        """Returns a decoder whose texts together are `decode` of all ids that it was fed, and the special tokens `shown`."""
+        return StreamDecoder(self._codec, self._contents, self._hidden(skip_special) - shown)
 
     def _hidden(self, skip_special: bool) -> frozenset[int]:
         return self._special.hidden if skip_special else frozenset()

@@ -227,11 +227,11 @@ def test_what_clients_send_by_default_does_not_fail(extras: dict[str, Any]) -> N
 
 def test_the_ignored_parameters_are_those_that_request_something() -> None:
     body = {"model": "base", "tools": [TOOL], "tool_choice": "auto", "user": None, "store": False, "seed": 7}
-    assert ignored_parameters(body | {"metadata": {"chat": "1"}}) == ["tools", "metadata"]
+    assert ignored_parameters(body | {"metadata": {"chat": "1"}}) == ["metadata"]
     assert ignored_parameters([]) == []
 
 
-def test_a_conversation_with_tool_calls_is_read_as_text() -> None:
+def test_a_conversation_keeps_tool_calls_results_and_thinking() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
     messages = [
         {"role": "developer", "content": "Be brief."},
@@ -244,9 +244,9 @@ def test_a_conversation_with_tool_calls_is_read_as_text() -> None:
     assert request_of({"messages": messages})["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Is it raining?"},
-        {"role": "assistant", "content": 'weather({"city": "Bern"})'},
-        {"role": "tool", "content": "Rain."},
-        {"role": "assistant", "content": "Yes."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "Rain.", "tool_call_id": "c1", "name": "weather"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "It says rain."},
         {"role": "user", "content": "Thanks."},
     ]
 

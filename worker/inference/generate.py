@@ -1,10 +1,12 @@
 """Session of a generate job, or of one variant of a compare job: prompts to an engine, outputs to the result."""
 
 import math
+import secrets
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from services.chat_output import OutputParser, OutputParts
 from services.errors import GraftwerkError, InvalidRequest, TemplateLimitExceeded
 from services.generate import (
     BuiltPrompt,
@@ -16,14 +18,15 @@ from services.generate import (
     TokenGenerated,
     TokenLogprob,
 )
-from services.grammar import grammar_of
 from services.isolation.process import Steps, advance
 from services.kinds.generate import ComputedBy, GenerateRequest, GenerateResult, Logprob, Output
 from services.kinds.shared import Usage
 from services.progress import Progress
+from services.sampling import SEED_BITS
 from worker.inference.engine_choice import generating_key
 from worker.inference.model_cache import CachedModel, ModelKey
 from worker.inference.output_collector import ALL, OutputCollector, Slice, prompts_of
+from worker.inference.output_form import calls_with_ids, grammar_for, pieces_of, shown_tokens
 from worker.inference.prompt_builder import PromptBuilder
 from worker.lifecycle import JobContext
 
@@ -33,11 +36,19 @@ MAX_SCORED_TOKENS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class OpenPrompt:
-    """A prompt that the engine works on: its number, and the number of dropped turns (None if none may be dropped)."""
+    """A prompt that the engine works on: its number, and the number of dropped turns (None if none may be dropped).
+
+    `seed` is the request's, or a random one: the ids of calls follow from it.
+    """
 
     number: int
     prompt: BuiltPrompt
     dropped_turns: int | None
+    seed: int
+
+    def call_seed(self, index: int) -> str:
+        """Returns the seed of the ids of an output's calls."""
+        return f"{self.seed} {self.number} {index}"
 
 
 class GenerateSession:
@@ -60,6 +71,9 @@ class GenerateSession:
         self._waiting: deque[int] = deque()
         self._building: tuple[int, Steps[tuple[BuiltPrompt, int | None]]] | None = None
         self._open: dict[str, OpenPrompt] = {}  # by the engine's request id
+        self._parsers: dict[
+            tuple[str, int], OutputParser
+        ] = {}  # by the engine's request id, and the output's index
         self._template = ""
         self._scored = 0
 
@@ -111,19 +125,56 @@ class GenerateSession:
             return
         match event:
             case TokenGenerated():
-                logprobs = [] if event.logprob is None else [self._logprob(event.logprob)]
-                self.outputs.add_token(
-                    opened.number, event.index, event.text, token_id=event.token_id, logprobs=logprobs
-                )
+                self._on_token(opened, event)
                 return
             case OutputFinished():
                 written = len(event.output.token_ids)
-                output = self._output(opened, event.output)
+                output = self._output(opened, event.output, self._ended(opened, event))
                 self.outputs.finish(opened.number, output, written=written, counted=written)
             case OutputFailed():
                 self.outputs.fail(opened.number, event.error)
         if self.outputs.is_finished(opened.number):
             del self._open[event.request_id]
+
+    def _on_token(self, opened: OpenPrompt, event: TokenGenerated) -> None:
+        parser = self._parser(opened, event.request_id, event.index)
+        before = len(parser.parts.calls)
+        parts = parser.feed(event.text)
+        self.outputs.add_token(
+            opened.number,
+            event.index,
+            parts.text,
+            token_id=event.token_id,
+            logprobs=[] if event.logprob is None else [self._logprob(event.logprob)],
+        )
+        self._publish_parts(opened, event.index, parts, before)
+
+    def _ended(self, opened: OpenPrompt, event: OutputFinished) -> OutputParser:
+        """Returns the parser of a finished output, with all of its text."""
+        parser = self._parser(opened, event.request_id, event.index)
+        del self._parsers[event.request_id, event.index]
+        if event.output.text and not parser.has_read:  # a beam search has no events of tokens
+            parser.feed(event.output.text)
+        before = len(parser.parts.calls)
+        parts = parser.finish()
+        if parts.text:
+            self.outputs.add_text(opened.number, event.index, parts.text)
+        self._publish_parts(opened, event.index, parts, before)
+        return parser
+
+    def _parser(self, opened: OpenPrompt, request_id: str, index: int) -> OutputParser:
+        place = request_id, index
+        if place not in self._parsers:
+            self._parsers[place] = OutputParser(opened.prompt.form)
+        return self._parsers[place]
+
+    def _publish_parts(self, opened: OpenPrompt, index: int, parts: OutputParts, first: int) -> None:
+        if not parts.reasoning and not parts.calls:
+            return
+        calls = calls_with_ids(opened.prompt.form, parts.calls, first=first, seed=opened.call_seed(index))
+        self.outputs.add_parts(
+            opened.number, index, reasoning=parts.reasoning, calls=pieces_of(calls, first=first)
+        )
 
     def report(self) -> None:
         """Saves complete outputs, reports progress and publishes new text. Raises OSError."""
@@ -149,6 +200,7 @@ class GenerateSession:
             device=loaded.device_name,
             dtype=loaded.dtype_name,
             adapters=self.model.adapters,
+            ignored=sorted(self._builder.ignored),
         )
 
     def cancel(self) -> None:
@@ -178,6 +230,7 @@ class GenerateSession:
     def _submit(self, number: int, prompt: BuiltPrompt, dropped: int | None) -> None:
         self._template = prompt.template
         sampling = self._builder.fit(prompt)
+        special = self.model.loaded.tokenizer.special_tokens
         request = GenerationRequest(
             prompt.token_ids,
             sampling,
@@ -185,10 +238,12 @@ class GenerateSession:
             stop=() if self._request.is_guided else prompt.stop,
             stop_token_ids=prompt.stop_token_ids | frozenset(sampling.stop_token_ids or ()),
             prompt_logprobs=self._prompt_logprobs(prompt),
-            grammar=grammar_of(self._request.schema_text, self._request.guided_regex),
+            grammar=grammar_for(self._request, prompt.form, special),
+            shown_ids=shown_tokens(prompt.form, special),
         )
         request_id = self.model.submit(request, owner=self._context.execution.name)
-        self._open[request_id] = OpenPrompt(number, prompt, dropped)
+        seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed
+        self._open[request_id] = OpenPrompt(number, prompt, dropped, seed)
         self.outputs.limit(number, sampling.max_new_tokens)
 
     def _prompt_logprobs(self, prompt: BuiltPrompt) -> int | None:
@@ -203,8 +258,17 @@ class GenerateSession:
             )
         return self._request.sampling.logprobs or 0
 
-    def _output(self, opened: OpenPrompt, completion: Completion) -> Output:
+    def _output(self, opened: OpenPrompt, completion: Completion, parser: OutputParser) -> Output:
+        form, parts = opened.prompt.form, parser.parts
         fields: dict[str, Any] = {}
+        reason: str = completion.finish_reason
+        if parts.reasoning:
+            fields["reasoning"] = parts.reasoning
+        if parts.calls:
+            fields["tool_calls"] = calls_with_ids(
+                form, parts.calls, first=0, seed=opened.call_seed(completion.index)
+            )
+            reason = "tool_calls" if reason == "stop" else reason
         if completion.prompt_logprobs is not None:
             fields["prompt_logprobs"] = [self._logprob(item) for item in completion.prompt_logprobs]
         if self._request.return_token_ids:
@@ -218,9 +282,12 @@ class GenerateSession:
         return Output.model_construct(
             prompt=self._text_of(opened),
             index=completion.index,
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            usage=_usage(completion),
+            text=parts.text,
+            finish_reason=reason,
+            usage=_usage(
+                completion,
+                parser.reasoning_tokens if form.thinks and self._request.sampling.num_beams == 1 else None,
+            ),
             seed=completion.seed,
             **fields,
         )
@@ -251,9 +318,11 @@ def _identity(key: ModelKey) -> str:
     return str(key) if key.engine == "graftwerk" else f"{key} {key.engine}"
 
 
-def _usage(completion: Completion) -> Usage:
+def _usage(completion: Completion, reasoning_tokens: int | None) -> Usage:
     written = len(completion.token_ids)
+    fields = {} if reasoning_tokens is None else {"reasoning_tokens": min(reasoning_tokens, written)}
     return Usage(
+        **fields,
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=written,
         total_tokens=completion.prompt_tokens + written,

@@ -10,6 +10,7 @@ from services.errors import GraftwerkError
 from services.generate_engines import Engine
 from services.kinds.generate import AdapterUse, ComputedBy, GenerateRequest, Logprob, Output
 from services.kinds.shared import MAX_STREAMED_OUTPUTS, NO_TOKEN_LIMIT, Failure
+from services.kinds.tools import ToolCallPiece
 from services.models.prompt_file import PromptEntry, read_prompt_file
 from services.models.store import ModelStore
 from services.progress import Progress
@@ -128,6 +129,11 @@ class OutputCollector:
         if self._stream is not None:
             self._stream.add(self._index(number, index), text, token_id=token_id, logprobs=logprobs)
 
+    def add_parts(self, number: int, index: int, *, reasoning: str, calls: Sequence[ToolCallPiece]) -> None:
+        """Takes new thinking and new calls of an output."""
+        if self._stream is not None:
+            self._stream.add_parts(self._index(number, index), reasoning=reasoning, calls=calls)
+
     def finish(self, number: int, output: Output, *, written: int, counted: int) -> None:
         """Takes a complete output of `written` tokens; `counted` of them were given to `add_token`."""
         self._count(number, written, counted)
@@ -167,6 +173,7 @@ class OutputCollector:
         dtype: str | None = None,
         backend: str | None = None,
         adapters: AdapterUse | None = None,
+        ignored: Sequence[str] = (),
     ) -> ComputedBy:
         """Publishes the rest of the text, and returns engine, device and speed of the generation."""
         if self._stream is not None:
@@ -181,6 +188,7 @@ class OutputCollector:
             backend=backend,
             engine=engine,
             adapters=adapters,
+            **({"ignored": list(ignored)} if ignored else {}),
         )
 
     def raise_if_all_failed(self) -> None:
@@ -227,7 +235,10 @@ class OutputCollector:
 NOT_IN_THE_DIGEST = {"after", "metadata", "webhook"}
 """Fields on which no output depends."""
 
-NEWER_FIELDS = ("prompt_token_ids", "score_prompt", "response_format", "guided_regex", "exact")
+NEWER_FIELDS = (
+    "prompt_token_ids", "score_prompt", "response_format", "guided_regex", "exact", "tools", "tool_choice",
+    "parallel_tool_calls", "chat_template_kwargs",
+)  # fmt: skip
 """Fields that a file of outputs from an earlier version does not know: they count only if they request something."""
 
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, PromptTooLong, UnsupportedOption
 from services.generate import (
     BuiltPrompt,
     LoadedModel,
     ServedModel,
+    TemplateOptions,
     build_fitting,
     prompt_steps,
     template_name,
@@ -19,7 +20,7 @@ from services.models.lineage import template_of_lineage
 from services.models.prompt_file import PromptEntry
 from services.models.store import ModelStore
 from services.sampling import Sampling
-from services.templates import RAW_TEMPLATE, Message, PromptParts, name_of_jinja_text
+from services.templates import OWN_TEMPLATE, RAW_TEMPLATE, Message, PromptParts, name_of_jinja_text
 
 OUTPUT_SHARE = 4
 """Turns are dropped until the output has room for its new tokens, or for this fraction (1/4) of the context."""
@@ -32,6 +33,9 @@ class PromptBuilder:
         self, request: GenerateRequest, loaded: LoadedModel | ServedModel, store: ModelStore
     ) -> None:
         self._request, self._loaded, self._store = request, loaded, store
+        self._tools = [tool.json_value for tool in request.offered_tools]
+        self.ignored: set[str] = set()
+        """Fields of the request that were left out of prompts."""
 
     def build(self, entry: PromptEntry) -> Steps[tuple[BuiltPrompt, int | None]]:
         """Returns the prompt, and the number of dropped turns if the request allows to drop any, else None.
@@ -42,11 +46,15 @@ class PromptBuilder:
         if entry.prompt_token_ids is not None:
             return self._given(entry.prompt_token_ids), None
         parts = self._parts(entry)
+        self._choose_tools(parts)
         if parts.messages is None or self._request.fit_context is not True:
-            return (yield from self._build(parts, parts.messages)), None
+            return self._checked((yield from self._build(parts, parts.messages))), None
         context = self._loaded.context_length
         room = min(self._request.sampling.max_new_tokens, context // OUTPUT_SHARE)
-        return (yield from build_fitting(partial(self._build, parts), parts.messages, context - room))
+        prompt, dropped = yield from build_fitting(
+            partial(self._build, parts), parts.messages, context - room
+        )
+        return self._checked(prompt), dropped
 
     def template(self, entry: PromptEntry) -> str:
         """Returns the name of the template of a prompt."""
@@ -91,8 +99,49 @@ class PromptBuilder:
         adapters = [choice.name for choice in self._request.adapters]
         return template_of_lineage(self._store, self._request.model, adapters)
 
+    def _choose_tools(self, parts: PromptParts) -> None:
+        """Leaves tools out that the prompt's template cannot describe, or whose calls cannot be read.
+
+        Raises:
+            UnsupportedOption: a call is required.
+        """
+        request, template = self._request, self._loaded.chat_template
+        self._options = TemplateOptions(tools=self._tools, variables=request.chat_template_kwargs or {})
+        if not self._tools and not request.chat_template_kwargs:
+            return
+        is_own = (
+            template_name(self._loaded.tokenizer, parts, chat_template=template) == OWN_TEMPLATE
+            and template is not None
+        )
+        if not is_own and request.chat_template_kwargs:
+            self.ignored.add("chat_template_kwargs")
+        if not self._tools or (is_own and template is not None and template.call_format is not None):
+            return
+        if request.is_call_required:
+            raise UnsupportedOption(
+                f"tool_choice requires a call, and {'the chat template of' if is_own else 'the template of this prompt for'} "
+                f"{request.model} has no form for tools that is known.",
+                "Use a model whose own chat template takes tools, or leave tool_choice out.",
+            )
+        self.ignored.add("tools")
+        self._options = replace(self._options, tools=())
+
+    def _checked(self, prompt: BuiltPrompt) -> BuiltPrompt:
+        """Returns the prompt. Raises PromptTooLong if the tools do not fit into the context together with the messages."""
+        context, count = self._loaded.context_length, len(prompt.token_ids)
+        if self._options.tools and count >= context:
+            raise PromptTooLong(
+                f"The conversation and its {len(self._options.tools)} tools have {count} tokens; the model's context is {context}.",
+                "Offer fewer tools, or with shorter descriptions.",
+            )
+        one_call = self._request.parallel_tool_calls is False
+        return replace(prompt, form=replace(prompt.form, one_call=one_call)) if one_call else prompt
+
     def _build(self, parts: PromptParts, messages: Sequence[Message] | None) -> Steps[BuiltPrompt]:
         loaded = self._loaded
         return prompt_steps(
-            loaded.tokenizer, replace(parts, messages=messages), chat_template=loaded.chat_template
+            loaded.tokenizer,
+            replace(parts, messages=messages),
+            chat_template=loaded.chat_template,
+            options=self._options,
         )

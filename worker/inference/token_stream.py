@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.kinds.generate import Logprob, TokenPiece
+from services.kinds.tools import ToolCallPiece
 
 FLUSH_SECONDS = 0.03
 """Minimum time between two batches of a job."""
@@ -20,6 +21,8 @@ class _Pending:
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[ToolCallPiece] = field(default_factory=list)
     finish_reason: str | None = None
 
 
@@ -38,6 +41,7 @@ class TokenStream:
         self._flushed_at: float | None = None
         self._pending: dict[int, _Pending] = {}
         self._offsets: dict[int, int] = {}
+        self._reasoning_offsets: dict[int, int] = {}
 
     def add(
         self, index: int, text: str, *, token_id: int | None = None, logprobs: Sequence[Logprob] = ()
@@ -50,6 +54,12 @@ class TokenStream:
         pending.logprobs += logprobs
         if token_id is not None and self._with_token_ids:
             pending.token_ids.append(token_id)
+
+    def add_parts(self, index: int, *, reasoning: str, calls: Sequence[ToolCallPiece]) -> None:
+        """Adds new thinking and new calls."""
+        pending = self._pending.setdefault(index, _Pending())
+        pending.reasoning.append(reasoning)
+        pending.calls += calls
 
     def finish(self, index: int, finish_reason: str) -> None:
         """Adds the finish reason of an output."""
@@ -72,7 +82,13 @@ class TokenStream:
         text = "".join(pending.texts)
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + len(text)
-        more: dict[str, Any] = {"token_ids": pending.token_ids, "logprobs": pending.logprobs}
+        reasoning = "".join(pending.reasoning)
+        more: dict[str, Any] = {
+            "token_ids": pending.token_ids, "logprobs": pending.logprobs, "reasoning": reasoning, "tool_calls": pending.calls,
+        }  # fmt: skip
+        if reasoning:
+            more["reasoning_offset"] = self._reasoning_offsets.get(index, 0)
+            self._reasoning_offsets[index] = self._reasoning_offsets.get(index, 0) + len(reasoning)
         # Not validated: there are many pieces, and their values are the engine's own.
         return TokenPiece.model_construct(
             index=index,

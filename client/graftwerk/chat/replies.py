@@ -15,16 +15,22 @@ from graftwerk.submission import cancel_if_running
 
 
 class StreamedText:
-    """Text on the console, printed piece by piece and completed at the end."""
+    """Text on the console, printed piece by piece and completed at the end; thinking comes before it, dimmed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self.shown = ""
+        self._is_thinking = False
 
     def add(self, piece: TokenPiece) -> None:
         """Prints a piece; one that starts again, after its worker was killed, starts on a new line."""
         if piece.offset < len(self.shown):
             self.end()
+        if piece.reasoning:
+            self._is_thinking = True
+            print_piece(self._console, piece.reasoning, style="dim")
+        if piece.text and self._is_thinking:
+            self._end_thinking()
         self.shown += piece.text
         print_piece(self._console, piece.text)
 
@@ -32,14 +38,21 @@ class StreamedText:
         """Prints the part of the whole text that is missing, and ends the line."""
         if not text.startswith(self.shown):
             self.end()
+        self._end_thinking()
         print_text(self._console, text[len(self.shown) :])
         self.shown = ""
 
     def end(self) -> None:
         """Ends the line if something is on it."""
+        self._end_thinking()
         if self.shown:
             print_text(self._console, "")
         self.shown = ""
+
+    def _end_thinking(self) -> None:
+        if self._is_thinking:
+            print_text(self._console, "\n")
+        self._is_thinking = False
 
 
 def reply_to(client: Client, conversation: Conversation, text: str, console: Console, notes: Console) -> None:

@@ -1,0 +1,142 @@
+"""Parts of outputs: calls in the forms of published models, thinking, and streams cut at any place."""
+
+import random
+
+import pytest
+
+from services.chat_output import (
+    CALL_FORMATS,
+    OutputForm,
+    OutputParser,
+    OutputParts,
+    ParsedCall,
+    call_format_of,
+    thinks,
+)
+
+FORMATS = {form.name: form for form in CALL_FORMATS}
+NAMES = frozenset({"weather", "time"})
+HERMES = OutputForm(calls=FORMATS["hermes"], names=NAMES)
+LLAMA = OutputForm(calls=FORMATS["llama3"], names=NAMES)
+MISTRAL = OutputForm(calls=FORMATS["mistral"], names=NAMES)
+THINKING = OutputForm(thinks=True)
+
+WEATHER = ParsedCall("weather", '{"city": "Zürich"}')
+TIME = ParsedCall("time", "{}")
+
+OUTPUTS = {
+    "Qwen and Hermes": (
+        HERMES,
+        'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>',
+        OutputParts("", "Let me see.", [WEATHER, TIME]),
+    ),
+    "an end that the model left out": (
+        HERMES,
+        '<tool_call>\n{"name": "time", "arguments": {}}',
+        OutputParts("", "", [TIME]),
+    ),
+    "Llama 3": (
+        LLAMA,
+        '{"name": "weather", "parameters": {"city": "Zürich"}}',
+        OutputParts("", "", [WEATHER]),
+    ),
+    "Llama 3 with its tag, two calls": (
+        LLAMA,
+        '<|python_tag|>{"name": "weather", "parameters": {"city": "Zürich"}}; {"name": "time", "parameters": {}}',
+        OutputParts("", "", [WEATHER, TIME]),
+    ),
+    "JSON that is an answer": (LLAMA, '{"city": "Zürich"}', OutputParts("", '{"city": "Zürich"}')),
+    "Mistral's list": (
+        MISTRAL,
+        '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Zürich"}}, {"name": "time", "arguments": {}}]',
+        OutputParts("", "", [WEATHER, TIME]),
+    ),
+    "Mistral's newer form": (
+        MISTRAL,
+        '[TOOL_CALLS]weather[ARGS]{"city": "Zürich"}[TOOL_CALLS]time[ARGS]{}',
+        OutputParts("", "", [WEATHER, TIME]),
+    ),
+    "a call that is cut off": (
+        HERMES,
+        'So: <tool_call>\n{"name": "weather", "argu',
+        OutputParts("", 'So: <tool_call>\n{"name": "weather", "argu'),
+    ),
+    "a function that was not offered": (
+        HERMES,
+        '<tool_call>{"name": "rm", "arguments": {}}</tool_call>',
+        OutputParts("", '<tool_call>{"name": "rm", "arguments": {}}</tool_call>'),
+    ),
+    "arguments that are a list": (
+        HERMES,
+        '<tool_call>{"name": "time", "arguments": [1]}</tool_call>',
+        OutputParts("", '<tool_call>{"name": "time", "arguments": [1]}</tool_call>'),
+    ),
+    "an answer with white space": (HERMES, "  1 < 2 <tool \n", OutputParts("", "  1 < 2 <tool \n")),
+    "thinking": (THINKING, "<think>\nWell.\n\nSo.\n</think>\n\nYes. ", OutputParts("Well.\n\nSo.", "Yes. ")),
+    "thinking that the prompt opened": (
+        OutputForm(thinks=True, begins_thinking=True),
+        "Well.\n</think>\nYes.",
+        OutputParts("Well.", "Yes."),
+    ),
+    "thinking that is cut off": (THINKING, "<think>Well, </thi", OutputParts("Well, </thi")),
+    "no thinking": (THINKING, "<thin air> <think>", OutputParts("", "<thin air> <think>")),
+    "empty thinking": (THINKING, "<think>\n\n</think>\n\nYes.", OutputParts("", "Yes.")),
+    "thinking before a call": (
+        OutputForm(calls=FORMATS["hermes"], names=NAMES, thinks=True),
+        '<think>Hm.</think>\n<tool_call>{"name": "time", "arguments": {}}</tool_call>\n',
+        OutputParts("Hm.", "", [TIME]),
+    ),
+    "one call of two": (
+        OutputForm(calls=FORMATS["mistral"], names=NAMES, one_call=True),
+        '[TOOL_CALLS][{"name": "time", "arguments": {}}, {"name": "time", "arguments": {}}]',
+        OutputParts("", "", [TIME]),
+    ),
+    "no parts": (OutputForm(), "<think><tool_call>", OutputParts("", "<think><tool_call>")),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_has_its_parts_wherever_its_stream_is_cut(name: str) -> None:
+    form, text, expected = OUTPUTS[name]
+    for seed in range(50):
+        chance, parser, streamed, at = random.Random(seed), OutputParser(form), OutputParts(), 0
+        while at < len(text):
+            length = chance.randint(1, 8) if seed else len(text)
+            streamed.add(parser.feed(text[at : at + length]))
+            at += length
+        streamed.add(parser.finish())
+        assert streamed == parser.parts == expected
+
+
+def test_tokens_of_thinking_are_counted_with_those_that_open_and_close_it() -> None:
+    parser = OutputParser(THINKING)
+    for token in ["<think>", "\n", "Hm", ".", "\n", "</think>", "\n\n", "Yes", "."]:
+        parser.feed(token)
+    parser.finish()
+    assert parser.reasoning_tokens == 6
+
+
+TOOLS_BLOCK = "{%- if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (TOOLS_BLOCK + "<tool_call>\n{...}\n</tool_call>", "hermes"),
+        (TOOLS_BLOCK + "[TOOL_CALLS]", "mistral"),
+        (TOOLS_BLOCK + "<|start_header_id|>", "llama3"),
+        (TOOLS_BLOCK + "<tool_call><function=x>", None),
+        (TOOLS_BLOCK, None),
+        ("{{ 'tools' }} tools <tool_call>", None),
+        ("{{ message.tools }}<tool_call>", None),
+    ],
+)
+def test_the_form_of_calls_is_found_in_the_template(template: str, expected: str | None) -> None:
+    found = call_format_of(template)
+    assert (found and found.name) == expected
+
+
+def test_thinking_is_found_in_the_template() -> None:
+    assert thinks("{{ content.split('</think>')[-1] }}")
+    assert not thinks("{{ content }}")
