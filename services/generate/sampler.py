@@ -21,6 +21,9 @@ from transformers.generation.logits_process import (
 
 from services.sampling import Sampling
 
+FIRST_SORTED = 256
+"""Tokens that are sorted for top-p at first; eight times as many each time that they are not enough."""
+
 _GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15
 
 
@@ -90,7 +93,7 @@ def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
     warpers: list[LogitsProcessor] = []
     if sampling.temperature not in (0, 1):
         warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
-    if sampling.top_p < 1:
+    if sampling.top_p < 1 and sampling.top_k:
         warpers.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p is not None:
         warpers.append(MinPLogitsWarper(sampling.min_p))
@@ -139,7 +142,7 @@ class Sampler:
         cut-off, the choice changes only if one of them was chosen; drawing by cumulative sums would shift all.
         """
         key = int(torch.randint(2**62, (), generator=self._generator))
-        candidates = _likeliest(scores[0], self._sampling.top_k)
+        candidates = self._candidates(scores[0])
         if allowed is not None:  # of fewer than top_k tokens all others are as likely as the last one
             candidates = candidates[allowed[candidates]]
         scores = scores[:, candidates]
@@ -147,6 +150,12 @@ class Sampler:
             scores = warper(self._ids, scores)
         gumbel = -(-uniform_noise(candidates, key).log()).log()
         return int(candidates[(scores[0].double() + gumbel).argmax()])
+
+    def _candidates(self, scores: torch.Tensor) -> torch.Tensor:
+        """Returns the ids, in ascending order, of the tokens that top-k leaves; without top-k, of those that top-p leaves."""
+        if not self._sampling.top_k and self._sampling.top_p < 1:
+            return nucleus(scores / self._sampling.temperature, self._sampling.top_p)
+        return _likeliest(scores, self._sampling.top_k)
 
     def _with_logprobs(self, token_id: int, logits: torch.Tensor) -> Choice:
         if self._sampling.logprobs is None:
@@ -169,7 +178,30 @@ def _likeliest(scores: torch.Tensor, top_k: int) -> torch.Tensor:
     """
     if not 0 < top_k < len(scores):
         return torch.arange(len(scores))
-    return (scores >= scores.topk(top_k).values[-1]).nonzero()[:, 0]
+    values, ids = scores.topk(top_k + 1)
+    least, next_one = values[-2:]
+    if least > next_one:
+        kept = ids[:top_k].sort().values
+    else:
+        kept = (scores >= least).nonzero()[:, 0]
+    found: torch.Tensor = kept
+    return found
+
+
+def nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Returns the ids, in ascending order, of the most likely tokens that together reach the probability `top_p`.
+
+    It is transformers' top-p, which sorts the whole vocabulary, here for as many tokens as are needed.
+    """
+    probabilities = scores.softmax(-1)
+    count = min(FIRST_SORTED, len(scores))
+    while True:
+        likeliest = probabilities.topk(count)
+        before = likeliest.values.cumsum(-1) - likeliest.values
+        kept = int((before < top_p).sum())
+        if kept < count or count == len(scores):
+            return likeliest.indices[: max(kept, 1)].sort().values
+        count = min(count * 8, len(scores))
 
 
 def uniform_noise(ids: torch.Tensor, key: int) -> torch.Tensor:

@@ -1,6 +1,9 @@
 """The ends of sequences: refused, failed, canceled, of no or of all tokens."""
 
+import math
+
 import pytest
+import torch
 
 from services.errors import (
     InvalidRequest,
@@ -14,6 +17,7 @@ from services.generate import (
     LoadedModel,
     OutputFailed,
 )
+from services.generate.sequence import is_finite
 from services.sampling import Sampling
 from tests.contract.generate.engine_driver import alone, drained, outputs_of
 
@@ -38,6 +42,15 @@ def test_a_request_with_nan_logits_fails_alone(
     finished = outputs_of([event for event in events if not isinstance(event, OutputFailed)])
     for request in (healthy, later):
         assert finished[request.id][0].token_ids == alone(loaded, request)[0].token_ids
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_value_that_is_not_finite_is_found(value: float) -> None:
+    logits = torch.full((1000,), 3e38)
+    assert is_finite(logits)  # although the sum is not
+    logits[7] = value
+    assert not is_finite(logits)
+    assert not is_finite(torch.tensor([math.inf, -math.inf, 1.0]))
 
 
 def test_a_canceled_request_ends_with_its_tokens_so_far_and_the_others_continue(

@@ -17,7 +17,7 @@ from services.generate import (
     GenerationRequest,
     LoadedModel,
 )
-from services.generate.sampler import PresenceFrequencyProcessor, Sampler, uniform_noise
+from services.generate.sampler import PresenceFrequencyProcessor, Sampler, nucleus, uniform_noise
 from services.sampling import Sampling
 from tests.contract.generate.engine_driver import alone
 
@@ -48,6 +48,31 @@ def test_drawn_tokens_have_the_frequencies_of_transformers_processors() -> None:
         min=1e-9
     )
     assert float(deviations[expected > 0].max()) < 4
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999, 0.9999999])
+@pytest.mark.parametrize("spread", [0.5, 3.0, 30.0])
+def test_the_nucleus_is_that_of_transformers(top_p: float, spread: float) -> None:
+    torch.manual_seed(2)
+    scores = torch.randn(3000) * spread
+    warper: Any = TopPLogitsWarper(top_p)
+    expected = warper(torch.tensor([[1]]), scores[None])[0].isfinite().nonzero()[:, 0]
+    found = nucleus(scores, top_p)
+    assert found.tolist() == sorted(found.tolist())
+    different = set(found.tolist()) ^ set(expected.tolist())
+    mass = float(scores.double().softmax(-1)[list(different)].sum())
+    assert mass < 1e-5  # tokens at the edge, whose place is rounding
+
+
+@pytest.mark.parametrize("ties", [0, 1, 5])
+def test_tokens_as_likely_as_the_last_of_top_k_stay(ties: int) -> None:
+    logits = torch.arange(60.0)
+    logits[60 - 12 - ties : 60 - 12] = logits[60 - 12]
+    chain: Any = TopKLogitsWarper(12)
+    expected = chain(torch.tensor([[1]]), logits[None])[0].isfinite()
+    sampling = Sampling(temperature=100, top_k=12, top_p=1, repetition_penalty=1, max_new_tokens=1)
+    drawn = {Sampler(sampling, [1], end_ids=[], seed=seed).choose(logits).token_id for seed in range(400)}
+    assert drawn == set(expected.nonzero()[:, 0].tolist())
 
 
 def test_the_noise_of_a_draw_is_splitmix64_as_published() -> None:
