@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 JS := tests/js/node_modules/.package-lock.json
 
-.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers browser screenshots bench chaos chaos-compose docs docs-zensical lint monitoring translations fmt clean
+.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers e2e-clients browser screenshots bench chaos chaos-compose docs docs-zensical lint monitoring translations fmt clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ e2e-compose: $(READY) $(JS) ## the end-to-end tests against the compose services
 e2e-consumers: $(READY) ## load our models with llama.cpp and vLLM, in environments of their own (needs a package index and a C++ compiler)
 	@$(BIN)/python -m tests.consumers.environments
 	@$(BIN)/pytest -q tests/consumers
+
+e2e-clients: $(READY) ## use the service with the clients that people have, each in its own environment (needs package indexes)
+	@$(BIN)/python -m tests.clients.environments
+	@$(BIN)/pytest -q tests/clients
 
 bench: $(READY) ## measure converting, quantizing, merging and generating, as ratios within one run
 	@$(BIN)/python -m bench weights

