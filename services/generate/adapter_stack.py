@@ -1,7 +1,8 @@
 """Adapters of a loaded base as plain tensors: rows of one batch may have different stacks of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -22,12 +23,17 @@ class Factors:
     b: torch.Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class LoadedAdapter:
     """An adapter's factors by the path of the module in the model. The engine may move them into tensors that adapters share."""
 
     name: str
     factors: dict[str, Factors]
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def tensors(self) -> Iterator[torch.Tensor]:
@@ -59,8 +65,10 @@ class AdapterStack:
     head: torch.Tensor | None = None
 
     @property
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """All tensors, also those that it shares with other stacks."""
-        yield from (tensor for tensor in (self.embeddings, self.head) if tensor is not None)
-        for adapter, _ in self.adapters:
-            yield from adapter.tensors
+    def parts(self) -> Mapping[object, int]:
+        """Bytes of each adapter and tensor, which other stacks may have too."""
+        sizes: dict[object, int] = {adapter: adapter.size_bytes for adapter, _ in self.adapters}
+        for tensor in (self.embeddings, self.head):
+            if tensor is not None:
+                sizes[tensor] = tensor.nbytes
+        return sizes

@@ -60,7 +60,7 @@ class Engine:
             prefixes=prefixes or PrefixCache(0),
             owner=uuid4().hex,
         )
-        self._guides = GuideMaker(loaded.tokenizer, loaded.rows)
+        self.guides = GuideMaker(loaded.tokenizer, loaded.rows)
         self._running: list[SequenceState] = []
         self._reading: deque[PromptReader] = deque()
         self._waiting: deque[SequenceState] = deque()
@@ -127,7 +127,7 @@ class Engine:
         return self._loaded.rows if request.adapters is None else request.adapters.rows
 
     def _guide_maker(self, request: GenerationRequest) -> GuideMaker:
-        return self._guides if request.adapters is None else request.adapters.guides
+        return self.guides if request.adapters is None else request.adapters.guides
 
     @property
     def _taken(self) -> int:

@@ -112,13 +112,22 @@ def load_model(
     use_row_linear(model)
     report(Progress("loading", size_bytes, size_bytes, "bytes"))
     loaded = prepare(model, tokenizer, folder=folder, context_length=context_length)
-    if tokenizer.text_vocabulary_size > loaded.rows:
+    check_rows(tokenizer, loaded.rows, folder.name)
+    return loaded
+
+
+def check_rows(tokenizer: Tokenizer, rows: int, name: str) -> None:
+    """Refuses a tokenizer with more tokens than a model's embeddings have rows.
+
+    Raises:
+        VocabularyMismatch: it has.
+    """
+    if tokenizer.text_vocabulary_size > rows:
         raise VocabularyMismatch(
-            f"The tokenizer of {folder.name} has {tokenizer.text_vocabulary_size} tokens "
-            f"and the model {loaded.rows} rows of embeddings.",
+            f"The tokenizer of {name} has {tokenizer.text_vocabulary_size} tokens "
+            f"and the model {rows} rows of embeddings.",
             "Put the tokenizer that belongs to the model into its folder.",
         )
-    return loaded
 
 
 def prepare(

@@ -29,7 +29,7 @@ class RowLinear(nn.Linear):
         output = torch.mm(self.weight, columns)[:, :rows].t().contiguous()
         if self.bias is not None:
             output += self.bias
-        return output.view(*input.shape[:-1], self.out_features)
+        return output.view(*input.shape[:-1], len(self.weight))
 
 
 def use_row_linear(model: nn.Module) -> None:

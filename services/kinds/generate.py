@@ -67,6 +67,11 @@ class GenerateRequest(ModelRequest, ToolOptions):
         return self.forward and not (loads or needs_engine)
 
     @property
+    def applies_unmerged(self) -> bool:
+        """True if adapters are to be applied next to the model's own weights, where that is possible."""
+        return bool(self.adapters) and not self.exact and self.quantization is None
+
+    @property
     def prompt_count(self) -> int:
         """Number of prompts in the request; a conversation is one, a file counts as one."""
         return len(self.prompts or self.token_id_prompts or [None])

@@ -1,7 +1,7 @@
 """Merge of adapters into a base model, in order, tensor by tensor; every tensor of an adapter is used once."""
 
 from services.merge.accounts import ScaledAdapter, changes_of, release_tensor, scaled_stack
-from services.merge.merging import Merged, MergeOptions, merge, merged_output
+from services.merge.merging import Merged, MergeOptions, merge, merged_blocks, merged_output
 
 __all__ = [
     "MergeOptions",
@@ -9,6 +9,7 @@ __all__ = [
     "ScaledAdapter",
     "changes_of",
     "merge",
+    "merged_blocks",
     "merged_output",
     "release_tensor",
     "scaled_stack",

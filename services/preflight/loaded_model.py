@@ -1,7 +1,10 @@
 """Plan of a job that runs a loaded model, for all kinds that do."""
 
+from services.adapters.stack import Stack
+from services.adapters.unmerged import merge_reason, unmerged_elements
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.errors import NotReady, VocabularyMismatch, WrongModelKind
+from services.kinds.generate import GenerateRequest
 from services.kinds.shared import ModelRequest
 from services.models.summary import kind_of_folder
 from services.preflight.plan import (
@@ -54,6 +57,21 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
             *map(PlannedRead.of_adapter, adapters),
         ],
         engine=engine,
-        peak_memory_bytes=PROCESS_BYTES + checkpoint.parameters * 4,
-        warnings=list(stack.warnings),
+        peak_memory_bytes=PROCESS_BYTES + (checkpoint.parameters + _unmerged_elements(request, stack)) * 4,
+        warnings=[*stack.warnings, *_merge_warnings(request, stack)],
     )
+
+
+def _unmerged_elements(request: ModelRequest, stack: Stack) -> int:
+    """Returns the number of elements that adapters add to their base; merged ones add none."""
+    is_unmerged = _applies_unmerged(request) and merge_reason(stack) is None
+    return unmerged_elements(stack) if is_unmerged else 0
+
+
+def _merge_warnings(request: ModelRequest, stack: Stack) -> list[str]:
+    reason = merge_reason(stack) if _applies_unmerged(request) else None
+    return [f"The adapters are merged into a copy of the model: {reason}."] if reason else []
+
+
+def _applies_unmerged(request: ModelRequest) -> bool:
+    return isinstance(request, GenerateRequest) and request.applies_unmerged

@@ -166,12 +166,16 @@ def test_a_prompt_is_continued_as_transformers_does_it(queue: JobQueue, volume: 
     until(lambda: "base" in queue.workers()[0].models)
 
 
-def test_adapters_on_the_fly_answer_every_question_to_the_letter(queue: JobQueue, volume: Path) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_adapters_on_the_fly_answer_every_question_to_the_letter(
+    queue: JobQueue, volume: Path, exact: bool
+) -> None:
     prompts = [row["question"] for row in QUESTIONS]
-    job = ended(queue, ask(queue, adapters=ADAPTERS, prompts=prompts, template="alpaca"))
+    job = ended(queue, ask(queue, adapters=ADAPTERS, prompts=prompts, template="alpaca", exact=exact))
+    assert result_json(job)["adapters"] == ("merged" if exact else "unmerged")
     assert [output["text"] for output in outputs(job)] == [row["answer"] for row in QUESTIONS]
     assert [output["prompt"] for output in outputs(job)] == prompts
-    assert not list((volume / ".staging").iterdir()), "the merged weights are gone again"
+    assert not list((volume / ".staging").glob("*")), "the merged weights are gone again"
 
 
 def test_twelve_jobs_at_once_get_the_answers_that_each_gets_alone(queue: JobQueue) -> None:

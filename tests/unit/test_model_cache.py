@@ -15,7 +15,9 @@ from services.kinds.shared import ModelChoice
 from tests.job_context import job_context
 from worker.inference import model_cache
 from worker.inference.memory_wait import MemoryWait
-from worker.inference.model_cache import CachedModel, ModelCache, key_of, memory_limit_bytes
+from worker.inference.model_cache import CachedModel, ModelCache
+from worker.inference.model_key import key_of
+from worker.inference.model_memory import memory_limit_bytes
 from worker.lifecycle import JobContext
 
 
@@ -51,7 +53,7 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
     monkeypatch.setattr(model_cache, "load_model", load)
     engine = SimpleNamespace(close=lambda: None, computes_here=True)
     monkeypatch.setattr(model_cache, "Engine", lambda *_, **__: cast(Engine, engine))
-    monkeypatch.setattr(model_cache, "_needed_bytes", lambda *_: 40)
+    monkeypatch.setattr(model_cache, "model_bytes", lambda *_: 40)
     return Volume(ModelCache("cpu", 100, 4), job_context(tmp_path))
 
 

@@ -4,7 +4,7 @@ from services.generate_engines import ENGINES, Engine, GenerateEngine
 from services.kinds.shared import ModelChoice
 from services.models.store import ModelStore
 from services.models.summary import kind_of_folder
-from worker.inference.model_cache import ModelKey, key_of
+from worker.inference.model_key import ModelKey, key_of
 
 
 def generating_key(choice: ModelChoice, store: ModelStore, setting: GenerateEngine) -> ModelKey:

@@ -24,7 +24,8 @@ from services.kinds.shared import Usage
 from services.progress import Progress
 from services.sampling import SEED_BITS
 from worker.inference.engine_choice import generating_key
-from worker.inference.model_cache import CachedModel, ModelKey
+from worker.inference.model_cache import CachedModel
+from worker.inference.model_key import ModelKey
 from worker.inference.output_collector import ALL, OutputCollector, Slice, prompts_of
 from worker.inference.output_form import calls_with_ids, grammar_for, pieces_of, shown_tokens
 from worker.inference.prompt_builder import PromptBuilder
@@ -97,7 +98,7 @@ class GenerateSession:
         """Starts on this model. Raises ExecutionSuperseded, JobCanceled, OSError."""
         self.model = model
         self.outputs = OutputCollector(
-            self._request, self._context, self._prompts, model=_identity(model.key), part=self._part
+            self._request, self._context, self._prompts, model=_identity(model), part=self._part
         )
         self._builder = PromptBuilder(self._request, model.loaded, self._context.store)
         self._special_ids = frozenset(model.loaded.tokenizer.special_tokens.values())
@@ -313,9 +314,11 @@ def open_session(request: GenerateRequest, context: JobContext) -> GenerateSessi
     return GenerateSession(request, context)
 
 
-def _identity(key: ModelKey) -> str:
+def _identity(model: CachedModel) -> str:
     """Returns what identifies a model and its engine among those of a file of outputs."""
-    return str(key) if key.engine == "graftwerk" else f"{key} {key.engine}"
+    key = model.key
+    engine = "" if key.engine == "graftwerk" else f" {key.engine}"
+    return f"{key}{engine}{' unmerged' if model.stack is not None else ''}"
 
 
 def _usage(completion: Completion, reasoning_tokens: int | None) -> Usage:

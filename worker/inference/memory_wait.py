@@ -14,7 +14,8 @@ from services.kinds.generate import GenerateRequest
 from services.kinds.shared import JobRequest, ModelChoice
 from services.models.store import ModelStore
 from worker.inference.engine_choice import generating_key
-from worker.inference.model_cache import ModelCache, ModelKey, key_of
+from worker.inference.model_cache import ModelCache
+from worker.inference.model_key import ModelKey, key_of
 
 
 @dataclass(frozen=True, slots=True)

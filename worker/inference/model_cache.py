@@ -1,19 +1,17 @@
-"""Cache of loaded models: each is loaded once and evicted when another one needs its memory."""
+"""Cache of loaded models: each is loaded once and evicted when another one needs its memory.
+
+Adapters that are applied unmerged are entries of their own on the entry of their base, and share its engine.
+"""
 
 import gc
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
-from shutil import rmtree
 from typing import Literal, Protocol
 
 import torch
 
-from services.checkpoints.write_hooks import WriteHooks
 from services.errors import InternalError
 from services.generate import (
     Engine,
@@ -21,51 +19,34 @@ from services.generate import (
     LoadedModel,
     ServedModel,
     load_model,
-    resolve_device,
 )
+from services.generate.adapter_stack import AdapterStack, LoadedAdapter
 from services.generate.prefix_cache import PrefixCache
-from services.generate.quantization import quantized_bytes
 from services.generate_engines import Engine as EngineName
-from services.kinds.shared import ModelChoice, Quantization
-from services.merge import merge
 from services.models.store import ModelStore
+from worker.inference.adapter_stacks import (
+    AdapterPool,
+    StackDescription,
+    describe_stack,
+    possible_key,
+)
 from worker.inference.model_engine import ModelEngine
+from worker.inference.model_folder import folder_of
+from worker.inference.model_key import ModelKey
+from worker.inference.model_memory import model_bytes, parameter_bytes
 from worker.lifecycle import JobContext
-
-MEMORY_LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
-"""cgroup v2: bytes, or "max"."""
 
 PREFIX_SHARE = 8
 """Memory of loaded models, divided by that of cached beginnings of prompts, which comes in addition."""
 
-Stamp = tuple[tuple[str, int, int], ...]
-"""Name, size in bytes and modification time in ns of each file of a folder."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelKey:
-    """Identity of a loaded model: requests with equal keys share it. The files of the same folders, loaded the same way."""
-
-    model: str
-    stamp: Stamp
-    adapters: tuple[tuple[str, float, Stamp], ...]
-    quantization: Quantization | None
-    rope_alpha: float | None
-    engine: EngineName = field(default="graftwerk", repr=False)
-
-    @property
-    def name(self) -> str:
-        """The model's name and those of its adapters, `base+adapter`."""
-        return "+".join([self.model, *(name for name, _, _ in self.adapters)])
-
 
 @dataclass(slots=True, eq=False)
 class CachedModel:
-    """A loaded model and its engine.
+    """A loaded model and its engine, or a stack of unmerged adapters on one, `base`, whose engine it shares.
 
-    `refcount` counts the jobs that run on it, `owners` has the execution's name for each request to the engine, and
-    `last_use` orders the models by their last use, which ended at the time `idle_since`. `share_bytes` returns its share of a
-    server's memory, if a server holds it. `is_unmerged`: its adapters are applied to the base while it runs.
+    `refcount` counts the jobs that run on it, on a base also those of its stacks. `owners` has the execution's name for each request
+    to the engine, and `last_use` orders the models by their last use, which ended at the time `idle_since`. `share_bytes` returns
+    its share of a server's memory, if a server holds it. `is_unmerged`: its adapters are applied to the base while it runs.
     """
 
     key: ModelKey
@@ -77,6 +58,27 @@ class CachedModel:
     idle_since: float = 0.0
     share_bytes: Callable[[], int] | None = None
     is_unmerged: bool = False
+    base: "CachedModel | None" = None
+    stack: AdapterStack | None = None
+    _pool: AdapterPool | None = None
+
+    @property
+    def pool(self) -> AdapterPool:
+        """Parts of the stacks on this model. Raises InternalError if a server has it."""
+        if self._pool is None:
+            assert isinstance(self.engine, Engine)
+            self._pool = AdapterPool(self.local, self.engine)
+        return self._pool
+
+    @property
+    def root(self) -> "CachedModel":
+        """The model whose engine this is."""
+        return self.base or self
+
+    @property
+    def parts(self) -> Mapping[object, int]:
+        """Bytes of what is in memory, by identity: stacks share adapters."""
+        return {self: self.size_bytes} if self.stack is None else self.stack.parts
 
     @property
     def adapters(self) -> Literal["merged", "unmerged"] | None:
@@ -103,13 +105,13 @@ class CachedModel:
         Raises:
             GraftwerkError: see `Engine.submit`.
         """
-        request_id = self.engine.submit(request)
-        self.owners[request_id] = owner
+        request_id = self.engine.submit(replace(request, adapters=self.stack))
+        self.root.owners[request_id] = owner
         return request_id
 
 
 class ModelLoader(Protocol):
-    """Models that an engine outside of this process runs."""
+    """Models of an engine outside of this process."""
 
     def needed_bytes(self, key: ModelKey, store: ModelStore) -> int:
         """Returns the bytes that `load` would need."""
@@ -138,32 +140,72 @@ class ModelCache:
 
     @property
     def busy(self) -> list[CachedModel]:
-        """The models that jobs run on."""
-        return [model for model in self.models if model.refcount]
+        """The models that jobs run on, each with an engine of its own."""
+        return [model for model in self.models if model.refcount and model.base is None]
 
     def acquire(self, key: ModelKey, context: JobContext) -> CachedModel | None:
         """Returns the model with this key, loaded if necessary; None while busy models leave no memory for it.
+
+        Adapters that cannot be applied unmerged are merged: the key of the model that is returned says so.
 
         Raises:
             ModelNotFound: a folder does not exist.
             GraftwerkError: see `load_model` and `merge`.
         """
+        key = possible_key(key, context.store)
+        if key.is_stack:
+            return self._acquire_stack(key, context)
         model = self._find(key)
         if model is None:
             if not self._make_room(self.needed_bytes(key, context.store)):
                 return None
             model = self._load(key, context)
-        model.refcount += 1
-        model.last_use = next(self.clock)
+        self._use(model)
         return model
+
+    def _acquire_stack(self, key: ModelKey, context: JobContext) -> CachedModel | None:
+        base = self.acquire(key.base, context)
+        if base is None:
+            return None
+        try:
+            description = describe_stack(key, context.store)
+            if base.pool.fits(description.stack):
+                model = self._find(key) or self._load_stack(key, base, description)
+                if model is not None:
+                    self._use(model)
+                return model
+        finally:
+            base.refcount -= 1  # the stack keeps it in use
+        return self.acquire(replace(key, unmerged=False), context)
+
+    def _load_stack(
+        self, key: ModelKey, base: CachedModel, description: StackDescription
+    ) -> CachedModel | None:
+        fits = self._make_room(description.elements * base.local.dtype.itemsize)
+        if not fits and (base.refcount > 1 or len(self.busy) > 1):
+            return None
+        loaded, stack = base.pool.load(description.stack, key)
+        model = CachedModel(key, loaded, base.engine, base=base, stack=stack, is_unmerged=True)
+        self._evict_other_scales(model)
+        self.models.append(model)
+        return model
+
+    def _use(self, model: CachedModel) -> None:
+        for used in {model, model.root}:
+            used.refcount += 1
+            used.last_use = next(self.clock)
 
     def needed_bytes(self, key: ModelKey, store: ModelStore) -> int:
         """Returns the bytes that `acquire` would need. Raises ModelNotFound."""
+        key = possible_key(key, store)
         if self._find(key) is not None:
             return 0
         if key.engine in self.loaders:
             return self.loaders[key.engine].needed_bytes(key, store)
-        return _needed_bytes(key, store, self.device)
+        if not key.is_stack:
+            return model_bytes(key, store, self.device)
+        elements = describe_stack(key, store).elements
+        return self.needed_bytes(key.base, store) + elements * parameter_bytes(self.device)
 
     def fits(self, key: ModelKey, needed_bytes: int) -> bool:
         """Returns True if `acquire` would return the model; a single one may be larger than the limit."""
@@ -173,26 +215,30 @@ class ModelCache:
     @property
     def busy_bytes(self) -> int:
         """Bytes of the models that jobs run on."""
-        return sum(model.size_bytes for model in self.busy)
+        return _size_bytes(model for model in self.models if model.refcount)
 
     def release(self, model: CachedModel, *, owner: str) -> None:
         """Ends the use of a model by the execution of this name; the model stays in memory until another needs it."""
-        model.refcount -= 1
-        model.idle_since = time.monotonic()
-        model.owners = {id: name for id, name in model.owners.items() if name != owner}
+        for used in {model, model.root}:
+            used.refcount -= 1
+            used.idle_since = time.monotonic()
+            used.owners = {id: name for id, name in used.owners.items() if name != owner}
 
     def evict(self, model: CachedModel) -> None:
-        """Removes a model from memory."""
-        self.models.remove(model)
-        model.engine.close()
+        """Removes a model from memory, with the stacks on it."""
+        self.models = [other for other in self.models if model not in (other, other.base)]
+        if model.base is None:
+            model.engine.close()
+        else:
+            self._free(model, model.base)
         gc.collect()
         if isinstance(model.loaded, LoadedModel) and model.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def evict_unused(self) -> None:
         """Removes the models that no job runs on."""
-        for model in [model for model in self.models if not model.refcount]:
-            self.evict(model)
+        while idle := self._idle():
+            self.evict(idle[0])
 
     def evict_idle(self, seconds: float) -> None:
         """Removes the models of engines outside of this process that no job has run on for this time; 0 keeps all."""
@@ -206,18 +252,29 @@ class ModelCache:
     def _find(self, key: ModelKey) -> CachedModel | None:
         return next((model for model in self.models if model.key == key), None)
 
+    def _idle(self) -> list[CachedModel]:
+        """Returns the models that no job runs on, the one that was not used for longest first."""
+        return sorted((m for m in self.models if not m.refcount), key=lambda model: model.last_use)
+
     def _make_room(self, needed_bytes: int) -> bool:
-        idle = sorted(
-            (model for model in self.models if not model.refcount), key=lambda model: model.last_use
-        )
-        while self.models and self._size_bytes() + needed_bytes > self.limit_bytes:
+        while self.models and _size_bytes(self.models) + needed_bytes > self.limit_bytes:
+            idle = self._idle()
             if not idle:
                 return False
-            self.evict(idle.pop(0))
+            self.evict(idle[0])
         return True
 
-    def _size_bytes(self) -> int:
-        return sum(model.size_bytes for model in self.models)
+    def _evict_other_scales(self, model: CachedModel) -> None:
+        """Evicts idle stacks of the same adapters: a slider that is moved leaves one at each position."""
+        for other in self._idle():
+            if other.base is model.base and other.key.files == model.key.files:
+                self.models.remove(other)
+
+    def _free(self, model: CachedModel, base: CachedModel) -> None:
+        """Frees the adapters of an evicted stack that no other stack has."""
+        kept = {part for other in self.models for part in other.parts}
+        adapters = [part for part in model.parts if isinstance(part, LoadedAdapter)]
+        base.pool.free([adapter for adapter in adapters if adapter not in kept])
 
     def _load(self, key: ModelKey, context: JobContext) -> CachedModel:
         if key.engine in self.loaders:
@@ -236,70 +293,10 @@ class ModelCache:
                 quantization=key.quantization,
                 report=context.execution.report,
             )
-        return CachedModel(key, loaded, Engine(loaded, slots=self.slots, prefixes=self.prefixes))
+        engine = Engine(loaded, slots=self.slots, prefixes=self.prefixes)
+        return CachedModel(key, loaded, engine)
 
 
-def key_of(choice: ModelChoice, store: ModelStore, engine: EngineName = "graftwerk") -> ModelKey:
-    """Returns the key of the model that a request or a variant names, on an engine.
-
-    Raises:
-        ModelNotFound: a folder does not exist.
-    """
-    adapters = tuple(
-        (adapter.name, adapter.scale, folder_stamp(store.path(adapter.name))) for adapter in choice.adapters
-    )
-    stamp = folder_stamp(store.path(choice.model))
-    return ModelKey(choice.model, stamp, adapters, choice.quantization, choice.rope_alpha, engine)
-
-
-def memory_limit_bytes(device: str, limit_file: Path = MEMORY_LIMIT_FILE) -> int:
-    """Returns half of the device's memory, or half of the memory that this process's container may use."""
-    target = resolve_device(device)
-    if target.type == "cuda":
-        return int(torch.cuda.mem_get_info(target)[1]) // 2
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if limit_file.is_file():
-        limit = limit_file.read_text(encoding="ascii").strip()
-        total = total if limit == "max" else min(total, int(limit))
-    return total // 2
-
-
-def folder_stamp(folder: Path) -> Stamp:
-    """Returns the state of a folder's files."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
-def _needed_bytes(key: ModelKey, store: ModelStore, device: str) -> int:
-    """Returns the bytes that a model's parameters take in memory; those of merged adapters are negligible."""
-    summary = store.describe(key.model)
-    parameters = summary.parameters or summary.size_bytes
-    width = 4 if resolve_device(device).type == "cpu" else 2
-    if key.quantization is None:
-        return parameters * width
-    sizes = summary.architecture or {}
-    embeddings = (summary.vocabulary_size or 0) * int(sizes.get("hidden_size", 0))
-    kept = embeddings if sizes.get("tie_word_embeddings") else 2 * embeddings
-    return quantized_bytes(parameters, min(kept, parameters), key.quantization, width=width)
-
-
-@contextmanager
-def folder_of(key: ModelKey, context: JobContext) -> Iterator[Path]:
-    """The model's folder; with adapters, a temporary folder with the merged model.
-
-    The merge is that of a merge job, so the output equals the merged model's for all adapters, including those with a
-    larger vocabulary.
-    """
-    if not key.adapters:
-        yield context.store.path(key.model)
-        return
-    execution = context.execution
-    scratch = context.store.staging.root / execution.name
-    scratch.mkdir(parents=True)
-    try:
-        adapters = [(name, context.store.path(name), scale) for name, scale, _ in key.adapters]
-        hooks = WriteHooks(execution.report, execution.check_canceled)
-        merge(context.store.path(key.model), adapters, scratch, hooks=hooks)
-        yield scratch
-    finally:
-        rmtree(scratch, ignore_errors=True)
+def _size_bytes(models: Iterable[CachedModel]) -> int:
+    parts = {part: size for model in models for part, size in model.parts.items()}
+    return sum(parts.values())

@@ -175,7 +175,7 @@ class Scheduler(Generic[J]):
     def _fail_model(self, model: CachedModel, error: Exception) -> None:
         """Fails all jobs of a model whose engine raised, and evicts it: its state is undefined."""
         for entry in list(self._entries.values()):
-            if entry.model is model:
+            if entry.model is not None and entry.model.root is model:
                 with self._failing(entry):
                     raise error
         self.models.evict(model)

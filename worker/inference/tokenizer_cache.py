@@ -12,7 +12,7 @@ from services.checkpoints.huggingface_writer import copy_chat_template, copy_tok
 from services.kinds.tokenize import TokenizerFacts
 from services.preflight.tokenize import TokenizerSource
 from services.tokenizers import Tokenizer, load_tokenizer
-from worker.inference.model_cache import Stamp, folder_stamp
+from worker.inference.model_key import Stamp, folder_stamp
 
 KEPT = 4
 """Tokenizers that stay loaded; one with a vocabulary of 128,000 tokens takes 100 MB."""

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from services.adapters.adapter import read_adapter
@@ -19,7 +19,9 @@ from services.generate.loading import choose_dtype
 from services.kinds.shared import AdapterChoice
 from services.models.store import ModelStore
 from services.settings import Settings
-from worker.inference.model_cache import CachedModel, ModelKey, folder_of
+from worker.inference.model_cache import CachedModel
+from worker.inference.model_folder import folder_of
+from worker.inference.model_key import ModelKey
 from worker.inference.vllm_engine import ServedAdapter, VllmEngine
 from worker.lifecycle import JobContext
 
@@ -141,13 +143,13 @@ class VllmModels:
 
     def _server_key(self, key: ModelKey, store: ModelStore) -> ModelKey:
         """Returns the key of the server: that of the base if vLLM applies the adapter to it."""
-        if not key.adapters:
+        if not key.unmerged:
             return key
         choices = [AdapterChoice(name=name, scale=scale) for name, scale, _ in key.adapters]
         base = read_checkpoint(store.path(key.model))
         adapters = [read_adapter(store.path(choice.name), choice.name, experts=True) for choice in choices]
         reason = merge_reason(choices, check_stack(base, adapters), self.settings.vllm_adapter_rank)
-        return replace(key, adapters=()) if reason is None else key
+        return key.base if reason is None else key
 
 
 def _share_bytes(shared: SharedServer) -> int:

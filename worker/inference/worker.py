@@ -30,7 +30,8 @@ from services.jobs.waiting import end_waiting_for, note_waiting_for, wait_at_fro
 from services.kinds.shared import JobResult
 from services.settings import Settings
 from worker.inference.memory_wait import MemoryWait
-from worker.inference.model_cache import ModelCache, memory_limit_bytes
+from worker.inference.model_cache import ModelCache
+from worker.inference.model_memory import memory_limit_bytes
 from worker.inference.running_job import RunningJob
 from worker.inference.scheduler import Scheduler
 from worker.inference.session_opener import SessionOpener

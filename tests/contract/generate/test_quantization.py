@@ -19,7 +19,8 @@ from services.models.store import ModelStore
 from services.sampling import Sampling
 from tests.contract.generate.engine_driver import run
 from tests.reference.huggingface_model import save_llama
-from worker.inference.model_cache import _needed_bytes, key_of
+from worker.inference.model_key import key_of
+from worker.inference.model_memory import model_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 
@@ -101,7 +102,7 @@ def test_sizes_count_the_scales_and_unquantized_tensors(
     assert load_model(volume / "model", quantization=quantization).size_bytes == expected
     body = {"kind": "generate", "model": "model", "prompt": "x", "quantization": quantization}
     store = ModelStore(volume)
-    needed = _needed_bytes(key_of(GenerateRequest.model_validate(body), store), store, "cpu")
+    needed = model_bytes(key_of(GenerateRequest.model_validate(body), store), store, "cpu")
     # The scales of 8 bits are left out of the estimate: 4 bytes a row, here of 64 columns and not of 4,096.
     assert needed == pytest.approx(expected, rel=0.06)
 
