@@ -5,6 +5,7 @@ from flask_openapi3.openapi import OpenAPI
 from pydantic import BaseModel
 
 from api import (
+    anthropic,
     auth,
     deliveries,
     errors,
@@ -24,7 +25,9 @@ from api import (
     signin,
     uploads,
 )
-from api.openai import tokenizer
+from api.anthropic.body import MessagesBody
+from api.openai import responses_api, tokenizer
+from api.openai.responses_api.body import ResponsesBody
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
 from services.backend import Backend
@@ -95,6 +98,8 @@ def create_app(
         hub,
         prompt_templates,
         openai,
+        responses_api,
+        anthropic,
         tokenizer,
         signin,
         metrics,
@@ -106,7 +111,7 @@ def create_app(
     app.wsgi_app = openai.FixedModel(app.wsgi_app)  # type: ignore[method-assign]
 
     bodies: list[type[BaseModel]] = [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody]
-    bodies += [tokenizer.TokenizeBody, tokenizer.DetokenizeBody]
+    bodies += [ResponsesBody, MessagesBody, tokenizer.TokenizeBody, tokenizer.DetokenizeBody]
     returned: list[type[BaseModel]] = [responses.JobResponse, responses.JobPage, Plan, responses.ModelList]
     returned += [
         hub.HubModelList,

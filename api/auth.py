@@ -36,6 +36,9 @@ PAGES = "pages_"
 
 CSRF_HEADER = "X-CSRF-Token"
 
+KEY_HEADER = "x-api-key"
+"""Header with a key as Anthropic's clients send it; a bearer key counts before it."""
+
 EXTENSION = "graftwerk.access"
 
 
@@ -152,14 +155,14 @@ def _check() -> AnyResponse | None:
         return None
     if request.endpoint is None or request.blueprint in OPEN_BLUEPRINTS or request.endpoint == "static":
         return None
-    g.caller = _by_bearer() or caller()
+    g.caller = _by_key() or caller()
     if g.caller is None:
         if "HX-Request" in request.headers:
             return htmx_redirect_to_sign_in()
         if _is_page():
             return redirect_to_sign_in()
         raise _unauthorized(
-            "This request needs a key: send the header `Authorization: Bearer KEY`, or sign in at /login."
+            "This request needs a key: send the header `Authorization: Bearer KEY` or `x-api-key: KEY`, or sign in at /login."
         )
     _check_rights(g.caller)
     return None
@@ -175,11 +178,13 @@ def _check_rights(found: Caller) -> None:
         )
 
 
-def _by_bearer() -> Caller | None:
+def _by_key() -> Caller | None:
     given = request.authorization
-    if given is None or given.type != "bearer" or not given.token:
+    is_bearer = given is not None and given.type == "bearer" and given.token
+    token = given.token if given is not None and is_bearer else request.headers.get(KEY_HEADER)
+    if not token:
         return None
-    key = access().find(given.token)
+    key = access().find(token)
     if key is None:
         raise _unauthorized("The key is unknown.", error="invalid_token")
     return Caller(key)

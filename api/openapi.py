@@ -16,9 +16,12 @@ DESCRIPTION = (
     "use the model that it makes. Errors are `application/problem+json` with a stable `code`."
 )
 
-SECURITY_SCHEMES: dict[str, Any] = {"bearer": {"type": "http", "scheme": "bearer"}}
+SECURITY_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 
-SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {}]
+SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"key": []}, {}]
 """A key, or none if the API has no keys."""
 
 JOB_BODY: dict[str, Any] = {

@@ -40,6 +40,9 @@ CLASS_OF_CODE: dict[str, type[e.GraftwerkError]] = {listed.code: listed for list
 
 UNKNOWN_URL = "unknown_url"
 
+_NOT_A_PARAMETER = re.compile(r"\[(key|text|list|of \w+)\]")
+"""Part of pydantic's path to a value that is not a name: a key of a mapping, or a tag of a union."""
+
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 KEPT_HEADERS = ("Allow", "Retry-After", "WWW-Authenticate")
 
@@ -61,7 +64,9 @@ class InvalidParameter(e.InvalidRequest):
 
 
 def _path(loc: tuple[str | int, ...], names: Mapping[str, str]) -> str:
-    return ".".join(names.get(str(part), str(part)) for part in loc if part != "[key]")
+    return ".".join(
+        names.get(str(part), str(part)) for part in loc if not _NOT_A_PARAMETER.fullmatch(str(part))
+    )
 
 
 def _sentence(param: str, kind: str, message: str) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 from flask import request
@@ -17,6 +18,7 @@ from services.jobs.status import ENDED, Job, JobStatus
 from services.kinds import KINDS, JobResult
 from services.kinds.embed import EmbedRequest
 from services.kinds.generate import GenerateRequest, GenerateResult
+from services.kinds.shared import JobRequest
 from services.kinds.tokenize import TokenizeRequest
 from services.preflight import Servers
 
@@ -33,11 +35,14 @@ SHORT_RETENTION_SECONDS = 60
 
 
 class JobWaiter:
-    """One client waiting for one job. The job is canceled when the client disconnects."""
+    """One client waiting for one job. The job is canceled when the client disconnects, unless it runs in the background."""
 
-    def __init__(self, state: AppState, job: Job, is_disconnected: Callable[[], bool]) -> None:
+    def __init__(
+        self, state: AppState, job: Job, is_disconnected: Callable[[], bool], *, is_background: bool = False
+    ) -> None:
         self.job = job
         self._queue = state.queue
+        self._is_background = is_background
         self._is_disconnected = is_disconnected
         self._status: JobStatus = job.status
 
@@ -45,7 +50,7 @@ class JobWaiter:
         """Yields the job's events from its first to its end, and None after each second without one.
 
         If this ends before the job does (the client disconnects, the server closes the generator, Redis is lost),
-        the job is canceled.
+        the job is canceled unless it runs in the background.
 
         Raises:
             NotReady: Redis does not answer, or no worker serves the job's queue.
@@ -64,7 +69,7 @@ class JobWaiter:
                     self._status = json.loads(event.data)["status"]
                 yield event
         finally:
-            if self._status not in ENDED:
+            if self._status not in ENDED and not self._is_background:
                 with suppress(JobAlreadyEnded, JobNotFound, NotReady):
                     self._queue.cancel(self.job.id)
 
@@ -82,15 +87,32 @@ class JobWaiter:
             raise NotReady(f"No {queue} worker is alive.", "Start one, or try again when it is up.")
 
 
-def submit(state: AppState, job_request: GenerateRequest | EmbedRequest | TokenizeRequest) -> JobWaiter:
-    """Queues a job for the client of the current request. Raises what `AppState.preflight` and `JobQueue.submit` raise."""
+def submit(
+    state: AppState,
+    job_request: GenerateRequest | EmbedRequest | TokenizeRequest,
+    *,
+    note: str = "",
+    is_background: bool = False,
+) -> JobWaiter:
+    """Queues a job for the client of the current request. One with a note is kept as long as any other job.
+
+    Raises what `AppState.preflight` and `JobQueue.submit` raise.
+    """
     state.preflight(job_request, servers=Servers(state.served(job_request)))
+    job, _ = state.queue.submit(
+        job_request,
+        retention_seconds=None if note else _retention_seconds(state, job_request),
+        origin=replace(origin(), note=note),
+    )
+    is_disconnected = disconnect_check(request.environ.get("gunicorn.socket"))
+    return JobWaiter(state, job, is_disconnected, is_background=is_background)
+
+
+def _retention_seconds(state: AppState, job_request: JobRequest) -> int:
     scores = isinstance(job_request, GenerateRequest) and job_request.score_prompt
     is_short = scores or isinstance(job_request, TokenizeRequest)
     longest = SHORT_RETENTION_SECONDS if is_short else RETENTION_SECONDS
-    retention_seconds = min(longest, state.settings.job_retention_seconds)
-    job, _ = state.queue.submit(job_request, retention_seconds=retention_seconds, origin=origin())
-    return JobWaiter(state, job, disconnect_check(request.environ.get("gunicorn.socket")))
+    return min(longest, state.settings.job_retention_seconds)
 
 
 def ended_job(event: Event | None) -> Job | None:

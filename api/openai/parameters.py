@@ -42,9 +42,9 @@ REFUSALS: Mapping[str, str] = {
 """Explanations for parameters whose refusal needs more than their name."""
 
 
-def requests_nothing(name: str, value: Any) -> bool:
+def requests_nothing(name: str, value: Any, neutral: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> bool:
     """Returns True if a parameter with this value is the same as none; null always is."""
-    return value is None or value in NEUTRAL.get(name, ())
+    return value is None or value in neutral.get(name, ())
 
 
 def ignored_parameters(body: Any) -> list[str]:

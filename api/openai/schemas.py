@@ -294,9 +294,15 @@ class EmbeddingBody(ModelBody):
         )
 
 
-def generate_request(body: ChatBody | CompletionBody, metadata: dict[str, str]) -> GenerateRequest:
-    """Returns the request of a generate job. Raises InvalidParameter, ModelNotFound."""
-    request = _named_here(lambda: body.request(metadata), body.field_names)
+def generate_request(
+    body: ChatBody | CompletionBody, metadata: dict[str, str], names: Mapping[str, str] | None = None
+) -> GenerateRequest:
+    """Returns the request of a generate job; `names` are the parameters' names where not those of the body.
+
+    Raises:
+        InvalidParameter, ModelNotFound: a parameter is wrong.
+    """
+    request = _named_here(lambda: body.request(metadata), body.field_names if names is None else names)
     outputs = request.sampling.n * request.prompt_count
     if body.stream and outputs > MAX_STREAMED_OUTPUTS:
         raise InvalidParameter(

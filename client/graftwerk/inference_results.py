@@ -42,6 +42,7 @@ class Output(Result):
     reasoning: str | None = None
     tool_calls: list[ToolCall] | None = None
     finish_reason: str | None = None
+    stop_string: str | None = None
     usage: Usage | None = None
     seed: int | None = None
     prompt_token_ids: list[int] | None = None

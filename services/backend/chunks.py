@@ -14,13 +14,17 @@ DONE = "[DONE]"
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Content of one event: new text and its log-probabilities, the finish reason, the counts of tokens, an error."""
+    """Content of one event: new text and its log-probabilities, the finish reason, the counts of tokens, an error.
+
+    `stop_string` is the stop string that ended the output, from servers that report it.
+    """
 
     text: str = ""
     finish_reason: str | None = None
     logprobs: Sequence[Logprob] = ()
     usage: Usage | None = None
     error: Mapping[str, Any] | None = None
+    stop_string: str | None = None
 
 
 def parse_chunk(data: str) -> Chunk:
@@ -48,7 +52,15 @@ def _chunk(value: dict[str, Any]) -> Chunk:
         return Chunk(usage=counts)
     choice = value["choices"][0]
     text = choice["text"] if "text" in choice else choice["delta"].get("content")
-    return Chunk(text or "", choice.get("finish_reason"), tuple(_logprobs(choice.get("logprobs"))), counts)
+    # vLLM's name; it is the id of a token too
+    stopped_by = choice.get("stop_reason")
+    return Chunk(
+        text or "",
+        choice.get("finish_reason"),
+        tuple(_logprobs(choice.get("logprobs"))),
+        counts,
+        stop_string=stopped_by if isinstance(stopped_by, str) else None,
+    )
 
 
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")

@@ -56,7 +56,7 @@ class Completion:
     """One finished output.
 
     `token_ids` are all generated tokens, including the one that ended the output and those of a stop string, which are
-    not part of `text`. `seed` reproduces the output.
+    not part of `text`. `stop_string` is the text that ended it, None if none did. `seed` reproduces the output.
     """
 
     index: int
@@ -65,6 +65,7 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     seed: int
+    stop_string: str | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
 

@@ -95,6 +95,7 @@ class SequenceState:
             token_ids=self.token_ids,
             text=self._text.text,
             finish_reason=reason,
+            stop_string=self._text.matched,
             prompt_tokens=len(self.request.prompt_token_ids),
             seed=self.seed,
             logprobs=None if self.request.sampling.logprobs is None else self._logprobs,

@@ -17,10 +17,15 @@ class StopStringFilter:
         self._stop = tuple(stop)
         self._held = ""
         self.text = ""
-        self.stopped = False
+        self.matched: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """True once a stop string is complete."""
+        return self.matched is not None
 
     def feed(self, token_id: int) -> str:
-        """Returns the text that becomes certain with this token. Sets `stopped` once a stop string is complete."""
+        """Returns the text that becomes certain with this token. Sets `matched` to a stop string that is complete."""
         return self._take(self._decoder.feed(token_id), is_last=False)
 
     def finish(self) -> str:
@@ -29,10 +34,10 @@ class StopStringFilter:
 
     def _take(self, text: str, *, is_last: bool) -> str:
         self._held += text
-        found = [position for stop in self._stop if (position := self._held.find(stop)) >= 0]
+        found = [(position, stop) for stop in self._stop if (position := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            certain, self._held = self._held[: min(found)], ""
+            first, self.matched = min(found, key=lambda place: place[0])
+            certain, self._held = self._held[:first], ""
         else:
             keep = 0 if is_last else self._possible_beginning()
             certain = self._held[: len(self._held) - keep]

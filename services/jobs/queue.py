@@ -167,6 +167,12 @@ class JobQueue:
         return read_job(self.redis, job_id)
 
     @reaching_redis()
+    def note(self, job_id: str) -> str | None:
+        """Returns the note that a job was submitted with, None without one."""
+        note = self.redis.hget(record_key(job_id), "note")
+        return None if note is None else as_text(note)
+
+    @reaching_redis()
     def list(
         self, selected: JobFilter = ALL_JOBS, *, limit: int = 50, after: str | None = None
     ) -> tuple[list[Job], str | None]:

@@ -4,7 +4,7 @@ The status is RQ's and is never stored twice, and neither is the result: RQ's un
 Our fields, in the hash `graftwerk:job:<id>`: `request`, its `kind` and `models` (for lists), `created_at` (microseconds since
 1970), `progress`, `error`, `cancel` (a flag), `execution` (the id of the execution that may publish) and its `worker`, `alone` (a flag:
 its worker runs no other job next to it), `memory` (peak of its plan), `charged` and `refunds` (tries, see `resumption.py`),
-`waiting_for` and `result`. The other keys are indexes: all jobs by age, jobs that are not finalized, expiring records;
+`waiting_for`, `result`, and of the submission `owner`, `request_id` and `note` (a text of the API about the job). The other keys are indexes: all jobs by age, jobs that are not finalized, expiring records;
 `services/jobs/indexes.py` has those of ended jobs.
 """
 

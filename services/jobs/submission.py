@@ -42,10 +42,14 @@ RETRIES = 2
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Origin of a submission: the digest of the API key (empty without one) and the id of the HTTP request."""
+    """Origin of a submission: the digest of the API key (empty without one) and the id of the HTTP request.
+
+    `note` is a text that the API keeps with the job for itself; nothing else reads it.
+    """
 
     owner: str = ""
     request_id: str = ""
+    note: str = ""
 
 
 UNKNOWN_ORIGIN = Origin()

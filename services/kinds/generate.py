@@ -126,6 +126,9 @@ class Output(Result):
         description="Calls of the tools that were offered; `text` is what the model wrote around them.",
     )
     finish_reason: str | None = None
+    stop_string: str | None = Field(
+        default=None, description="The text of `sampling.stop`, or of the template, that ended the output."
+    )
     usage: Usage | None = None
     seed: int | None = None
     prompt_token_ids: list[int] | None = None

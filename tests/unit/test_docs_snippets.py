@@ -16,6 +16,8 @@ from graftwerk import AsyncClient, Client, JobHandle
 from graftwerk.chain_file import read_chain
 from pydantic import BaseModel, TypeAdapter
 
+from api.anthropic.body import MessagesBody
+from api.openai.responses_api.body import ResponsesBody
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.openai.tokenizer import DetokenizeBody, TokenizeBody
 from api.responses import JobBody
@@ -39,7 +41,7 @@ UUID = "0190f3c2-5b1e-4c7e-9a43-1f1d6f0a7c55"
 VARIABLES = {"$URL": "", "$ID": UUID, "$DELIVERY": UUID, "<id>": UUID}
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody, "/v1/embeddings": EmbeddingBody,
-    "/tokenize": TokenizeBody, "/detokenize": DetokenizeBody,
+    "/tokenize": TokenizeBody, "/detokenize": DetokenizeBody, "/v1/messages": MessagesBody, "/v1/responses": ResponsesBody,
 }  # fmt: skip
 METHODS = {kind.replace("-", "_") if kind != "import" else "import_": kind for kind in KINDS}
 JOB_BODY: TypeAdapter[Any] = TypeAdapter(JobBody)

@@ -277,6 +277,8 @@ class GenerateSession:
             fields["token_ids"] = completion.token_ids
         if opened.dropped_turns is not None:
             fields["dropped_turns"] = opened.dropped_turns
+        if completion.stop_string is not None:
+            fields["stop_string"] = completion.stop_string
         if completion.logprobs is not None:
             fields["logprobs"] = [self._logprob(item) for item in completion.logprobs]
         # Not validated: the values are the engine's own, and there may be a thousand of them.

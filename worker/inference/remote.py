@@ -25,6 +25,7 @@ class RemoteAnswer:
     texts: list[str] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
     finish_reason: str | None = None
+    stop_string: str | None = None
     usage: Usage | None = None
 
 
@@ -115,6 +116,7 @@ class RemoteSession:
         answer = self._open[place]
         answer.finish_reason = chunk.finish_reason or answer.finish_reason
         answer.usage = chunk.usage or answer.usage
+        answer.stop_string = chunk.stop_string or answer.stop_string
         answer.logprobs += chunk.logprobs
         if chunk.text:
             answer.texts.append(chunk.text)
@@ -138,6 +140,8 @@ class RemoteSession:
         fields: dict[str, Any] = {}
         if self._request.sampling.logprobs is not None:
             fields["logprobs"] = answer.logprobs
+        if answer.stop_string is not None:
+            fields["stop_string"] = answer.stop_string
         output = Output.model_construct(
             prompt=self._outputs.prompts[number].text,
             index=index,

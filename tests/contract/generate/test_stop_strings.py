@@ -82,3 +82,13 @@ def test_an_end_token_beyond_the_vocabulary_is_refused(loaded: LoadedModel, prom
     request = GenerationRequest(prompts[0], Sampling(), stop_token_ids=frozenset({7, loaded.rows}))
     with pytest.raises(InvalidRequest, match=f"stop_token_ids has {loaded.rows}, and the model has"):
         Engine(loaded, slots=1).submit(request)
+
+
+def test_the_stop_string_that_ended_an_output_is_named(loaded: LoadedModel, prompts: list[list[int]]) -> None:
+    [whole] = alone(loaded, GenerationRequest(prompts[0], Sampling(do_sample=False, max_new_tokens=40)))
+    assert whole.stop_string is None
+    first, second = whole.text[5:8], whole.text[6:9]
+    sampling = Sampling(do_sample=False, max_new_tokens=40, stop=["never there", second, first])
+    [output] = alone(loaded, GenerationRequest(prompts[0], sampling))
+    assert output.stop_string == min((first, second), key=whole.text.find)
+    assert output.text == whole.text[: whole.text.find(output.stop_string)]

@@ -1,0 +1,61 @@
+"""The endpoints `/v1/messages`."""
+
+from flask import Response
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+
+from api.anthropic import errors
+from api.anthropic.body import NAMES, MessagesBody
+from api.anthropic.events import MessageEvents
+from api.anthropic.message import MessageBuilder
+from api.openai.body import parse
+from api.openai.fixed_model import read_body_with_model
+from api.openai.job_waiter import generated, submit
+from api.openai.models import is_forwarded
+from api.openai.responses import json_object
+from api.openai.schemas import ChatBody, generate_request
+from api.openai.streaming import event_stream
+from api.openai.views import WORK_REFUSALS
+from api.openapi import SECURITY, body_of, object_of
+from api.state import state
+from services.kinds.generate import GenerateRequest
+
+METADATA = {"origin": "anthropic", "endpoint": "messages"}
+"""Metadata of the jobs of these endpoints."""
+
+TAG = Tag(
+    name="anthropic",
+    description="Anthropic's API. Also served below `/m/{model}`, where the model of the address is meant.",
+)
+
+api = APIBlueprint("anthropic", __name__, url_prefix="/v1", abp_tags=[TAG], abp_security=SECURITY)
+errors.handle(api)
+
+
+@api.post(
+    "/messages", openapi_extensions=body_of(MessagesBody), responses={**object_of(200), **WORK_REFUSALS}
+)
+def create_message() -> Response:
+    """Generate the next message of a conversation.
+
+    A `generate` job produces it and is canceled when the client disconnects. If the last message is the assistant's, its
+    text is continued. With `stream` the message arrives as server-sent events.
+    """
+    value = read_body_with_model()
+    body = parse(MessagesBody, value, NAMES)
+    waiter = submit(state(), _job_request(body))
+    message = MessageBuilder(
+        job=waiter.job,
+        model=body.model,
+        stop_sequences=body.stop_sequences,
+        max_tokens=body.max_tokens,
+        ignored=body.left_out(value),
+    )
+    if body.stream:
+        return event_stream(waiter, MessageEvents(message))
+    return json_object(message.whole(generated(waiter.ended())))
+
+
+def _job_request(body: MessagesBody) -> GenerateRequest:
+    request = generate_request(parse(ChatBody, body.chat(), NAMES), METADATA, NAMES)
+    return request.model_copy(update={"forward": request.forward and not is_forwarded()})

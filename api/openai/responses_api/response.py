@@ -1,0 +1,122 @@
+"""The response object of a job, in every state of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from api.openai.errors import error_object, error_of
+from api.openai.job_waiter import generated
+from api.openai.responses import ResponseBuilder, extension
+from api.openai.responses_api.items import Json
+from api.openai.responses_api.kept import Kept, Note, response_id
+from services.errors import GraftwerkError
+from services.jobs.status import Job, JobStatus
+from services.kinds.generate import GenerateResult, Logprob, Output
+
+STATUSES: Mapping[JobStatus, str] = {
+    "queued": "queued",
+    "running": "in_progress",
+    "succeeded": "completed",
+    "failed": "failed",
+    "canceled": "cancelled",
+}
+
+ERROR_CODES = {"invalid_request_error": "invalid_prompt", "rate_limit_error": "rate_limit_exceeded"}
+"""Codes of a failed response by the type of the error; any other is `server_error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseObject:
+    """Builds the response of a job."""
+
+    job: Job
+    note: Note
+
+    @classmethod
+    def of(cls, kept: Kept) -> Json:
+        """Returns the present response of a kept one's job."""
+        own = cls(kept.job, kept.note)
+        if kept.job.status != "succeeded":
+            error = None if kept.job.error is None else error_of(kept.job.error)
+            is_failed = kept.job.status == "failed"
+            return own.open(STATUSES[kept.job.status], error if is_failed else None)
+        try:
+            return own.whole(generated(kept.job))
+        except GraftwerkError as error:
+            return own.open("failed", error)
+
+    def open(self, status: str, error: GraftwerkError | None = None) -> Json:
+        """Returns a response without output: one that is not completed, or has failed."""
+        own: Json = {"error": None if error is None else _error(error), "output": [], "usage": None}
+        return self._header(status) | own | {"graftwerk": extension(self.job, self.note.ignored, None)}
+
+    def whole(self, result: GenerateResult, items: Sequence[Json] | None = None) -> Json:
+        """Returns the completed response; `items` are those that were streamed, by default those of the result."""
+        (output,) = result.outputs
+        own = {
+            "completed_at": None if self.job.finished_at is None else int(self.job.finished_at.timestamp()),
+            "incomplete_details": {"reason": "max_output_tokens"} if is_incomplete(output) else None,
+            "output": self._items(output) if items is None else [*items],
+            "usage": _usage(output),
+            "graftwerk": extension(self.job, self.note.ignored, result.engine)
+            | {"template": result.template},
+        }
+        return self._header("incomplete" if is_incomplete(output) else "completed") | own
+
+    def message(self, index: int, text: str, logprobs: Sequence[Logprob] | None, status: str) -> Json:
+        """Returns an item with text, the one at `index` of the output."""
+        content = [self.text_part(text, logprobs)] if status != "in_progress" else []
+        return {
+            "id": self.item_id("msg", index), "type": "message", "role": "assistant", "status": status, "content": content,
+        }  # fmt: skip
+
+    def item_id(self, prefix: str, index: int) -> str:
+        """Returns the id of the item at `index` of the output."""
+        return f"{prefix}_{self.job.id}_{index}"
+
+    def text_part(self, text: str, logprobs: Sequence[Logprob] | None) -> Json:
+        """Returns the part of a message with its text."""
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": self.logprobs(logprobs)}
+
+    def logprobs(self, items: Sequence[Logprob] | None) -> list[Json]:
+        """Returns log-probabilities, without that of the token which ends the output."""
+        builder = ResponseBuilder(job=self.job, model="", is_chat=True, ignored=())
+        found = builder.logprobs(items)
+        return [] if found is None else list(found["content"])
+
+    def _items(self, output: Output) -> list[Json]:
+        return [self.message(0, output.text or "", output.logprobs, status_of_item(output))]
+
+    def _header(self, status: str) -> Json:
+        own: Json = {
+            "id": response_id(self.job), "object": "response", "created_at": int(self.job.created_at.timestamp()),
+            "status": status, "completed_at": None, "error": None, "incomplete_details": None, "service_tier": "default",
+        }  # fmt: skip
+        return own | self.note.echo
+
+
+def is_incomplete(output: Output) -> bool:
+    """Returns True if an output ends at the limit of tokens."""
+    return output.finish_reason == "length"
+
+
+def status_of_item(output: Output) -> str:
+    """Returns the status of the last item of an output."""
+    return "incomplete" if is_incomplete(output) else "completed"
+
+
+def _usage(output: Output) -> Json | None:
+    usage = output.usage
+    if usage is None:
+        return None
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def _error(error: GraftwerkError) -> Json:
+    found = error_object(error)["error"]
+    return {"code": ERROR_CODES.get(found["type"], "server_error"), "message": found["message"]}

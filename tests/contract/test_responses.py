@@ -1,0 +1,181 @@
+"""`/v1/responses` and `/v1/messages` without a worker: refusals, conversations, keys."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+import pytest
+from flask.testing import FlaskClient
+
+from api.anthropic.body import MessagesBody
+from api.openai.body import parse
+from api.openai.errors import InvalidParameter
+from api.openai.responses_api.body import ResponsesBody
+from api.openai.responses_api.items import chat_messages
+from api.openai.responses_api.kept import CONVERSATION_CHARACTERS, with_conversation
+from services.kinds.generate import GenerateRequest
+from services.templates import Message
+from tests.api_client import client_of, put_model
+
+IMAGE = {"type": "input_image", "image_url": "data:"}
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> FlaskClient:
+    return client_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "words"),
+    [
+        ({"no_such": 1}, "no_such", "not supported here. Leave it out"),
+        ({"conversation": "c"}, "conversation", "not supported"),
+        ({"input": []}, "input", "at least 1"),
+        ({"input": [{"type": "custom_tool_call"}]}, "input.0", "An item is a message, function_call"),
+        ({"input": [{"type": ["x"]}]}, "input.0", "An item is a message, function_call"),
+        ({"input": [{"role": "user"}]}, "input.0.content", "required"),
+        ({"input": [{"role": "critic", "content": "x"}]}, "input.0.role", "user"),
+        ({"input": [{"role": "user", "content": [IMAGE]}]}, "input.0.content", "input_image cannot be read"),
+        ({"input": [CALL | {"arguments": {}}]}, "input.0.arguments", "string"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input.0.call_id", "required"),
+        ({"tool_choice": "required"}, "tool_choice", "cannot be required"),
+        ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "cannot be required"),
+        ({"background": True, "store": False}, None, "background needs store"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format", "schema belongs"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "json_schema"),
+        ({"max_output_tokens": -1}, "max_output_tokens", "greater than or equal"),
+        ({"temperature": -1}, "temperature", "greater than or equal"),
+        ({"top_logprobs": 21}, "top_logprobs", "20"),
+        ({"truncation": "middle"}, "truncation", "auto"),
+        ({"metadata": {str(at): "x" for at in range(17)}}, "metadata", "16"),
+        ({"metadata": {"x" * 65: "x"}}, "metadata." + "x" * 65, "64"),
+    ],
+)
+def test_a_wrong_parameter_is_named(client: FlaskClient, changes: Any, param: str | None, words: str) -> None:
+    response = client.post("/v1/responses", json={"model": "m", "input": "x", **changes})
+    error = response.get_json()["error"]
+    assert response.status_code == 400
+    assert (error["param"], error["code"]) == (param, "invalid_request")
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"no_such": 1}, "no_such is not supported"),
+        ({"max_tokens": None}, "max_tokens: Field required"),
+        ({"max_tokens": 0}, "max_tokens: Input should be greater"),
+        ({"messages": []}, "messages: List should have at least 1"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+            "messages.0.content.0: The models here read text",
+        ),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"tools": [{"name": "f"}], "tool_choice": {"type": "any"}}, "cannot be required"),
+        ({"stop_sequences": [""]}, "stop_sequences.0"),
+        ({"system": [{"type": "image"}]}, "system.0"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+    ],
+)
+def test_a_wrong_parameter_of_a_message_is_named(client: FlaskClient, changes: Any, words: str) -> None:
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}], **changes}
+    response = client.post("/v1/messages", json=body)
+    found = response.get_json()
+    assert response.status_code == 400
+    assert (found["type"], found["error"]["type"]) == ("error", "invalid_request_error")
+    assert found["request_id"] == response.headers["request-id"]
+    assert words in found["error"]["message"]
+
+
+def test_calls_and_their_outputs_are_turns_of_a_chat() -> None:
+    items = [
+        {"role": "developer", "content": "Kind."},
+        {"role": "user", "content": [{"type": "input_text", "text": "One"}, {"type": "input_text", "text": "two."}]},
+        {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "x"},
+        {"type": "message", "role": "assistant", "id": "m", "status": "completed", "phase": "commentary",
+         "content": [{"type": "output_text", "text": "Hm.", "annotations": [], "logprobs": []}]},
+        CALL, CALL | {"call_id": "d", "id": "fc", "status": "completed"},
+        {"type": "function_call_output", "call_id": "c", "output": "1"},
+        {"type": "function_call_output", "call_id": "d", "output": [{"type": "input_text", "text": "2"}]},
+        CALL,
+    ]  # fmt: skip
+    body = parse(ResponsesBody, {"model": "m", "input": items})
+    function = {"name": "f", "arguments": "{}"}
+    first, second = ({"id": id, "type": "function", "function": function} for id in ("c", "d"))
+    assert chat_messages(body.input) == [
+        {"role": "developer", "content": "Kind."},
+        {"role": "user", "content": "One\ntwo."},
+        {"role": "assistant", "content": "Hm.", "tool_calls": [first, second]},
+        {"role": "tool", "tool_call_id": "c", "content": "1"},
+        {"role": "tool", "tool_call_id": "d", "content": "2"},
+        {"role": "assistant", "content": None, "tool_calls": [first]},
+    ]
+
+
+def test_blocks_are_turns_of_a_chat() -> None:
+    messages = [
+        {"role": "system", "content": "Brief."},
+        {"role": "user", "content": "One."},
+        {"role": "user", "content": "Two."},
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "Hm.", "signature": "s"},
+            {"type": "redacted_thinking", "data": "x"},
+            {"type": "text", "text": "Let me see."},
+            {"type": "tool_use", "id": "t", "name": "f", "input": {"ä": 1}},
+        ]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "t", "is_error": True, "content": [{"type": "text", "text": "No."}]},
+            {"type": "text", "text": "Again.", "cache_control": {"type": "ephemeral"}},
+        ]},
+        {"role": "assistant", "content": "The answer is"},
+    ]  # fmt: skip
+    body = parse(MessagesBody, {"model": "m", "max_tokens": 1, "system": "Kind.", "messages": messages})
+    call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": '{"ä": 1}'}}
+    assert body.conversation() == [
+        {"role": "system", "content": "Kind.\n\nBrief."},
+        {"role": "user", "content": "One.\nTwo."},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [call], "reasoning_content": "Hm."},
+        {"role": "tool", "tool_call_id": "t", "content": "No."},
+        {"role": "user", "content": "Again."},
+        {"role": "assistant", "content": "The answer is"},
+    ]
+
+
+def test_a_conversation_that_becomes_too_long_is_refused() -> None:
+    request = GenerateRequest(kind="generate", model="m", messages=[Message(role="user", content="x")])
+    long = [Message(role="user", content="y" * 1_000_000)] * (CONVERSATION_CHARACTERS // 1_000_000)
+    with pytest.raises(InvalidParameter, match="4000001 characters") as found:
+        with_conversation(request, long, "")
+    assert found.value.param == "previous_response_id"
+    with pytest.raises(InvalidParameter, match="1001 turns"):
+        with_conversation(request, [Message(role="user", content="y")] * 1000, "")
+
+
+def test_a_key_of_anthropics_clients_is_one_of_ours(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(
+        "".join(f"{hashlib.sha256(key.encode()).hexdigest()} {key} me\n" for key in ("read", "submit"))
+    )
+    put_model(tmp_path / "models", "empty")
+    app = client_of(tmp_path / "models", api_keys_file=keys).application
+    errors: dict[str, type[anthropic.APIStatusError]] = {
+        "other": anthropic.AuthenticationError,
+        "read": anthropic.PermissionDeniedError,
+        "submit": anthropic.BadRequestError,
+    }
+    for key, error in errors.items():
+        transport = httpx2.WSGITransport(app=app)
+        with (
+            httpx2.Client(transport=transport) as http,
+            anthropic.Anthropic(
+                base_url="http://localhost", api_key=key, max_retries=0, http_client=http
+            ) as client,
+            pytest.raises(error),
+        ):
+            client.messages.create(model="empty", max_tokens=1, messages=[{"role": "user", "content": "x"}])
+    both = {"Authorization": "Bearer submit", "x-api-key": "other"}
+    assert app.test_client().get("/api/jobs", headers=both).status_code == 200
+    assert app.test_client().get("/api/jobs", headers={"x-api-key": "read"}).status_code == 200

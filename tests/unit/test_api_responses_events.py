@@ -1,0 +1,134 @@
+"""Streams of `/v1/responses` and `/v1/messages` from pieces and results, in the forms of the official clients' types."""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from anthropic.types import RawMessageStreamEvent
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from api.anthropic.events import MessageEvents
+from api.anthropic.message import MessageBuilder
+from api.openai.responses_api.body import ResponsesBody
+from api.openai.responses_api.events import ResponseEvents
+from api.openai.responses_api.kept import Note
+from api.openai.responses_api.response import ResponseObject
+from services.errors import DiskFull, InvalidRequest
+from services.jobs.status import Job
+from services.kinds.generate import GenerateResult, Output, TokenPiece
+from services.kinds.shared import Usage
+
+MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+JOB = Job.model_construct(id="7", status="succeeded", created_at=MOMENT, finished_at=MOMENT, error=None)
+RESPONSES: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
+MESSAGES: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
+
+
+def result(text: str, *, finish_reason: str = "stop", **fields: Any) -> GenerateResult:
+    usage = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
+    output = Output(prompt="x", text=text, finish_reason=finish_reason, usage=usage, **fields)
+    return GenerateResult(outputs=[output], seconds=1, tokens_per_second=1, device="cpu", dtype="float32")
+
+
+def datas(frames: Iterable[str]) -> list[str]:
+    """Returns the data of frames, whose name must be the type in it."""
+    found = []
+    for frame in frames:
+        name, data = frame.strip().split("\n")
+        found.append(data.removeprefix("data: "))
+        assert json.loads(found[-1])["type"] == name.removeprefix("event: ")
+    return found
+
+
+def response_events() -> ResponseEvents:
+    body = ResponsesBody.model_validate({"model": "m", "input": "x", "store": False})
+    return ResponseEvents(ResponseObject(JOB, Note(echo=body.echo(), ignored=["user"])))
+
+
+def message_events(*stop: str) -> MessageEvents:
+    return MessageEvents(MessageBuilder(job=JOB, model="m", stop_sequences=stop, max_tokens=2, ignored=[]))
+
+
+def piece(offset: int, text: str) -> TokenPiece:
+    return TokenPiece(index=0, offset=offset, text=text)
+
+
+def test_a_response_without_text_has_an_empty_message() -> None:
+    events = response_events()
+    found = result("")
+    frames = [
+        *events.opening(),
+        *events.piece(piece(0, "")),
+        *events.closing(0, found),
+        *events.ending(JOB, found),
+    ]
+    parsed = [RESPONSES.validate_json(data, strict=True) for data in datas(frames)]
+    assert [event.sequence_number for event in parsed] == list(range(len(parsed)))
+    last = parsed[-1]
+    assert last.type == "response.completed"
+    assert last.response.output_text == ""
+    assert last.response.usage is not None
+    assert last.response.usage.total_tokens == 5
+    assert last.response.model_extra["graftwerk"]["ignored"] == ["user"]  # type: ignore[index]
+    assert last.response.model_extra["store"] is False  # type: ignore[index]
+
+
+def test_the_streamed_items_are_those_of_the_whole_response() -> None:
+    events, found = response_events(), result("One two", finish_reason="length")
+    frames = [*events.opening(), *events.piece(piece(0, "One ")), *events.piece(piece(4, "two"))]
+    frames += [*events.closing(0, found), *events.ending(JOB, found)]
+    last = json.loads(datas(frames)[-1])
+    assert last["type"] == "response.incomplete"
+    assert last["response"] == ResponseObject(JOB, Note(echo=last["response"] | {}, ignored=["user"])).whole(
+        found
+    )
+    assert last["response"]["output"][0]["status"] == "incomplete"
+
+
+def test_a_failure_is_the_last_event() -> None:
+    for error, code in ((DiskFull("Full."), "server_error"), (InvalidRequest("No."), "invalid_prompt")):
+        (data,) = datas(response_events().failure(error))
+        event = RESPONSES.validate_json(data, strict=True)
+        assert event.type == "response.failed"
+        assert event.response.error is not None
+        assert (event.response.error.code, event.response.status) == (code, "failed")
+    (data,) = datas(message_events().failure(InvalidRequest("No.")))
+    assert json.loads(data)["error"] == {
+        "type": "invalid_request_error",
+        "message": "No.",
+        "code": "invalid_request",
+    }
+
+
+def test_a_message_without_text_has_no_block() -> None:
+    events, found = message_events(), result("")
+    frames = [
+        *events.opening(),
+        *events.piece(piece(0, "")),
+        *events.closing(0, found),
+        *events.ending(JOB, found),
+    ]
+    parsed = [MESSAGES.validate_json(data, strict=True) for data in datas(frames) if '"ping"' not in data]
+    assert [event.type for event in parsed] == ["message_start", "message_delta", "message_stop"]
+
+
+def test_only_a_stop_sequence_of_the_client_is_one() -> None:
+    for stop, expected in (
+        (("###",), ("stop_sequence", "###")),
+        (("##",), ("end_turn", None)),
+        ((), ("end_turn", None)),
+    ):
+        events = message_events(*stop)
+        delta = json.loads(datas(events.closing(0, result("x", stop_string="###")))[-1])["delta"]
+        assert (delta["stop_reason"], delta["stop_sequence"]) == expected
+
+
+def test_the_end_of_the_context_is_not_the_limit() -> None:
+    builder = MessageBuilder(job=JOB, model="m", stop_sequences=(), max_tokens=3, ignored=[])
+    assert (
+        builder.whole(result("x", finish_reason="length"))["stop_reason"] == "model_context_window_exceeded"
+    )
+    limited = MessageBuilder(job=JOB, model="m", stop_sequences=(), max_tokens=2, ignored=[])
+    assert limited.whole(result("x", finish_reason="length"))["stop_reason"] == "max_tokens"
