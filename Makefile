@@ -116,7 +116,7 @@ $(READY): pyproject.toml client/pyproject.toml constraints.txt
 	@echo "Setting up .venv (once; takes some minutes, PyTorch is large) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-	    -e ./client -e '.[api,worker,quantization,embedded,test,lint,bench,docs]' \
+	    -e ./client -e '.[api,worker,quantization,gguf-engine,embedded,test,lint,bench,docs]' \
 	  | grep --line-buffered -oE '^(Collecting|Processing|Installing) [^ ]+'
 	@touch $@
 

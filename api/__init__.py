@@ -31,6 +31,7 @@ from api.openai.responses_api.body import ResponsesBody
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
 from api.state import EXTENSION, AppState
 from services.backend import Backend
+from services.generate_engines import GgufLimits
 from services.jobs.engine_record import EngineRecord
 from services.jobs.model_records import ModelRecords
 from services.jobs.queue import JobQueue, connect, connect_api
@@ -73,7 +74,8 @@ def create_app(
     app.json.sort_keys = False  # type: ignore[attr-defined]
     queue = queue or JobQueue(connect_api(settings), settings, streams=connect(settings))
     store = store or ModelStore(settings.models_dir)
-    engines = EngineRecord(queue.redis, settings.generate_engine)
+    limits = GgufLimits(settings.generate_slots, settings.llama_cpp_context)
+    engines = EngineRecord(queue.redis, settings.generate_engine, limits)
     app.extensions[EXTENSION] = AppState(
         settings=settings,
         queue=queue,

@@ -18,7 +18,7 @@ ENGINES: Mapping[str, Mapping[GenerateEngine, Engine]] = {
 }
 """Engine by the kind of a model and the setting; models without an entry are converted first."""
 
-PACKAGES: Mapping[Engine, str] = {"graftwerk": "torch"}
+PACKAGES: Mapping[Engine, str] = {"graftwerk": "torch", "llama.cpp": "xllamacpp"}
 """Engines within a worker, and the package without which it does not have one."""
 
 PROGRAMS: Mapping[Engine, str] = {"vllm": "vllm"}
@@ -26,11 +26,24 @@ PROGRAMS: Mapping[Engine, str] = {"vllm": "vllm"}
 
 
 @dataclass(frozen=True, slots=True)
+class GgufLimits:
+    """Limits of each GGUF model in llama.cpp: outputs at once, and the longest context of each in tokens."""
+
+    slots: int = 8
+    context: int = 8192
+
+
+DEFAULT_LIMITS = GgufLimits()
+"""Limits where no setting names others."""
+
+
+@dataclass(frozen=True, slots=True)
 class Engines:
-    """Engines of a service: its setting, and those that its workers have."""
+    """Engines of a service: its setting, those that its workers have, and limits of GGUF models."""
 
     setting: GenerateEngine = "auto"
     available: frozenset[str] = frozenset({*PACKAGES, *PROGRAMS})
+    gguf: GgufLimits = DEFAULT_LIMITS
 
     @classmethod
     def installed(cls, setting: GenerateEngine, programs: Mapping[Engine, str] = PROGRAMS) -> "Engines":
@@ -47,12 +60,14 @@ class Engines:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the fields as JSON, for `from_json`."""
-        return {"setting": self.setting, "available": sorted(self.available)}
+        return {
+            "setting": self.setting, "available": sorted(self.available), "gguf": [self.gguf.slots, self.gguf.context],
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Engines":
         """Returns the engines of what `as_json` has returned."""
-        return cls(value["setting"], frozenset(value["available"]))
+        return cls(value["setting"], frozenset(value["available"]), GgufLimits(*value["gguf"]))
 
     def of(self, model_kind: str) -> Engine | None:
         """Returns the engine that answers models of a kind, None if none does."""

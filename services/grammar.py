@@ -20,6 +20,8 @@ from services.errors import UnsupportedSchema
 OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r" ?|\n {0,16}"}
 """White space between the parts of JSON: at most one space, or a new line. Without a limit small models write it forever."""
 
+COMPACT: Mapping[str, Any] = {"whitespace_flexible": False}
+
 DATA_KEYWORDS = frozenset({"const", "default", "enum", "example", "examples"})
 """Keywords whose values are data, not schemas."""
 
@@ -82,37 +84,43 @@ class Grammar:
     marks: tuple[Mark, Mark] = ("", "")
     thought: Thought | None = None
 
-    def text(self, before: str = "") -> str:
-        """Returns the grammar in llguidance's language; an output begins with the text `before`."""
+    def text(self, before: str = "", *, compact: bool = False) -> str:
+        """Returns the grammar in llguidance's language; an output begins with the text `before`.
+
+        Args:
+            compact: JSON has no white space between its parts, for versions of llguidance that cannot limit it.
+        """
         begin, end = map(_mark, self.marks)
         thought = "" if self.thought is None else "thought " if self.thought.open_id is None else "thought? "
         start = f"{_mark(before)}{thought}{begin}body {end}"
         # Without "no_forcing" parts with one possible text would be cut into tokens by another tokenizer's rules.
-        return '%llguidance {"no_forcing": true}\n' + "\n".join([f"start: {start.strip()}", *self._rules()])
+        return '%llguidance {"no_forcing": true}\n' + "\n".join(
+            [f"start: {start.strip()}", *self._rules(COMPACT if compact else OPTIONS)]
+        )
 
-    def _rules(self) -> Iterator[str]:
+    def _rules(self, options: Mapping[str, Any]) -> Iterator[str]:
         if self.thought is not None:
             opening = "" if self.thought.open_id is None else _mark(self.thought.open_id)
             yield f"thought: {opening}THOUGHT {_mark(self.thought.close_id)}SPACE"
             yield "THOUGHT: /(?s:.*)/"
             yield r"SPACE: /[ \n]*/"
         if not self.calls:
-            yield f"body: {self._body()}"
+            yield f"body: {self._body(options)}"
             return
         yield "body: " + " | ".join(f"call_{number}" for number in range(len(self.calls)))
         for number, call in enumerate(self.calls):
             yield f"call_{number}: {_mark(call.before)}arguments_{number} {_mark(call.after)}"
-            yield f"arguments_{number}: {_json_rule(call.schema)}"
+            yield f"arguments_{number}: {_json_rule(call.schema, options)}"
 
-    def _body(self) -> str:
+    def _body(self, options: Mapping[str, Any]) -> str:
         if self.schema is not None:
-            return _json_rule(self.schema)
+            return _json_rule(self.schema, options)
         escaped = json.loads(LLMatcher.grammar_from_regex(self.pattern or ""))
         return str(escaped["grammars"][0]["lark_grammar"]).removeprefix("start: ")
 
 
-def _json_rule(schema: str) -> str:
-    return f"%json {json.dumps({**json.loads(schema), 'x-guidance': OPTIONS})}"
+def _json_rule(schema: str, options: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps({**json.loads(schema), 'x-guidance': options})}"
 
 
 def _mark(mark: Mark) -> str:

@@ -45,6 +45,15 @@ class Settings(BaseSettings):
         "auto",
         description="Engine that generates: `auto`, `graftwerk`, `llama.cpp` or `vllm`; the same for API and workers.",
     )
+    llama_cpp_context: int = Field(
+        8192,
+        ge=16,
+        description="Longest context of a GGUF model in llama.cpp, in tokens; the model's own may be shorter. Each of "
+        "`GENERATE_SLOTS` outputs has one.",
+    )
+    llama_cpp_start_seconds: int = Field(
+        600, ge=1, description="Longest time in which llama.cpp loads a model."
+    )
     vllm_command: str = Field(
         "vllm serve",
         description="Command that starts a server of vLLM, as in a shell; arguments are appended.",

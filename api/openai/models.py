@@ -66,9 +66,12 @@ def adapters_on_volume(summary: ModelSummary) -> list[str]:
 
 
 def context_length(summary: ModelSummary) -> int | None:
-    """Returns the tokens of a model's context, by its configuration."""
-    found = (summary.architecture or {}).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    """Returns the tokens of a model's context, by its configuration, and by the setting for GGUF models."""
+    sizes = summary.architecture or {}
+    found = sizes.get("context_length" if summary.kind == "gguf" else "max_position_embeddings")
+    if not isinstance(found, int):
+        return None
+    return min(found, state().settings.llama_cpp_context) if summary.kind == "gguf" else found
 
 
 def served_models() -> Mapping[str, ServedModel]:

@@ -69,7 +69,7 @@ def playground() -> Response:
 
 
 def _can_generate(summary: ModelSummary) -> bool:
-    return summary.kind == "huggingface" and not summary.problems
+    return not summary.problems and (summary.kind == "huggingface" or summary.engine is not None)
 
 
 def _is_merged(summary: ModelSummary) -> bool:

@@ -27,6 +27,10 @@ NEUTRAL: Mapping[str, Any] = {
 """Our settings beyond OpenAI's, and the values that have no effect; null is not sent."""
 
 
+LONGEST_CONTEXT = 1_000_000
+"""Tokens in which repetitions are looked for, where a server has a limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """A server's `names` by ours, `fixed` fields that are always sent, and its `values` for some of ours.
@@ -68,7 +72,7 @@ DIALECTS: Mapping[str, Dialect] = {
             "regex": lambda pattern: {"structured_outputs": {"regex": pattern}},
         },
     ),
-    # the default looks for repetitions in the last 64 tokens only; -1 means all
+    # the default looks for repetitions in the last 64 tokens only; newer versions do not take -1 for all
     "llamacpp": Dialect(
         {
             "top_k": "top_k",
@@ -76,7 +80,7 @@ DIALECTS: Mapping[str, Dialect] = {
             "typical_p": "typical_p",
             "repetition_penalty": "repeat_penalty",
         },
-        fixed={"repeat_last_n": -1},
+        fixed={"repeat_last_n": LONGEST_CONTEXT},
         continuing={},  # --prefill-assistant is on by default
         form={"json": lambda schema: {"json_schema": schema}},
     ),

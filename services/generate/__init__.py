@@ -15,7 +15,7 @@ from services.generate.request import (
     TokenGenerated,
     TokenLogprob,
 )
-from services.generate.served_model import ServedModel, read_served_model
+from services.generate.served_model import ServedModel, read_served_gguf, read_served_model
 from services.generate.truncation import build_fitting
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "embed",
     "load_model",
     "prompt_steps",
+    "read_served_gguf",
     "read_served_model",
     "resolve_device",
     "score_window",

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from redis import Redis
 from redis.exceptions import RedisError
 from rq.utils import as_text
 
 from services.errors import InvalidSettings, NotReady, QueueFull
-from services.generate_engines import Engines, GenerateEngine
+from services.generate_engines import DEFAULT_LIMITS, Engines, GenerateEngine, GgufLimits
 from services.jobs.records import reaching_redis
 
 ENGINE_KEY = "graftwerk:engine"
@@ -22,11 +23,12 @@ PATIENCE_SECONDS = 30
 class EngineRecord:
     """Engines of the service of this Redis, for a process with this setting."""
 
-    def __init__(self, redis: Redis, setting: GenerateEngine) -> None:
+    def __init__(self, redis: Redis, setting: GenerateEngine, gguf: GgufLimits = DEFAULT_LIMITS) -> None:
+        """`gguf` are the limits that plans state."""
         self._redis = redis
         self._setting = setting
         self._is_announced = False
-        self._last = Engines(setting)
+        self._last = Engines(setting, gguf=gguf)
 
     @reaching_redis()
     def announce(self) -> None:
@@ -44,7 +46,7 @@ class EngineRecord:
                 self.announce()
             found = self._redis.hget(ENGINE_KEY, "available")
             if found is not None:
-                self._last = Engines(self._setting, frozenset(as_text(found).split()))
+                self._last = replace(self._last, available=frozenset(as_text(found).split()))
         return self._last
 
     @reaching_redis()

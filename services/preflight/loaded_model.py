@@ -7,6 +7,7 @@ from services.errors import NotReady, VocabularyMismatch, WrongModelKind
 from services.kinds.generate import GenerateRequest
 from services.kinds.shared import ModelRequest
 from services.models.summary import kind_of_folder
+from services.preflight.gguf_model import plan_gguf_model
 from services.preflight.plan import (
     PROCESS_BYTES,
     Inputs,
@@ -30,13 +31,13 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
         return deferred_plan(request, inputs)
     folder = inputs.folders[request.model]
     found = kind_of_folder(folder)
+    if found == "gguf":
+        return plan_gguf_model(request, inputs)
     engine = inputs.engines.of(found)
     if found != "huggingface":
         raise WrongModelKind(
             f"{request.model!r} is of kind {found!r}; text is generated from a huggingface model.",
-            convert_first(request.model)
-            if found in ("original", "gguf")
-            else "Merge the adapter into a base first.",
+            convert_first(request.model) if found == "original" else "Merge the adapter into a base first.",
         )
     if engine is None:
         raise NotReady(

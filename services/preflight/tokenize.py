@@ -4,22 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.adapters.gguf_adapter_file import check_gguf_adapter
 from services.architectures.checkpoint_reader import read_checkpoint
+from services.architectures.gguf_vocabulary import ARRAYS, read_gguf_vocabulary
 from services.errors import InvalidRequest, VocabularyMismatch, WrongModelKind
+from services.files.gguf_files import read_gguf_model
 from services.kinds.model_summary import ModelKind
 from services.kinds.tokenize import TokenizeRequest
 from services.models.summary import kind_of_folder
+from services.preflight.gguf_model import check_adapter_kind
 from services.preflight.plan import (
     PROCESS_BYTES,
     Inputs,
     Plan,
     PlannedRead,
-    convert_first,
     deferred_plan,
 )
 from services.templates import check_text
 
-KINDS_WITH_TOKENIZER: Sequence[ModelKind] = ("huggingface", "original", "tokenizer")
+KINDS_WITH_TOKENIZER: Sequence[ModelKind] = ("huggingface", "original", "tokenizer", "gguf")
 FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 
 
@@ -43,9 +46,8 @@ def plan(request: TokenizeRequest, inputs: Inputs) -> Plan:
     if inputs.waiting:
         return deferred_plan(request, inputs)
     source = tokenizer_source(request, inputs)
-    size_bytes = sum(
-        (source.folder / name).stat().st_size for name in FILES if (source.folder / name).is_file()
-    )
+    files = [source.folder / name for name in FILES if (source.folder / name).is_file()]
+    size_bytes = sum(file.stat().st_size for file in files or source.folder.glob("*.gguf"))
     name = source.folder.name if request.adapters else request.model
     return Plan(
         kind=request.kind,
@@ -59,7 +61,7 @@ def tokenizer_source(request: TokenizeRequest, inputs: Inputs) -> TokenizerSourc
 
     Raises:
         ModelNotFound: a model is not on the volume.
-        WrongModelKind: the model is a GGUF file or an adapter, or nothing that has a tokenizer.
+        WrongModelKind: the model is an adapter, or nothing that has a tokenizer.
         VocabularyMismatch: the model has no tokenizer.
         InvalidRequest: adapters on a tokenizer alone.
         GraftwerkError: the adapters do not fit.
@@ -69,8 +71,10 @@ def tokenizer_source(request: TokenizeRequest, inputs: Inputs) -> TokenizerSourc
     if kind not in KINDS_WITH_TOKENIZER:
         raise WrongModelKind(
             f"{request.model!r} is of kind {kind!r}; a model or a tokenizer is needed.",
-            convert_first(request.model) if kind == "gguf" else "Name the base, and adapters in `adapters`.",
+            "Name the base, and adapters in `adapters`.",
         )
+    if kind == "gguf":
+        return _of_gguf(request, inputs)
     if request.adapters:
         source = _with_adapters(request, inputs)
     else:
@@ -82,6 +86,16 @@ def tokenizer_source(request: TokenizeRequest, inputs: Inputs) -> TokenizerSourc
             "Add the model's tokenizer files.",
         )
     return source
+
+
+def _of_gguf(request: TokenizeRequest, inputs: Inputs) -> TokenizerSource:
+    """Returns the folder of a GGUF model, whose adapters change no token."""
+    folder = inputs.folders[request.model]
+    read_gguf_vocabulary(read_gguf_model(folder, ARRAYS))
+    for choice in request.adapters:
+        check_adapter_kind(choice.name, request.model, kind_of_folder(inputs.folders[choice.name]))
+        check_gguf_adapter(inputs.folders[choice.name], folder)
+    return TokenizerSource(folder, folder)
 
 
 def _with_adapters(request: TokenizeRequest, inputs: Inputs) -> TokenizerSource:

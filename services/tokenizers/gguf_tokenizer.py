@@ -6,6 +6,7 @@ byte-level one becomes a `tokenizer.json`, as transformers has it for models of 
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tokenizers
@@ -21,7 +22,9 @@ from services.architectures.gguf_vocabulary import (
 )
 from services.errors import UnreadableTokenizer
 from services.files.json_file import Json, write_json
+from services.tokenizers.loading import load_tokenizer
 from services.tokenizers.sentencepiece import SentencePieceCodec
+from services.tokenizers.tokenizer import Tokenizer
 from services.tokenizers.tokenizer_json import BPE_MODEL_TYPE, table_to_json
 
 NO_LIMIT = 1000000000000000019884624838656
@@ -41,6 +44,19 @@ def write_gguf_tokenizer(vocabulary: GgufVocabulary, folder: Path) -> None:
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(vocabulary))
     else:
         (folder / "tokenizer.json").write_text(table_to_json(byte_level_table(vocabulary)), encoding="utf-8")
+
+
+def load_gguf_tokenizer(vocabulary: GgufVocabulary) -> Tokenizer:
+    """Returns the tokenizer of a vocabulary, from files that are written for a moment.
+
+    Raises:
+        UnreadableTokenizer: A tokenizer library refuses what was rebuilt.
+    """
+    with TemporaryDirectory(prefix="graftwerk-tokenizer-") as scratch:
+        folder = Path(scratch)
+        write_gguf_tokenizer(vocabulary, folder)
+        write_json(folder / "generation_config.json", {"eos_token_id": [*vocabulary.ends]})
+        return load_tokenizer(folder)
 
 
 def tokenizer_config(vocabulary: GgufVocabulary) -> Json:

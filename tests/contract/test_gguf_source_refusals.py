@@ -26,7 +26,6 @@ from services.errors import (
 )
 from services.files.gguf_header import read_gguf_header
 from services.kinds.convert import ConvertRequest
-from services.kinds.generate import GenerateRequest
 from services.kinds.merge import MergeRequest
 from services.models.store import ModelStore
 from services.preflight import preflight
@@ -222,15 +221,10 @@ def on_the_volume(tmp_path: Path, model: tuple[Any, Path], **options: Any) -> Mo
     return ModelStore(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["generate", "merge"])
-def test_other_kinds_of_job_say_how_to_convert_it(tmp_path: Path, model: tuple[Any, Path], kind: str) -> None:
+def test_a_merge_says_how_to_convert_it(tmp_path: Path, model: tuple[Any, Path]) -> None:
     store = on_the_volume(tmp_path, model)
     make_adapter(tmp_path / "adapter", seed=3)
-    request = (
-        GenerateRequest(kind="generate", model="m", prompt="x")
-        if kind == "generate"
-        else MergeRequest(kind="merge", base="m", adapters=["adapter"], target="t")
-    )
+    request = MergeRequest(kind="merge", base="m", adapters=["adapter"], target="t")
     with pytest.raises(WrongModelKind, match="'m' is of kind 'gguf'") as caught:
         preflight(request, store, ())
     assert caught.value.hint == "Convert it first: graftwerk convert m m-hf"

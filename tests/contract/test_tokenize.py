@@ -11,7 +11,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from services.convert import convert
-from services.errors import GraftwerkError, InvalidRequest, ModelNotFound, VocabularyMismatch, WrongModelKind
+from services.errors import (
+    GraftwerkError,
+    InvalidRequest,
+    ModelNotFound,
+    UnreadableFile,
+    VocabularyMismatch,
+    WrongModelKind,
+)
 from services.kinds.tokenize import TokenizeRequest, TokenizeResult
 from services.models.store import ModelStore
 from services.preflight import preflight
@@ -156,7 +163,7 @@ def test_an_id_beyond_the_vocabulary_is_named_with_its_position(volume: Path) ->
 @pytest.mark.parametrize(
     ("model", "adapters", "error", "words"),
     [
-        ("gguf", [], WrongModelKind, "graftwerk convert gguf"),
+        ("gguf", [], UnreadableFile, "ends at 4 bytes"),
         (ADAPTERS[0], [], WrongModelKind, "'adapter'"),
         ("bare", [], VocabularyMismatch, "no tokenizer"),
         ("missing", [], ModelNotFound, "missing"),

@@ -98,8 +98,8 @@ def test_each_server_is_told_all_it_knows_in_its_own_words() -> None:
             {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "min_tokens": 0},
         ),
         "llamacpp": (
-            {"top_k": 7, "min_p": 0.1, "repeat_penalty": 1.2, "typical_p": 1, "repeat_last_n": -1},
-            {"top_k": 0, "min_p": 0, "repeat_penalty": 1, "typical_p": 1, "repeat_last_n": -1},
+            {"top_k": 7, "min_p": 0.1, "repeat_penalty": 1.2, "typical_p": 1, "repeat_last_n": 1_000_000},
+            {"top_k": 0, "min_p": 0, "repeat_penalty": 1, "typical_p": 1, "repeat_last_n": 1_000_000},
         ),
         "graftwerk": (
             {"top_k": 7, "min_p": 0.1, "repetition_penalty": 1.2},

@@ -7,11 +7,15 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from services.architectures.gguf_layout import is_gguf_folder
+from services.architectures.gguf_vocabulary import ARRAYS, read_gguf_vocabulary
 from services.architectures.tokenizer_files import TokenizerFiles
 from services.checkpoints.huggingface_writer import copy_chat_template, copy_tokenizer
+from services.files.gguf_files import read_gguf_model
 from services.kinds.tokenize import TokenizerFacts
 from services.preflight.tokenize import TokenizerSource
 from services.tokenizers import Tokenizer, load_tokenizer
+from services.tokenizers.gguf_tokenizer import load_gguf_tokenizer
 from worker.inference.model_key import Stamp, folder_stamp
 
 KEPT = 4
@@ -58,13 +62,19 @@ def _assemble(source: TokenizerSource, target: Path) -> None:
 
 
 def _loaded(folder: Path) -> LoadedTokenizer:
-    tokenizer = load_tokenizer(folder)
+    if is_gguf_folder(folder):
+        vocabulary = read_gguf_vocabulary(read_gguf_model(folder, ARRAYS))
+        return _with_facts(load_gguf_tokenizer(vocabulary), vocabulary.chat_template)
+    return _with_facts(load_tokenizer(folder), TokenizerFiles(folder).chat_template())
+
+
+def _with_facts(tokenizer: Tokenizer, chat_template: str | None) -> LoadedTokenizer:
     bos, eos, pad = (
         None if token_id is None else tokenizer.piece(token_id)
         for token_id in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
     )
     facts = TokenizerFacts(
         bos_token=bos, eos_token=eos, pad_token=pad, vocabulary_size=tokenizer.vocabulary_size,
-        chat_template=TokenizerFiles(folder).chat_template(),
+        chat_template=chat_template,
     )  # fmt: skip
     return LoadedTokenizer(tokenizer, facts)

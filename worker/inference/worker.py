@@ -29,6 +29,7 @@ from services.jobs.rq_workers import MONITORING_SECONDS, TrackedWorker
 from services.jobs.waiting import end_waiting_for, note_waiting_for, wait_at_front
 from services.kinds.shared import JobResult
 from services.settings import Settings
+from worker.inference.llama_cpp_models import LlamaCppModels
 from worker.inference.memory_wait import MemoryWait
 from worker.inference.model_cache import ModelCache
 from worker.inference.model_memory import memory_limit_bytes
@@ -58,7 +59,13 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         limit_bytes = settings.resident_models_bytes or memory_limit_bytes(settings.device)
         self._wakeup = threading.Event()
         vllm = VllmModels(settings, limit_bytes, self._wakeup.set)
-        models = ModelCache(settings.device, limit_bytes, settings.generate_slots, loaders={"vllm": vllm})
+        llama_cpp = LlamaCppModels(settings, self._wakeup.set)
+        models = ModelCache(
+            settings.device,
+            limit_bytes,
+            settings.generate_slots,
+            loaders={"vllm": vllm, "llama.cpp": llama_cpp},
+        )
         self.session_scheduler: Scheduler[RunningJob] = Scheduler(
             models, on_success=self._succeed, on_failure=self._fail
         )
