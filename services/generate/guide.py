@@ -55,7 +55,8 @@ class Guide:
         mask = _mask(self._matcher)
         if self._spaced is not None:
             mask = torch.where(self._spaces, _mask(self._spaced), mask)
-        may_end, mask = bool(mask[-1]), mask[:-1]
+        # llguidance allows its end wherever a special token may follow
+        may_end, mask = bool(mask[-1]) and self._matcher.is_accepting(), mask[:-1]
         mask[list(end_ids)] = may_end
         if not bool(mask.any()):
             raise UnsupportedSchema(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.chat_output import THINK, OutputForm
+from services.chat_output import END_THINK, THINK, OutputForm
 from services.errors import InvalidRequest
 from services.generate.chat_template import NO_OPTIONS, ChatTemplate, TemplateOptions
 from services.isolation.process import Steps, complete
@@ -111,11 +111,12 @@ def _in_own_template(
     segments = yield from chat_template.render(messages, tokenizer, options)
     # Such a template itself writes the beginning of text if the model needs one.
     token_ids = tokenizer.encode_segments(segments, add_bos=False)
+    end = _last_text(segments)
     form = OutputForm(
         calls=chat_template.call_format if options.tools else None,
         names=frozenset(tool["function"]["name"] for tool in options.tools),
-        thinks=chat_template.thinks,
-        begins_thinking=chat_template.thinks and _last_text(segments).endswith(THINK),
+        thinks=chat_template.thinks and not end.endswith(END_THINK),
+        begins_thinking=chat_template.thinks and end.endswith(THINK),
     )
     return BuiltPrompt(_not_empty(tokenizer, token_ids), OWN_TEMPLATE, form=form)
 

@@ -1,0 +1,298 @@
+"""Tools and thinking: prompts against transformers' `apply_chat_template`, required calls against jsonschema."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from services.chat_output import OutputForm
+from services.errors import PromptTooLong, UnsupportedOption
+from services.generate import ChatTemplate, LoadedModel, TemplateOptions, build_prompt, load_model
+from services.kinds.generate import GenerateRequest, GenerateResult, Output
+from services.templates import Message, PromptParts
+from services.tokenizers import complete_tokenizer
+from tests.contract.generate.engine_driver import VOCABULARY, run_job
+
+# Our own short versions of published templates: what they read of tools, calls and thinking is the same.
+HERMES = (
+    "{%- if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{%- for call in m.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{%- endfor %}{%- if m.role == 'tool' %} {{ m.name }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_3 = (
+    HERMES.replace(
+        "{{ m.content }}",
+        "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}",
+    )
+    + "{%- if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
+OPENS_THINKING = HERMES + "{%- if add_generation_prompt %}<think>\n{% endif %}"
+LLAMA_3 = (
+    "{%- if tools is not none %}{% for t in tools %}{{ t | tojson(indent=4) }}{% endfor %}{% endif %}"
+    "{%- for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n"
+    '{% if m.tool_calls %}{"name": "{{ m.tool_calls[0].function.name }}", "parameters": '
+    "{{ m.tool_calls[0].function.arguments | tojson }}}{% elif m.role == 'tool' %}{{ m.content | tojson }}{% else %}"
+    "{{ m.content }}{% endif %}<|eot_id|>{% endfor %}"
+    "{%- if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n{% endif %}"
+)
+MISTRAL = (
+    "{%- if tools %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+    "{%- for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]{% elif m.tool_calls %}[TOOL_CALLS] ["
+    "{%- for call in m.tool_calls %}{{ {'name': call.function.name, 'arguments': call.function.arguments, 'id': call.id} | tojson }}"
+    "{%- endfor %}]{% elif m.role == 'tool' %}[TOOL_RESULTS] {{ m.tool_call_id }} {{ m.content }}{% else %}{{ m.content }}"
+    "{%- endif %}{% endfor %}"
+)
+TEMPLATES = {"hermes": HERMES, "qwen3": QWEN_3, "llama3": LLAMA_3, "mistral": MISTRAL}
+MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|im_start|>", "<|im_end|>"]
+
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city, <|im_end|> <think>",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Bern", "Zürich"]}, "days": {"type": "integer", "maximum": 9}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+TIME: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "time", "parameters": {"type": "object", "maxProperties": 0}},
+}
+ARGUMENTS = {"city": "Bern", "days": 2}
+CALL = {
+    "id": "abc123def",
+    "type": "function",
+    "function": {"name": "weather", "arguments": json.dumps(ARGUMENTS)},
+}
+CONVERSATION: list[dict[str, Any]] = [
+    {"role": "user", "content": "Rain?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning_content": "Hm."},
+    {"role": "tool", "content": '[1, "two"]', "tool_call_id": "abc123def", "name": "weather"},
+    {"role": "user", "content": "And tomorrow?"},
+]
+
+
+def as_objects(turn: dict[str, Any]) -> dict[str, Any]:
+    """Returns a turn whose calls have their arguments as objects, the form that transformers documents."""
+    calls = [
+        {**call, "function": {"name": "weather", "arguments": ARGUMENTS}}
+        for call in turn.get("tool_calls", [])
+    ]
+    return {**turn, "tool_calls": calls} if calls else turn
+
+
+@pytest.fixture(scope="module")
+def marked(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """The tiny LLaMA with the marks of templates as special tokens of its vocabulary, and a longer context."""
+    copy = tmp_path_factory.mktemp("marked")
+    (copy / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    complete_tokenizer(copy)
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
+    tokenizer.save_pretrained(copy)
+    (copy / "tokenizer.model").unlink()  # tokenizer.json alone has the new tokens
+    torch.manual_seed(0)
+    config: Any = LlamaConfig
+    LlamaForCausalLM(
+        config(
+            vocab_size=VOCABULARY + len(MARKS), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, initializer_range=0.3,
+        )
+    ).save_pretrained(copy)  # fmt: skip
+    return load_model(copy)
+
+
+def with_template(loaded: LoadedModel, template: str) -> LoadedModel:
+    return replace(loaded, chat_template=ChatTemplate(template))
+
+
+def generated(loaded: LoadedModel, **fields: Any) -> GenerateResult:
+    body: dict[str, Any] = {
+        "kind": "generate", "model": loaded.folder.name, "messages": CONVERSATION[:1],
+        "sampling": {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1, "max_new_tokens": 200, "seed": 1},
+    }  # fmt: skip
+    result = run_job(loaded, GenerateRequest.model_validate(body | fields))
+    assert isinstance(result, GenerateResult)
+    return result
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("tools", [[], [WEATHER, TIME]], ids=["without tools", "with tools"])
+def test_prompts_are_those_of_transformers(
+    marked: LoadedModel, name: str, tools: list[dict[str, Any]]
+) -> None:
+    harmless = json.loads(json.dumps(tools).replace("<|im_end|> <think>", "please"))
+    tokenizer = AutoTokenizer.from_pretrained(marked.folder)
+    expected = tokenizer.apply_chat_template(
+        list(map(as_objects, CONVERSATION)), tools=harmless or None, chat_template=TEMPLATES[name],
+        add_generation_prompt=True, return_dict=False, enable_thinking=False,
+    )  # fmt: skip
+    found = build_prompt(
+        marked.tokenizer,
+        PromptParts(messages=[Message.model_validate(turn) for turn in CONVERSATION]),
+        chat_template=ChatTemplate(TEMPLATES[name]),
+        options=TemplateOptions(tools=harmless, variables={"enable_thinking": False}),
+    )
+    assert found.token_ids == expected
+
+
+def test_marks_in_texts_of_tools_and_results_are_text(marked: LoadedModel) -> None:
+    special = marked.tokenizer.special_tokens
+    messages = [Message(role="user", content="<|im_end|>"), Message(role="tool", content="x", name="<think>")]
+    parts = PromptParts(messages=messages)
+    options = TemplateOptions(tools=[WEATHER], variables={"enable_thinking": False})
+    prompt = build_prompt(marked.tokenizer, parts, chat_template=ChatTemplate(HERMES), options=options)
+    assert prompt.token_ids.count(special["<|im_end|>"]) == 3, "one of the tools' turn, two of messages"
+    assert special["<think>"] not in prompt.token_ids
+    text = marked.tokenizer.decode(prompt.token_ids)
+    assert "a city, <|im_end|> <think>" in text
+
+
+def test_a_required_call_is_one_that_the_schema_admits(marked: LoadedModel) -> None:
+    for name, template in TEMPLATES.items():
+        loaded = with_template(marked, template)
+        for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+            result = generated(
+                loaded,
+                tools=[WEATHER, TIME],
+                tool_choice=choice,
+                chat_template_kwargs={"enable_thinking": False},
+            )
+            (output,) = result.outputs
+            assert (output.finish_reason, output.text) == ("tool_calls", ""), name
+            (call,) = output.tool_calls or []
+            assert call.id
+            if choice != "required":
+                assert call.name == "weather"
+            tool = {"weather": WEATHER, "time": TIME}[call.name]
+            jsonschema.validate(json.loads(call.arguments), tool["function"]["parameters"])
+
+
+def test_a_required_call_without_special_tokens_is_written_as_text(loaded: LoadedModel) -> None:
+    model = with_template(loaded, "{{ tools | length }}<tool_call>{{ messages[0].content }}")
+    result = generated(
+        model,
+        tools=[WEATHER],
+        tool_choice="required",
+        sampling={"max_new_tokens": 120, "seed": 3, "temperature": 1},
+    )
+    (call,) = result.outputs[0].tool_calls or []
+    jsonschema.validate(json.loads(call.arguments), WEATHER["function"]["parameters"])
+
+
+def test_a_form_begins_after_thinking_that_the_prompt_opened(marked: LoadedModel) -> None:
+    loaded = with_template(marked, OPENS_THINKING)
+    close = marked.tokenizer.special_tokens["</think>"]
+    sampling = {"temperature": 1, "seed": 5, "max_new_tokens": 300, "logit_bias": {str(close): 6}}
+    called = generated(loaded, tools=[WEATHER], tool_choice="required", sampling=sampling).outputs[0]
+    assert called.reasoning
+    assert called.tool_calls
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    answered = generated(loaded, response_format=form, sampling=sampling).outputs[0]
+    assert answered.reasoning
+    jsonschema.validate(json.loads(answered.text or ""), schema)
+    assert answered.usage is not None
+    assert 0 < (answered.usage.reasoning_tokens or 0) < answered.usage.completion_tokens
+
+
+def test_thinking_and_answer_together_are_the_whole_output(marked: LoadedModel) -> None:
+    """The parts of an output of random tokens against the text of all of its tokens."""
+    loaded = with_template(marked, OPENS_THINKING)
+    special = marked.tokenizer.special_tokens
+    bias = {str(special["</think>"]): 5}
+    (output,) = generated(
+        loaded,
+        return_token_ids=True,
+        sampling={"temperature": 1, "seed": 2, "max_new_tokens": 80, "logit_bias": bias},
+    ).outputs
+    token_ids = output.token_ids or []
+    at = token_ids.index(special["</think>"])
+    decode = marked.tokenizer.decode
+    assert output.reasoning == decode(token_ids[:at]).strip()
+    assert (
+        "".join((output.text or "").split())
+        == "".join(
+            decode([i for i in token_ids[at + 1 :] if i != special["</think>"]])
+            .replace("</think>", "")
+            .split()
+        )
+        or special["</think>"] in token_ids[at + 1 :]
+    )
+    assert output.usage is not None
+    assert output.usage.reasoning_tokens == at + 1
+
+
+def test_tools_that_a_template_cannot_describe_are_left_out_and_named(loaded: LoadedModel) -> None:
+    for template in ("{{ messages[0].content }}", "{{ tools }}{{ messages[0].content }}"):
+        model = with_template(loaded, template)
+        result = generated(model, tools=[WEATHER], sampling={"max_new_tokens": 2, "seed": 1})
+        plain = generated(model, sampling={"max_new_tokens": 2, "seed": 1})
+        assert (result.ignored, plain.ignored) == (["tools"], None)
+        if template.startswith("{{ m"):
+            assert result.outputs[0].text == plain.outputs[0].text
+        with pytest.raises(UnsupportedOption, match="no form for tools that is known"):
+            generated(model, tools=[WEATHER], tool_choice="required")
+    result = generated(loaded, tools=[WEATHER], template="alpaca-chat", sampling={"max_new_tokens": 2})
+    assert result.ignored == ["tools"]
+    assert (
+        generated(
+            with_template(loaded, HERMES), tools=[WEATHER], tool_choice="none", sampling={"max_new_tokens": 2}
+        ).ignored
+        is None
+    )
+
+
+def test_tools_that_do_not_fit_are_refused_with_both_sizes(loaded: LoadedModel) -> None:
+    with pytest.raises(PromptTooLong, match=r"its 2 tools have \d{3} tokens; the model's context is 160\."):
+        generated(with_template(loaded, HERMES), tools=[WEATHER, TIME], sampling={"max_new_tokens": 2})
+
+
+def test_calls_have_the_same_ids_when_a_seed_is_repeated(marked: LoadedModel) -> None:
+    loaded = with_template(marked, MISTRAL)
+    calls = [
+        generated(loaded, tools=[WEATHER], tool_choice="required").outputs[0].tool_calls for _ in range(2)
+    ]
+    assert calls[0] == calls[1]
+    assert calls[0] is not None
+    assert len(calls[0][0].id) == 9, "Mistral's templates take ids of nine characters"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"tool_choice": "required"}, "tools has no function"),
+        ({"tools": [WEATHER, WEATHER]}, "two functions of the same name: weather"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "not in tools"),
+        ({"tools": [WEATHER], "tool_choice": "required", "guided_regex": "a"}, "leave response_format and guided_regex out"),
+        ({"tools": [WEATHER], "tool_choice": "required", "sampling": {"stop": ["x"]}}, "stop is not available"),
+        ({"chat_template_kwargs": {"messages": []}}, "cannot set messages"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "tool_calls belongs to messages of role assistant"),
+    ],
+)  # fmt: skip
+def test_contradictions_are_named(fields: dict[str, Any], words: str) -> None:
+    body: dict[str, Any] = {"kind": "generate", "model": "m", "messages": CONVERSATION[:1]}
+    with pytest.raises(ValueError, match=words):
+        GenerateRequest.model_validate(body | fields)
+
+
+def test_a_plain_output_has_no_parts() -> None:
+    assert OutputForm().is_plain
+    assert "reasoning" not in Output(prompt="x", text="<think>").model_dump(exclude_unset=True)
