@@ -1,4 +1,4 @@
-"""`python -m bench weights|quantization|generate|batching|decoding|structured|sharing|uploads|records`: each measures within one run and prints JSON."""
+"""`python -m bench weights|quantization|generate|gguf|batching|decoding|structured|sharing|uploads|records`: each measures within one run and prints JSON."""
 
 import argparse
 import json
@@ -8,12 +8,24 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 
-from bench import batching, decoding, generate, quantization, records, sharing, structured, uploads, weights
+from bench import (
+    batching,
+    decoding,
+    generate,
+    gguf,
+    quantization,
+    records,
+    sharing,
+    structured,
+    uploads,
+    weights,
+)
 
 SUBJECTS: dict[str, ModuleType] = {
     "weights": weights,
     "quantization": quantization,
     "generate": generate,
+    "gguf": gguf,
     "batching": batching,
     "decoding": decoding,
     "structured": structured,
