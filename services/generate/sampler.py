@@ -180,11 +180,7 @@ def _likeliest(scores: torch.Tensor, top_k: int) -> torch.Tensor:
         return torch.arange(len(scores))
     values, ids = scores.topk(top_k + 1)
     least, next_one = values[-2:]
-    if least > next_one:
-        kept = ids[:top_k].sort().values
-    else:
-        kept = (scores >= least).nonzero()[:, 0]
-    found: torch.Tensor = kept
+    found: torch.Tensor = ids[:top_k].sort().values if least > next_one else (scores >= least).nonzero()[:, 0]
     return found
 
 
