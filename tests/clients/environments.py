@@ -9,6 +9,7 @@ FOLDER = Path(__file__).parents[2] / ".cache" / "clients"
 
 REQUIREMENTS = {
     "openai": ("openai==3.57.0",),
+    "anthropic": ("anthropic==2.14.0",),
     "litellm": ("litellm==1.110.2",),
     "langchain": ("langchain-openai==1.7.4",),
     "llm": ("llm==0.36",),
@@ -17,7 +18,7 @@ REQUIREMENTS = {
 }
 """Packages of each environment. That of smollm2 only carries the model."""
 
-NODE_PACKAGES = ("opencode-ai@1.18.33", "@continuedev/cli@1.5.47")
+NODE_PACKAGES = ("opencode-ai@1.18.33", "@openai/codex@0.171.0", "@continuedev/cli@1.5.47")
 """Agents of the npm registry."""
 
 

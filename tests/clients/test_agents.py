@@ -24,6 +24,18 @@ def test_opencode_is_answered(service: Service, tmp_path: Path) -> None:
     check_answer(service, printed, asked_jobs=2, system_characters=5000)
 
 
+def test_codex_is_answered(service: Service, tmp_path: Path) -> None:
+    home = tmp_path / "codex"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'model = "{MODEL}"\nmodel_provider = "here"\n[model_providers.here]\nname = "Graftwerk"\n'
+        f'base_url = "{service.url}/v1"\nwire_api = "responses"\n'
+    )
+    command = [agent("codex"), "exec", "--skip-git-repo-check", QUESTION]
+    printed = output_of(command, home=tmp_path, variables={"CODEX_HOME": str(home)})
+    check_answer(service, printed, asked_jobs=1, system_characters=10_000)
+
+
 def test_cn_is_answered(service: Service, tmp_path: Path) -> None:
     config = {
         "name": "local", "version": "1.0.0", "schema": "v1",

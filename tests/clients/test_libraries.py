@@ -37,6 +37,18 @@ def test_a_library_chats_streams_offers_tools_and_gets_its_schema(
         check_openai(found, reference)
 
 
+def test_anthropics_client_chats_streams_offers_tools_and_begins_turns(
+    service: Service, reference: Reference, tmp_path: Path
+) -> None:
+    found = run("anthropic", service, tmp_path)
+    assert (found["chat"], found["stream"], found["offered"]) == (reference.answer,) * 3
+    assert found["continued"] == reference.rest
+    assert found["stop_reason"] == "end_turn"
+    assert found["usage"] == found["stream_usage"]
+    (job,) = service.last_jobs(1)
+    assert job["request"]["messages"][-1] == {"role": "assistant", "content": BEGUN}
+
+
 def check_openai(found: dict[str, Any], reference: Reference) -> None:
     """Checks what only the official client was asked for: the list of models, a begun turn, scores, usage."""
     assert found["models"] == [MODEL]

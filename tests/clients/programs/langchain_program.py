@@ -4,8 +4,8 @@ import json
 import sys
 from typing import Any
 
+from asked import MESSAGES, TOOLS, Answer
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from openai_program import MESSAGES, TOOLS, Answer
 
 
 def main(address: str, model: str) -> dict[str, Any]:

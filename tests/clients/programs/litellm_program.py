@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import litellm
-from openai_program import MESSAGES, TOOLS, Answer
+from asked import MESSAGES, TOOLS, Answer
 
 
 def main(address: str, model: str) -> dict[str, Any]:
