@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.anthropic.blocks import Json, MessageParam, TextBlocks, chat_messages, text_of
 from api.openai.body import Body, TextOr
@@ -26,6 +26,13 @@ WITHOUT_EFFECT = (
 
 LIKE_CHATS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "template")
 """Parameters with the same name and meaning as in `POST /v1/chat/completions`."""
+
+
+CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+"""Values of `tool_choice` of a chat by the type of Anthropic's."""
+
+ENABLE_THINKING = {"enabled": True, "disabled": False}
+"""Values of the templates' variable `enable_thinking` by the type of `thinking`; other types leave it to the template."""
 
 
 class OutputFormat(Body):
@@ -56,10 +63,9 @@ class Thinking(BaseModel):
 class ToolChoice(Body):
     """Decision about calls of tools."""
 
-    ignored: ClassVar[frozenset[str]] = frozenset({"disable_parallel_tool_use"})
-
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
+    disable_parallel_tool_use: bool = False
 
 
 class Tool(BaseModel):
@@ -71,6 +77,14 @@ class Tool(BaseModel):
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+
+    @property
+    def chat_tool(self) -> Json:
+        """The tool of a chat."""
+        function: Json = {"name": self.name, "parameters": self.input_schema}
+        if self.description is not None:
+            function["description"] = self.description
+        return {"type": "function", "function": function}
 
 
 class ConversationBody(ModelBody):
@@ -86,18 +100,32 @@ class ConversationBody(ModelBody):
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
     template: str | None = Field(default=None, description="A prompt template, alpaca for example.")
-
-    @field_validator("tool_choice")
-    @classmethod
-    def _tools_cannot_be_required(cls, choice: ToolChoice) -> ToolChoice:
-        if choice.type in ("any", "tool"):
-            raise ValueError("Tools are not supported, so a call cannot be required. Leave tool_choice out")
-        return choice
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Variables for the model's own chat template."
+    )
 
     def left_out(self, value: Json) -> list[str]:
         """Returns the names of the parameters of this body, as it was sent, that have no effect."""
         found = [name for name in WITHOUT_EFFECT if value.get(name) is not None]
-        return found + [name for name in ("tools", "thinking") if getattr(self, name)]
+        others = [f"tools.{tool.type}" for tool in self.tools if tool.input_schema is None]
+        found += list(dict.fromkeys(others))
+        is_left_out = self.thinking is not None and self.thinking.type not in ENABLE_THINKING
+        return found + (["thinking"] if is_left_out else [])
+
+    def tools_of_chat(self) -> Json:
+        """Returns the parameters of a chat about tools and thinking."""
+        choice: Any = CHOICES.get(self.tool_choice.type)
+        if self.tool_choice.type == "tool":
+            choice = {"type": "function", "function": {"name": self.tool_choice.name or ""}}
+        variables: Json = {}
+        if self.thinking is not None and self.thinking.type in ENABLE_THINKING:
+            variables["enable_thinking"] = ENABLE_THINKING[self.thinking.type]
+        return {
+            "tools": [tool.chat_tool for tool in self.tools if tool.input_schema is not None],
+            "tool_choice": choice,
+            "parallel_tool_calls": False if self.tool_choice.disable_parallel_tool_use else None,
+            "chat_template_kwargs": variables | (self.chat_template_kwargs or {}) or None,
+        }
 
     def conversation(self) -> list[Json]:
         """Returns the messages of a chat; system texts at the beginning are one."""
@@ -136,4 +164,4 @@ class MessagesBody(ConversationBody):
             "stop": self.stop_sequences,
             "response_format": schema,
         }
-        return asked | {name: getattr(self, name) for name in LIKE_CHATS}
+        return asked | {name: getattr(self, name) for name in LIKE_CHATS} | self.tools_of_chat()

@@ -1,5 +1,6 @@
 """The message that a job generates, in Anthropic's shape."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from api.anthropic.blocks import Json
 from api.openai.responses import extension
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Output
+from services.kinds.tools import ToolCall, ToolCallPiece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,9 @@ class MessageBuilder:
     def whole(self, result: GenerateResult) -> Json:
         """Returns the message."""
         (output,) = result.outputs
-        content = [text_block(output.text)] if output.text else []
+        content = [thinking_block(output.reasoning)] if output.reasoning else []
+        content += [text_block(output.text)] if output.text else []
+        content += [tool_use_block(call, json.loads(call.arguments)) for call in output.tool_calls or []]
         own = {"content": content, **self.end(output), "usage": usage_of(output)}
         return self._header() | own | {"graftwerk": self.extension(result)}
 
@@ -41,11 +45,12 @@ class MessageBuilder:
 
     def extension(self, result: GenerateResult) -> Json:
         """Returns the field `graftwerk` of a message."""
-        return extension(self.job, self.ignored, result.engine) | {"template": result.template}
+        ignored = list(dict.fromkeys([*self.ignored, *(result.ignored or [])]))
+        return extension(self.job, ignored, result.engine) | {"template": result.template}
 
     def _reason(self, output: Output) -> str:
         if output.finish_reason != "length":
-            return "end_turn"
+            return "tool_use" if output.finish_reason == "tool_calls" else "end_turn"
         is_full = output.usage is not None and output.usage.completion_tokens < self.max_tokens
         return "model_context_window_exceeded" if is_full else "max_tokens"
 
@@ -58,10 +63,22 @@ def text_block(text: str) -> Json:
     return {"type": "text", "text": text, "citations": None}
 
 
+def thinking_block(text: str) -> Json:
+    """Returns a block of thinking; nothing here needs a signature."""
+    return {"type": "thinking", "thinking": text, "signature": ""}
+
+
+def tool_use_block(call: ToolCall | ToolCallPiece, value: Json) -> Json:
+    """Returns a block with a call of a tool."""
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": value}
+
+
 def usage_of(output: Output) -> Json:
     """Returns the counts of tokens of an output."""
     usage = output.usage
+    thinking = None if usage is None else usage.reasoning_tokens
     return {
+        "output_tokens_details": None if thinking is None else {"thinking_tokens": thinking},
         "input_tokens": 0 if usage is None else usage.prompt_tokens,
         "output_tokens": 0 if usage is None else usage.completion_tokens,
         "cache_creation_input_tokens": 0,

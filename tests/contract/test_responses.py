@@ -15,6 +15,7 @@ from api.openai.errors import InvalidParameter
 from api.openai.responses_api.body import ResponsesBody
 from api.openai.responses_api.items import chat_messages
 from api.openai.responses_api.kept import CONVERSATION_CHARACTERS, with_conversation
+from api.openai.schemas import ChatBody, generate_request
 from services.kinds.generate import GenerateRequest
 from services.templates import Message
 from tests.api_client import client_of, put_model
@@ -42,7 +43,10 @@ def client(tmp_path: Path) -> FlaskClient:
         ({"input": [CALL | {"arguments": {}}]}, "input.0.arguments", "string"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input.0.call_id", "required"),
         ({"tool_choice": "required"}, "tool_choice", "cannot be required"),
+        ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, "tool_choice", "cannot be required"),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "cannot be required"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice", "Only a function can be called"),
+        ({"tools": [{"type": "function"}]}, "tools.0.name", "required"),
         ({"background": True, "store": False}, None, "background needs store"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format", "schema belongs"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "json_schema"),
@@ -75,6 +79,10 @@ def test_a_wrong_parameter_is_named(client: FlaskClient, changes: Any, param: st
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"tools": [{"name": "f"}], "tool_choice": {"type": "any"}}, "cannot be required"),
+        (
+            {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "tool", "name": "g"}},
+            "not in tools",
+        ),
         ({"stop_sequences": [""]}, "stop_sequences.0"),
         ({"system": [{"type": "image"}]}, "system.0"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
@@ -179,3 +187,68 @@ def test_a_key_of_anthropics_clients_is_one_of_ours(tmp_path: Path) -> None:
     both = {"Authorization": "Bearer submit", "x-api-key": "other"}
     assert app.test_client().get("/api/jobs", headers=both).status_code == 200
     assert app.test_client().get("/api/jobs", headers={"x-api-key": "read"}).status_code == 200
+
+
+def test_tools_are_those_of_a_chat() -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "string"}}}
+    tools = [
+        {"type": "function", "name": "f", "description": "F.", "parameters": parameters, "strict": True},
+        {"type": "function", "name": "g", "parameters": None},
+        {"type": "web_search"},
+        {"type": "namespace", "name": "n", "tools": []},
+    ]
+    f = {
+        "type": "function",
+        "function": {"name": "f", "description": "F.", "parameters": parameters, "strict": True},
+    }
+    g = {"type": "function", "function": {"name": "g"}}
+    base = {"model": "m", "input": "x", "tools": tools}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
+    choices: list[tuple[Any, list[Any], Any]] = [
+        ("auto", [f, g], "auto"),
+        ({"type": "function", "name": "g"}, [f, g], {"type": "function", "function": {"name": "g"}}),
+        (allowed, [g], "required"),
+    ]
+    for choice, offered, expected in choices:
+        body = parse(ResponsesBody, base | {"tool_choice": choice})
+        chat = body.chat()
+        assert (chat["tools"], chat["tool_choice"]) == (offered, expected)
+        assert body.left_out(base) == ["tools.web_search", "tools.namespace"]
+        assert [tool["name"] for tool in body.echo()["tools"]] == ["f", "g"]
+        assert body.echo()["tool_choice"] == choice
+        request = generate_request(parse(ChatBody, chat), {})
+        assert [tool.function.name for tool in request.tools or []] == [
+            tool["function"]["name"] for tool in offered
+        ]
+    off = parse(ResponsesBody, base | {"reasoning": {"effort": "none"}, "parallel_tool_calls": False}).chat()
+    assert (off["chat_template_kwargs"], off["parallel_tool_calls"]) == ({"enable_thinking": False}, False)
+
+
+def test_tools_of_a_message_are_those_of_a_chat() -> None:
+    schema = {"type": "object", "properties": {}}
+    tools = [
+        {"name": "f", "description": "F.", "input_schema": schema},
+        {"type": "bash_20250124", "name": "bash"},
+    ]
+    base = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}], "tools": tools}
+    named = {"type": "function", "function": {"name": "f"}}
+    for choice, expected in (("auto", "auto"), ("any", "required"), ("none", "none"), ("tool", named)):
+        given = {"type": choice, "disable_parallel_tool_use": True} | (
+            {"name": "f"} if choice == "tool" else {}
+        )
+        body = parse(
+            MessagesBody,
+            base | {"tool_choice": given, "thinking": {"type": "enabled", "budget_tokens": 1024}},
+        )
+        chat = body.chat()
+        assert chat["tool_choice"] == expected
+        assert chat["tools"] == [
+            {"type": "function", "function": {"name": "f", "description": "F.", "parameters": schema}}
+        ]
+        assert (chat["parallel_tool_calls"], chat["chat_template_kwargs"]) == (
+            False,
+            {"enable_thinking": True},
+        )
+        assert body.left_out(base) == ["tools.bash_20250124"]
+        assert generate_request(parse(ChatBody, chat), {}).tools is not None
+    assert parse(MessagesBody, base | {"thinking": {"type": "adaptive"}}).left_out(base)[-1] == "thinking"

@@ -318,6 +318,6 @@ def test_what_coding_programs_send_is_taken(
     assert last.type == "response.completed"
     assert last.response.model == MODEL
     assert last.response.output_text
-    assert {"client_metadata", "prompt_cache_key", "include", "reasoning"} <= set(
+    assert {"client_metadata", "include", "reasoning", "tools.namespace", "tools.web_search"} <= set(
         last.response.model_extra["graftwerk"]["ignored"]  # type: ignore[index]
     )

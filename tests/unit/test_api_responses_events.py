@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from anthropic.types import RawMessageStreamEvent
+from anthropic.types import Message, RawMessageStreamEvent
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
@@ -19,6 +19,7 @@ from services.errors import DiskFull, InvalidRequest
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Output, TokenPiece
 from services.kinds.shared import Usage
+from services.kinds.tools import ToolCall, ToolCallPiece
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job.model_construct(id="7", status="succeeded", created_at=MOMENT, finished_at=MOMENT, error=None)
@@ -132,3 +133,97 @@ def test_the_end_of_the_context_is_not_the_limit() -> None:
     )
     limited = MessageBuilder(job=JOB, model="m", stop_sequences=(), max_tokens=2, ignored=[])
     assert limited.whole(result("x", finish_reason="length"))["stop_reason"] == "max_tokens"
+
+
+CALLS = [ToolCall(id="c1", name="f", arguments='{"a": 1}'), ToolCall(id="c2", name="g", arguments="{}")]
+
+
+def thinking_with_calls() -> tuple[list[TokenPiece], GenerateResult]:
+    """The pieces and the result of an output that thinks, writes and calls twice."""
+    first = TokenPiece(index=0, offset=0, text="", reasoning="Hm")
+    second = TokenPiece(index=0, offset=0, text="Let me see.", reasoning=".", reasoning_offset=2)
+    calls = [ToolCallPiece(index=at, **call.model_dump()) for at, call in enumerate(CALLS)]
+    third = TokenPiece(index=0, offset=11, text="", tool_calls=calls)
+    usage = Usage(prompt_tokens=3, completion_tokens=9, total_tokens=12, reasoning_tokens=2)
+    output = Output(
+        prompt="x",
+        text="Let me see.",
+        reasoning="Hm.",
+        tool_calls=CALLS,
+        finish_reason="tool_calls",
+        usage=usage,
+    )
+    return [first, second, third], GenerateResult(
+        outputs=[output], seconds=1, tokens_per_second=1, device="cpu", dtype="float32", ignored=["x"]
+    )
+
+
+def test_thinking_and_calls_are_items_of_a_response() -> None:
+    pieces, found = thinking_with_calls()
+    events = response_events()
+    frames = [*events.opening(), *(frame for piece in pieces for frame in events.piece(piece))]
+    frames += [*events.closing(0, found), *events.ending(JOB, found)]
+    texts = datas(frames)
+    parsed = [RESPONSES.validate_json(data, strict=True) for data in texts]
+    assert [event.sequence_number for event in parsed] == list(range(len(parsed)))
+    call = [
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+    ]
+    assert [event.type.removeprefix("response.") for event in parsed] == [
+        "created", "in_progress",
+        "output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.delta", "reasoning_text.done",
+        "content_part.done", "output_item.done",
+        "output_item.added", "content_part.added", "output_text.delta", "output_text.done", "content_part.done",
+        "output_item.done",
+        *call, *call, "completed",
+    ]  # fmt: skip
+    whole = json.loads(texts[-1])["response"]
+    echo = {name: whole[name] for name in ("model", "tools", "tool_choice", "parallel_tool_calls")}
+    assert whole["output"] == ResponseObject(JOB, Note(echo=echo, ignored=[])).whole(found)["output"]
+    assert [(item["type"], item["id"]) for item in whole["output"]] == [
+        ("reasoning", "rs_7_0"), ("message", "msg_7_1"), ("function_call", "fc_7_2"), ("function_call", "fc_7_3"),
+    ]  # fmt: skip
+    assert [item.get("arguments") for item in whole["output"][2:]] == ['{"a": 1}', "{}"]
+    assert whole["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+    assert whole["graftwerk"]["ignored"] == ["user", "x"]
+
+
+def test_thinking_without_an_answer_is_incomplete_with_an_empty_message() -> None:
+    events, found = response_events(), result("", finish_reason="length", reasoning="Hm")
+    frames = [*events.opening(), *events.piece(TokenPiece(index=0, offset=0, text="", reasoning="Hm"))]
+    frames += [*events.closing(0, found), *events.ending(JOB, found)]
+    whole = json.loads(datas(frames)[-1])["response"]
+    assert [(item["type"], item["status"]) for item in whole["output"]] == [
+        ("reasoning", "completed"), ("message", "incomplete"),
+    ]  # fmt: skip
+    assert whole["output"] == ResponseObject(JOB, Note(echo={}, ignored=[])).whole(found)["output"]
+
+
+def test_thinking_and_calls_are_blocks_of_a_message() -> None:
+    pieces, found = thinking_with_calls()
+    events = message_events()
+    frames = [*events.opening(), *(frame for piece in pieces for frame in events.piece(piece))]
+    frames += [*events.closing(0, found), *events.ending(JOB, found)]
+    parsed = [MESSAGES.validate_json(data, strict=True) for data in datas(frames) if '"ping"' not in data]
+    blocks: list[dict[str, Any]] = []
+    for event in parsed:
+        if event.type == "content_block_start":
+            blocks.append({"block": event.content_block.type, "text": ""})
+            assert event.index == len(blocks) - 1
+        if event.type == "content_block_delta":
+            delta = event.delta.model_dump()
+            blocks[-1]["text"] += next(
+                delta[name] for name in ("text", "thinking", "partial_json") if name in delta
+            )
+    assert blocks == [
+        {"block": "thinking", "text": "Hm."}, {"block": "text", "text": "Let me see."},
+        {"block": "tool_use", "text": '{"a": 1}'}, {"block": "tool_use", "text": "{}"},
+    ]  # fmt: skip
+    builder = MessageBuilder(job=JOB, model="m", stop_sequences=(), max_tokens=9, ignored=[])
+    whole = Message.model_validate_json(json.dumps(builder.whole(found)), strict=True)
+    assert [block.type for block in whole.content] == ["thinking", "text", "tool_use", "tool_use"]
+    assert whole.content[2].input == {"a": 1}  # type: ignore[union-attr]
+    assert whole.stop_reason == "tool_use"

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from api.openai.body import Body, TextOr
 from api.openai.responses_api.items import Items, Json, chat_messages
+from api.openai.responses_api.tools import Tool, ToolChoice, chat_tools, functions, other_types
 from api.openai.schemas import ModelBody
 
 LOGPROBS = "message.output_text.logprobs"
@@ -68,16 +69,8 @@ class TextOptions(Body):
     format: TextFormat | None = None
 
 
-class Tool(BaseModel):
-    """A tool: a function, or one of another type, which is left out."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    type: str
-
-
 class ResponsesBody(ModelBody):
-    """Body of `POST /v1/responses`. The last five parameters are extensions of Graftwerk."""
+    """Body of `POST /v1/responses`. The last six parameters are extensions of Graftwerk."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(WITHOUT_EFFECT)
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -111,7 +104,7 @@ class ResponsesBody(ModelBody):
         default="disabled", description='"auto" drops the oldest turns of a conversation that is too long.'
     )
     tools: list[Tool] = Field(default=[], max_length=1000)
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] = "auto"
+    tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     max_tool_calls: int | None = Field(
         default=None, description="Counts calls of tools that the server runs; there are no such tools here."
@@ -123,15 +116,9 @@ class ResponsesBody(ModelBody):
     repetition_penalty: float = 1
     seed: int | None = None
     template: str | None = Field(default=None, description="A prompt template, alpaca for example.")
-
-    @field_validator("tool_choice")
-    @classmethod
-    def _tools_cannot_be_required(cls, choice: Any) -> Any:
-        if choice not in ("none", "auto"):
-            raise ValueError(
-                'Tools are not supported, so a call cannot be required. Leave tool_choice out or send "auto"'
-            )
-        return choice
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Variables for the model's own chat template."
+    )
 
     @model_validator(mode="after")
     def _background_is_kept(self) -> Self:
@@ -153,7 +140,8 @@ class ResponsesBody(ModelBody):
         """Returns the names of the parameters of this body, as it was sent, that have no effect."""
         found = [name for name in WITHOUT_EFFECT if value.get(name) is not None]
         found += ["include"] if set(self.include) - {LOGPROBS} else []
-        return found + [name for name in ("tools", "reasoning") if getattr(self, name)]
+        found += other_types(self.tools)
+        return found + (["reasoning"] if self.reasoning and not self._without_thinking else [])
 
     def echo(self) -> Json:
         """Returns the parameters that a response repeats."""
@@ -162,8 +150,9 @@ class ResponsesBody(ModelBody):
             "previous_response_id", "reasoning", "store", "temperature", "top_p", "tool_choice", "truncation",
         )  # fmt: skip
         text = {"format": self.format.model_dump(by_alias=True, exclude_none=True)}
-        own: Json = {"text": text, "top_logprobs": self.top_logprobs or 0, "tools": []}
-        return {name: getattr(self, name) for name in names} | own
+        own: Json = {"text": text, "top_logprobs": self.top_logprobs or 0}
+        own["tools"] = [tool.model_dump() for tool in functions(self.tools)]
+        return self.model_dump(include=set(names)) | own
 
     def chat(self) -> Json:
         """Returns the body of the chat, with the input of this request alone."""
@@ -171,8 +160,19 @@ class ResponsesBody(ModelBody):
             "model": self.model,
             "messages": chat_messages(self.input),
             "max_completion_tokens": self.max_output_tokens,
+            "parallel_tool_calls": None if self.parallel_tool_calls else False,
             "logprobs": self.asks_logprobs,
             "top_logprobs": self.top_logprobs,
             "response_format": self.format.response_format,
         }
-        return asked | {name: getattr(self, name) for name in LIKE_CHATS}
+        like_chats = {name: getattr(self, name) for name in LIKE_CHATS}
+        return asked | like_chats | chat_tools(self.tools, self.tool_choice) | self._thinking()
+
+    @property
+    def _without_thinking(self) -> bool:
+        return (self.reasoning or {}).get("effort") == "none"
+
+    def _thinking(self) -> Json:
+        variables = {"enable_thinking": False} if self._without_thinking else {}
+        variables |= self.chat_template_kwargs or {}
+        return {"chat_template_kwargs": variables or None}

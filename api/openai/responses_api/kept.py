@@ -115,7 +115,7 @@ def with_conversation(
     texts = [text for text in (instructions, system) if text]
     first = [Message(role="system", content="\n\n".join(texts))] if texts else []
     messages = [*first, *turns]
-    characters = sum(len(message.content) for message in messages)
+    characters = sum(len(text) for message in messages for text in message.texts)
     if len(messages) > MESSAGES_LIMIT or characters > CONVERSATION_CHARACTERS:
         raise InvalidParameter(
             "previous_response_id" if earlier else "input",
@@ -126,4 +126,9 @@ def with_conversation(
 
 
 def _turn(output: Output) -> Message:
-    return ChatMessage(role="assistant", content=output.text or "").message
+    calls = [
+        {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+        for call in output.tool_calls or []
+    ]
+    turn = {"role": "assistant", "content": output.text or "", "tool_calls": calls}
+    return ChatMessage.model_validate(turn).message

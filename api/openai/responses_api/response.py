@@ -11,6 +11,7 @@ from api.openai.responses_api.kept import Kept, Note, response_id
 from services.errors import GraftwerkError
 from services.jobs.status import Job, JobStatus
 from services.kinds.generate import GenerateResult, Logprob, Output
+from services.kinds.tools import ToolCall, ToolCallPiece
 
 STATUSES: Mapping[JobStatus, str] = {
     "queued": "queued",
@@ -57,7 +58,7 @@ class ResponseObject:
             "incomplete_details": {"reason": "max_output_tokens"} if is_incomplete(output) else None,
             "output": self._items(output) if items is None else [*items],
             "usage": _usage(output),
-            "graftwerk": extension(self.job, self.note.ignored, result.engine)
+            "graftwerk": extension(self.job, self._ignored(result), result.engine)
             | {"template": result.template},
         }
         return self._header("incomplete" if is_incomplete(output) else "completed") | own
@@ -84,7 +85,19 @@ class ResponseObject:
         return [] if found is None else list(found["content"])
 
     def _items(self, output: Output) -> list[Json]:
-        return [self.message(0, output.text or "", output.logprobs, status_of_item(output))]
+        found: list[Json] = []
+        if output.reasoning:
+            found.append(reasoning_item(self.item_id("rs", 0), output.reasoning, "completed"))
+        calls = output.tool_calls or []
+        if output.text or not calls:
+            status = "completed" if calls else status_of_item(output)
+            found.append(self.message(len(found), output.text or "", output.logprobs, status))
+        for call in calls:
+            found.append(call_item(self.item_id("fc", len(found)), call, "completed"))
+        return found
+
+    def _ignored(self, result: GenerateResult) -> list[str]:
+        return list(dict.fromkeys([*self.note.ignored, *(result.ignored or [])]))
 
     def _header(self, status: str) -> Json:
         own: Json = {
@@ -92,6 +105,20 @@ class ResponseObject:
             "status": status, "completed_at": None, "error": None, "incomplete_details": None, "service_tier": "default",
         }  # fmt: skip
         return own | self.note.echo
+
+
+def reasoning_item(item_id: str, text: str, status: str) -> Json:
+    """Returns an item with thinking."""
+    content = [] if status == "in_progress" else [{"type": "reasoning_text", "text": text}]
+    return {"id": item_id, "type": "reasoning", "summary": [], "content": content, "status": status}
+
+
+def call_item(item_id: str, call: ToolCall | ToolCallPiece, status: str) -> Json:
+    """Returns an item with a call of a function."""
+    return {
+        "id": item_id, "type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments,
+        "status": status,
+    }  # fmt: skip
 
 
 def is_incomplete(output: Output) -> bool:
@@ -112,7 +139,7 @@ def _usage(output: Output) -> Json | None:
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens or 0},
         "total_tokens": usage.total_tokens,
     }
 
