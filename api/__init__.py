@@ -25,7 +25,7 @@ from api import (
     signin,
     uploads,
 )
-from api.anthropic.body import MessagesBody
+from api.anthropic.body import CountTokensBody, MessagesBody
 from api.openai import responses_api, tokenizer
 from api.openai.responses_api.body import ResponsesBody
 from api.openai.schemas import ChatBody, CompletionBody, EmbeddingBody
@@ -113,7 +113,7 @@ def create_app(
     app.wsgi_app = openai.FixedModel(app.wsgi_app)  # type: ignore[method-assign]
 
     bodies: list[type[BaseModel]] = [responses.JobBody, ChatBody, CompletionBody, EmbeddingBody]
-    bodies += [ResponsesBody, MessagesBody, tokenizer.TokenizeBody, tokenizer.DetokenizeBody]
+    bodies += [ResponsesBody, MessagesBody, CountTokensBody, tokenizer.TokenizeBody, tokenizer.DetokenizeBody]
     returned: list[type[BaseModel]] = [responses.JobResponse, responses.JobPage, Plan, responses.ModelList]
     returned += [
         hub.HubModelList,

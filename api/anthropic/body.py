@@ -24,7 +24,7 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Parameters that are left out, whichever value they have."""
 
-LIKE_CHATS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "template")
+LIKE_CHATS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 """Parameters with the same name and meaning as in `POST /v1/chat/completions`."""
 
 
@@ -127,6 +127,19 @@ class ConversationBody(ModelBody):
             "chat_template_kwargs": variables | (self.chat_template_kwargs or {}) or None,
         }
 
+    def chat(self) -> Json:
+        """Returns the body of a chat that only reads the conversation."""
+        form = self.output_config.format
+        schema = None if form is None else {"type": "json_schema", "json_schema": {"schema": form.schema_}}
+        asked: Json = {
+            "model": self.model,
+            "messages": self.conversation(),
+            "max_completion_tokens": 0,
+            "response_format": schema,
+            "template": self.template,
+        }
+        return asked | self.tools_of_chat()
+
     def conversation(self) -> list[Json]:
         """Returns the messages of a chat; system texts at the beginning are one."""
         first = next(
@@ -136,6 +149,10 @@ class ConversationBody(ModelBody):
         system = "\n\n".join(text for text in texts if text)
         turns = chat_messages(self.messages[first:])
         return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+class CountTokensBody(ConversationBody):
+    """Body of `POST /v1/messages/count_tokens`."""
 
 
 class MessagesBody(ConversationBody):
@@ -155,13 +172,5 @@ class MessagesBody(ConversationBody):
 
     def chat(self) -> Json:
         """Returns the body of the chat."""
-        form = self.output_config.format
-        schema = None if form is None else {"type": "json_schema", "json_schema": {"schema": form.schema_}}
-        asked: Json = {
-            "model": self.model,
-            "messages": self.conversation(),
-            "max_completion_tokens": self.max_tokens,
-            "stop": self.stop_sequences,
-            "response_format": schema,
-        }
-        return asked | {name: getattr(self, name) for name in LIKE_CHATS} | self.tools_of_chat()
+        own = {"max_completion_tokens": self.max_tokens, "stop": self.stop_sequences}
+        return super().chat() | own | {name: getattr(self, name) for name in LIKE_CHATS}

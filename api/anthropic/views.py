@@ -5,14 +5,14 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
 from api.anthropic import errors
-from api.anthropic.body import NAMES, MessagesBody
+from api.anthropic.body import NAMES, CountTokensBody, MessagesBody
 from api.anthropic.events import MessageEvents
-from api.anthropic.message import MessageBuilder
+from api.anthropic.message import MessageBuilder, usage_of
 from api.openai.body import parse
 from api.openai.fixed_model import read_body_with_model
 from api.openai.job_waiter import generated, submit
 from api.openai.models import is_forwarded
-from api.openai.responses import json_object
+from api.openai.responses import extension, json_object
 from api.openai.schemas import ChatBody, generate_request
 from api.openai.streaming import event_stream
 from api.openai.views import WORK_REFUSALS
@@ -56,6 +56,25 @@ def create_message() -> Response:
     return json_object(message.whole(generated(waiter.ended())))
 
 
-def _job_request(body: MessagesBody) -> GenerateRequest:
+@api.post(
+    "/messages/count_tokens",
+    openapi_extensions=body_of(CountTokensBody),
+    responses={**object_of(200), **WORK_REFUSALS},
+)
+def count_tokens() -> Response:
+    """Count the tokens of a conversation as the model reads it, with its template and tools.
+
+    A `generate` job that writes nothing reads it.
+    """
+    value = read_body_with_model()
+    body = parse(CountTokensBody, value, NAMES)
+    job = submit(state(), _job_request(body)).ended()
+    result = generated(job)
+    ignored = list(dict.fromkeys([*body.left_out(value), *(result.ignored or [])]))
+    count = usage_of(result.outputs[0])["input_tokens"]
+    return json_object({"input_tokens": count, "graftwerk": extension(job, ignored, result.engine)})
+
+
+def _job_request(body: CountTokensBody | MessagesBody) -> GenerateRequest:
     request = generate_request(parse(ChatBody, body.chat(), NAMES), METADATA, NAMES)
     return request.model_copy(update={"forward": request.forward and not is_forwarded()})

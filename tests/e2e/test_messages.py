@@ -199,3 +199,15 @@ def test_the_model_of_the_address_is_meant(product: Product, line: Line) -> None
     assert found.model == MODEL
     assert found.model_extra is not None
     assert found.model_extra["graftwerk"]["ignored"] == ["metadata"]
+
+
+def test_tokens_are_counted_as_the_model_reads_them(
+    product: Product, client: anthropic.Anthropic, answers: list[tuple[str, str]]
+) -> None:
+    messages: Any = [{"role": "user", "content": answers[0][0]}]
+    counted = client.messages.count_tokens(model=MODEL, system="Be kind.", messages=messages)
+    written = client.messages.create(model=MODEL, system="Be kind.", messages=messages, max_tokens=1)
+    assert counted.input_tokens == written.usage.input_tokens > 10
+    assert counted.model_extra is not None
+    job = product.job(counted.model_extra["graftwerk"]["job"])
+    assert job["result"]["outputs"][0]["usage"]["completion_tokens"] == 0

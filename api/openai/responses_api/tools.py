@@ -48,7 +48,7 @@ class FunctionChoice(Body):
 
 
 class AllowedTools(Body):
-    """Some of the tools, of which none or one is to be called."""
+    """Some of the tools, and if one is to be called."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
