@@ -21,15 +21,16 @@ class RowLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Returns (…, out) for (…, in)."""
-        rows = input.numel() // self.in_features
+        out_features, in_features = self.weight.shape  # another weight may be in its place for a forward pass
+        rows = input.numel() // in_features
         if not LEAST_ROWS <= rows <= MOST_ROWS:
             return super().forward(input)
-        columns = input.new_zeros(self.in_features, -(-rows // COLUMNS) * COLUMNS)
-        columns[:, :rows] = input.reshape(rows, self.in_features).t()
+        columns = input.new_zeros(in_features, -(-rows // COLUMNS) * COLUMNS)
+        columns[:, :rows] = input.reshape(rows, in_features).t()
         output = torch.mm(self.weight, columns)[:, :rows].t().contiguous()
         if self.bias is not None:
             output += self.bias
-        return output.view(*input.shape[:-1], len(self.weight))
+        return output.view(*input.shape[:-1], out_features)
 
 
 def use_row_linear(model: nn.Module) -> None:

@@ -38,6 +38,15 @@ def test_a_row_is_the_same_bits_with_any_other_rows() -> None:
     assert torch.equal(layer(rows.flip(0)), whole.flip(0))
 
 
+@torch.inference_mode()
+def test_the_weight_of_a_larger_vocabulary_may_take_the_place_of_the_own_one() -> None:
+    layer: Any = nn.Linear(40, 24, bias=False)
+    use_row_linear(layer)
+    layer.weight = nn.Parameter(torch.randn(30, 40))
+    rows = torch.randn(1, 23, 40)
+    assert torch.allclose(layer(rows), rows @ layer.weight.T, atol=1e-5)
+
+
 def test_only_float32_layers_of_the_plain_class_are_changed(loaded: LoadedModel) -> None:
     layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16), nn.Bilinear(4, 4, 4)])
     use_row_linear(layers)
