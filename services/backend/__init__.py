@@ -4,7 +4,7 @@ It speaks OpenAI's API: vLLM, llama.cpp's server, Ollama, another Graftwerk. `GE
 """
 
 from services.backend.calls import Call, call_of, check_forwardable, seed_of
-from services.backend.chunks import Chunk
+from services.backend.chunks import CallPart, Chunk
 from services.backend.dialects import extra_fields
 from services.backend.llama_cpp import check_forms, llama_cpp_fields
 from services.backend.server import FORWARDED_HEADER, SERVICE_HEADER, Backend, ServedModel
@@ -14,6 +14,7 @@ __all__ = [
     "SERVICE_HEADER",
     "Backend",
     "Call",
+    "CallPart",
     "Chunk",
     "ServedModel",
     "call_of",

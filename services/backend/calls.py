@@ -8,6 +8,7 @@ from services.backend.server import ServedModel
 from services.errors import UnsupportedOption
 from services.kinds.generate import GenerateRequest
 from services.kinds.shared import NO_TOKEN_LIMIT
+from services.kinds.tools import NamedTool
 from services.models.prompt_file import PromptEntry
 from services.sampling import Sampling
 from services.templates import (
@@ -15,6 +16,7 @@ from services.templates import (
     Message,
     RenderedPrompt,
     Text,
+    calls_as_text,
     find_template,
     resolve,
     tools_as_users,
@@ -65,10 +67,16 @@ def call_of(
     resolved = resolve(entry.parts(request), chat_template=OWN_TEMPLATE)
     body: dict[str, Any]
     if isinstance(resolved, RenderedPrompt):
+        if request.is_call_required:
+            raise _refusal("A required call", "calls tools in conversations alone")
         body = {"prompt": _text(resolved), "logprobs": request.sampling.logprobs}
         path, template = "/v1/completions", resolved.template
     else:
-        body = {"messages": _messages(resolved.messages), **_chat_logprobs(request.sampling)}
+        body = {
+            "messages": _messages(resolved.messages),
+            **_chat_logprobs(request.sampling),
+            **_tool_fields(request, model),
+        }
         if resolved.messages[-1].role == "assistant":
             body |= continuing_fields(model.dialect)
         path, template = "/v1/chat/completions", OWN_TEMPLATE
@@ -81,9 +89,24 @@ def seed_of(seed: int, index: int) -> int:
     return seed if index == 0 else (seed + index) & LARGEST_SEED
 
 
-def _messages(messages: list[Message]) -> list[dict[str, str]]:
-    # OpenAI's API takes a tool's result only after the call that it belongs to, which the request does not have.
-    return [{"role": turn.role, "content": turn.content} for turn in tools_as_users(messages)]
+def _messages(messages: list[Message]) -> list[dict[str, Any]]:
+    # OpenAI's API takes a tool's result only after the call that it belongs to.
+    called = {call.id for turn in messages for call in turn.tool_calls or []}
+    if any(turn.role == "tool" and turn.tool_call_id not in called for turn in messages):
+        messages = tools_as_users(calls_as_text(messages))
+    return [turn.model_dump(exclude_none=True) for turn in messages]
+
+
+def _tool_fields(request: GenerateRequest, model: ServedModel) -> dict[str, Any]:
+    if request.chat_template_kwargs and model.dialect not in ("graftwerk", "llamacpp", "vllm"):
+        raise _refusal("chat_template_kwargs", "is not known to have variables for templates")
+    choice = request.tool_choice
+    return {
+        "tools": [tool.json_value for tool in request.tools or []] or None,
+        "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice,
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "chat_template_kwargs": request.chat_template_kwargs,
+    }
 
 
 def _text(prompt: RenderedPrompt) -> str:

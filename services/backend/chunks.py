@@ -13,6 +13,16 @@ DONE = "[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
+class CallPart:
+    """Part of call number `index`: its id and name once, and text of its arguments."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Content of one event: new text and its log-probabilities, the finish reason, the counts of tokens, an error.
 
@@ -24,6 +34,8 @@ class Chunk:
     logprobs: Sequence[Logprob] = ()
     usage: Usage | None = None
     error: Mapping[str, Any] | None = None
+    reasoning: str = ""
+    calls: Sequence[CallPart] = ()
     stop_string: str | None = None
 
 
@@ -51,7 +63,8 @@ def _chunk(value: dict[str, Any]) -> Chunk:
     if not value["choices"]:
         return Chunk(usage=counts)
     choice = value["choices"][0]
-    text = choice["text"] if "text" in choice else choice["delta"].get("content")
+    delta = {} if "text" in choice else choice["delta"]
+    text = choice["text"] if "text" in choice else delta.get("content")
     # vLLM's name; it is the id of a token too
     stopped_by = choice.get("stop_reason")
     return Chunk(
@@ -60,6 +73,18 @@ def _chunk(value: dict[str, Any]) -> Chunk:
         tuple(_logprobs(choice.get("logprobs"))),
         counts,
         stop_string=stopped_by if isinstance(stopped_by, str) else None,
+        reasoning=delta.get("reasoning_content") or delta.get("reasoning") or "",
+        calls=tuple(map(_call_part, delta.get("tool_calls") or ())),
+    )
+
+
+def _call_part(value: Mapping[str, Any]) -> CallPart:
+    function = value.get("function") or {}
+    return CallPart(
+        int(value.get("index") or 0),
+        value.get("id") or "",
+        function.get("name") or "",
+        function.get("arguments") or "",
     )
 
 

@@ -255,6 +255,26 @@ def test_prompts_are_asked_one_by_one_and_put_together(queue: JobQueue, script: 
     assert result_json(job)["engine"] == "remote"
 
 
+def test_thinking_and_calls_of_the_other_server_are_parts_of_the_output(
+    queue: JobQueue, script: Scripted
+) -> None:
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"a"'}}
+    rest = {"index": 0, "function": {"arguments": ": 1}"}}
+    deltas = [{"reasoning_content": "Hm."}, {"content": "So"}, {"tool_calls": [call]}, {"tool_calls": [rest]}]
+    pieces = [event(choices=[{"index": 0, "delta": delta, "finish_reason": None}]) for delta in deltas]
+    usage = {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8}
+    end = event(choices=[{"index": 0, "delta": {}, "finish_reason": "tool_calls"}])
+    script.events = [*pieces, end, event(choices=[], usage=usage), "[DONE]"]
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    messages = [{"role": "user", "content": "Rain?"}]
+    job = ended(queue, submit(queue, prompt=None, messages=messages, tools=tools, sampling=PLAIN))
+    (output,) = result_json(job)["outputs"]
+    assert (output["reasoning"], output["text"], output["finish_reason"]) == ("Hm.", "So", "tool_calls")
+    assert output["tool_calls"] == [{"id": "c1", "name": "weather", "arguments": '{"a": 1}'}]
+    job = ended(queue, submit(queue, tools=tools, sampling=PLAIN))
+    assert result_json(job)["ignored"] == ["tools"]
+
+
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
 

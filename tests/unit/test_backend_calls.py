@@ -1,11 +1,12 @@
 """Requests to another server, by the kind of server and of prompt, and its events as they are read."""
 
+import json
 import re
 from typing import Any
 
 import pytest
 
-from services.backend import Chunk, ServedModel, call_of, check_forwardable
+from services.backend import CallPart, Chunk, ServedModel, call_of, check_forwardable
 from services.backend.chunks import parse_chunk
 from services.errors import InvalidRequest, NotReady, UnknownTemplate, UnsupportedOption
 from services.kinds.generate import GenerateRequest, Logprob
@@ -64,6 +65,33 @@ def test_results_of_tools_are_user_messages_since_their_calls_are_missing() -> N
         *messages[:2],
         {"role": "user", "content": "rain"},
     ]
+
+
+def test_tools_and_calls_of_a_conversation_are_sent_as_they_are() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+    ]
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    choice = {"type": "function", "function": {"name": "weather"}}
+    entry = PromptEntry.model_validate({"messages": messages})
+    body = body_of(entry=entry, messages=messages, tools=tools, tool_choice=choice, parallel_tool_calls=False)
+    assert (body["messages"], body["tools"], body["tool_choice"]) == (messages, tools, choice)
+    assert body["parallel_tool_calls"] is False
+    with pytest.raises(UnsupportedOption, match="A required call is not available here"):
+        body_of(tools=tools, tool_choice="required")
+
+
+def test_calls_and_thinking_of_a_stream_are_read() -> None:
+    opening = {"index": 1, "id": "c1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+    delta = {
+        "reasoning_content": "Hm",
+        "tool_calls": [opening, {"index": 1, "function": {"arguments": "{}"}}],
+    }
+    found = parse_chunk(json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}))
+    assert found == Chunk(reasoning="Hm", calls=(CallPart(1, "c1", "weather", ""), CallPart(1, "", "", "{}")))
 
 
 def test_a_prompt_with_the_models_own_template_is_a_conversation_of_one_turn() -> None:

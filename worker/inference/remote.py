@@ -1,19 +1,22 @@
 """Session of a generate job that another server runs: each output is a call of its own."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.backend import Backend, Call, Chunk, ServedModel, call_of, check_forwardable, seed_of
+from services.backend import Backend, Call, CallPart, Chunk, ServedModel, call_of, check_forwardable, seed_of
 from services.bounded_text import cut
 from services.errors import GraftwerkError, InvalidSettings, NotReady, UnsupportedOption
 from services.generate import Event
 from services.grammar import grammar_of, is_text_of
 from services.kinds.generate import GenerateRequest, GenerateResult, Logprob, Output
 from services.kinds.shared import Usage
+from services.kinds.tools import ToolCall
+from services.templates import OWN_TEMPLATE
 from worker.inference.model_cache import CachedModel
 from worker.inference.output_collector import OutputCollector, prompts_of
+from worker.inference.output_form import pieces_of
 from worker.inference.remote_calls import CallEnded, Place, RemoteCalls
 from worker.lifecycle import JobContext
 
@@ -24,6 +27,8 @@ class RemoteAnswer:
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: dict[int, list[CallPart]] = field(default_factory=dict)
     finish_reason: str | None = None
     stop_string: str | None = None
     usage: Usage | None = None
@@ -93,8 +98,13 @@ class RemoteSession:
     def result(self) -> GenerateResult:
         """Returns the result. Raises the first error if every prompt failed."""
         self._outputs.raise_if_all_failed()
+        template = self._call((0, 0)).template
+        is_left_out = template != OWN_TEMPLATE and self._request.offered_tools
         computed = self._outputs.computed(
-            engine="remote", template=self._call((0, 0)).template, backend=self._served.server
+            engine="remote",
+            template=template,
+            backend=self._served.server,
+            ignored=["tools"] if is_left_out else [],
         )
         return self._outputs.sink.result(computed)
 
@@ -118,6 +128,11 @@ class RemoteSession:
         answer.usage = chunk.usage or answer.usage
         answer.stop_string = chunk.stop_string or answer.stop_string
         answer.logprobs += chunk.logprobs
+        for part in chunk.calls:
+            answer.calls.setdefault(part.index, []).append(part)
+        if chunk.reasoning:
+            answer.reasoning.append(chunk.reasoning)
+            self._outputs.add_parts(*place, reasoning=chunk.reasoning, calls=[])
         if chunk.text:
             answer.texts.append(chunk.text)
             # An estimate of one token per chunk; the server's own count comes at the end.
@@ -142,6 +157,12 @@ class RemoteSession:
             fields["logprobs"] = answer.logprobs
         if answer.stop_string is not None:
             fields["stop_string"] = answer.stop_string
+        if answer.reasoning:
+            fields["reasoning"] = "".join(answer.reasoning)
+        if answer.calls:
+            calls = [_call_of(parts) for _, parts in sorted(answer.calls.items())]
+            fields["tool_calls"] = calls
+            self._outputs.add_parts(*place, reasoning="", calls=pieces_of(calls, first=0))
         output = Output.model_construct(
             prompt=self._outputs.prompts[number].text,
             index=index,
@@ -178,3 +199,11 @@ class RemoteSession:
                 f"{server} does not return log-probabilities.", "Leave sampling.logprobs out."
             )
         return answer.usage
+
+
+def _call_of(parts: Sequence[CallPart]) -> ToolCall:
+    return ToolCall(
+        id="".join(part.id for part in parts),
+        name="".join(part.name for part in parts),
+        arguments="".join(part.arguments for part in parts),
+    )
