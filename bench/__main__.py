@@ -1,4 +1,4 @@
-"""`python -m bench weights|quantization|generate|gguf|batching|decoding|structured|sharing|uploads|records`: each measures within one run and prints JSON."""
+"""`python -m bench weights|quantization|generate|gguf|batching|decoding|adapters|structured|sharing|uploads|records`: each measures within one run and prints JSON."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from bench import (
+    adapters,
     batching,
     decoding,
     generate,
@@ -28,6 +29,7 @@ SUBJECTS: dict[str, ModuleType] = {
     "gguf": gguf,
     "batching": batching,
     "decoding": decoding,
+    "adapters": adapters,
     "structured": structured,
     "sharing": sharing,
     "uploads": uploads,

@@ -51,6 +51,8 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
             "Add the model's tokenizer files.",
         )
     adapters, stack = inputs.stack(checkpoint, request.adapters)
+    is_unmerged = engine == "graftwerk" and isinstance(request, GenerateRequest) and request.applies_unmerged
+    elements, warnings = _unmerged(stack) if is_unmerged else (0, [])
     return Plan(
         kind=request.kind,
         reads=[
@@ -58,21 +60,14 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
             *map(PlannedRead.of_adapter, adapters),
         ],
         engine=engine,
-        peak_memory_bytes=PROCESS_BYTES + (checkpoint.parameters + _unmerged_elements(request, stack)) * 4,
-        warnings=[*stack.warnings, *_merge_warnings(request, stack)],
+        peak_memory_bytes=PROCESS_BYTES + (checkpoint.parameters + elements) * 4,
+        warnings=[*stack.warnings, *warnings],
     )
 
 
-def _unmerged_elements(request: ModelRequest, stack: Stack) -> int:
-    """Returns the number of elements that adapters add to their base; merged ones add none."""
-    is_unmerged = _applies_unmerged(request) and merge_reason(stack) is None
-    return unmerged_elements(stack) if is_unmerged else 0
-
-
-def _merge_warnings(request: ModelRequest, stack: Stack) -> list[str]:
-    reason = merge_reason(stack) if _applies_unmerged(request) else None
-    return [f"The adapters are merged into a copy of the model: {reason}."] if reason else []
-
-
-def _applies_unmerged(request: ModelRequest) -> bool:
-    return isinstance(request, GenerateRequest) and request.applies_unmerged
+def _unmerged(stack: Stack) -> tuple[int, list[str]]:
+    """Returns the number of elements that unmerged adapters add to their base, and a warning if a merged copy is needed."""
+    reason = merge_reason(stack)
+    if reason is None:
+        return unmerged_elements(stack), []
+    return 0, [f"The adapters are merged into a copy of the model: {reason}."]

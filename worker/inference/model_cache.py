@@ -273,8 +273,7 @@ class ModelCache:
     def _free(self, model: CachedModel, base: CachedModel) -> None:
         """Frees the adapters of an evicted stack that no other stack has."""
         kept = {part for other in self.models for part in other.parts}
-        adapters = [part for part in model.parts if isinstance(part, LoadedAdapter)]
-        base.pool.free([adapter for adapter in adapters if adapter not in kept])
+        base.pool.free([part for part in model.parts.keys() - kept if isinstance(part, LoadedAdapter)])
 
     def _load(self, key: ModelKey, context: JobContext) -> CachedModel:
         if key.engine in self.loaders:
@@ -298,5 +297,4 @@ class ModelCache:
 
 
 def _size_bytes(models: Iterable[CachedModel]) -> int:
-    parts = {part: size for model in models for part, size in model.parts.items()}
-    return sum(parts.values())
+    return sum({part: size for model in models for part, size in model.parts.items()}.values())
