@@ -6,21 +6,26 @@ const THINKING = /^\s*<think>([\s\S]*?)(?:<\/think>\s*|$)/;
 const percent = new Intl.NumberFormat(LANGUAGE, { style: "percent", maximumFractionDigits: 1 });
 const share = (logprob) => (logprob === null ? 0 : Math.exp(logprob));
 
-/** Splits a model's text into what it thought and what it says; `thinking` is null without a thought. */
-export function split(text) {
+/**
+ * Splits an output into its thinking and its answer; `thinking` is null without any. The service tells both apart in
+ * conversations with the model's own template; in other texts the tags are looked for.
+ */
+export function split({ text, reasoning }) {
+  if (reasoning) return { thinking: reasoning, said: text, hasEnded: text !== "" };
   const found = THINKING.exec(text);
-  return found ? { thinking: found[1].trim(), said: text.slice(found[0].length) } : { thinking: null, said: text };
+  if (!found) return { thinking: null, said: text, hasEnded: true };
+  return { thinking: found[1].trim(), said: text.slice(found[0].length), hasEnded: text.includes("</think>") };
 }
 
-/** Shows a text in an element; the thinking is folded once it has ended. */
-export function showText(node, text, texts) {
-  const { thinking, said } = split(text);
+/** Shows an output in an element; the thinking is folded once it has ended. */
+export function showText(node, output, texts) {
+  const { thinking, said, hasEnded } = split(output);
   const fold = node.querySelector("details") ?? element("details", { class: "thinking" }, element("summary", {}, texts.thinking), element("p", { class: "words" }));
   const words = node.querySelector(":scope > .words") ?? element("p", { class: "words", lang: "" });
   if (thinking !== null) {
-    if (!fold.isConnected) fold.open = !text.includes("</think>");
-    else if (text.includes("</think>") && !fold.dataset.ended) fold.open = false;
-    if (text.includes("</think>")) fold.dataset.ended = "";
+    if (!fold.isConnected) fold.open = !hasEnded;
+    else if (hasEnded && !fold.dataset.ended) fold.open = false;
+    if (hasEnded) fold.dataset.ended = "";
     fold.lastElementChild.textContent = thinking;
   }
   words.textContent = said;

@@ -19,7 +19,7 @@ export function scrollToEnd() {
 
 function turn(conversation, message, texts, actions) {
   const body = element("div", { class: "body" });
-  showText(body, message.text, texts);
+  showText(body, message, texts);
   const item = element("li", { class: "turn", "data-role": message.role, "data-id": message.id },
     element("p", { class: "who soft" }, message.role === "user" ? texts.you : message.label ?? texts.model), body);
   if (message.error) item.append(message.error);
@@ -47,7 +47,7 @@ function tools(conversation, message, item, texts, actions) {
       element("span", { class: "soft" }, fill(texts.version, { n: at + 1, count: siblings.length })),
       element("button", { type: "button", class: "icon-button", "aria-label": texts.next, disabled: at === siblings.length - 1, onclick: to(at + 1) }, "›"));
   }
-  row.append(iconButton("copy", texts.copy, () => copy(split(message.text).said)));
+  row.append(iconButton("copy", texts.copy, () => copy(split(message).said)));
   if (message.role === "user") row.append(plain(texts.edit, () => editor(message, item, texts, actions)));
   else row.append(plain(texts.regenerate, () => actions.regenerate(message)));
   if (message.logprobs?.length) row.append(tokensButton(message, item, texts));
@@ -64,7 +64,7 @@ function tokensButton(message, item, texts) {
     button.setAttribute("aria-pressed", String(!isShown));
     if (isShown) {
       body.replaceChildren();
-      showText(body, message.text, texts);
+      showText(body, message, texts);
     } else body.replaceChildren(tokenView(message.logprobs, texts));
   }, { "aria-pressed": "false" });
   return button;

@@ -73,10 +73,11 @@ function isReady() {
 }
 
 function factsOf(job) {
-  const { template, tokens_per_second: rate, outputs: [output] } = job.result;
+  const { engine, template, tokens_per_second: rate, outputs: [output] } = job.result;
   return [
     fill(texts.facts, { tokens: output.usage.completion_tokens, rate: rate.toFixed(1) }),
     template && fill(texts.template, { name: template }),
+    engine && fill(texts.engine, { name: engine }),
     output.finish_reason === "length" && texts.length,
     output.dropped_turns && fill(texts.dropped, { count: output.dropped_turns }),
   ].filter(Boolean);
@@ -114,15 +115,16 @@ async function answer(question) {
   setRunning(new Run());
   redraw();
   const body = () => document.querySelector(`[data-id="${reply.id}"] .body`);
-  const show = () => { if (own === conversation && body()) { showText(body(), reply.text, texts); scrollToEnd(); } };
+  const show = () => { if (own === conversation && body()) { showText(body(), reply, texts); scrollToEnd(); } };
   try {
     const ended = await run.start(
       { ...common(), ...settings.template(), messages: [...(system ? [{ role: "system", content: system }] : []), ...messages] },
       {
         onSubmitted: ({ id, warnings }) => Object.assign(reply, { job: id, warnings }),
-        onToken: ({ offset, text }) => {
+        onToken: ({ offset, text, reasoning = "", reasoning_offset: reasoningOffset = 0 }) => {
           // a job that runs again sends its text from the beginning
           reply.text = [...reply.text].slice(0, offset).join("") + text;
+          if (reasoning) reply.reasoning = [...(reply.reasoning ?? "")].slice(0, reasoningOffset).join("") + reasoning;
           show();
         },
       });
@@ -149,7 +151,7 @@ function finish(reply, job) {
   reply.warnings = [];
   if (job.status === "succeeded") {
     const [output] = job.result.outputs;
-    Object.assign(reply, { text: output.text, facts: factsOf(job), logprobs: output.logprobs ?? undefined, seed: output.seed ?? undefined });
+    Object.assign(reply, { text: output.text, reasoning: output.reasoning ?? undefined, facts: factsOf(job), logprobs: output.logprobs ?? undefined, seed: output.seed ?? undefined });
   } else if (job.status === "canceled") {
     reply.facts = [texts.stopped];
   } else {
