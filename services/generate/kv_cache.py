@@ -16,8 +16,10 @@ from transformers import Cache, PreTrainedModel
 from services.generate.adapted_model import AdaptedModel
 from services.generate.adapter_stack import AdapterStack, LoadedAdapter
 from services.generate.masks import ALIGNMENT, Masks, masks_of, rounded_up
+from services.generate.row_groups import GROUPED, GroupedStates, GroupStep, RowGroup
 
-_BLOCK = 64
+BLOCK = 64
+"""Columns of the smallest group of rows."""
 
 
 class PromptCache(Cache):
@@ -28,7 +30,7 @@ class PromptCache(Cache):
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.length = 0
-        self._columns = rounded_up(tokens, _BLOCK)
+        self._columns = rounded_up(tokens, BLOCK)
 
     def width(self, new_tokens: int) -> int:
         """Returns the columns that a forward pass with this many new tokens sees."""
@@ -70,48 +72,49 @@ class PromptCache(Cache):
 
 
 class KVCache(Cache):
-    """Keys and values of the running sequences: two tensors (rows, kv heads, columns, head_dim) per layer.
+    """Keys and values of the running sequences, in groups of rows with space for the same number of columns.
 
-    Rows and columns grow on demand, by at least half. Columns that a row has not reached yet are masked and kept at
-    zero: a masked NaN would still corrupt the row's attention.
+    A row moves to the next group, of twice as many columns, once it is full. Models whose attention takes one tensor for all
+    rows have one group, whose columns grow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, grouped: bool) -> None:
         super().__init__(layers=[])
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
         self.lengths: list[int] = []
-        self._rows = self._columns = torch.empty(0)
         self.width = 0
+        self._grouped = grouped
+        self._groups: list[RowGroup] = []
+        self._steps: list[GroupStep] = []
 
     def join(self, prompt: PromptCache) -> None:
         """Appends a row with a copy of a prompt's keys and values."""
-        if not self._keys:
-            self._keys, self._values = (
-                [tensor[:0] for tensor in tensors] for tensors in (prompt.keys, prompt.values)
-            )
-        row, length = len(self.lengths), prompt.length
-        self._reserve(row + 1, length)
-        for mine, other in zip((*self._keys, *self._values), (*prompt.keys, *prompt.values), strict=True):
-            mine[row, :, :length] = other[0, :, :length]
-        self.lengths.append(length)
+        keys, values = ([one[0, :, : prompt.length] for one in side] for side in (prompt.keys, prompt.values))
+        self._group_for(prompt.length + 1).add(len(self.lengths), keys, values)
+        self.lengths.append(prompt.length)
 
     def leave(self, row: int) -> None:
-        """Frees a row: the last one takes its place."""
+        """Frees a row: the last one takes its number."""
         last = len(self.lengths) - 1
-        for tensor in (*self._keys, *self._values):
-            tensor[row] = tensor[last]
-            tensor[last] = 0
+        self._group_of(row).remove(row)
+        if row != last:
+            moved = self._group_of(last)
+            moved.rows[moved.rows.index(last)] = row
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
+        self._groups = [group for group in self._groups if group.rows]
 
     def begin_step(self, device: torch.device) -> torch.Tensor:
         """Makes space for one more token in each row; returns its position ids (rows, 1)."""
+        for row, length in enumerate(self.lengths):
+            self._make_space(row, length)
         self.width = rounded_up(max(self.lengths) + 1, ALIGNMENT)
-        self._reserve(len(self.lengths), self.width)
-        self._rows = torch.arange(len(self.lengths), device=device)
-        self._columns = torch.tensor(self.lengths, device=device)
-        return self._columns[:, None]
+        columns = torch.tensor(self.lengths, device=device)
+        self._steps = []
+        for group in self._groups:
+            rows = torch.tensor(group.rows, device=device)
+            width = rounded_up(max(self.lengths[row] for row in group.rows) + 1, ALIGNMENT)
+            self._steps.append(GroupStep(group, rows, columns[rows], width))
+        return columns[:, None]
 
     def end_step(self) -> None:
         """Counts the token that the model has appended to each row."""
@@ -119,33 +122,48 @@ class KVCache(Cache):
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by the model: takes (rows, kv heads, 1, head_dim), returns all keys and values of the mask's width."""
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        # In a model over several GPUs, the keys of a layer are on its GPU.
-        at_rows, at_columns = self._rows.to(keys.device), self._columns.to(keys.device)
-        keys[at_rows, :, at_columns] = key_states[:, :, 0]
-        values[at_rows, :, at_columns] = value_states[:, :, 0]
-        rows = len(self.lengths)
-        return keys[:rows, :, : self.width], values[:rows, :, : self.width]
+    ) -> Any:
+        """Called by the model: takes (rows, kv heads, 1, head_dim), returns all keys and values of the mask's width.
+
+        They are tensors if all rows are in one group, in order, and else `GroupedStates`.
+        """
+        for step in self._steps:
+            step.write(layer_idx, key_states, value_states)
+        seen = [step.seen(layer_idx) for step in self._steps]
+        if self._steps[0].group.rows == list(range(len(self.lengths))):
+            return seen[0]
+        return tuple(GroupedStates(self._steps, side) for side in zip(*seen, strict=True))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.lengths, default=0)
 
-    def _reserve(self, rows: int, columns: int) -> None:
-        have_rows, _, have_columns, _ = self._keys[0].shape
-        if rows <= have_rows and columns <= have_columns:
+    def _make_space(self, row: int, length: int) -> None:
+        group = self._group_of(row)
+        if length < group.columns:
             return
-        rows = have_rows if rows <= have_rows else max(rows, have_rows * 3 // 2)
-        if columns <= have_columns:
-            columns = have_columns
-        else:
-            columns = rounded_up(max(columns, have_columns * 3 // 2), _BLOCK)
-        for tensors in (self._keys, self._values):
-            for number, old in enumerate(tensors):
-                new = old.new_zeros((rows, old.shape[1], columns, old.shape[3]))
-                new[:have_rows, :, :have_columns] = old
-                tensors[number] = new
+        if not self._grouped:
+            group.reserve(len(group.rows), rounded_up(length * 3 // 2, BLOCK))
+            return
+        self._group_for(length + 1).add(row, *group.states(row, length))
+        group.remove(row)
+        self._groups = [group for group in self._groups if group.rows]
+
+    def _group_of(self, row: int) -> RowGroup:
+        return next(group for group in self._groups if row in group.rows)
+
+    def _group_for(self, columns: int) -> RowGroup:
+        """Returns the group of rows of this many columns, which may be a new one."""
+        space = columns_for(columns)
+        fitting = [group for group in self._groups if not self._grouped or group.columns == space]
+        if not fitting:
+            fitting = [RowGroup(space)]
+            self._groups += fitting
+        return fitting[0]
+
+
+def columns_for(columns: int) -> int:
+    """Returns the columns of the group of rows that need this many: powers of two times `BLOCK`."""
+    return BLOCK << (-(-columns // BLOCK) - 1).bit_length()
 
 
 class BatchRunner:
@@ -157,7 +175,7 @@ class BatchRunner:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._cache = KVCache()
+        self._cache = KVCache(grouped=model.config._attn_implementation == GROUPED)
         self._adapted = AdaptedModel(model)
         self.stacks: list[AdapterStack | None] = []
 

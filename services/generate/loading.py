@@ -26,6 +26,7 @@ from services.errors import (
 from services.generate.chat_template import ChatTemplate
 from services.generate.masks import window_of
 from services.generate.quantization import held_bytes, keep_arithmetic, quantization_config
+from services.generate.row_groups import attention_name
 from services.generate.row_linear import use_row_linear
 from services.kinds.shared import Quantization
 from services.progress import Progress, Report, ignore_progress
@@ -283,7 +284,9 @@ def _read_weights(
             config=config,
             dtype=dtype,
             # Only the eager attention caps its scores, as Gemma 2 does.
-            attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa",
+            attn_implementation="eager"
+            if getattr(config, "attn_logit_softcapping", None)
+            else attention_name(config.model_type),
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
