@@ -6,6 +6,7 @@ Snippets that are also run: `tests/e2e/test_docs_snippets.py`.
 import ast
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def of(language: str) -> list[Any]:
 
 
 def test_every_language_is_checked_or_named_with_a_reason() -> None:
-    assert {block.language for block in all_blocks()} - {"json", "yaml", "python"} == set(NOT_CHECKED)
+    assert {block.language for block in all_blocks()} - {"json", "yaml", "python", "toml"} == set(NOT_CHECKED)
 
 
 def json_values(text: str) -> Iterator[Any]:
@@ -63,6 +64,11 @@ def json_values(text: str) -> Iterator[Any]:
         value, end = decoder.raw_decode(text)
         yield value
         text = text[end:]
+
+
+@pytest.mark.parametrize("block", of("toml"))
+def test_a_toml_snippet_is_valid(block: Block) -> None:
+    assert tomllib.loads(block.text)
 
 
 @pytest.mark.parametrize("block", of("json"))

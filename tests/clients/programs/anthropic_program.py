@@ -31,6 +31,7 @@ def main(address: str, model: str) -> dict[str, Any]:
         "stream_usage": [last.usage.input_tokens, last.usage.output_tokens],
         "offered": _text(offered),
         "continued": _text(continued),
+        "counted": client.messages.count_tokens(model=model, messages=MESSAGES).input_tokens,
     }
 
 
