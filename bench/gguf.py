@@ -41,7 +41,8 @@ def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
                 "ours": lambda prompts=prompts: drive(engine, wakeup, prompts, options.new_tokens),
                 "own server": lambda prompts=prompts: ask(other.server, prompts, options.new_tokens),
             }
-            found = compare(ways, streams * options.new_tokens, options.runs)
+            servers = {"ours": engine.server, "own server": other.server}
+            found = compare(ways, servers, streams * options.new_tokens, options.runs)
             report[f"{streams} streams"] = found
             if found["ratio"] < NEEDED:
                 wrong.append(f"{streams} streams: {found['ratio']}")
@@ -51,19 +52,40 @@ def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
     return report, wrong
 
 
-def compare(ways: dict[str, Callable[[], None]], tokens: int, runs: int) -> Json:
-    """Returns tokens per second of each way, and the median of the ratios of neighbouring runs."""
+def compare(ways: dict[str, Callable[[], None]], servers: dict[str, Any], tokens: int, runs: int) -> Json:
+    """Returns tokens per second and milliseconds of the processor per token of each way, here and in its process; medians.
+
+    `ratio` is the median of the ratios of neighbouring runs; on a machine with other work the times of the processor say more.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    here: dict[str, list[float]] = {name: [] for name in ways}
+    there: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(runs + 1):
         for name, run in ways.items():
-            begin = time.perf_counter()
+            begin, own, others = time.perf_counter(), time.process_time(), processor_seconds(servers[name])
             run()
             seconds[name].append(time.perf_counter() - begin)
+            here[name].append(time.process_time() - own)
+            there[name].append(processor_seconds(servers[name]) - others)
     ratios = [b / a for a, b in zip(seconds["ours"][1:], seconds["own server"][1:], strict=True)]
     return {
-        **{name: round(tokens / statistics.median(found[1:]), 1) for name, found in seconds.items()},
+        "tokens_per_second": {name: round(tokens / statistics.median(found[1:]), 1) for name, found in seconds.items()},
+        "client_ms_per_token": {name: milliseconds(found, tokens) for name, found in here.items()},
+        "server_ms_per_token": {name: milliseconds(found, tokens) for name, found in there.items()},
         "ratio": round(statistics.median(ratios), 3),
-    }
+    }  # fmt: skip
+
+
+def milliseconds(seconds: list[float], tokens: int) -> float:
+    """Returns the median without the first run, per token."""
+    return round(1000 * statistics.median(seconds[1:]) / tokens, 2)
+
+
+def processor_seconds(server: Any) -> float:
+    """Returns the seconds of the processor that llama.cpp's process has used."""
+    pids = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text(encoding="ascii").split()
+    fields = Path(f"/proc/{pids[0]}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def start(options: argparse.Namespace, slots: int) -> tuple[Any, threading.Event]:

@@ -167,7 +167,9 @@ class LlamaCppEngine:
             if not sequence.is_finished:
                 events += self._accept(sequence, _choice(token, sequence.request.sampling.logprobs))
         if sequence.is_finished:
-            self._remove(running)
+            self._running.remove(running)
+            if not sequence.is_full:  # else the call is about to end, and its connection is used again
+                _stop(running)
         return events
 
     def _accept(self, sequence: SequenceState, choice: Choice) -> list[Event]:
