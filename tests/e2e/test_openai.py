@@ -345,7 +345,7 @@ def test_refusals_are_errors_of_the_official_client(client: openai.OpenAI, quest
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="nothing", messages=messages)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
-    with pytest.raises(openai.BadRequestError, match="a tool call cannot be required") as tools:
+    with pytest.raises(openai.BadRequestError, match="tool_choice requires a call") as tools:
         client.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, tool_choice="required")
     assert (tools.value.param, tools.value.type) == ("tool_choice", "invalid_request_error")
     with pytest.raises(openai.APIStatusError, match="vocabulary would shrink") as swapped:
