@@ -5,7 +5,7 @@ It speaks OpenAI's API: vLLM, llama.cpp's server, Ollama, another Graftwerk. `GE
 
 from services.backend.calls import Call, call_of, check_forwardable, seed_of
 from services.backend.chunks import CallPart, Chunk
-from services.backend.dialects import extra_fields
+from services.backend.dialects import own_vllm_fields
 from services.backend.llama_cpp import check_forms, llama_cpp_fields
 from services.backend.server import FORWARDED_HEADER, SERVICE_HEADER, Backend, ServedModel
 
@@ -20,7 +20,7 @@ __all__ = [
     "call_of",
     "check_forms",
     "check_forwardable",
-    "extra_fields",
     "llama_cpp_fields",
+    "own_vllm_fields",
     "seed_of",
 ]

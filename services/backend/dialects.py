@@ -140,3 +140,8 @@ def form_fields(request: GuidedPromptOptions, dialect: str) -> Mapping[str, Any]
             "Leave it out, or use one of this service's own models.",
         )
     return write(value)
+
+
+def own_vllm_fields(sampling: Sampling) -> dict[str, Any]:
+    """Returns the settings beyond OpenAI's for a vLLM that this service runs. Raises UnsupportedOption."""
+    return extra_fields(sampling, "vllm", server="vLLM", alternative="have the engine graftwerk generate")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.backend import extra_fields
+from services.backend import own_vllm_fields
 from services.errors import GraftwerkError, InvalidRequest, NotReady, PromptTooLong
 from services.grammar import Grammar
 from services.sampling import Sampling
@@ -69,7 +69,7 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,
-        **extra_fields(sampling, "vllm", server="vLLM", alternative="have the engine graftwerk generate"),
+        **own_vllm_fields(sampling),
     }
 
 

@@ -78,7 +78,12 @@ class VllmServer:
     @property
     def is_ready(self) -> bool:
         """True once the server takes requests."""
-        return self._ready.done() and self._ready.exception() is None
+        return self._ready.done() and not self._ready.cancelled() and self._ready.exception() is None
+
+    @property
+    def is_lost(self) -> bool:
+        """True once the server has ended or could not be started."""
+        return self._child.has_ended or (self._ready.done() and not self.is_ready)
 
     def check(self) -> None:
         """Raises NotReady if the server does not run any more, or has not started in time."""

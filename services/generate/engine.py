@@ -35,6 +35,7 @@ class Engine:
     """A model, the sequences that run on it, and those that wait for a free slot. `slots` is the maximum batch size."""
 
     computes_here = True
+    is_lost = False
     stage: str | None = None
 
     def __init__(

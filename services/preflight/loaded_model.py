@@ -4,6 +4,7 @@ from services.adapters.stack import Stack
 from services.adapters.unmerged import merge_reason, unmerged_elements
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.errors import NotReady, VocabularyMismatch, WrongModelKind
+from services.generate_engines import Engine
 from services.kinds.generate import GenerateRequest
 from services.kinds.shared import ModelRequest
 from services.models.summary import kind_of_folder
@@ -16,6 +17,7 @@ from services.preflight.plan import (
     convert_first,
     deferred_plan,
 )
+from services.preflight.vllm import check_vllm
 
 
 def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
@@ -25,6 +27,7 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
         NotReady: no worker has the engine.
         WrongModelKind: the model is not a Hugging Face model, or an adapter is not one.
         VocabularyMismatch: the model has no tokenizer.
+        UnsupportedOption: the engine does not have an option of the request.
         GraftwerkError: any other error that their files give a reason for.
     """
     if inputs.waiting:
@@ -33,7 +36,9 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
     found = kind_of_folder(folder)
     if found == "gguf":
         return plan_gguf_model(request, inputs)
-    engine = inputs.engines.of(found)
+    engine: Engine | None = "graftwerk"
+    if isinstance(request, GenerateRequest):
+        engine = inputs.engines.of(found)
     if found != "huggingface":
         raise WrongModelKind(
             f"{request.model!r} is of kind {found!r}; text is generated from a huggingface model.",
@@ -53,6 +58,8 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
     adapters, stack = inputs.stack(checkpoint, request.adapters)
     is_unmerged = engine == "graftwerk" and isinstance(request, GenerateRequest) and request.applies_unmerged
     elements, warnings = _unmerged(stack) if is_unmerged else (0, [])
+    if engine == "vllm" and isinstance(request, GenerateRequest):
+        warnings = check_vllm(request, stack)
     return Plan(
         kind=request.kind,
         reads=[

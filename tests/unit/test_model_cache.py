@@ -51,7 +51,7 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
         return cast(LoadedModel, loaded)
 
     monkeypatch.setattr(model_cache, "load_model", load)
-    engine = SimpleNamespace(close=lambda: None, computes_here=True)
+    engine = SimpleNamespace(close=lambda: None, computes_here=True, is_lost=False)
     monkeypatch.setattr(model_cache, "Engine", lambda *_, **__: cast(Engine, engine))
     monkeypatch.setattr(model_cache, "model_bytes", lambda *_: 40)
     return Volume(ModelCache("cpu", 100, 4), job_context(tmp_path))

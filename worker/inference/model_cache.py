@@ -4,6 +4,7 @@ Adapters that are applied unmerged are entries of their own on the entry of thei
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -152,6 +153,7 @@ class ModelCache:
             ModelNotFound: a folder does not exist.
             GraftwerkError: see `load_model` and `merge`.
         """
+        self._evict_unused_if(lambda model: model.engine.is_lost)
         key = possible_key(key, context.store)
         if key.is_stack:
             return self._acquire_stack(key, context)
@@ -242,12 +244,12 @@ class ModelCache:
 
     def evict_idle(self, seconds: float) -> None:
         """Removes the models of engines outside of this process that no job has run on for this time; 0 keeps all."""
-        end = time.monotonic() - seconds
-        for model in [
-            model for model in self.models if not model.refcount and not model.engine.computes_here
-        ]:
-            if seconds and model.idle_since < end:
-                self.evict(model)
+        end = time.monotonic() - seconds if seconds else -math.inf
+        self._evict_unused_if(lambda model: not model.engine.computes_here and model.idle_since < end)
+
+    def _evict_unused_if(self, condition: Callable[[CachedModel], bool]) -> None:
+        for model in [model for model in self.models if not model.refcount and condition(model)]:
+            self.evict(model)
 
     def _find(self, key: ModelKey) -> CachedModel | None:
         return next((model for model in self.models if model.key == key), None)

@@ -13,6 +13,10 @@ class ModelEngine(Protocol):
         """True if `step` computes, False if it takes what a server has sent."""
 
     @property
+    def is_lost(self) -> bool:
+        """True once every `step` would raise."""
+
+    @property
     def stage(self) -> str | None:
         """Progress of jobs while the engine takes no requests yet, else None."""
 

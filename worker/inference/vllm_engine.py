@@ -76,6 +76,11 @@ class VllmEngine:
     computes_here = False
 
     @property
+    def is_lost(self) -> bool:
+        """True once the server has ended or could not be started."""
+        return self.server.is_lost
+
+    @property
     def stage(self) -> str | None:
         """Progress of a job that waits until the server is ready, None once it is."""
         return None if self.server.is_ready else "starting vLLM"

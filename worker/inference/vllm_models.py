@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from services.adapters.adapter import read_adapter
@@ -13,11 +13,11 @@ from services.adapters.vllm_adapter import merge_reason
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.engines.vllm import VllmOptions
 from services.engines.vllm_server import VllmServer
-from services.errors import UnsupportedOption
 from services.generate import ServedModel, read_served_model, resolve_device
 from services.generate.loading import choose_dtype
 from services.kinds.shared import AdapterChoice
 from services.models.store import ModelStore
+from services.preflight.vllm import check_vllm_loading
 from services.settings import Settings
 from worker.inference.model_cache import CachedModel
 from worker.inference.model_folder import folder_of
@@ -54,8 +54,9 @@ class VllmModels:
 
     def needed_bytes(self, key: ModelKey, store: ModelStore) -> int:
         """Returns the bytes that `load` would need. Raises ModelNotFound, and the errors of adapters that do not fit."""
-        _check_options(key)
-        if self._server_key(key, store) in self._servers:
+        check_vllm_loading(key.quantization, key.rope_alpha)
+        shared = self._servers.get(self._server_key(key, store))
+        if shared is not None and not shared.server.is_lost:
             return 0
         return self._server_bytes(key, store)
 
@@ -67,14 +68,14 @@ class VllmModels:
             InvalidSettings: vLLM is not installed.
             GraftwerkError: as `read_served_model` and `merge`.
         """
-        _check_options(key)
+        check_vllm_loading(key.quantization, key.rope_alpha)
         server_key = self._server_key(key, context.store)
         shared = self._servers.get(server_key)
-        if shared is None:
+        if shared is None or shared.server.is_lost:
             shared = self._servers[server_key] = self._start(server_key, context)
         shared.engines += 1
         adapter = None
-        if server_key != key:
+        if server_key.adapters != key.adapters:
             ((name, _, stamp),) = key.adapters
             digest = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]
             adapter = ServedAdapter(f"{name}@{digest}", context.store.path(name))
@@ -84,7 +85,7 @@ class VllmModels:
             adapter=adapter,
             slots=self.settings.generate_slots,
             notify=self.notify,
-            on_close=partial(self._release, server_key),
+            on_close=partial(self._release, server_key, shared),
         )
         return CachedModel(
             key,
@@ -94,11 +95,12 @@ class VllmModels:
             is_unmerged=adapter is not None,
         )
 
-    def _release(self, key: ModelKey) -> None:
-        shared = self._servers[key]
+    def _release(self, key: ModelKey, shared: SharedServer) -> None:
+        """Stops a server that no engine uses any more."""
         shared.engines -= 1
         if not shared.engines:
-            del self._servers[key]
+            if self._servers.get(key) is shared:
+                del self._servers[key]
             shared.server.stop()
 
     def _start(self, key: ModelKey, context: JobContext) -> SharedServer:
@@ -142,26 +144,16 @@ class VllmModels:
         return weights + self._cache_bytes if self._cache_bytes else max(weights, self.limit_bytes)
 
     def _server_key(self, key: ModelKey, store: ModelStore) -> ModelKey:
-        """Returns the key of the server: that of the base if vLLM applies the adapter to it."""
+        """Returns the key of the server: that of the base if vLLM applies the adapter to it, else of a merged copy."""
         if not key.unmerged:
             return key
         choices = [AdapterChoice(name=name, scale=scale) for name, scale, _ in key.adapters]
         base = read_checkpoint(store.path(key.model))
         adapters = [read_adapter(store.path(choice.name), choice.name, experts=True) for choice in choices]
         reason = merge_reason(choices, check_stack(base, adapters), self.settings.vllm_adapter_rank)
-        return key.base if reason is None else key
+        return key.base if reason is None else replace(key, unmerged=False)
 
 
 def _share_bytes(shared: SharedServer) -> int:
     """Returns the bytes of a server for each of the engines that use it."""
     return shared.model.size_bytes // shared.engines
-
-
-def _check_options(key: ModelKey) -> None:
-    """Refuses ways to load a model that vLLM does not have."""
-    for name, value in (("quantization", key.quantization), ("rope_alpha", key.rope_alpha)):
-        if value is not None:
-            raise UnsupportedOption(
-                f"vLLM does not load a model with {name}; the request sets it to {value}.",
-                f"Leave {name} out, or have the engine graftwerk generate.",
-            )

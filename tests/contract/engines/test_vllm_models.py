@@ -1,0 +1,299 @@
+"""Jobs on servers of vLLM: which servers run, which adapters they apply, and what results say."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.kinds import parse_request
+from services.kinds.compare import CompareResult
+from services.kinds.generate import GenerateResult
+from services.progress import Progress, Report, ignore_progress
+from services.settings import Settings
+from tests.contract.engines.conftest import FAKE_COMMAND, FakeVllm, all_end, is_alive
+from tests.contract.engines.test_vllm_engine import tokens_after
+from tests.contract.generate.engine_driver import DrivenJob
+from tests.job_context import job_context
+from tests.reference.peft_merge import make_adapter
+from worker.inference.model_cache import ModelCache
+from worker.inference.scheduler import Scheduler
+from worker.inference.session import open_session
+from worker.inference.vllm_models import CPU_CACHE_BYTES, VllmModels
+
+SAMPLING = {"temperature": 0, "repetition_penalty": 1, "max_new_tokens": 6}
+PROMPT = [1, 40, 41]
+LIMIT = 16 * 2**30
+
+
+class Worker:
+    """The scheduler of a worker with the engine vLLM."""
+
+    def __init__(self, volume: Path, limit_bytes: int = LIMIT, **settings: Any) -> None:
+        self.settings = Settings(
+            models_dir=volume, device="cpu", generate_engine="vllm", vllm_command=FAKE_COMMAND, **settings
+        )
+        vllm = VllmModels(self.settings, limit_bytes, lambda: None)
+        self.models = ModelCache("cpu", limit_bytes, 8, loaders={"vllm": vllm})
+        self.scheduler: Scheduler[DrivenJob] = Scheduler(
+            self.models, on_success=self._succeed, on_failure=self._fail
+        )
+        self._runs = count(1)
+
+    def add(self, report: Report = ignore_progress, **request: Any) -> DrivenJob:
+        body: dict[str, Any] = {
+            "kind": "generate",
+            "model": "base",
+            "prompt_token_ids": PROMPT,
+            "return_token_ids": True,
+        }
+        body = {"sampling": SAMPLING} | ({} if "kind" in request else body)
+        context = job_context(self.settings.models_dir, run=str(next(self._runs)), report=report)
+        job = DrivenJob(replace(context, settings=self.settings))
+        self.scheduler.add(job, open_session(parse_request({**body, **request}), job.context))
+        return job
+
+    def run(self, *jobs: DrivenJob, seconds: float = 30) -> None:
+        """Runs rounds until the jobs have ended."""
+        self.run_until(lambda: all(job.result or job.error for job in jobs), seconds)
+
+    def run_until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline
+            self.scheduler.step()
+            time.sleep(0.005)
+
+    def result(self, **request: Any) -> GenerateResult:
+        job = self.add(**request)
+        self.run(job)
+        assert isinstance(job.result, GenerateResult), job.error
+        return job.result
+
+    def _succeed(self, job: DrivenJob, result: Any) -> None:
+        job.result = result
+
+    def _fail(self, job: DrivenJob, failure: Any) -> None:
+        job.error = failure.error
+
+
+@pytest.fixture
+def workers(fake: FakeVllm) -> Iterator[Callable[..., Worker]]:
+    started: list[Worker] = []
+
+    def start(*arguments: Any, **settings: Any) -> Worker:
+        started.append(Worker(fake.volume, *arguments, **settings))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        for model in worker.models.models.copy():
+            worker.models.evict(model)
+
+
+@pytest.fixture
+def worker(workers: Callable[..., Worker]) -> Worker:
+    return workers()
+
+
+def copy_of_base(fake: FakeVllm, name: str) -> None:
+    for file in (fake.volume / "base").iterdir():
+        (fake.volume / name).mkdir(exist_ok=True)
+        (fake.volume / name / file.name).write_bytes(file.read_bytes())
+    (fake.volume / f"{name}.json").write_bytes((fake.volume / "base.json").read_bytes())
+
+
+def test_a_result_names_the_engine(worker: Worker) -> None:
+    result = worker.result()
+    assert result.outputs[0].token_ids == tokens_after(PROMPT, 6)
+    assert (result.engine, result.device, result.dtype, result.adapters) == ("vllm", "cpu", "float32", None)
+
+
+def test_progress_says_that_the_server_starts(worker: Worker, fake: FakeVllm) -> None:
+    fake.behave(start_seconds=0.3)
+    stages: list[str] = []
+
+    def report(progress: Progress) -> None:
+        stages.append(progress.stage)
+
+    worker.run(worker.add(report))
+    assert list(dict.fromkeys(stages)) == ["starting vLLM", "generating"]
+
+
+def test_other_jobs_go_on_while_a_server_starts(worker: Worker, fake: FakeVllm) -> None:
+    copy_of_base(fake, "other")
+    (fake.volume / "other.json").write_text(json.dumps({"start_seconds": 600}))
+    waiting, running = worker.add(model="other"), worker.add()
+    worker.run(running)
+    assert running.error is None
+    assert (waiting.result, waiting.error) == (None, None)
+
+
+def test_an_adapter_is_applied_to_the_base_of_the_same_server(worker: Worker, fake: FakeVllm) -> None:
+    assert worker.result().adapters is None
+    result = worker.result(adapters=["a"])
+    assert result.outputs[0].token_ids == tokens_after(PROMPT, 6, shift=5)
+    assert result.adapters == "unmerged"
+    assert len(fake.heard("start")) == 1
+    (loaded,) = fake.heard("/v1/load_lora_adapter")
+    assert loaded["lora_path"] == str(fake.volume / "a")
+    assert loaded["lora_name"].startswith("a@")
+
+
+def test_an_adapter_whose_files_have_changed_is_another_one(worker: Worker, fake: FakeVllm) -> None:
+    worker.result(adapters=["a"])
+    file = fake.volume / "a" / "adapter_config.json"
+    file.write_text(file.read_text().replace('"lora_alpha": 5', '"lora_alpha": 11'))
+    result = worker.result(adapters=["a"])
+    assert result.outputs[0].token_ids == tokens_after(PROMPT, 6, shift=11)
+    names = [body["lora_name"] for body in fake.heard("/v1/load_lora_adapter")]
+    assert len(set(names)) == 2
+
+
+def unlike(fake: FakeVllm, name: str, **options: Any) -> list[str]:
+    make_adapter(fake.volume / name, seed=9, **options)
+    return [name]
+
+
+MERGED: dict[str, Callable[[FakeVllm], list[Any]]] = {
+    "two adapters": lambda _: ["a", "b"],
+    "a scale": lambda _: [{"name": "a", "scale": 0.5}],
+    "a rank above the limit": lambda fake: unlike(fake, "c", r=16),
+    "DoRA": lambda fake: unlike(fake, "c", use_dora=True),
+    "saved modules": lambda fake: unlike(fake, "c", modules_to_save=["embed_tokens", "lm_head"]),
+    "pairs of the head": lambda fake: unlike(fake, "c", target_modules=["lm_head"]),
+}
+
+
+@pytest.mark.parametrize("case", MERGED)
+def test_what_vllm_does_not_apply_is_served_as_a_merged_copy(
+    workers: Callable[..., Worker], fake: FakeVllm, case: str
+) -> None:
+    worker = workers(vllm_adapter_rank=8)
+    result = worker.result(adapters=MERGED[case](fake))
+    assert result.adapters == "merged"
+    assert result.outputs[0].token_ids == tokens_after(PROMPT, 6)
+    assert fake.heard("/v1/load_lora_adapter") == []
+    (model,) = worker.models.models
+    assert not list(fake.volume.glob(".*/1")), "the copy is removed once the server has read it"
+    assert model.adapters == "merged"
+
+
+def test_exact_asks_for_a_merged_copy(worker: Worker, fake: FakeVllm) -> None:
+    result = worker.result(adapters=["a"], exact=True)
+    assert result.adapters == "merged"
+    assert fake.heard("/v1/load_lora_adapter") == []
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ({"quantization": "8bit"}, "quantization"),
+        ({"rope_alpha": 2.0}, "rope_alpha"),
+        ({"sampling": {**SAMPLING, "num_beams": 2}}, "num_beams"),
+    ],
+)
+def test_what_vllm_does_not_have_fails_with_its_name(worker: Worker, option: Any, name: str) -> None:
+    job = worker.add(**option)
+    worker.run(job)
+    assert job.error is not None
+    assert (job.error.code, name in job.error.message) == ("unsupported_option", True)
+
+
+def test_variants_of_a_comparison_are_generated_by_vllm(worker: Worker) -> None:
+    body = {"variants": [{"model": "base"}, {"model": "base", "adapters": ["a"]}], "prompt": "x"}
+    job = worker.add(kind="compare", **body)
+    worker.run(job)
+    assert isinstance(job.result, CompareResult), job.error
+    assert [variant.engine for variant in job.result.variants] == ["vllm", "vllm"]
+    assert [[adapter.name for adapter in variant.adapters] for variant in job.result.variants] == [[], ["a"]]
+
+
+def test_a_server_that_dies_fails_its_jobs_and_the_next_job_gets_a_new_one(
+    worker: Worker, fake: FakeVllm
+) -> None:
+    fake.behave(crash_on=60)
+    fine, fatal = worker.add(), worker.add(prompt_token_ids=[1, 60])
+    worker.run(fine, fatal)
+    assert fatal.error is not None
+    assert fatal.error.transient, "the queue tries it again"
+    assert "was ended by signal 9; its last lines: " in fatal.error.message
+    assert worker.models.models == []
+    assert worker.result().outputs[0].token_ids == tokens_after(PROMPT, 6)
+    assert len(fake.heard("start")) == 2
+
+
+def test_a_server_that_died_while_no_job_ran_is_replaced(worker: Worker, fake: FakeVllm) -> None:
+    worker.result()
+    worker.result(adapters=["a"])
+    pids = fake.pids
+    for model in worker.models.models:
+        engine: Any = model.engine
+        engine.server._child._process.kill()
+        engine.server._child._process.wait()
+    assert worker.result(adapters=["a"]).adapters == "unmerged"
+    assert len(fake.heard("start")) == 2
+    assert all_end(pids, 2)
+
+
+def test_the_least_recently_used_server_is_stopped_for_another(
+    workers: Callable[..., Worker], fake: FakeVllm
+) -> None:
+    worker = workers(CPU_CACHE_BYTES + 2**30)
+    worker.result()
+    worker.result(adapters=["a"])
+    assert worker.models.busy_bytes == 0
+    pids = fake.pids
+    copy_of_base(fake, "other")
+    worker.result(model="other")
+    assert [model.key.name for model in worker.models.models] == ["other"]
+    assert all_end(pids, 0)
+
+
+def test_a_busy_server_is_not_stopped_and_the_other_job_waits(
+    workers: Callable[..., Worker], fake: FakeVllm
+) -> None:
+    fake.behave(token_seconds=0.05)
+    worker = workers(CPU_CACHE_BYTES + 2**30)
+    copy_of_base(fake, "other")
+    first = worker.add(sampling={**SAMPLING, "max_new_tokens": 20})
+    worker.run_until(lambda: bool(fake.heard("/v1/completions")))
+    second = worker.add(model="other")
+    assert worker.models.busy_bytes >= CPU_CACHE_BYTES
+    worker.run(first, second)
+    assert (first.error, second.error) == (None, None)
+
+
+def test_the_memory_of_a_server_is_shared_by_its_engines(worker: Worker) -> None:
+    worker.result()
+    alone = sum(model.size_bytes for model in worker.models.models)
+    worker.result(adapters=["a"])
+    sizes = [model.size_bytes for model in worker.models.models]
+    assert len(sizes) == 2
+    assert math.isclose(sum(sizes), alone, abs_tol=1)
+
+
+def test_an_idle_server_is_stopped(worker: Worker, fake: FakeVllm) -> None:
+    worker.result()
+    worker.models.evict_idle(0)
+    worker.models.evict_idle(60)
+    assert all(map(is_alive, fake.pids))
+    time.sleep(0.02)
+    worker.models.evict_idle(0.01)
+    assert worker.models.models == []
+    assert all_end(fake.pids, 0)
+
+
+def test_a_canceled_job_closes_its_streams(worker: Worker, fake: FakeVllm) -> None:
+    fake.behave(token_seconds=0.02)
+    job = worker.add(sampling={**SAMPLING, "max_new_tokens": 50})
+    worker.run_until(lambda: bool(fake.heard("/v1/completions")))
+    worker.scheduler.remove(job)
+    (model,) = worker.models.models
+    assert model.refcount == 0
+    worker.run_until(lambda: model.engine.step() is not None and model.engine.free_slots == 8)
