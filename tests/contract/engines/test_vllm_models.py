@@ -35,9 +35,8 @@ class Worker:
     """The scheduler of a worker with the engine vLLM."""
 
     def __init__(self, volume: Path, limit_bytes: int = LIMIT, **settings: Any) -> None:
-        self.settings = Settings(
-            models_dir=volume, device="cpu", generate_engine="vllm", vllm_command=FAKE_COMMAND, **settings
-        )
+        options = {"vllm_command": FAKE_COMMAND, **settings}
+        self.settings = Settings(models_dir=volume, device="cpu", generate_engine="vllm", **options)
         vllm = VllmModels(self.settings, limit_bytes, lambda: None)
         self.models = ModelCache("cpu", limit_bytes, 8, loaders={"vllm": vllm})
         self.scheduler: Scheduler[DrivenJob] = Scheduler(

@@ -1,0 +1,209 @@
+"""The engine vLLM with a real vLLM: tokens, adapters, forms, and what is left when processes are killed."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from services.tokenizers import complete_tokenizer, load_tokenizer
+from tests.consumers.environments import python_of
+from tests.consumers.test_vllm import PROMPTS, _greedy, _save_base
+from tests.contract.engines.conftest import all_end, is_alive
+from tests.contract.engines.test_vllm_models import Worker
+from tests.reference.families import save_tiny_adapter
+
+ROOT = Path(__file__).parents[2]
+COMMAND = f"{python_of('vllm')} -m vllm.entrypoints.openai.api_server --enforce-eager"
+SETTINGS = {
+    "vllm_command": COMMAND,
+    "vllm_cache_bytes": 2**29,
+    "generate_slots": 4,
+    "vllm_start_seconds": 300,
+}
+GREEDY = {"temperature": 0, "repetition_penalty": 1, "max_new_tokens": 16, "logit_bias": {"2": -100}}
+SECONDS = 300.0
+
+
+class Real:
+    """A volume with a base and an adapter, their models in transformers, and a worker with a real vLLM."""
+
+    def __init__(self, volume: Path) -> None:
+        self.volume = volume
+        self.base = _save_base(volume / "base")
+        complete_tokenizer(volume / "base")
+        save_tiny_adapter(volume / "adapter", self.base, lora_alpha=4)
+        self.adapted: PreTrainedModel = PeftModel.from_pretrained(
+            copy.deepcopy(self.base), volume / "adapter"
+        ).merge_and_unload()
+        self.tokenizer = load_tokenizer(volume / "base")
+        self.worker = Worker(volume, **SETTINGS)
+
+    def result(self, **request: Any) -> Any:
+        job = self.worker.add(
+            **{"kind": "generate", "model": "base", "return_token_ids": True, "sampling": GREEDY, **request}
+        )
+        self.worker.run(job, seconds=SECONDS)
+        assert job.result is not None, job.error
+        return job.result
+
+    def expected(self, model: PreTrainedModel, tokens: int = 16) -> list[list[int]]:
+        """Returns transformers' greedy tokens, without the end of text."""
+        model.generation_config.eos_token_id = None
+        return [_greedy(model, self.tokenizer.encode(prompt), tokens) for prompt in PROMPTS]
+
+    @property
+    def processes(self) -> list[int]:
+        """Ids of the server's processes, its keeper first."""
+        engine: Any = self.worker.models.models[0].engine
+        return [engine.server.pid, *descendants(engine.server.pid)]
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    found = Real(tmp_path_factory.mktemp("volume"))
+    yield found
+    for model in found.worker.models.models.copy():
+        found.worker.models.evict(model)
+
+
+def tokens_of(result: Any) -> list[list[int]]:
+    return [output.token_ids for output in result.outputs]
+
+
+@pytest.mark.timeout(600)
+def test_four_streams_have_the_greedy_tokens_of_transformers(real: Real) -> None:
+    result = real.result(prompts=PROMPTS)
+    assert tokens_of(result) == real.expected(real.base)
+    assert (result.engine, result.adapters) == ("vllm", None)
+
+
+def test_an_unmerged_adapter_has_the_greedy_tokens_of_the_merge_by_peft(real: Real) -> None:
+    result = real.result(prompts=PROMPTS, adapters=["adapter"])
+    assert result.adapters == "unmerged"
+    assert tokens_of(result) == real.expected(real.adapted)
+    assert tokens_of(result) != real.expected(real.base)
+
+
+def test_base_and_adapter_in_one_batch(real: Real) -> None:
+    jobs = [
+        real.worker.add(
+            kind="generate",
+            model="base",
+            prompts=PROMPTS,
+            return_token_ids=True,
+            sampling=GREEDY,
+            adapters=adapters,
+        )
+        for adapters in ([], ["adapter"])
+    ]
+    real.worker.run(*jobs, seconds=SECONDS)
+    for job, model in zip(jobs, (real.base, real.adapted), strict=True):
+        assert tokens_of(job.result) == real.expected(model)
+
+
+def test_log_probabilities_are_those_of_transformers(real: Real) -> None:
+    ids = real.tokenizer.encode(PROMPTS[0])
+    result = real.result(
+        prompt_token_ids=ids, score_prompt=True, sampling={**GREEDY, "max_new_tokens": 1, "logprobs": 3}
+    )
+    (output,) = result.outputs
+    with torch.no_grad():
+        expected = real.base(torch.tensor([ids])).logits[0].log_softmax(-1)
+    assert output.prompt_logprobs[0].logprob is None
+    for position, item in enumerate(output.prompt_logprobs[1:]):
+        assert item.logprob == pytest.approx(float(expected[position, ids[position + 1]]), abs=1e-4)
+        assert [top.token_id for top in item.top] == expected[position].topk(3).indices.tolist()
+    assert output.logprobs[0].top[0].logprob == pytest.approx(float(expected[-1].max()), abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_tokens(real: Real) -> None:
+    sampling = {**GREEDY, "temperature": 1, "seed": 7, "n": 2}
+    first, second = (tokens_of(real.result(prompt="The sky", sampling=sampling)) for _ in range(2))
+    assert first == second
+    assert first[0] != first[1]
+
+
+def test_outputs_follow_a_schema(real: Real) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["x", "y"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    result = real.result(
+        prompts=PROMPTS,
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
+        sampling={"temperature": 1.5, "seed": 3, "max_new_tokens": 80},
+    )
+    for output in result.outputs:
+        found = json.loads(output.text)
+        assert found["name"] in ("x", "y")
+        assert 0 <= found["age"] <= 99
+        assert found.keys() == {"name", "age"}
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_server_leaves_no_process_and_is_replaced(real: Real) -> None:
+    """vLLM's own processes, one of which holds the model, outlive a server that is killed."""
+    real.result(prompt="x")
+    keeper, server, *others = real.processes
+    assert len(others) >= 2
+    job = real.worker.add(
+        kind="generate",
+        model="base",
+        prompt="x",
+        sampling={**GREEDY, "max_new_tokens": 240},
+        return_token_ids=True,
+    )
+    real.worker.run_until(lambda: any(model.engine.free_slots < 4 for model in real.worker.models.models))
+    os.kill(server, signal.SIGKILL)
+    real.worker.run(job)
+    assert job.error is not None
+    assert job.error.transient
+    assert "was ended by signal 9" in job.error.message
+    assert all_end([keeper, server, *others])
+    assert tokens_of(real.result(prompts=PROMPTS)) == real.expected(real.base)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_worker_leaves_no_process(real: Real, tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from services.engines.vllm import VllmOptions\n"
+        "from services.engines.vllm_server import VllmServer\n"
+        f"options = VllmOptions(command={COMMAND!r}, dtype='float32', context=128, cache_bytes=2**28)\n"
+        f"server = VllmServer('base', Path({str(real.volume / 'base')!r}), options)\n"
+        "while not server.is_ready: server.check(); time.sleep(0.1)\n"
+        "print(server.pid, flush=True)\n"
+        "time.sleep(600)\n",
+        encoding="utf-8",
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        keeper = int(worker.stdout.readline())
+        pids = [keeper, *descendants(keeper)]
+        assert len(pids) >= 4
+        assert all(map(is_alive, pids))
+        time.sleep(0.1)
+        worker.kill()
+    assert all_end(pids)
