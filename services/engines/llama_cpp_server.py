@@ -79,6 +79,11 @@ class LlamaCppServer:
         """True once the process takes requests."""
         return self._ready.done() and self._ready.exception() is None
 
+    @property
+    def is_lost(self) -> bool:
+        """True once the process has ended."""
+        return self._child.has_ended
+
     def check(self) -> None:
         """Raises NotReady if the process does not run any more, or has not loaded its model in time."""
         if self._ready.done():

@@ -69,6 +69,11 @@ class LlamaCppEngine:
     computes_here = False
 
     @property
+    def is_lost(self) -> bool:
+        """True once the process has ended."""
+        return self.server.is_lost
+
+    @property
     def stage(self) -> str | None:
         """Progress of a job that waits until the model is loaded, None once it is."""
         return None if self.server.is_ready else "loading into llama.cpp"
