@@ -162,7 +162,7 @@ def test_outputs_follow_a_schema(real: Real) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_killed_server_leaves_no_process_and_is_replaced(real: Real) -> None:
-    """vLLM's own processes, one of which holds the model, outlive a server that is killed."""
+    """vLLM's children hold the model, and survive a server that is killed."""
     real.result(prompt="x")
     keeper, server, *others = real.processes
     assert len(others) >= 2
