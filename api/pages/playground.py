@@ -1,5 +1,7 @@
 """The page Playground: conversations, raw continuation, and models side by side."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Response, request
@@ -42,12 +44,14 @@ TEMPLATE_NOTES = {
     "raw": lazy_gettext("no template"),
 }
 
+_SCALE = re.compile(r"-?\d{1,3}(\.\d{1,9})?")
+
 page = page_blueprint("playground")
 
 
 @page.get("/playground")
 def playground() -> Response:
-    """Returns the page; `model` and `adapters` in the query preselect."""
+    """Returns the page; `model` and `adapters` (`name` or `name@scale`, with commas) in the query preselect."""
     summaries = state().models.models()
     choices = sorted(filter(_can_generate, summaries), key=_rank, reverse=True)
     adapters = [summary.name for summary in summaries if summary.kind == "adapter" and not summary.problems]
@@ -58,7 +62,7 @@ def playground() -> Response:
         data={
             "models": {summary.name: _facts(summary) for summary in choices},
             "adapters": adapters,
-            "chosen": [name for name in request.args.get("adapters", "").split(",") if name in adapters],
+            "chosen": _chosen(request.args.get("adapters", ""), adapters),
             "presets": {name: values for name, (_, values) in PRESETS.items()},
         },
         groups=_groups(choices),
@@ -66,6 +70,16 @@ def playground() -> Response:
         own_template=OWN_TEMPLATE,
         templates={name: TEMPLATE_NOTES.get(name, "") for name in TEMPLATES},
     )
+
+
+def _chosen(text: str, adapters: Sequence[str]) -> list[dict[str, str | float]]:
+    """Returns the adapters in a query that are on the volume, with their scales; a scale that is not a number is 1."""
+    chosen: list[dict[str, str | float]] = []
+    for part in text.split(","):
+        name, _, scale = part.partition("@")
+        if name in adapters:
+            chosen.append({"name": name, "scale": float(scale) if _SCALE.fullmatch(scale) else 1.0})
+    return chosen
 
 
 def _can_generate(summary: ModelSummary) -> bool:

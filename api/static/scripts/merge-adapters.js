@@ -1,20 +1,9 @@
 // The ordered list of adapters: by mouse and touch, by buttons, by Alt and arrow keys. Rows stay the same elements, so focus stays.
 
-import { byId, element, fill } from "./page.js";
+import { byId, element, fill, icon } from "./page.js";
 
-const ICONS = "/static/icons.svg";
 const LARGEST_SCALE = 100;
 const SLIDER = { min: 0, max: 2, step: 0.05 };
-
-const icon = (name) => {
-  const drawn = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  drawn.setAttribute("class", "icon");
-  drawn.setAttribute("aria-hidden", "true");
-  use.setAttribute("href", `${ICONS}#${name}`);
-  drawn.append(use);
-  return drawn;
-};
 
 export class AdapterList {
   /** `facts` are those of all adapters by name; `onChange` is called after each change. */

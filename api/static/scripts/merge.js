@@ -223,7 +223,7 @@ function answered(possible) {
   if (!byId("submit")) return;
   byId("submit").disabled = !possible;
   byId("unmerged").hidden = !possible || data.bases[complete.base].kind !== "huggingface";
-  if (possible) byId("unmerged").href = `/playground?${new URLSearchParams({ model: complete.base, adapters: complete.adapters.map(({ name }) => name).join(",") })}`;
+  if (possible) byId("unmerged").href = `/playground?${new URLSearchParams({ model: complete.base, adapters: complete.adapters.map(({ name, scale }) => (scale === 1 ? name : `${name}@${scale}`)).join(",") })}`;
 }
 
 function showForm(name) {

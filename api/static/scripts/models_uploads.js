@@ -1,6 +1,6 @@
 // Uploads on the page: each becomes a model. Chosen, named, sent, imported; what was interrupted continues.
 
-import { byId, bytes, duration, element, errorNotice, fill, layoutTexts, textsOf, toast } from "./page.js";
+import { byId, bytes, duration, element, errorNotice, fill, icon, layoutTexts, textsOf, toast } from "./page.js";
 import { chosen, dropped } from "./models_files.js";
 import { runJob } from "./models_job.js";
 import { Upload, discard, forget, unfinished } from "./models_tus.js";
@@ -121,16 +121,6 @@ class Item {
     byId("choose-files").focus();
   }
 }
-
-export const icon = (name) => {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  svg.classList.add("icon");
-  svg.setAttribute("aria-hidden", "true");
-  use.setAttribute("href", `/static/icons.svg#${name}`);
-  svg.append(use);
-  return svg;
-};
 
 function update() {
   byId("upload-actions").hidden = ![...items].some(({ state }) => state === "ready");

@@ -15,6 +15,17 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+/** Returns a drawing of the page's icons, which assistive technology leaves out. */
+export function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  use.setAttribute("href", `/static/icons.svg#${name}`);
+  svg.append(use);
+  return svg;
+}
+
 /** Returns the translated texts that the page carries in a data block. */
 export function textsOf(id) {
   const block = byId(id);

@@ -1,16 +1,6 @@
 // A list of adapters in order, each with its scale: for the settings and for each model of a comparison.
 
-import { element, fill } from "./page.js";
-
-const icon = (name) => {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `/static/icons.svg#${name}`);
-  svg.append(use);
-  return svg;
-};
+import { element, fill, icon } from "./page.js";
 
 export const iconButton = (name, label, onclick, attributes = {}) =>
   element("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));

@@ -30,7 +30,7 @@ export function settingsOf(data, texts, onChange) {
     const kept = JSON.parse(localStorage.getItem(KEY) ?? "{}");
     for (const [id, value] of Object.entries(kept.values ?? {})) if (byId(id)) byId(id).value = value;
     byId("probabilities").checked = kept.probabilities ?? false;
-    adapters.set(data.chosen.length ? data.chosen.map((name) => ({ name, scale: 1 })) : kept.adapters ?? []);
+    adapters.set(data.chosen.length ? data.chosen : kept.adapters ?? []);
     namePreset();
   }
 
