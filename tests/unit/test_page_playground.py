@@ -72,9 +72,9 @@ def test_a_base_alone_is_never_chosen(client: FlaskClient, models: list[ModelSum
 
 
 def test_the_query_chooses_model_and_adapters(client: FlaskClient) -> None:
-    page = client.get("/playground?model=base&adapters=zh,unknown,alpaca").text
+    page = client.get("/playground?model=base&adapters=zh,unknown,alpaca@-1.5").text
     assert selected(page) == ["base"]
-    assert data(page)["chosen"] == ["zh", "alpaca"]
+    assert data(page)["chosen"] == [{"name": "zh", "scale": 1.0}, {"name": "alpaca", "scale": -1.5}]
 
 
 def test_an_unknown_model_in_the_query_chooses_the_latest_merged_one(client: FlaskClient) -> None:
