@@ -5,9 +5,8 @@ Sources: the chat templates that Qwen 2.5 and 3, Hermes 2 Pro, Llama 3.1 to 3.3 
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 THINK, END_THINK = "<think>", "</think>"
 
@@ -16,6 +15,8 @@ Calls = list[tuple[str, str]]
 
 _BLOCK = re.compile(r"\{[{%](.*?)[%}]\}", re.DOTALL)
 _STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+_SEPARATORS = re.compile(r"[\s;,]*")
+_KEY = re.compile(r'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*', re.DOTALL)
 _NAME_ARGS = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\[CALL_ID\][A-Za-z0-9]*)?(?:\[ARGS\])?\s*(?=\{)")
 
 
@@ -43,61 +44,74 @@ class CallFormat:
 def _object_calls(text: str) -> Calls | None:
     """Returns the calls in one or more JSON objects, or lists of them, separated by white space, `;` or `,`."""
     calls: Calls = []
-    for value in _values(text):
-        for item in value if isinstance(value, list) else [value]:
-            call = _call(item)
+    at = _SEPARATORS.match(text).end()  # type: ignore[union-attr]  # it matches the empty text too
+    depth = 0
+    while at < len(text):
+        if text[at] in "[]":
+            depth, at = depth + (1 if text[at] == "[" else -1), at + 1
+            if depth not in (0, 1):
+                return None
+        else:
+            members, at = _members(text, at)
+            call = _call(members)
             if call is None:
                 return None
             calls.append(call)
-    return calls or None
-
-
-def _values(text: str) -> Iterator[Any]:
-    """Yields the JSON values of a text; a text that is not JSON gives None in the end."""
-    decoder, at = json.JSONDecoder(), 0
-    while (at := _skipped(text, at)) < len(text):
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            yield None
-            return
-        yield value
-
-
-def _skipped(text: str, at: int) -> int:
-    while at < len(text) and (text[at].isspace() or text[at] in ";,"):
-        at += 1
-    return at
-
-
-def _call(value: Any) -> tuple[str, str] | None:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):  # some models write them as JSON text
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return None
-    if not isinstance(arguments, dict):
-        return None
-    return value["name"], json.dumps(arguments, ensure_ascii=False)
+        at = _SEPARATORS.match(text, at).end()  # type: ignore[union-attr]
+    return calls if calls and depth == 0 else None
 
 
 def _mistral_calls(text: str) -> Calls | None:
-    """Returns calls as a list, or the newer `name[ARGS]{…}` and `name{…}`, each after a `[TOOL_CALLS]` of its own or not."""
-    named = _NAME_ARGS.match(text)
-    if named is None:
+    """Returns calls as a list, or the newer `name[ARGS]{…}` and `name{…}`, one after another."""
+    calls: Calls = []
+    at = 0
+    while (named := _NAME_ARGS.match(text, at)) is not None:
+        try:
+            _, at = _DECODER.raw_decode(text, named.end())
+        except (ValueError, RecursionError):
+            return None
+        calls.append((named[1], text[named.end() : at]))
+    if not calls:
         return _object_calls(text)
+    return None if text[at:].strip() else calls
+
+
+def _call(members: Mapping[str, str]) -> tuple[str, str] | None:
+    """Returns name and arguments, whose text is kept as the model wrote it."""
     try:
-        arguments, end = json.JSONDecoder().raw_decode(text, named.end())
-    except (ValueError, RecursionError):
+        name = _DECODER.decode(members["name"])
+        text = members.get("arguments", members.get("parameters", "{}"))
+        arguments = _DECODER.decode(text)
+        if isinstance(arguments, str):  # some models write them as JSON text
+            text = arguments
+            arguments = _DECODER.decode(text)
+    except (ValueError, KeyError, RecursionError):
         return None
-    call = [(named[1], json.dumps(arguments, ensure_ascii=False))]
-    if not text[end:].strip():
-        return call
-    rest = _mistral_calls(text[end:])
-    return None if rest is None else call + rest
+    return (name, text) if isinstance(name, str) and isinstance(arguments, dict) else None
+
+
+def _members(text: str, at: int) -> tuple[dict[str, str], int]:
+    """Returns the values of a JSON object as text, by name, and the place after it; what is not an object has no members."""
+    members: dict[str, str] = {}
+    try:
+        _, end = _DECODER.raw_decode(text, at)
+        at += 1
+        while (found := _KEY.match(text, at)) is not None:
+            name = str(json.loads(found[1]))
+            _, at = _DECODER.raw_decode(text, found.end())
+            if name in members:
+                return {}, len(text)  # which of both is meant is not known
+            members[name] = text[found.end() : at]
+    except (ValueError, RecursionError):
+        return {}, len(text)
+    return members, end
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 CALL_FORMATS: Sequence[CallFormat] = (
@@ -168,8 +182,21 @@ class OutputForm:
 
 def reads(template: str, variable: str) -> bool:
     """Returns True if a Jinja template reads a variable of this name."""
-    pattern = re.compile(rf"(?<![\w.]){re.escape(variable)}\b")
+    pattern = re.compile(rf"(?<![\w.])(?<!set ){re.escape(variable)}\b")
     return any(pattern.search(_STRING.sub("", block[1])) for block in _BLOCK.finditer(template))
+
+
+def before_mark(text: str, mark: str) -> int | None:
+    """Returns the place of the first mark that is not within a JSON string, None if there is none."""
+    if mark not in text:
+        return None
+    pattern = re.compile(rf'"(?:[^"\\]|\\.)*"|{re.escape(mark)}|"', re.DOTALL)
+    for found in pattern.finditer(text):
+        if found[0] == mark:
+            return found.start()
+        if found[0] == '"':  # a string that is open at the end of the text
+            return None
+    return None
 
 
 def call_format_of(template: str) -> CallFormat | None:

@@ -1,9 +1,10 @@
 """Incremental parser of an output: the parts of a stream together are those of the whole text."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from services.chat_output.formats import END_THINK, THINK, OutputForm
+from services.chat_output.formats import END_THINK, THINK, OutputForm, before_mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +130,13 @@ class OutputParser:
     def _call(self, new: OutputParts, is_last: bool) -> None:
         calls = self._form.calls
         assert calls is not None  # else no call has begun
-        body, mark, rest = self._held.partition(calls.end) if calls.end else (self._held, "", "")
-        if not mark and not is_last:
+        end = before_mark(self._held, calls.end) if calls.end else None
+        if end is None and not is_last:
             return
+        if end is None:  # left out, or within a string that has no end
+            body, mark, rest = self._held.partition(calls.end) if calls.end else (self._held, "", "")
+        else:
+            body, mark, rest = self._held[:end], calls.end, self._held[end + len(calls.end) :]
         found = self._read(body)
         if found is None:
             new.text += self._opening + body + mark
@@ -145,12 +150,20 @@ class OutputParser:
         calls = self._form.calls
         assert calls is not None
         found: list[ParsedCall] = []
-        for part in body.split(calls.begin):
+        for part in _split(body, calls.begin):
             read = calls.read(part)
             if read is None or any(name not in self._form.names for name, _ in read):
                 return None
             found += [ParsedCall(*call) for call in read]
         return found
+
+
+def _split(text: str, mark: str) -> Iterator[str]:
+    """Yields the parts of a text between marks that are not within JSON strings."""
+    while (end := before_mark(text, mark)) is not None:
+        yield text[:end]
+        text = text[end + len(mark) :]
+    yield text
 
 
 def _possible_beginning(mark: str, text: str) -> int:

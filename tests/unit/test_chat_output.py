@@ -92,6 +92,36 @@ OUTPUTS = {
         '[TOOL_CALLS][{"name": "time", "arguments": {}}, {"name": "time", "arguments": {}}]',
         OutputParts("", "", [TIME]),
     ),
+    "marks within an argument": (
+        HERMES,
+        '<tool_call>{"name": "time", "arguments": {"a": "</tool_call> \\" <tool_call>"}}</tool_call> So.',
+        OutputParts("", " So.", [ParsedCall("time", '{"a": "</tool_call> \\" <tool_call>"}')]),
+    ),
+    "Mistral's mark within an argument": (
+        MISTRAL,
+        '[TOOL_CALLS]time[ARGS]{"a": "[TOOL_CALLS]"}',
+        OutputParts("", "", [ParsedCall("time", '{"a": "[TOOL_CALLS]"}')]),
+    ),
+    "arguments as they were written": (
+        HERMES,
+        '<tool_call>{"arguments": {"x": 0.10000000000000000001, "y": 1,  "y": 2}, "name": "time"}</tool_call>',
+        OutputParts("", "", [ParsedCall("time", '{"x": 0.10000000000000000001, "y": 1,  "y": 2}')]),
+    ),
+    "arguments as JSON text": (
+        HERMES,
+        '<tool_call>{"name": "time", "arguments": "{\\"a\\": 1}"}</tool_call>',
+        OutputParts("", "", [ParsedCall("time", '{"a": 1}')]),
+    ),
+    "a number that JSON does not have": (
+        HERMES,
+        '<tool_call>{"name": "time", "arguments": {"a": NaN}}</tool_call>',
+        OutputParts("", '<tool_call>{"name": "time", "arguments": {"a": NaN}}</tool_call>'),
+    ),
+    "two names": (
+        HERMES,
+        '<tool_call>{"name": "rm", "name": "time", "arguments": {}}</tool_call>',
+        OutputParts("", '<tool_call>{"name": "rm", "name": "time", "arguments": {}}</tool_call>'),
+    ),
     "no parts": (OutputForm(), "<think><tool_call>", OutputParts("", "<think><tool_call>")),
 }
 
@@ -117,6 +147,16 @@ def test_tokens_of_thinking_are_counted_with_those_that_open_and_close_it() -> N
     assert parser.reasoning_tokens == 6
 
 
+def test_thousands_of_calls_and_deep_arguments_are_read_or_stay_text() -> None:
+    parser = OutputParser(MISTRAL)
+    parser.feed("[TOOL_CALLS]" + "time{}" * 20_000)
+    assert len(parser.finish().calls) == 20_000
+    parser = OutputParser(HERMES)
+    deep = '<tool_call>{"name": "time", "arguments": ' + '{"a":' * 100_000
+    parser.feed(deep)
+    assert parser.finish().text == deep
+
+
 TOOLS_BLOCK = "{%- if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
 
 
@@ -130,6 +170,7 @@ TOOLS_BLOCK = "{%- if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfo
         (TOOLS_BLOCK, None),
         ("{{ 'tools' }} tools <tool_call>", None),
         ("{{ message.tools }}<tool_call>", None),
+        ("{% set tools = [] %}<tool_call>", None),
     ],
 )
 def test_the_form_of_calls_is_found_in_the_template(template: str, expected: str | None) -> None:
