@@ -1,0 +1,141 @@
+"""Tools and thinking with the official client: the merged miniature with a chat template that takes tools."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import openai
+import pytest
+
+from tests.e2e.conftest import Line
+from tests.e2e.product import Product
+
+TEMPLATE = (
+    "{%- if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
+    "{%- for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{%- for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}"
+    "{%- if add_generation_prompt %}assistant: {% if thinking %}<think>\n{% endif %}{% endif %}"
+)
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"enum": ["Bern", "北京"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}]
+QUESTION: Any = [{"role": "user", "content": "Rain?"}]
+
+
+@pytest.fixture(scope="module")
+def model(product: Product, line: Line, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tools") / "tool-model"
+    folder.mkdir()
+    archive = httpx.get(f"{product.url}/api/models/merged/archive", timeout=60).raise_for_status()
+    with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
+        for member in tar.getmembers():
+            name = Path(member.name).name
+            content = tar.extractfile(member)
+            if content is not None and name not in ("manifest.json", "README.md", "chat_template.jinja"):
+                (folder / name).write_bytes(content.read())
+    config = folder / "tokenizer_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("chat_template", None)
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    path = product.volume.put_incoming(folder, "tool-model")
+    product.run(kind="import", source={"path": path}, target="tool-model")
+    return "tool-model"
+
+
+@pytest.fixture(scope="module")
+def client(product: Product, model: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="none", max_retries=0, timeout=120) as found:
+        yield found
+
+
+def check(arguments: str) -> None:
+    jsonschema.validate(json.loads(arguments), PARAMETERS)
+
+
+def test_a_required_call_has_arguments_that_the_schema_admits(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=QUESTION, tools=TOOLS, tool_choice="required", max_tokens=200, seed=1
+    )
+    (choice,) = answer.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "weather"
+    check(call.function.arguments)
+    turn: Any = choice.message.model_dump(exclude_none=True)
+    result: Any = {"role": "tool", "tool_call_id": call.id, "content": "Rain."}
+    again = client.chat.completions.create(
+        model=model, messages=[*QUESTION, turn, result], tools=TOOLS, max_tokens=5
+    )
+    assert again.choices[0].finish_reason in ("stop", "length")
+    assert again.model_dump()["graftwerk"]["ignored"] == []
+
+
+def test_a_streamed_call_is_the_same_call(client: openai.OpenAI, model: str) -> None:
+    choice: Any = {"type": "function", "function": {"name": "weather"}}
+    options: Any = {
+        "model": model,
+        "messages": QUESTION,
+        "tools": TOOLS,
+        "tool_choice": choice,
+        "max_tokens": 200,
+        "seed": 4,
+    }
+    whole = client.chat.completions.create(**options)
+    with client.chat.completions.stream(**options) as stream:
+        for _ in stream:
+            pass
+        streamed = stream.get_final_completion()
+    (expected,) = whole.choices[0].message.tool_calls or []
+    (found,) = streamed.choices[0].message.tool_calls or []
+    assert expected.type == "function"
+    assert (found.id, found.function.name, found.function.arguments) == (
+        expected.id,
+        expected.function.name,
+        expected.function.arguments,
+    )
+    assert streamed.choices[0].finish_reason == "tool_calls"
+
+
+def test_thinking_that_a_template_opens_is_apart(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=QUESTION, max_tokens=8, extra_body={"chat_template_kwargs": {"thinking": True}}
+    )
+    message = answer.choices[0].message.model_dump()
+    assert message["content"] == ""
+    assert message["reasoning_content"]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens == answer.usage.completion_tokens
+    plain = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=8)
+    assert plain.choices[0].message.content
+
+
+def test_the_same_is_offered_to_jobs(product: Product, model: str) -> None:
+    job = product.run(
+        kind="generate", model=model, messages=QUESTION, tools=TOOLS, tool_choice="required",
+        sampling={"max_new_tokens": 200, "seed": 2},
+    )  # fmt: skip
+    (output,) = job["result"]["outputs"]
+    assert output["finish_reason"] == "tool_calls"
+    check(output["tool_calls"][0]["arguments"])
+    other = {"type": "web_search"}
+    answer = httpx.post(
+        f"{product.url}/v1/chat/completions",
+        json={"model": model, "messages": QUESTION, "tools": [*TOOLS, other], "max_tokens": 2},
+        timeout=60,
+    ).json()
+    assert answer["graftwerk"]["ignored"] == ["tools"]
