@@ -37,7 +37,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """Values that request nothing; they are dropped and not reported as ignored."""
 
 REFUSALS: Mapping[str, str] = {
-    "function_call": "Functions are tools now: send them as tools, with tool_choice in place of function_call.",
+    "function_call": "A call of functions cannot be required. Send them as tools, with tool_choice in place of function_call.",
 }
 """Explanations for parameters whose refusal needs more than their name."""
 

@@ -23,7 +23,7 @@ from services.kinds.shared import (
 )
 from services.kinds.tools import TOOLS_LIMIT, NamedTool, Tool
 from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
-from services.sampling import SEED_BITS, STOP_LIMIT, Sampling
+from services.sampling import SEED_BITS, STOP_LIMIT, STOP_TOKENS_LIMIT, Sampling
 
 T = TypeVar("T")
 
@@ -82,7 +82,9 @@ class SamplingBody(ModelBody):
     logit_bias: dict[str, float] = Field(default={})
     stop: str | Annotated[list[str], Field(max_length=STOP_LIMIT)] = Field(default=[])
     best_of: int | None = Field(default=None, description="Accepted where it selects nothing: up to `n`.")
-    stop_token_ids: list[int] | None = Field(default=None, description="Tokens that end an output.")
+    stop_token_ids: list[int] | None = Field(
+        default=None, max_length=STOP_TOKENS_LIMIT, description="Tokens that end an output."
+    )
     seed: int | None = None
     response_format: ResponseFormat | None = Field(
         default=None, description="Text, any JSON object, or JSON that a schema admits."

@@ -108,7 +108,8 @@ class ChatTemplate:
             **_hidden(dict(options.variables), hide), "messages": turns, "tools": tools, "documents": None,
             "add_generation_prompt": not continues, **_pieces(tokenizer),
         }  # fmt: skip
-        rendered = yield from self._rendered(variables)
+        given = sum(map(_length, ([list(turn.values())[1:] for turn in turns], tools, options.variables)))
+        rendered = yield from self._rendered(variables, OWN_CHARACTERS + 2 * given)
         if continues:
             rendered = _beginning(rendered, last)
         return [
@@ -118,13 +119,8 @@ class ChatTemplate:
             for segment in tokenizer.split_special(rendered)
         ]
 
-    def _rendered(self, variables: dict[str, Any]) -> Steps[str]:
-        given = len(json.dumps(variables, ensure_ascii=False))
-        request = {
-            "template": self.text,
-            "variables": variables,
-            "characters": OWN_CHARACTERS + 2 * given,
-        }
+    def _rendered(self, variables: dict[str, Any], characters: int) -> Steps[str]:
+        request = {"template": self.text, "variables": variables, "characters": characters}
         try:
             answer = yield from self._process.call(request)
         except LimitExceeded as error:
@@ -169,6 +165,15 @@ def _hidden(value: Any, hide: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {hide(key): _hidden(item, hide) for key, item in value.items()}
     return [_hidden(item, hide) for item in value] if isinstance(value, list) else value
+
+
+def _length(value: Any) -> int:
+    """Returns the number of characters of all texts in a JSON value, keys included."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(key) + _length(item) for key, item in value.items())
+    return sum(map(_length, value)) if isinstance(value, list | tuple) else 0
 
 
 def _beginning(rendered: str, last: str) -> str:

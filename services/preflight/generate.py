@@ -1,11 +1,16 @@
 """Preflight of `generate`."""
 
+from pathlib import Path
+
+from services.architectures.tokenizer_files import TokenizerFiles
 from services.backend import check_forwardable
-from services.errors import UnreadableFile
+from services.chat_output import call_format_of
+from services.errors import UnreadableFile, UnsupportedOption
 from services.grammar import Grammar, check_grammar, grammar_of
 from services.kinds.generate import GenerateRequest
 from services.models.prompt_file import read_prompt_file
 from services.models.store import ModelStore
+from services.models.summary import kind_of_folder
 from services.preflight.loaded_model import plan_loaded_model
 from services.preflight.plan import Inputs, Plan, PlannedRead
 from services.templates import OWN_TEMPLATE, check_text, find_template
@@ -26,6 +31,8 @@ def plan(request: GenerateRequest, inputs: Inputs) -> Plan:
     """
     check_prompts(request, inputs.store)
     if inputs.served is None:
+        if request.is_call_required and not inputs.waiting:
+            _check_tools(request, inputs.folders[request.model])
         return plan_loaded_model(request, inputs)
     check_forwardable(request, inputs.served)
     model = PlannedRead(name=inputs.served.id, role="model", backend=inputs.served.server)
@@ -46,6 +53,23 @@ def check_prompts(request: GenerateRequest, store: ModelStore) -> None:
     if request.is_call_required:
         for tool in request.offered_tools:
             check_grammar(Grammar(tool.function.schema_text))
+
+
+def _check_tools(request: GenerateRequest, folder: Path) -> None:
+    """Refuses a required call that the template cannot describe; a GGUF file's own template is left to the worker.
+
+    Raises:
+        UnsupportedOption: the template has no form for calls that is known.
+    """
+    own = None if kind_of_folder(folder) == "gguf" else TokenizerFiles(folder).chat_template()
+    is_own = request.template in (None, OWN_TEMPLATE)
+    if kind_of_folder(folder) == "gguf" and is_own:
+        return
+    if not is_own or own is None or call_format_of(own) is None:
+        raise UnsupportedOption(
+            f"tool_choice requires a call, and the chat template of {request.model} has no form for tools that is known.",
+            "Use a model whose own chat template takes tools, or leave tool_choice out.",
+        )
 
 
 def _check_prompt_file(name: str, store: ModelStore) -> None:

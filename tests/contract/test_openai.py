@@ -86,8 +86,8 @@ def test_a_folder_that_cannot_generate_is_refused_with_the_reason(client: openai
 @pytest.mark.parametrize(
     ("changes", "param", "words"),
     [
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "a tool call cannot be required"),
-        ({"tools": [TOOL], "tool_choice": NAMED}, "tool_choice", "a tool call cannot be required"),
+        ({"tool_choice": "required"}, "tool_choice", "a tool call cannot be required"),
+        ({"tool_choice": NAMED}, "tool_choice", "a tool call cannot be required"),
         (
             {"functions": [TOOL["function"]], "function_call": {"name": "f"}},
             "function_call",
@@ -223,6 +223,14 @@ def request_of(body: dict[str, Any]) -> dict[str, Any]:
 )
 def test_what_clients_send_by_default_does_not_fail(extras: dict[str, Any]) -> None:
     assert request_of({"messages": HELLO, **extras})["messages"] == HELLO
+
+
+def test_a_call_is_not_required_of_a_model_whose_template_takes_no_tools(volume: Path) -> None:
+    body = {"model": "base", "messages": HELLO, "tools": [TOOL], "tool_choice": "required"}
+    response = client_of(volume).post("/v1/chat/completions", json=body)
+    error = response.get_json()["error"]
+    assert (response.status_code, error["code"]) == (400, "unsupported_option")
+    assert "has no form for tools that is known" in error["message"]
 
 
 def test_the_ignored_parameters_are_those_that_request_something() -> None:

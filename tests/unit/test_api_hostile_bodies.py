@@ -123,5 +123,9 @@ def test_each_length_that_the_document_allows_fits_the_limit(client: FlaskClient
     lists = [part for _, part in found if part.get("type") == "array"]
     texts = [part["maxLength"] for _, part in found if isinstance(part.get("maxLength"), int)]
     assert len(lists) > 10
+    unbounded = [
+        (place, part) for place, part in found if part.get("type") == "array" and "maxItems" not in part
+    ]
+    assert unbounded == []
     assert all(part["maxItems"] <= BODY_BUDGET.items // 2 for part in lists), lists
     assert 4 * max(texts) <= limit, "the longest text in UTF-8"
