@@ -347,7 +347,7 @@ def test_refusals_are_errors_of_the_official_client(client: openai.OpenAI, quest
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError, match="tool_choice requires a call") as tools:
         client.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, tool_choice="required")
-    assert (tools.value.param, tools.value.type) == ("tool_choice", "invalid_request_error")
+    assert (tools.value.code, tools.value.type) == ("unsupported_option", "invalid_request_error")
     with pytest.raises(openai.APIStatusError, match="vocabulary would shrink") as swapped:
         client.chat.completions.create(model="llama-hf+alpaca+zh", messages=messages)
     assert swapped.value.code == "wrong_adapter_order"

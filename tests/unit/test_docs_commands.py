@@ -97,8 +97,6 @@ def test_a_job_command_sends_a_valid_request(
     monkeypatch.delenv("GRAFTWERK_URL", raising=False)
     for name in LOCAL_FILES:
         Path(name).write_text("The capital of France is Paris.\n", encoding="utf-8")
-    function = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    Path("functions.json").write_text(json.dumps([function]), encoding="utf-8")
     sent: list[dict[str, Any]] = []
 
     def refuse(self: httpx.Client, request: httpx.Request, **_: Any) -> httpx.Response:
