@@ -40,7 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group("e2e"))
         item.add_marker(pytest.mark.enable_socket)
     if URL:
-        here = ("test_processes.py", "test_backend.py", "test_hub.py", "test_chaos.py")
+        here = (
+            "test_processes.py", "test_gguf_processes.py", "test_backend.py", "test_hub.py", "test_chaos.py",
+        )  # fmt: skip
         away = [item for item in mine if item.path.name in here or item.path.name.startswith("test_docs_")]
         config.hook.pytest_deselected(items=away)
         items[:] = [item for item in items if item not in away]

@@ -1,8 +1,5 @@
-"""A GGUF model in the running product: converted, listed, chatted with, streamed and tokenized; a killed worker."""
+"""A GGUF model in the running product: converted, listed, chatted with, streamed and tokenized."""
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -10,7 +7,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import GREEDY, TEMPLATE, Line
-from tests.e2e.product import LocalStack, Product, is_alive
+from tests.e2e.product import Product
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +57,3 @@ def test_it_is_a_model_like_others_under_v1(
 def test_what_llama_cpp_does_not_do_is_refused_at_once(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.BadRequestError, match="presence_penalty"):
         client.completions.create(model=model, prompt="abc", presence_penalty=1)
-
-
-def test_a_killed_worker_leaves_no_process_and_its_jobs_run_again(
-    product: Product, stack: LocalStack, model: str
-) -> None:
-    endless = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": 1500, "logit_bias": {"2": -100}}
-    job = product.submit(kind="generate", model=model, prompt="abc", sampling=endless)
-    product.wait_until_running(job["id"])
-    while not (programs := processes(stack, "llama_cpp_program.py")):
-        time.sleep(0.05)
-    workers = [pid for pid in processes(stack, "-m worker generate") if pid not in programs]
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, programs)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-    outputs = product.succeeded(job["id"])["result"]["outputs"]
-    assert outputs[0]["usage"]["completion_tokens"] == 1500
-
-
-def processes(stack: LocalStack, words: str) -> list[int]:
-    return [pid for pid, line in stack.descendants().items() if words in line]
