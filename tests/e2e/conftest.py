@@ -131,6 +131,13 @@ def line(product: Product, incoming: Incoming) -> Line:
 
 
 @pytest.fixture(scope="session")
+def gguf_model(product: Product, line: Line) -> str:
+    """The merged miniature as a GGUF file of 16-bit numbers."""
+    product.run(kind="convert", source="merged", target="merged-gguf", output_format="gguf", dtype="float16")
+    return "merged-gguf"
+
+
+@pytest.fixture(scope="session")
 def slow(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Json:
     """A merge request without its target that takes seconds each time. Leaves `slow` and `slow-adapter`."""
     folder = tmp_path_factory.mktemp("slow")

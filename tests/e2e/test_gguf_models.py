@@ -6,27 +6,22 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.conftest import GREEDY, TEMPLATE, Line
+from tests.e2e.conftest import GREEDY, TEMPLATE
 from tests.e2e.product import Product
 
 
 @pytest.fixture(scope="module")
-def model(product: Product, line: Line) -> str:
-    """The merged miniature as a GGUF file of 16-bit numbers."""
-    product.run(kind="convert", source="merged", target="merged-gguf", output_format="gguf", dtype="float16")
-    return "merged-gguf"
-
-
-@pytest.fixture(scope="module")
-def client(product: Product, model: str) -> Iterator[openai.OpenAI]:
+def client(product: Product) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{product.url}/v1", api_key="none", max_retries=0, timeout=120) as found:
         yield found
 
 
-def test_it_gives_the_trained_answers(product: Product, model: str, questions: list[dict[str, str]]) -> None:
+def test_it_gives_the_trained_answers(
+    product: Product, gguf_model: str, questions: list[dict[str, str]]
+) -> None:
     job = product.run(
         kind="generate",
-        model=model,
+        model=gguf_model,
         template=TEMPLATE,
         sampling=GREEDY,
         prompts=[row["question"] for row in questions],
@@ -36,24 +31,24 @@ def test_it_gives_the_trained_answers(product: Product, model: str, questions: l
 
 
 def test_it_is_a_model_like_others_under_v1(
-    product: Product, model: str, client: openai.OpenAI, questions: list[dict[str, str]]
+    product: Product, gguf_model: str, client: openai.OpenAI, questions: list[dict[str, str]]
 ) -> None:
-    assert model in {found.id for found in client.models.list()}
-    assert httpx.get(f"{product.url}/api/models/{model}").json()["engine"] == "llama.cpp"
+    assert gguf_model in {found.id for found in client.models.list()}
+    assert httpx.get(f"{product.url}/api/models/{gguf_model}").json()["engine"] == "llama.cpp"
     row = questions[0]
     stream = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": row["question"]}], temperature=0, stream=True
+        model=gguf_model, messages=[{"role": "user", "content": row["question"]}], temperature=0, stream=True
     )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices) == row["answer"]
     texts = [
         httpx.post(
             f"{product.url}/tokenize", json={"model": name, "prompt": row["question"]}, timeout=60
         ).json()
-        for name in (model, "merged")
+        for name in (gguf_model, "merged")
     ]
     assert texts[0]["tokens"] == texts[1]["tokens"]
 
 
-def test_what_llama_cpp_does_not_do_is_refused_at_once(client: openai.OpenAI, model: str) -> None:
+def test_what_llama_cpp_does_not_do_is_refused_at_once(client: openai.OpenAI, gguf_model: str) -> None:
     with pytest.raises(openai.BadRequestError, match="presence_penalty"):
-        client.completions.create(model=model, prompt="abc", presence_penalty=1)
+        client.completions.create(model=gguf_model, prompt="abc", presence_penalty=1)

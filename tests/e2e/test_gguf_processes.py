@@ -5,16 +5,13 @@ import signal
 import time
 
 from tests.e2e.product import LocalStack, Product, is_alive
-from tests.e2e.test_gguf_models import model
-
-__all__ = ["model"]  # a fixture
 
 
 def test_a_killed_worker_leaves_no_process_and_its_jobs_run_again(
-    product: Product, stack: LocalStack, model: str
+    product: Product, stack: LocalStack, gguf_model: str
 ) -> None:
     endless = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": 1500, "logit_bias": {"2": -100}}
-    job = product.submit(kind="generate", model=model, prompt="abc", sampling=endless)
+    job = product.submit(kind="generate", model=gguf_model, prompt="abc", sampling=endless)
     product.wait_until_running(job["id"])
     deadline = time.monotonic() + 60
     while not (programs := processes(stack, "llama_cpp_program.py")):
