@@ -103,7 +103,8 @@ def start(options: argparse.Namespace, slots: int) -> tuple[Any, threading.Event
     )  # fmt: skip
     wakeup = threading.Event()
     server = LlamaCppServer("bench", process, model.tokenizer.token_bytes())
-    return LlamaCppEngine(model, server, slots, wakeup.set), wakeup
+    engine = LlamaCppEngine(loaded=model, server=server, slots=slots, notify=wakeup.set, on_close=server.stop)
+    return engine, wakeup
 
 
 def sampling(new_tokens: int, ends: frozenset[int]) -> Any:

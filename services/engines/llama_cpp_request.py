@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.backend import llama_cpp_fields
-from services.engines.vllm_request import OutputRequest, ServedToken
+from services.engines.output import OutputRequest, ServedToken
 from services.errors import GraftwerkError, InvalidRequest, NotReady, PromptTooLong
 
 FORCING_BIAS = 10_000.0

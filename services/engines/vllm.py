@@ -49,6 +49,11 @@ class VllmOptions:
     adapter_rank: int = 64
     start_seconds: float = 1800.0
 
+    @property
+    def program(self) -> str:
+        """The program of the command."""
+        return shlex.split(self.command)[0]
+
 
 def server_command(options: VllmOptions, folder: Path, socket: Path) -> list[str]:
     """Returns the command of a server that has the model of a folder and listens on a socket.

@@ -6,13 +6,13 @@ own, as with every engine.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from services.backend import own_vllm_fields
+from services.engines.output import OutputRequest, ServedToken
+from services.engines.vllm import MODEL
 from services.errors import GraftwerkError, InvalidRequest, NotReady, PromptTooLong
-from services.grammar import Grammar
 from services.sampling import Sampling
 
 TOKEN_PREFIX = "token_id:"
@@ -20,40 +20,6 @@ TOKEN_PREFIX = "token_id:"
 
 LOWEST_LOGPROB = -9999.0
 """Value that vLLM writes for minus infinity, and for all below it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServedToken:
-    """A token of a stream; if requested, its log-probability and those of the most likely tokens in descending order."""
-
-    token_id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputRequest:
-    """One output of a prompt.
-
-    Attributes:
-        model: Name of the base or of a loaded adapter.
-        end_ids: Tokens that end the output, among them the model's own.
-        prompt_logprobs: Number of most likely tokens next to each token of the prompt; None if the prompt is not scored.
-    """
-
-    model: str
-    prompt_token_ids: Sequence[int]
-    sampling: Sampling
-    seed: int
-    end_ids: Iterable[int] = ()
-    prompt_logprobs: int | None = None
-    grammar: Grammar | None = None
-
-    @property
-    def logprobs(self) -> int | None:
-        """Number of most likely tokens that the server returns with each token, None without log-probabilities."""
-        asked = [count for count in (self.sampling.logprobs, self.prompt_logprobs) if count is not None]
-        return max(asked, default=None)
 
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:
@@ -80,7 +46,7 @@ def body_of(request: OutputRequest) -> dict[str, Any]:
     """
     fields = {
         **sampling_fields(request.sampling),
-        "model": request.model,
+        "model": MODEL if request.adapter is None else request.adapter.name,
         "prompt": [*request.prompt_token_ids],
         "max_tokens": max(1, request.sampling.max_new_tokens),
         "seed": request.seed,

@@ -73,7 +73,13 @@ class LlamaCppModels:
         logger.info("llama.cpp is started with %s.", key.name)
         server = LlamaCppServer(key.name, options, model.tokenizer.token_bytes())
         server.when_started(self.notify)
-        engine = LlamaCppEngine(model, server, settings.generate_slots, self.notify)
+        engine = LlamaCppEngine(
+            loaded=model,
+            server=server,
+            slots=settings.generate_slots,
+            notify=self.notify,
+            on_close=server.stop,
+        )
         return CachedModel(key, model, engine, is_unmerged=bool(key.adapters))
 
     @property

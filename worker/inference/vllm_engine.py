@@ -1,236 +1,29 @@
-"""vLLM behind the interface of the reference engine: requests go to its server, tokens come back as events.
+"""vLLM behind the interface of the reference engine."""
 
-Stop strings, text, ends and grammars are those of the reference engine's sequences; vLLM chooses the tokens.
-"""
+from dataclasses import dataclass
+from typing import ClassVar
 
-import secrets
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from queue import Empty, SimpleQueue
-
-from services.engines.vllm import MODEL
-from services.engines.vllm_request import OutputRequest, ServedToken, sampling_fields
-from services.engines.vllm_server import VllmServer
-from services.errors import GraftwerkError, InvalidSettings, NotReady, UnsupportedSchema
-from services.generate import Event, GenerationRequest, ServedModel
-from services.generate.guide import GuideMaker
-from services.generate.request_checks import checked
-from services.generate.sampler import Choice
+from services.engines.vllm_request import sampling_fields
+from services.errors import NotReady
+from services.generate import Event, GenerationRequest
 from services.generate.sequence import SequenceState
-from services.sampling import SEED_BITS
-from worker.lifecycle import catching
+from worker.inference.served_engine import ServedEngine
 
 
-@dataclass(frozen=True, slots=True)
-class ServedAdapter:
-    """An adapter that the server applies: its name there and its folder."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class VllmEngine(ServedEngine):
+    """The sequences of one model, with or without an adapter, on a server that others share."""
 
-    name: str
-    folder: Path
+    name: ClassVar[str] = "vLLM"
+    starting: ClassVar[str] = "starting vLLM"
+    install_hint: ClassVar[str] = (
+        "Install the version of llguidance that worker/Dockerfile.vllm names in vLLM's environment."
+    )
 
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A sequence and the call that generates it."""
-
-    sequence: SequenceState
-    call: "Future[None] | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """Tokens of a prompt and new tokens of a sequence, or the end of its call with its error."""
-
-    running: Running
-    prompt: Sequence[ServedToken] = ()
-    tokens: Sequence[ServedToken] = ()
-    is_end: bool = False
-    error: Exception | None = None
-
-
-@dataclass(slots=True, eq=False)
-class VllmEngine:
-    """The sequences of one model, with or without an adapter, on a server. Only `cancel` may be called from another thread.
-
-    `notify` is called in another thread when something has arrived; `on_close` releases the server.
-    """
-
-    loaded: ServedModel
-    server: VllmServer
-    adapter: ServedAdapter | None
-    slots: int
-    notify: Callable[[], None]
-    on_close: Callable[[], None]
-    _running: list[Running] = field(default_factory=list)
-    _received: SimpleQueue[Received] = field(default_factory=SimpleQueue)
-    _ended: list[Event] = field(default_factory=list)
-    _canceled: set[str] = field(default_factory=set)
-    _guides: GuideMaker = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._guides = GuideMaker(self.loaded.tokenizer, self.loaded.rows)
-
-    computes_here = False
-
-    @property
-    def is_lost(self) -> bool:
-        """True once the server has ended or could not be started."""
-        return self.server.is_lost
-
-    @property
-    def stage(self) -> str | None:
-        """Progress of a job that waits until the server is ready, None once it is."""
-        return None if self.server.is_ready else "starting vLLM"
-
-    @property
-    def free_slots(self) -> int:
-        """Number of further sequences that the server takes now."""
-        return max(0, self.slots - len(self._running)) if self.server.is_ready else 0
-
-    def submit(self, request: GenerationRequest) -> str:
-        """Sends a request to the server and returns its id.
-
-        Raises:
-            UnsupportedOption: vLLM does not have a setting of it.
-            GraftwerkError: as `Engine.submit`.
-        """
+    def check_options(self, request: GenerationRequest) -> None:
+        """Raises UnsupportedOption if vLLM does not have a setting of a request."""
         sampling_fields(request.sampling)
-        loaded = self.loaded
-        request = checked(
-            request, bos_id=loaded.tokenizer.bos_id, rows=loaded.rows, context_length=loaded.context_length
-        )
-        seed = request.sampling.seed
-        seed = secrets.randbits(SEED_BITS) if seed is None else seed
-        guides = [self._guides.make(request.grammar) for _ in range(request.sampling.n)]
-        for index, guide in enumerate(guides):
-            sequence = SequenceState(request, loaded.tokenizer, index=index, seed=seed, guide=guide)
-            self._begin(sequence)
-        return request.id
 
-    def cancel(self, request_id: str) -> None:
-        """Ends all outputs of a request with the next step, which returns them as they are by then."""
-        self._canceled.add(request_id)
-        self.notify()
-
-    def step(self) -> list[Event]:
-        """Returns the events of what has arrived.
-
-        Raises:
-            NotReady: the server has ended, or has not started in time; all requests are lost.
-        """
-        self.server.check()
-        events, self._ended = self._ended, []
-        events += self._end_canceled()
-        try:
-            while True:
-                events += self._take(self._received.get_nowait())
-        except Empty:
-            return events
-
-    def close(self) -> None:
-        """Ends all requests and releases the server."""
-        for running in self._running:
-            _stop(running)
-        self._running.clear()
-        self.on_close()
-
-    def _begin(self, sequence: SequenceState) -> None:
-        request = sequence.request
-        if request.sampling.max_new_tokens == 0 and request.prompt_logprobs is None:
-            self._ended.append(sequence.finish("length"))
-            self.notify()
-            return
-        output = OutputRequest(
-            model=MODEL if self.adapter is None else self.adapter.name,
-            prompt_token_ids=request.prompt_token_ids,
-            sampling=request.sampling,
-            seed=sequence.seed,
-            end_ids=sequence.end_ids,
-            prompt_logprobs=request.prompt_logprobs,
-            grammar=request.grammar,
-        )
-        running = Running(sequence)
-        self._running.append(running)
-        folder = None if self.adapter is None else self.adapter.folder
-        running.call = self.server.stream(output, folder, partial(self._arrived, running))
-        running.call.add_done_callback(partial(self._done, running))
-
-    def _end_canceled(self) -> list[Event]:
-        canceled = set()
-        while self._canceled:  # popped one by one, as another thread may add to it meanwhile
-            canceled.add(self._canceled.pop())
-        ended = [running for running in self._running if running.sequence.request.id in canceled]
-        return [self._finish(running, running.sequence.finish("canceled")) for running in ended]
-
-    def _take(self, received: Received) -> list[Event]:
-        running, sequence = received.running, received.running.sequence
-        if sequence.is_finished:
-            return []
-        if received.is_end:
-            return [self._finish(running, sequence.fail(self._error_of(received.error)))]
-        request = sequence.request
-        if received.prompt:
-            top = request.prompt_logprobs or 0
-            sequence.take_prompt_scores([_choice(token, top) for token in received.prompt])
-        if request.sampling.max_new_tokens == 0:
-            return [self._finish(running, sequence.finish("length"))]
-        events: list[Event] = []
-        for token in received.tokens:
-            if not sequence.is_finished:
-                events += self._accept(sequence, _choice(token, request.sampling.logprobs))
-        if sequence.is_finished:
-            self._remove(running)
-        return events
-
-    def _accept(self, sequence: SequenceState, choice: Choice) -> list[Event]:
-        try:
-            return sequence.accept(choice)
-        except UnsupportedSchema as error:
-            failure = InvalidSettings(
-                f"vLLM wrote a token that the requested form does not allow: {error.message}",
-                "Install the version of llguidance that worker/Dockerfile.vllm names in vLLM's environment.",
-            )
-            return [sequence.fail(failure)]
-
-    def _error_of(self, error: Exception | None) -> GraftwerkError:
-        """Returns the error of a call that has ended before its sequence. Raises NotReady if the server has ended."""
-        self.server.check()
-        if isinstance(error, GraftwerkError):
-            return error
-        reason = "closed the stream" if error is None else f"failed: {type(error).__name__}: {error}"
-        return NotReady(f"vLLM {reason} before the output was complete.", "Try again.")
-
-    def _finish(self, running: Running, event: Event) -> Event:
-        self._remove(running)
-        return event
-
-    def _remove(self, running: Running) -> None:
-        _stop(running)
-        self._running.remove(running)
-
-    def _arrived(
-        self, running: Running, prompt: Sequence[ServedToken], tokens: Sequence[ServedToken]
-    ) -> None:
-        self._received.put(Received(running, prompt, tokens))
-        self.notify()
-
-    def _done(self, running: Running, call: "Future[None]") -> None:
-        with catching() as caught:
-            if not call.cancelled():
-                call.result()
-        self._received.put(Received(running, is_end=True, error=caught.error))
-        self.notify()
-
-
-def _stop(running: Running) -> None:
-    if running.call is not None:
-        running.call.cancel()
-
-
-def _choice(token: ServedToken, top: int | None) -> Choice:
-    if top is None:
-        return Choice(token.token_id)
-    return Choice(token.token_id, token.logprob, token.top[:top])
+    def end_of_stream(self, sequence: SequenceState) -> Event:
+        """Returns a failure: a stream of vLLM ends with the last token of its sequence."""
+        return sequence.fail(NotReady("vLLM closed the stream before the output was complete.", "Try again."))

@@ -11,6 +11,7 @@ from services.adapters.adapter import read_adapter
 from services.adapters.stack import check_stack
 from services.adapters.vllm_adapter import merge_reason
 from services.architectures.checkpoint_reader import read_checkpoint
+from services.engines.output import ServedAdapter
 from services.engines.vllm import VllmOptions
 from services.engines.vllm_server import VllmServer
 from services.generate import ServedModel, read_served_model, resolve_device
@@ -22,7 +23,7 @@ from services.settings import Settings
 from worker.inference.model_cache import CachedModel
 from worker.inference.model_folder import folder_of
 from worker.inference.model_key import ModelKey
-from worker.inference.vllm_engine import ServedAdapter, VllmEngine
+from worker.inference.vllm_engine import VllmEngine
 from worker.lifecycle import JobContext
 
 CPU_CACHE_BYTES = 4 * 2**30

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from services.adapters.gguf_adapter_file import check_gguf_adapter
 from services.architectures.checkpoint_reader import read_checkpoint
+from services.engines.engine_server import EngineServer
 from services.engines.llama_cpp import LlamaCppOptions
 from services.engines.llama_cpp_server import LlamaCppServer
 from services.generate import (
@@ -32,7 +33,7 @@ class Driver:
     wakeup: threading.Event
 
     @property
-    def server(self) -> LlamaCppServer:
+    def server(self) -> EngineServer:
         return self.engine.server
 
     def wait_until_ready(self) -> None:
@@ -95,4 +96,5 @@ def start(
     wakeup = threading.Event()
     server = LlamaCppServer(folder.name, options, model.tokenizer.token_bytes())
     server.when_started(wakeup.set)
-    return Driver(LlamaCppEngine(model, server, slots, wakeup.set), wakeup)
+    engine = LlamaCppEngine(loaded=model, server=server, slots=slots, notify=wakeup.set, on_close=server.stop)
+    return Driver(engine, wakeup)

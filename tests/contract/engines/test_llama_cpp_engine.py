@@ -295,12 +295,20 @@ def child_of(pid: int) -> int:
 def test_a_model_that_is_not_loaded_in_time_is_an_error(driver: Driver) -> None:
     other = start(driver.engine.loaded.folder, start_seconds=0.01)
     try:
-        with pytest.raises(NotReady, match=r"did not load gguf within 0\.01 s"):
+        with pytest.raises(NotReady, match=r"llama\.cpp was not ready with gguf after 0\.01 s"):
             for _ in range(200):
                 other.engine.step()
                 time.sleep(0.05)
     finally:
         other.engine.close()
+
+
+def test_a_process_that_is_stopped_while_it_loads_is_lost(driver: Driver) -> None:
+    other = start(driver.engine.loaded.folder)
+    other.engine.close()
+    assert (other.engine.is_lost, other.engine.free_slots) == (True, 0)
+    with pytest.raises(NotReady, match=r"llama\.cpp with gguf "):
+        other.engine.step()
 
 
 # ---- tokens within characters ---------------------------------------------------------------------------

@@ -85,8 +85,8 @@ class Runner:
             "llama_cpp_context": 96,
             **settings,
         }
-        loader = LlamaCppModels(Settings(**values), self.wakeup.set)
-        self.models = ModelCache("cpu", sys.maxsize, 4, loaders={"llama.cpp": loader})
+        self.loader = LlamaCppModels(Settings(**values), self.wakeup.set)
+        self.models = ModelCache("cpu", sys.maxsize, 4, loaders={"llama.cpp": self.loader})
         self.scheduler: Scheduler[DrivenJob] = Scheduler(
             self.models, on_success=self._succeed, on_failure=self._fail
         )
@@ -374,6 +374,28 @@ def test_a_model_is_loaded_while_others_work(volume: Path) -> None:
         assert not runner.scheduler.runs_models
         runner.finish(job)
         assert isinstance(job.result, GenerateResult)
+    finally:
+        runner.close()
+
+
+def test_a_model_whose_start_timed_out_after_its_job_was_canceled_is_started_again(volume: Path) -> None:
+    runner = Runner(volume)
+    try:
+        settings = runner.loader.settings
+        runner.loader.settings = settings.model_copy(update={"llama_cpp_start_seconds": 0.01})
+        canceled = runner.add(model="g", prompt="abc")
+        runner.scheduler.step()
+        [model] = runner.models.models
+        assert isinstance(model.engine, LlamaCppEngine)
+        runner.scheduler.remove(canceled)
+        with pytest.raises(NotReady, match=r"llama\.cpp was not ready with g after 0\.01 s"):
+            while True:
+                model.engine.step()
+        assert not model.engine.server._child.has_ended
+        runner.loader.settings = settings
+
+        assert isinstance(runner.result(model="g", prompt="abc"), GenerateResult)
+        assert all_end([model.engine.server.pid])
     finally:
         runner.close()
 

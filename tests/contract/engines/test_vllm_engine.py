@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from services.engines.output import ServedAdapter
 from services.engines.vllm import VllmOptions
 from services.engines.vllm_server import VllmServer
 from services.errors import GraftwerkError, InvalidSettings, NotReady, PromptTooLong, UnsupportedOption
@@ -26,7 +27,7 @@ from services.generate import (
 from services.grammar import grammar_of
 from services.sampling import Sampling
 from tests.contract.engines.conftest import FAKE_COMMAND, FakeVllm, all_end, is_alive
-from worker.inference.vllm_engine import ServedAdapter, VllmEngine
+from worker.inference.vllm_engine import VllmEngine
 
 ROWS, END = 101, 2
 PROMPT = [1, 40, 41]
@@ -324,6 +325,17 @@ def test_a_server_that_is_never_ready_is_given_up(make: MakeEngine, fake: FakeVl
     fake.behave(start_seconds=600)
     with pytest.raises(NotReady, match=r"was not ready with base after 0\.3 s"):
         events_of(make(start_seconds=0.3))
+
+
+def test_a_server_that_is_stopped_while_it_starts_is_lost(
+    make: MakeEngine, fake: FakeVllm, servers: list[VllmServer]
+) -> None:
+    fake.behave(start_seconds=600)
+    engine = make()
+    servers[0].stop()
+    assert (engine.is_lost, engine.free_slots) == (True, 0)
+    with pytest.raises(NotReady, match="vLLM with base "):
+        engine.step()
 
 
 def test_a_command_that_does_not_exist_is_a_wrong_setting(fake: FakeVllm) -> None:
