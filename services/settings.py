@@ -45,6 +45,11 @@ class Settings(BaseSettings):
         "auto",
         description="Engine that generates: `auto`, `graftwerk`, `llama.cpp` or `vllm`; the same for API and workers.",
     )
+    engine_idle_seconds: int = Field(
+        3600,
+        ge=0,
+        description="Time without jobs after which a process of llama.cpp or vLLM is stopped; 0 keeps it.",
+    )
     llama_cpp_context: int = Field(
         8192,
         ge=16,
@@ -76,9 +81,6 @@ class Settings(BaseSettings):
         64, ge=1, le=512, description="Largest rank of an adapter that vLLM applies unmerged."
     )
     vllm_start_seconds: int = Field(1800, ge=1, description="Longest time until a server of vLLM is ready.")
-    vllm_idle_seconds: int = Field(
-        3600, ge=0, description="Time without jobs after which a server of vLLM is stopped; 0 keeps it."
-    )
     generate_backend_url: str | None = Field(None, description="An OpenAI-compatible server for generation.")
     generate_backend_key: SecretStr | None = Field(None, description="The API key of that server.")
     generate_backend_key_file: Path | None = Field(None, description="A file that holds that key.")

@@ -78,7 +78,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         super().heartbeat(timeout, pipeline)
         models = self.session_scheduler.models
         if pipeline is None and not self.jobs and models.models:
-            models.evict_idle(self.settings.vllm_idle_seconds)
+            models.evict_idle(self.settings.engine_idle_seconds)
             if is_memory_wanted(self.connection):
                 models.evict_unused()
 

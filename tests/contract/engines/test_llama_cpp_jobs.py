@@ -36,7 +36,7 @@ from services.preflight import preflight
 from services.preflight.plan import PROCESS_BYTES, Plan, Servers
 from services.sampling import Sampling
 from services.settings import Settings
-from tests.contract.engines.conftest import all_end
+from tests.contract.engines.conftest import all_end, is_alive
 from tests.contract.engines.test_llama_cpp_engine import child_of
 from tests.contract.generate.engine_driver import DrivenJob, alone
 from tests.job_context import job_context
@@ -400,13 +400,17 @@ def test_a_model_whose_start_timed_out_after_its_job_was_canceled_is_started_aga
         runner.close()
 
 
-def test_an_unused_model_is_evicted_with_its_process(volume: Path) -> None:
+def test_an_idle_model_is_evicted_with_its_process(volume: Path) -> None:
     runner = Runner(volume)
     runner.result(model="g", prompt="abc")
     [model] = runner.models.models
     assert isinstance(model.engine, LlamaCppEngine)
     pids = [model.engine.server.pid, child_of(model.engine.server.pid)]
-    runner.models.evict_unused()
+    runner.models.evict_idle(0)
+    runner.models.evict_idle(60)
+    assert all(map(is_alive, pids))
+    time.sleep(0.02)
+    runner.models.evict_idle(0.01)
 
     assert all_end(pids)
     assert runner.models.models == []
