@@ -24,6 +24,12 @@ PACKAGES: Mapping[Engine, str] = {"graftwerk": "torch", "llama.cpp": "xllamacpp"
 PROGRAMS: Mapping[Engine, str] = {"vllm": "vllm"}
 """Engines that are programs of their own, by the name that they have unless a setting says otherwise."""
 
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of vLLM's `--max-lora-rank`."""
+
+ADAPTER_RANK = 64
+"""Largest rank of an adapter that vLLM applies unmerged, where no setting names another."""
+
 
 @dataclass(frozen=True, slots=True)
 class GgufLimits:
@@ -39,19 +45,27 @@ DEFAULT_LIMITS = GgufLimits()
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """Engines of a service: its setting, those that its workers have, and limits of GGUF models."""
+    """Engines of a service: its setting, those that its workers have, and limits of what they run.
+
+    `adapter_rank` is the largest rank of an adapter that vLLM applies unmerged.
+    """
 
     setting: GenerateEngine = "auto"
     available: frozenset[str] = frozenset({*PACKAGES, *PROGRAMS})
     gguf: GgufLimits = DEFAULT_LIMITS
+    adapter_rank: int = ADAPTER_RANK
 
     @classmethod
-    def installed(cls, setting: GenerateEngine, programs: Mapping[Engine, str] = PROGRAMS) -> "Engines":
+    def installed(
+        cls,
+        setting: GenerateEngine,
+        programs: Mapping[Engine, str] = PROGRAMS,
+        adapter_rank: int = ADAPTER_RANK,
+    ) -> "Engines":
         """Returns the engines whose packages or programs this process has."""
         inside = {name for name, package in PACKAGES.items() if find_spec(package)}
-        return cls(
-            setting, frozenset(inside | {name for name, program in programs.items() if which(program)})
-        )
+        found = frozenset(inside | {name for name, program in programs.items() if which(program)})
+        return cls(setting, found, adapter_rank=adapter_rank)
 
     @property
     def is_complete(self) -> bool:
@@ -62,12 +76,14 @@ class Engines:
         """Returns the fields as JSON, for `from_json`."""
         return {
             "setting": self.setting, "available": sorted(self.available), "gguf": [self.gguf.slots, self.gguf.context],
+            "adapter_rank": self.adapter_rank,
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Engines":
         """Returns the engines of what `as_json` has returned."""
-        return cls(value["setting"], frozenset(value["available"]), GgufLimits(*value["gguf"]))
+        limits = GgufLimits(*value["gguf"])
+        return cls(value["setting"], frozenset(value["available"]), limits, value["adapter_rank"])
 
     def of(self, model_kind: str) -> Engine | None:
         """Returns the engine that answers models of a kind, None if none does."""

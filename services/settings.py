@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.generate_engines import GenerateEngine
+from services.generate_engines import ADAPTER_RANK, ADAPTER_RANKS, GenerateEngine
 
 HUB_ENDPOINT = "https://huggingface.co"
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
@@ -78,7 +78,10 @@ class Settings(BaseSettings):
         description="KV cache of each model in vLLM; 0 takes 4 GiB on a CPU, and what the model leaves on a GPU.",
     )
     vllm_adapter_rank: int = Field(
-        64, ge=1, le=512, description="Largest rank of an adapter that vLLM applies unmerged."
+        ADAPTER_RANK,
+        ge=1,
+        le=ADAPTER_RANKS[-1],
+        description="Largest rank of an adapter that vLLM applies unmerged.",
     )
     vllm_start_seconds: int = Field(1800, ge=1, description="Longest time until a server of vLLM is ready.")
     generate_backend_url: str | None = Field(None, description="An OpenAI-compatible server for generation.")

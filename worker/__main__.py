@@ -15,7 +15,7 @@ from typing import Literal
 from redis import Redis
 
 from services.errors import InvalidSettings
-from services.generate_engines import Engines
+from services.generate_engines import Engine, Engines
 from services.jobs.engine_record import EngineRecord
 from services.jobs.fork_worker import ForkWorker
 from services.jobs.identity import VolumeIdentity
@@ -70,7 +70,8 @@ def build(queue: QueueName, name: str, redis: Redis, settings: Settings) -> Trac
         from worker.inference.worker import GenerateWorker  # noqa: PLC0415  (imports torch)
 
         set_threads(threads)
-        engines = Engines.installed(settings.generate_engine, {"vllm": settings.vllm_program})
+        programs: dict[Engine, str] = {"vllm": settings.vllm_program}
+        engines = Engines.installed(settings.generate_engine, programs, settings.vllm_adapter_rank)
         EngineRecord(redis, settings.generate_engine).register(engines)
         return GenerateWorker(name=name, redis=redis, settings=settings)
     preload(queue)

@@ -6,14 +6,11 @@ from services.adapters.adapter import Adapter
 from services.adapters.stack import Stack
 from services.kinds.shared import AdapterChoice
 
-MAX_RANK = 512
-"""Largest rank of an adapter in vLLM."""
-
 LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 """Layers whose low-rank pairs vLLM applies."""
 
 
-def merge_reason(choices: Sequence[AdapterChoice], stack: Stack, rank_limit: int = MAX_RANK) -> str | None:
+def merge_reason(choices: Sequence[AdapterChoice], stack: Stack, rank_limit: int) -> str | None:
     """Returns the reason for which vLLM needs a merged copy, None if it applies the only adapter to its base.
 
     Args:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.adapters.vllm_adapter import LAYERS
+from services.generate_engines import ADAPTER_RANK, ADAPTER_RANKS
 from services.sampling import MAX_LOGPROBS
 
 MODEL = "model"
 """Name of the base in requests to its server."""
-
-ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of vLLM's `--max-lora-rank`."""
 
 ENVIRONMENT: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
@@ -46,7 +44,7 @@ class VllmOptions:
     context: int = 0
     cache_bytes: int = 0
     tensor_parallel: int = 1
-    adapter_rank: int = 64
+    adapter_rank: int = ADAPTER_RANK
     start_seconds: float = 1800.0
 
     @property

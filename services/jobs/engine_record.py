@@ -14,7 +14,7 @@ from services.generate_engines import DEFAULT_LIMITS, Engines, GenerateEngine, G
 from services.jobs.records import reaching_redis
 
 ENGINE_KEY = "graftwerk:engine"
-"""Hash of `setting`, that of the API, and `available`, what the generate worker that started last has."""
+"""Hash of `setting`, that of the API; of the generate worker that started last, its engines and its largest rank of adapters."""
 
 PATIENCE_SECONDS = 30
 """Time that a starting worker waits for an API with its setting."""
@@ -44,9 +44,11 @@ class EngineRecord:
         with suppress(RedisError, NotReady, QueueFull):
             if not self._is_announced:
                 self.announce()
-            found = self._redis.hget(ENGINE_KEY, "available")
-            if found is not None:
-                self._last = replace(self._last, available=frozenset(as_text(found).split()))
+            available, rank = self._redis.hmget(ENGINE_KEY, "available", "adapter_rank")
+            if available is not None:
+                self._last = replace(self._last, available=frozenset(as_text(available).split()))
+            if rank is not None:
+                self._last = replace(self._last, adapter_rank=int(rank))
         return self._last
 
     @reaching_redis()
@@ -74,7 +76,8 @@ class EngineRecord:
                 f"GENERATE_ENGINE is {own.setting!r}, and this worker has only {', '.join(sorted(own.available))}.",
                 "Install that engine's packages, or unset GENERATE_ENGINE.",
             )
-        self._redis.hset(ENGINE_KEY, "available", " ".join(sorted(own.available)))
+        available = " ".join(sorted(own.available))
+        self._redis.hset(ENGINE_KEY, mapping={"available": available, "adapter_rank": own.adapter_rank})
 
     def _announced(self) -> str:
         return as_text(self._redis.hget(ENGINE_KEY, "setting") or b"")

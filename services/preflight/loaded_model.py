@@ -59,7 +59,7 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
     is_unmerged = engine == "graftwerk" and isinstance(request, GenerateRequest) and request.applies_unmerged
     elements, warnings = _unmerged(stack) if is_unmerged else (0, [])
     if engine == "vllm" and isinstance(request, GenerateRequest):
-        warnings = check_vllm(request, stack)
+        warnings = check_vllm(request, stack, inputs.engines.adapter_rank)
     return Plan(
         kind=request.kind,
         reads=[

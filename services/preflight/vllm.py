@@ -8,15 +8,15 @@ from services.kinds.generate import GenerateRequest
 from services.kinds.shared import Quantization
 
 
-def check_vllm(request: GenerateRequest, stack: Stack) -> list[str]:
-    """Returns the warnings of a request.
+def check_vllm(request: GenerateRequest, stack: Stack, adapter_rank: int) -> list[str]:
+    """Returns the warnings of a request; `adapter_rank` is the largest rank of an adapter that is not merged.
 
     Raises:
         UnsupportedOption: vLLM does not have an option of it; the message names it.
     """
     check_vllm_loading(request.quantization, request.rope_alpha)
     own_vllm_fields(request.sampling)
-    reason = merge_reason(request.adapters, stack) if request.applies_unmerged else None
+    reason = merge_reason(request.adapters, stack, adapter_rank) if request.applies_unmerged else None
     if reason is None:
         return []
     return [

@@ -1,5 +1,6 @@
 """Engines: the table, the setting of the service, and workers whose setting differs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 from services.errors import InvalidSettings
-from services.generate_engines import ALL_ENGINES, Engines, GenerateEngine
+from services.generate_engines import ALL_ENGINES, Engines, GenerateEngine, GgufLimits
 from services.jobs.engine_record import PATIENCE_SECONDS, EngineRecord
 
 
@@ -52,6 +53,13 @@ def test_the_api_learns_the_engines_of_workers(redis: Redis) -> None:
     assert record.engines() == ALL_ENGINES
     record.register(Engines("auto", frozenset({"graftwerk"})))
     assert record.engines() == Engines("auto", frozenset({"graftwerk"}))
+    record.register(Engines("auto", frozenset({"graftwerk", "vllm"}), adapter_rank=8))
+    assert record.engines() == Engines("auto", frozenset({"graftwerk", "vllm"}), adapter_rank=8)
+
+
+def test_engines_reach_another_process_as_json() -> None:
+    engines = Engines("vllm", frozenset({"vllm"}), GgufLimits(3, 64), adapter_rank=8)
+    assert Engines.from_json(json.loads(json.dumps(engines.as_json()))) == engines
 
 
 def test_a_worker_of_another_engine_refuses_to_start(redis: Redis) -> None:
@@ -85,5 +93,5 @@ def test_without_redis_the_last_engines_count(redis: Redis, monkeypatch: pytest.
     def lost(*_: object) -> None:
         raise ConnectionError("Connection refused")
 
-    monkeypatch.setattr(redis, "hget", lost)
+    monkeypatch.setattr(redis, "hmget", lost)
     assert record.engines() == own

@@ -11,6 +11,7 @@ from services.kinds import parse_request
 from services.models.store import ModelStore
 from services.preflight import preflight
 from services.preflight.plan import Plan, Servers
+from tests.reference.peft_merge import make_adapter
 
 VLLM = Engines("vllm", frozenset({"graftwerk", "vllm"}))
 
@@ -63,6 +64,14 @@ def test_a_merged_copy_is_a_warning(root: Path, adapters: list[Any], reason: str
     assert warning == (
         f"vLLM is started with a merged copy of base and its adapters, which takes time and disk space: {reason}"
     )
+
+
+def test_the_largest_rank_is_that_of_the_workers(root: Path) -> None:
+    make_adapter(root / "wide", seed=5, r=16)
+    assert plan_of(root, adapters=["wide"]).warnings == []
+    workers = Engines("vllm", frozenset({"vllm"}), adapter_rank=8)
+    (warning,) = plan_of(root, workers, adapters=["wide"]).warnings
+    assert warning.endswith(": wide has rank 16, and VLLM_ADAPTER_RANK is 8.")
 
 
 def test_a_service_without_a_worker_with_vllm_says_so(root: Path) -> None:
