@@ -51,15 +51,26 @@ def read_json_vocabulary(path: Path) -> Vocabulary:
     Raises:
         UnreadableTokenizer: The file is damaged or too large, or its ids are not those that `tokenizers` would give.
     """
-    data = read_tokenizer_json(path)
-    try:
-        kind, pieces, model_pieces = _read(data)
-    except KeyError as error:
-        raise UnreadableTokenizer(f"{path.name} has no {error}.", HINT) from error
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise UnreadableTokenizer(f"{path.name} is not a tokenizer ({error}).", HINT) from error
-    digest = hashlib.sha256(data).hexdigest()
-    return Vocabulary(kind, pieces, digest, file="tokenizer.json", model_pieces=model_pieces)
+    return _vocabulary(read_tokenizer_json(path), path.name)
+
+
+def read_added_entries(folder: Path) -> Sequence[Mapping[str, Any]]:
+    """Returns the added tokens of a `tokenizer.json` next to the `tokenizer.model` of the same pieces, as the file has them.
+
+    transformers 5 writes further tokens nowhere else. There are none without the two files, or where `tokenizer.json` has
+    other pieces: it is then of another tokenizer, for example of the one before an extension.
+
+    Raises:
+        UnreadableTokenizer: One of the files is damaged or too large.
+    """
+    model, table = folder / "tokenizer.model", folder / "tokenizer.json"
+    if not model.is_file() or not table.is_file():
+        return ()
+    data = read_tokenizer_json(table)
+    own, found = read_vocabulary(model), _vocabulary(data, table.name)
+    if found.model_pieces != len(own.pieces) or not found.continues(own):
+        return ()
+    return _added_entries(data, members(data))
 
 
 def read_tokenizer_json(path: Path) -> bytes:
@@ -76,19 +87,36 @@ def read_tokenizer_json(path: Path) -> bytes:
     return data
 
 
+def _vocabulary(data: bytes, name: str) -> Vocabulary:
+    try:
+        kind, pieces, model_pieces = _read(data)
+    except KeyError as error:
+        raise UnreadableTokenizer(f"{name} has no {error}.", HINT) from error
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise UnreadableTokenizer(f"{name} is not a tokenizer ({error}).", HINT) from error
+    digest = hashlib.sha256(data).hexdigest()
+    return Vocabulary(kind, pieces, digest, file="tokenizer.json", model_pieces=model_pieces)
+
+
 def _read(data: bytes) -> tuple[VocabularyKind, tuple[bytes, ...], int]:
     """Returns kind and pieces of a file, and the number of ids of its model."""
     found = members(data)
     model = members(data, found["model"][0])
     kind = _kind(data, found, model)
     ids = _model_ids(value_at(data, model["vocab"]))
-    added = value_at(data, found["added_tokens"]) if "added_tokens" in found else []
-    by_id = _by_id({**ids, **_added_ids(ids, added or [])})
+    by_id = _by_id({**ids, **_added_ids(ids, _added_entries(data, found))})
     if not by_id:
         raise ValueError("it holds no pieces")
     texts = [by_id.get(number, "") for number in range(max(by_id) + 1)]
     pieces = pieces_as_bytes(texts) if kind == "byte-level" else [text.encode() for text in texts]
     return kind, tuple(pieces), max(ids.values(), default=-1) + 1
+
+
+def _added_entries(data: bytes, found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    entries: Sequence[Mapping[str, Any]] = ()
+    if "added_tokens" in found:
+        entries = value_at(data, found["added_tokens"]) or ()
+    return entries
 
 
 def _kind(data: bytes, found: Mapping[str, Any], model: Mapping[str, Any]) -> VocabularyKind:
@@ -122,7 +150,7 @@ def _model_ids(vocab: Any) -> dict[str, int]:
     return vocab
 
 
-def _added_ids(pieces: Mapping[str, int], added: Any) -> dict[str, int]:
+def _added_ids(pieces: Mapping[str, int], added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Returns the tokens that are not pieces of the model.
 
     `tokenizers` numbers them in their order, after the pieces (`added_vocabulary.rs`, add_tokens), and ignores the ids

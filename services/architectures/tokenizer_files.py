@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from services.architectures.config import rope_type_of, unwrap_params
+from services.architectures.json_vocabulary import read_added_entries
 from services.errors import UnreadableTokenizer
 from services.files.json_file import Json, read_json_if_present
 from services.files.regular_file import read_regular
@@ -26,6 +28,9 @@ TEMPLATE_LIMIT_BYTES = 2**20
 """Largest `chat_template.jinja`. Those of models with tools take 20 kilobytes."""
 
 ROLES = ("bos_token", "eos_token", "pad_token")
+
+EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+"""Keys of the special tokens without a role: before and since transformers 5, which also takes an object of names."""
 
 
 class AddedToken(NamedTuple):
@@ -72,26 +77,27 @@ class TokenizerFiles:
         return read_json_if_present(self._folder / name, UnreadableTokenizer) if self._folder else {}
 
     def added_tokens(self) -> dict[int, AddedToken]:
-        """Returns the added tokens by id, from both files that list them; `tokenizer_config.json` takes precedence."""
-        added: dict[int, AddedToken] = {}
+        """Returns the added tokens by id, from all files that list them; `tokenizer_config.json` takes precedence.
+
+        `tokenizer.json` counts next to a `tokenizer.model` of the same pieces.
+        """
+        entries = read_added_entries(self._folder) if self._folder else ()
+        added = {entry["id"]: _added_token(entry["content"], entry) for entry in entries}
         for text, token_id in self.read("added_tokens.json").items():
             added[_token_id("added_tokens.json", token_id)] = AddedToken(text, False)
         listed = self._typed(dict, "tokenizer_config.json", "added_tokens_decoder") or {}
         for token_id, entry in listed.items():
             content = token_content(entry)
             if content is not None:
-                flags = entry if isinstance(entry, Mapping) else {}
-                added[_token_id("tokenizer_config.json", token_id)] = AddedToken(
-                    content, *(bool(flags.get(key)) for key in AddedToken._fields[1:])
-                )
+                added[_token_id("tokenizer_config.json", token_id)] = _added_token(content, entry)
         return added
 
     def named_tokens(self) -> list[str]:
         """Returns the contents of all tokens that have a role or are called special."""
         named = [self.role(role) for role in ROLES]
-        for file in ("special_tokens_map.json", "tokenizer_config.json"):
-            listed = self._typed(list, file, "additional_special_tokens") or []
-            named += [token_content(entry) for entry in listed]
+        for file, key in product(("special_tokens_map.json", "tokenizer_config.json"), EXTRA_TOKENS):
+            listed = self._typed((list, dict), file, key) or []
+            named += map(token_content, listed.values() if isinstance(listed, dict) else listed)
         return [content for content in named if content]
 
     def role(self, role: str) -> str | None:
@@ -138,7 +144,7 @@ class TokenizerFiles:
                 return found
         return None
 
-    def _typed(self, kind: type, file: str, key: str) -> Any:
+    def _typed(self, kind: type | tuple[type, ...], file: str, key: str) -> Any:
         """Returns a value of a file, None if it is absent or null."""
         found = (self.tokenizer_config if file == "tokenizer_config.json" else self.special_tokens_map).get(
             key
@@ -149,6 +155,11 @@ class TokenizerFiles:
                 "Fetch the file again.",
             )
         return found
+
+
+def _added_token(content: str, entry: Any) -> AddedToken:
+    flags = entry if isinstance(entry, Mapping) else {}
+    return AddedToken(content, *(bool(flags.get(key)) for key in AddedToken._fields[1:]))
 
 
 def _is_template(entry: Any) -> bool:

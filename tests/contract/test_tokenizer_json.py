@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
+from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models
 from transformers import AutoTokenizer
 
 from services.errors import UnreadableTokenizer
@@ -96,6 +96,60 @@ def test_text_between_special_tokens_begins_like_any_text(tmp_path: Path, tokeni
     complete_tokenizer(folder)
     reference, found = sentencepiece_of(folder), AutoTokenizer.from_pretrained(folder)
     assert found("Hi</s>there")["input_ids"] == [1, *reference.encode("Hi"), 2, *reference.encode("there")]
+
+
+MARKS = ["<|im_start|>", "<|im_end|>"]
+MARKED_TEXT = "<s><|im_start|>user\nHi <tool> there<|im_end|>"
+
+
+def saved_with_marks(folder: Path) -> Any:
+    """Returns transformers' tokenizer of a folder after it got special tokens and a plain one and was saved there."""
+    complete_tokenizer(folder)
+    found = AutoTokenizer.from_pretrained(folder)
+    found.add_special_tokens({"additional_special_tokens": MARKS})
+    found.add_tokens([AddedToken("<tool>", normalized=False)])
+    found.save_pretrained(folder)
+    return found
+
+
+def test_tokens_that_transformers_added_are_read_next_to_tokenizer_model(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("llama"))
+    reference = saved_with_marks(folder)
+    config = json_of(folder / "tokenizer_config.json")
+    assert "added_tokens_decoder" not in config  # tokenizer.json alone has them
+
+    found = load_tokenizer(folder)
+    ids = reference(MARKED_TEXT, add_special_tokens=False)["input_ids"]
+    assert {tokenizers.base, tokenizers.base + 1, tokenizers.base + 2} < set(ids)
+    assert found.encode(MARKED_TEXT, add_bos=False, parse_special=True) == ids
+    assert found.hidden_ids >= set(reference.convert_tokens_to_ids(MARKS))
+    assert tokenizers.base + 2 not in found.hidden_ids
+
+
+def test_added_tokens_of_a_tokenizer_json_stay_in_what_is_written_again(
+    tmp_path: Path, tokenizers: TokenizerSet
+) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("llama"))
+    reference = saved_with_marks(folder)
+    ids, text = reference(MARKED_TEXT)["input_ids"], "user\nHi <tool> there"
+    complete_tokenizer(folder)
+    again = AutoTokenizer.from_pretrained(folder)
+    assert again(MARKED_TEXT)["input_ids"] == ids
+    shown = again.decode(ids, skip_special_tokens=True)
+    assert shown == reference.decode(ids, skip_special_tokens=True)
+    assert shown.split() == text.split()
+
+
+def test_added_tokens_of_another_vocabulary_are_not_taken(tmp_path: Path, tokenizers: TokenizerSet) -> None:
+    folder = folder_of(tmp_path, tokenizers.file("llama"))
+    saved_with_marks(folder)
+    shutil.copy(tokenizers.file("chinese-llama"), folder / "tokenizer.model")
+    found = load_tokenizer(folder)
+    reference = sentencepiece_of(folder)
+    assert found.encode("<|im_end|>", add_bos=False, parse_special=True) == reference.encode("<|im_end|>")
+    assert found.vocabulary_size == reference.get_piece_size()
 
 
 def test_as_a_llama_tokenizer_transformers_would_give_other_tokens(
