@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 JS := tests/js/node_modules/.package-lock.json
 
-.PHONY: help demo serve test fuzz unit e2e client-wheel up down e2e-compose e2e-consumers e2e-clients browser screenshots bench chaos chaos-compose docs docs-zensical lint monitoring translations fmt clean
+.PHONY: help demo serve test fuzz unit e2e client-wheel up up-vllm down e2e-compose e2e-consumers e2e-clients browser screenshots bench chaos chaos-compose docs docs-zensical lint monitoring translations fmt clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ client-wheel: $(READY) ## install the client alone into a fresh environment and 
 
 up: ## build and start the compose services
 	@docker compose up --build --wait
+
+up-vllm: ## build and start the compose services with vLLM in place of the engine of the worker's image
+	@COMPOSE_PROFILES=vllm GRAFTWERK_GENERATE_ENGINE=vllm GRAFTWERK_GENERATE_WORKERS=0 docker compose up --build --wait
 
 down: ## stop the compose services; models and jobs stay in their volumes
 	@docker compose down

@@ -1,6 +1,7 @@
 """A GGUF model in the running product: converted, listed, chatted with, streamed and tokenized."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -49,6 +50,24 @@ def test_it_is_a_model_like_others_under_v1(
     assert texts[0]["tokens"] == texts[1]["tokens"]
 
 
-def test_what_llama_cpp_does_not_do_is_refused_at_once(client: openai.OpenAI, gguf_model: str) -> None:
-    with pytest.raises(openai.BadRequestError, match="presence_penalty"):
-        client.completions.create(model=gguf_model, prompt="abc", presence_penalty=1)
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"presence_penalty": 1}, "presence_penalty"),
+        ({"frequency_penalty": 1}, "frequency_penalty"),
+        ({"logit_bias": {"5": 1}, "extra_body": {"repetition_penalty": 1.2}}, "logit_bias"),
+        ({"echo": True, "logprobs": 1, "max_tokens": 0}, "score_prompt"),
+        ({"extra_body": {"guided_regex": "[ab]+"}}, "guided_regex are not available for this GGUF model"),
+    ],
+)
+def test_what_llama_cpp_does_not_do_is_refused_at_once(
+    client: openai.OpenAI, gguf_model: str, options: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=name) as caught:
+        client.completions.create(model=gguf_model, prompt="abc", **options)
+    assert "convert" in caught.value.message
+
+
+def test_vectors_of_it_are_refused_at_once(client: openai.OpenAI, gguf_model: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="embed jobs need a huggingface model"):
+        client.embeddings.create(model=gguf_model, input="abc")
