@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from api.responses import json_response
 from api.state import state
 from services.errors import NotReady, VolumeUnavailable
+from services.generate_engines import GenerateEngine
 from services.kinds import QUEUES
 
 OK = "ok"
@@ -42,6 +43,7 @@ class Readiness(BaseModel):
             }
         ],
     )
+    engine: GenerateEngine = Field(description="`GENERATE_ENGINE` of the service.")
     warnings: list[str] = Field(default=[], description="Problems that do not make the service unavailable.")
 
 
@@ -68,7 +70,9 @@ def readiness() -> Readiness:
     checks = {"redis": redis, "volume": _outcome(state().store.check), **workers}
     is_ready = set(checks.values()) == {OK}
     warnings = _space_warnings() if checks["volume"] == OK else []
-    return Readiness(status=OK if is_ready else "unavailable", checks=checks, warnings=warnings)
+    status = OK if is_ready else "unavailable"
+    engine = state().settings.generate_engine
+    return Readiness(status=status, checks=checks, engine=engine, warnings=warnings)
 
 
 def _outcome(check: Callable[[], None]) -> str:
@@ -82,9 +86,13 @@ def _outcome(check: Callable[[], None]) -> str:
 def _workers() -> dict[str, str]:
     try:
         served = {worker.queue for worker in state().queue.workers()}
+        refusal = state().engines.refusal()
     except NotReady as error:
         return {f"worker-{queue}": error.message for queue in QUEUES}
-    return {f"worker-{queue}": OK if queue in served else f"No {queue} worker is alive." for queue in QUEUES}
+    found = {f"worker-{queue}": OK if queue in served else f"No {queue} worker is alive." for queue in QUEUES}
+    if refusal is not None and "generate" not in served:
+        found["worker-generate"] += f" One did not start: {refusal}"
+    return found
 
 
 def _space_warnings() -> list[str]:

@@ -14,6 +14,7 @@ from api.openapi import METRICS, SECURITY
 from api.responses import json_response
 from api.state import AppState, state
 from api.versions import redis_version, service_versions
+from services.generate_engines import ENGINES, Engine, GenerateEngine
 from services.jobs.memory import machine, read_memory, reserved_memory
 from services.jobs.statistics import Statistics
 from services.jobs.status import WorkerState
@@ -66,12 +67,21 @@ class MemoryState(BaseModel):
     )
 
 
+class EngineState(BaseModel):
+    """The engine that generates with models of each kind: `null` if no worker has it. `backend` is another server, asked first."""
+
+    setting: GenerateEngine = Field(description="`GENERATE_ENGINE` of the service.")
+    models: dict[str, Engine | None]
+    backend: str | None
+
+
 class System(BaseModel):
-    """Workers, queues, kinds of job, the volume, memory and versions."""
+    """Workers, queues, kinds of job, the engine, the volume, memory and versions."""
 
     workers: list[WorkerState]
     queues: dict[str, QueueState]
     kinds: dict[str, KindState]
+    engine: EngineState
     volume: VolumeState
     memory: MemoryState
     versions: dict[str, str] = Field(description="Versions of `graftwerk-service`, `python` and `redis`.")
@@ -107,7 +117,7 @@ def read_system(state: AppState, statistics: Statistics) -> System:
         for name in QUEUES
     }
     return System(
-        workers=workers, queues=queues, kinds=_kinds(statistics), volume=_volume(state), memory=_memory(state),
+        workers=workers, queues=queues, kinds=_kinds(statistics), engine=_engine(state), volume=_volume(state), memory=_memory(state),
         versions=service_versions() | redis_version(state.queue.redis),
     )  # fmt: skip
 
@@ -121,6 +131,15 @@ def _kinds(statistics: Statistics) -> dict[str, KindState]:
         )
         for kind, row in KINDS.items()
     }  # fmt: skip
+
+
+def _engine(state: AppState) -> EngineState:
+    engines = state.engines.engines()
+    return EngineState(
+        setting=engines.setting,
+        models={kind: engines.of(kind) for kind in ENGINES},
+        backend=None if state.backend is None else state.backend.server,
+    )
 
 
 def _volume(state: AppState) -> VolumeState:

@@ -19,7 +19,7 @@ from graftwerk.quantities import counted, duration
 from graftwerk.request_parts import JsonObject
 from graftwerk.result import Result
 from graftwerk.service_distribution import require_service
-from graftwerk.service_models import QueueState, WorkerState
+from graftwerk.service_models import EngineState, QueueState, WorkerState
 
 SECONDS = 10.0
 LOW_SPACE_BYTES = 10 * 2**30
@@ -63,6 +63,7 @@ class State(Result):
 
     workers: list[WorkerState]
     queues: dict[str, QueueState]
+    engine: EngineState | None = None
     volume: Volume
     versions: dict[str, str] = {}
 
@@ -185,6 +186,8 @@ def system(response: httpx.Response, found: JsonObject | None) -> Iterator[Check
         return
     yield _version(state.versions)
     yield _space(state.volume)
+    if state.engine is not None:
+        yield _engine(state.engine)
     for name, queue in state.queues.items():
         yield _queue(name, queue)
     for worker in state.workers:
@@ -212,6 +215,12 @@ def _space(volume: Volume) -> Check:
     )
 
 
+def _engine(engine: EngineState) -> Check:
+    models = ", ".join(f"{kind} models by {name or 'none'}" for kind, name in engine.models.items())
+    other = f", models of {engine.backend} there" if engine.backend else ""
+    return Check("engine", "ok", f"GENERATE_ENGINE is {engine.setting}: {models}{other}")
+
+
 def _queue(name: str, queue: QueueState) -> Check:
     if queue.waiting and not queue.workers:
         hint = START_A_WORKER.format(name=f"worker-{name}")
@@ -224,7 +233,13 @@ def _queue(name: str, queue: QueueState) -> Check:
 def _worker(worker: WorkerState, now: datetime) -> Check:
     name = f"worker {worker.queue}"
     memory = f", {decimal(worker.memory_bytes)} of memory" if worker.memory_bytes else ""
-    models = f", holds {', '.join(worker.models)}" if worker.models else ""
+    holders = {process.model: f" ({process.engine}, process {process.pid})" for process in worker.processes}
+    held = ", ".join(f"{model}{holders.get(model, '')}" for model in worker.models)
+    models = f", holds {held}" if held else ""
+    engines = ", ".join(
+        f"{name} ({version})" if version else name for name, version in worker.engines.items()
+    )
+    models = f", engines {engines}{models}" if engines else models
     silent = (now - worker.last_heartbeat).total_seconds()
     if silent > SILENT_SECONDS:
         detail = f"{worker.name} on {worker.device}: last sign of life {duration(silent)} ago."

@@ -5,8 +5,16 @@ from datetime import datetime
 from graftwerk.result import Result
 
 
+class EngineProcess(Result):
+    """A model that a process of llama.cpp or vLLM below a worker has; `pid` is the id of its group on the worker's machine."""
+
+    model: str
+    engine: str
+    pid: int
+
+
 class WorkerState(Result):
-    """A living worker process: its queue, the jobs that it runs, and the models in its memory."""
+    """A living worker process: its queue, the jobs that it runs, its engines with their versions, and the models in its memory."""
 
     name: str
     queue: str
@@ -16,6 +24,8 @@ class WorkerState(Result):
     device: str
     models: list[str] = []
     memory_bytes: int = 0
+    engines: dict[str, str] = {}
+    processes: list[EngineProcess] = []
 
 
 class QueueState(Result):
@@ -52,12 +62,21 @@ class MemoryState(Result):
     reserved_bytes: int
 
 
+class EngineState(Result):
+    """The engine that generates with models of each kind, None if no worker has it; `backend` is another server, asked first."""
+
+    setting: str
+    models: dict[str, str | None]
+    backend: str | None
+
+
 class System(Result):
-    """Workers, queues and kinds of job by name, the volume, memory, and versions by distribution."""
+    """Workers, queues and kinds of job by name, the engine, the volume, memory, and versions by distribution."""
 
     workers: list[WorkerState]
     queues: dict[str, QueueState]
     kinds: dict[str, KindState]
+    engine: EngineState
     volume: VolumeState
     memory: MemoryState
     versions: dict[str, str]

@@ -14,7 +14,8 @@ from services.generate_engines import DEFAULT_LIMITS, Engines, GenerateEngine, G
 from services.jobs.records import reaching_redis
 
 ENGINE_KEY = "graftwerk:engine"
-"""Hash of `setting`, that of the API; of the generate worker that started last, its engines and its largest rank of adapters."""
+"""Hash of `setting`, that of the API; of the generate worker that started last, its engines and its largest rank of adapters;
+`refused`, the reason for which one has not started since then."""
 
 PATIENCE_SECONDS = 30
 """Time that a starting worker waits for an API with its setting."""
@@ -61,6 +62,22 @@ class EngineRecord:
             InvalidSettings: its setting is another one than the service's, or a package is missing.
             NotReady, QueueFull: Redis does not answer, or has no memory left.
         """
+        try:
+            self._check(own, pause)
+        except InvalidSettings as error:
+            self._redis.hset(ENGINE_KEY, "refused", error.message)
+            raise
+        available = " ".join(sorted(own.available))
+        self._redis.hset(ENGINE_KEY, mapping={"available": available, "adapter_rank": own.adapter_rank})
+        self._redis.hdel(ENGINE_KEY, "refused")
+
+    @reaching_redis()
+    def refusal(self) -> str | None:
+        """Returns the reason for which a worker was refused since the last one has started. Raises NotReady."""
+        found = self._redis.hget(ENGINE_KEY, "refused")
+        return None if found is None else as_text(found)
+
+    def _check(self, own: Engines, pause: Callable[[float], None]) -> None:
         self._redis.hsetnx(ENGINE_KEY, "setting", own.setting)
         for _ in range(PATIENCE_SECONDS):
             if self._announced() == own.setting:
@@ -76,8 +93,6 @@ class EngineRecord:
                 f"GENERATE_ENGINE is {own.setting!r}, and this worker has only {', '.join(sorted(own.available))}.",
                 "Install that engine's packages, or unset GENERATE_ENGINE.",
             )
-        available = " ".join(sorted(own.available))
-        self._redis.hset(ENGINE_KEY, mapping={"available": available, "adapter_rank": own.adapter_rank})
 
     def _announced(self) -> str:
         return as_text(self._redis.hget(ENGINE_KEY, "setting") or b"")

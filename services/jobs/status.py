@@ -170,11 +170,25 @@ class Job(BaseModel):
     metadata: dict[str, str]
 
 
+class EngineProcess(BaseModel):
+    """A model that a process of llama.cpp or vLLM below a worker has; `pid` is the id of its group on the worker's machine.
+
+    Several models have the same process if it applies the adapters of each to one base.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    engine: str
+    pid: int
+
+
 class WorkerState(BaseModel):
     """One living worker process; an inference worker may run several jobs at once.
 
     `device`: display name of the device that it computes on; `models`: names of the models in its memory, those with
-    adapters on the fly as `base+adapter`.
+    adapters on the fly as `base+adapter`; `processes`: those of them that processes of other engines have.
+    `engines`: package and version of each engine that it has.
     `memory_bytes`: memory that it may use in all, 0 if unknown.
     """
 
@@ -188,3 +202,5 @@ class WorkerState(BaseModel):
     device: str
     models: list[str] = []
     memory_bytes: int = 0
+    engines: dict[str, str] = {}
+    processes: list[EngineProcess] = []

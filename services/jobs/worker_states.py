@@ -35,4 +35,6 @@ def _state(redis: Redis, name: str, fields: dict[str, str]) -> WorkerState:
         device=fields.get("device", "cpu"),
         models=json.loads(fields.get("models", "[]")),
         memory_bytes=int(fields.get("memory_bytes", 0)),
+        engines=json.loads(fields.get("engines", "{}")),
+        processes=json.loads(fields.get("processes", "[]")),
     )

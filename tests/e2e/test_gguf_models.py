@@ -1,5 +1,6 @@
 """A GGUF model in the running product: converted, listed, chatted with, streamed and tokenized."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,20 @@ def test_it_is_a_model_like_others_under_v1(
         for name in (gguf_model, "merged")
     ]
     assert texts[0]["tokens"] == texts[1]["tokens"]
+
+
+def test_the_system_shows_its_process_and_the_version_of_llama_cpp(product: Product, gguf_model: str) -> None:
+    product.run(kind="generate", model=gguf_model, prompt="abc", sampling=GREEDY)
+
+    deadline = time.monotonic() + 30
+    while True:  # a worker reports after its jobs
+        workers = product.get("/api/system")["workers"]
+        (worker,) = (found for found in workers if found["queue"] == "generate")
+        if (gguf_model, "llama.cpp") in [(item["model"], item["engine"]) for item in worker["processes"]]:
+            break
+        assert time.monotonic() < deadline, worker
+        time.sleep(0.2)
+    assert worker["engines"]["llama.cpp"].startswith("xllamacpp 20")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ import pytest
 from fakeredis import FakeRedis, FakeServer
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.errors import InvalidSettings
+from services.generate_engines import Engines
+from services.jobs.engine_record import EngineRecord
 from services.jobs.queue import JobQueue
 from services.jobs.status import WorkerState
 from services.kinds import QUEUES
@@ -58,7 +61,7 @@ def test_the_process_is_alive_without_redis(tmp_path: Path) -> None:
 def test_it_is_ready_when_redis_the_volume_and_all_workers_answer(tmp_path: Path) -> None:
     response = client_of(tmp_path).get("/readyz")
     assert response.status_code == 200
-    assert response.get_json() == {"status": "ok", "checks": READY, "warnings": []}
+    assert response.get_json() == {"status": "ok", "checks": READY, "engine": "auto", "warnings": []}
 
 
 @pytest.mark.usefixtures("_one_worker")
@@ -72,8 +75,27 @@ def test_each_queue_without_a_worker_is_reported(tmp_path: Path) -> None:
             "worker-convert": "No convert worker is alive.",
             "worker-generate": "No generate worker is alive.",
         },
+        "engine": "auto",
         "warnings": [],
     }
+
+
+@pytest.mark.usefixtures("_one_worker")
+def test_a_generate_worker_of_another_engine_is_named(tmp_path: Path) -> None:
+    redis = FakeRedis(server=FakeServer())
+    client = client_of(tmp_path, redis=redis)
+    assert client.get("/readyz").get_json()["engine"] == "auto"
+    EngineRecord(redis, "auto").announce()
+    vllm = Engines("vllm", frozenset({"vllm"}))
+    with pytest.raises(InvalidSettings):
+        EngineRecord(redis, "vllm").register(vllm, lambda _: None)
+    message = client.get("/readyz").get_json()["checks"]["worker-generate"]
+    assert message == (
+        "No generate worker is alive. One did not start: "
+        "This worker's GENERATE_ENGINE is 'vllm', and the service's is 'auto'."
+    )
+    EngineRecord(redis, "auto").register(Engines("auto", frozenset({"graftwerk"})))
+    assert client.get("/readyz").get_json()["checks"]["worker-generate"] == "No generate worker is alive."
 
 
 def test_without_redis_every_check_that_needs_it_says_so(tmp_path: Path) -> None:
@@ -143,6 +165,11 @@ def test_the_system_has_workers_queues_and_the_volume(tmp_path: Path) -> None:
         "convert": {"waiting": 2, "running": 0, "workers": 0},
         "merge": {"waiting": 0, "running": 0, "workers": 1},
         "generate": {"waiting": 0, "running": 0, "workers": 0},
+    }
+    assert system["engine"] == {
+        "setting": "auto",
+        "models": {"huggingface": "graftwerk", "gguf": "llama.cpp"},
+        "backend": None,
     }
     assert system["volume"]["models"] == 0
     assert system["volume"]["free_bytes"] > 0

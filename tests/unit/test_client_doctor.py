@@ -13,7 +13,7 @@ from tests.client_service import Run, Service
 
 WORKER = {
     "name": "merge-host-1-a", "queue": "merge", "state": "idle", "job_ids": [], "device": "NVIDIA H100",
-    "last_heartbeat": "2020-01-01T00:00:00Z", "models": [], "memory_bytes": 64_000_000_000,
+    "last_heartbeat": "2020-01-01T00:00:00Z", "models": [], "memory_bytes": 64_000_000_000, "engines": {}, "processes": [],
 }  # fmt: skip
 
 
@@ -28,6 +28,11 @@ class Patient:
         self.system: dict[str, Any] = {
             "workers": [WORKER | {"last_heartbeat": datetime.now(UTC).isoformat()}],
             "queues": {"merge": {"waiting": 2, "running": 1, "workers": 1}},
+            "engine": {
+                "setting": "vllm",
+                "models": {"huggingface": "vllm", "gguf": None},
+                "backend": None,
+            },
             "volume": {"models": 5, "free_bytes": 50_000_000_000, "total_bytes": 100_000_000_000},
             "versions": {"graftwerk-service": version("graftwerk"), "python": "3.11.9", "redis": "8.0.1"},
         }
@@ -67,12 +72,27 @@ def test_a_healthy_service_is_ok_in_every_line(patient: Patient, run: Run) -> No
     assert code == 0
     assert {status for status, _, _ in found.values()} == {"ok"}
     assert list(found) == [
-        "client", "service", "clock", "redis", "volume", "worker-merge", "versions", "space", "queue merge", "worker merge",
+        "client", "service", "clock", "redis", "volume", "worker-merge", "versions", "space", "engine", "queue merge", "worker merge",
     ]  # fmt: skip
     assert found["versions"][1] == f"graftwerk-service {version('graftwerk')}, python 3.11.9, redis 8.0.1"
     assert found["space"][1] == "5 models, 50.0 GB free of 100.0 GB"
+    assert found["engine"][1] == "GENERATE_ENGINE is vllm: huggingface models by vllm, gguf models by none"
     assert found["queue merge"][1] == "2 waiting, 1 running, 1 worker"
     assert found["worker merge"][1] == "merge-host-1-a on NVIDIA H100, 64.0 GB of memory"
+
+
+def test_a_workers_engines_and_their_processes_are_listed(patient: Patient, run: Run) -> None:
+    worker = patient.system["workers"][0] | {
+        "name": "generate-host-1-a",
+        "queue": "generate",
+        "device": "cpu",
+    }
+    worker |= {"engines": {"graftwerk": "torch 2.13.0", "vllm": ""}, "models": ["a", "g"]}
+    worker |= {"processes": [{"model": "g", "engine": "llama.cpp", "pid": 71}], "memory_bytes": 0}
+    patient.system["workers"] = [worker]
+    assert statuses(run)[1]["worker generate"][1] == (
+        "generate-host-1-a on cpu, engines graftwerk (torch 2.13.0), vllm, holds a, g (llama.cpp, process 71)"
+    )
 
 
 def test_the_lines_say_the_same_in_columns(patient: Patient, run: Run) -> None:

@@ -34,7 +34,12 @@ def put_worker(redis: FakeRedis, queue: str, *, job_ids: tuple[str, ...] = (), d
     redis.sadd("rq:workers", f"rq:worker:{name}")
     heartbeat = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     fields = {"queues": queue, "state": "idle", "last_heartbeat": heartbeat, "device": device}
-    redis.hset(f"rq:worker:{name}", mapping={**fields, "memory_bytes": 64 * 10**9, "models": '["llama"]'})
+    engines = {"engines": '{"llama.cpp": "xllamacpp 7.1"}'}
+    engines["processes"] = '[{"model": "llama", "engine": "llama.cpp", "pid": 4242}]'
+    redis.hset(
+        f"rq:worker:{name}",
+        mapping={**fields, **engines, "memory_bytes": 64 * 10**9, "models": '["llama"]'},
+    )
     if job_ids:
         redis.sadd(f"rq:worker:{name}:executions", *(f"{job_id}:1" for job_id in job_ids))
 
@@ -61,6 +66,9 @@ def test_a_worker_shows_device_memory_models_and_jobs(client: FlaskClient, redis
     assert HOSTILE not in text
     assert f'href="/jobs/{job_id}"' in text
     assert ">llama</span>" in text
+    assert 'llama.cpp <span class="soft">xllamacpp 7.1</span>' in text
+    assert 'llama <span class="soft">llama.cpp 4242</span>' in text
+    assert "<dt>gguf</dt><dd>llama.cpp</dd>" in text
 
 
 def test_the_checks_say_what_is_wrong_and_what_to_do(client: FlaskClient, redis: FakeRedis) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
@@ -20,6 +20,7 @@ from rq.job import Job as RQJob
 from rq.utils import as_text, now
 from rq.worker.base import WorkerStatus
 
+from services.engines.versions import engine_versions
 from services.errors import ExecutionSuperseded, JobCanceled
 from services.jobs.execution import INTERVAL_SECONDS, JobExecution
 from services.jobs.memory import is_memory_wanted
@@ -35,6 +36,7 @@ from worker.inference.model_cache import ModelCache
 from worker.inference.model_memory import memory_limit_bytes
 from worker.inference.running_job import RunningJob
 from worker.inference.scheduler import Scheduler
+from worker.inference.served_engine import ServedEngine
 from worker.inference.session_opener import SessionOpener
 from worker.inference.vllm_models import VllmModels
 from worker.lifecycle import JobContext, JobFailure, failing, result_as_json, volume_check
@@ -72,6 +74,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         self.jobs: list[RunningJob] = []
         self.memory_wait = MemoryWait(models, settings.generate_engine)
         self.opener = SessionOpener(redis, settings, self.memory_wait, self._wakeup.set)
+        self._engines = json.dumps(engine_versions({"vllm": settings.vllm_program}))
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Also drops unused models while another job waits for memory of this machine and none runs here."""
@@ -81,10 +84,11 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             models.evict_idle(self.settings.engine_idle_seconds)
             if is_memory_wanted(self.connection):
                 models.evict_unused()
+            self._report_models()
 
     def serialize(self) -> dict[str, Any]:
-        """Adds the name of the device to the fields of this worker's entry."""
-        return {**super().serialize(), "device": self.opener.device_name}
+        """Adds the device and the engines to the fields of this worker's entry."""
+        return {**super().serialize(), "device": self.opener.device_name, "engines": self._engines}
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
         """Runs this job and all jobs that arrive meanwhile, until none is left."""
@@ -271,10 +275,17 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
                 self._report_models()
 
     def _report_models(self) -> None:
-        """Writes the names of the models in memory to this worker's entry, for the operator."""
-        names = sorted(model.key.name for model in self.session_scheduler.models.models.copy())
+        """Writes the models in memory and the processes that have them to this worker's entry, for the operator."""
+        models = sorted(self.session_scheduler.models.models, key=lambda model: model.key.name)
+        names = [model.key.name for model in models]
+        processes = [
+            {"model": model.key.name, "engine": model.key.engine, "pid": model.engine.server.pid}
+            for model in models
+            if isinstance(model.engine, ServedEngine)
+        ]
+        found = {"models": json.dumps(names), "processes": json.dumps(processes)}
         with suppress(ConnectionError, TimeoutError):  # logged by the heartbeat
-            self.connection.hset(self.key, "models", json.dumps(names))
+            self.connection.hset(self.key, mapping=cast(Any, found))
 
     def _check_stop(self, job: RunningJob) -> None:
         """Notes the reason for a job to stop, and cancels its session here: a beam search does not check."""
