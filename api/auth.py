@@ -213,7 +213,12 @@ def _is_page() -> bool:
 def _needed_role() -> str:
     if request.method != "OPTIONS" and request.blueprint in ROLE_OF_BLUEPRINT:
         return ROLE_OF_BLUEPRINT[request.blueprint]
-    return ROLE_OF_METHOD.get(request.method, "submit")
+    return "read" if _is_dry_run() else ROLE_OF_METHOD.get(request.method, "submit")
+
+
+def _is_dry_run() -> bool:
+    """Returns True for a plan, which changes nothing: one `dry_run=true`, which no view can read otherwise."""
+    return request.endpoint == "jobs.submit" and request.args.getlist("dry_run") == ["true"]
 
 
 def _unauthorized(description: str, **parameters: str) -> Unauthorized:

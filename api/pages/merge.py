@@ -116,6 +116,7 @@ def _progress(ids: Sequence[str]) -> Response:
         jobs=[job.model_dump(mode="json") for job in found],
         target=_target(found),
         missing=len(ids) - len(found),
+        generating=[format_ for format_ in ("huggingface", "gguf") if state().engines.engines().of(format_)],
     )
 
 

@@ -53,6 +53,11 @@ FORMAT_TITLES: Mapping[str, Any] = {
     "huggingface": lazy_gettext("Hugging Face"), "meta": lazy_gettext("Original (Meta)"), "gguf": lazy_gettext("GGUF"),
 }  # fmt: skip
 
+ENGINES: Mapping[str, Any] = {
+    "graftwerk": lazy_gettext("Graftwerk's reference engine"), "llama.cpp": "llama.cpp", "vllm": "vLLM",
+}  # fmt: skip
+"""Names of the engines within workers."""
+
 page = page_blueprint("models")
 
 
@@ -86,9 +91,10 @@ def model(name: str) -> Response:
     if name not in records:  # it was deleted a moment ago
         raise state().store.not_found(name)
     summaries = {other: record.summary for other, record in records.items()}
-    summary = BaseOffer(lambda: hub_ids(summaries.values())).complete(summaries[name])
+    described = records[name].described(state().engines.engines())
+    summary = BaseOffer(lambda: hub_ids(summaries.values())).complete(described)
     return page_response(
-        "models/model.html", model=summary, kinds=KINDS, graph=graph_of(name, summaries), outputs=OUTPUTS.get(summary.kind, ()),
+        "models/model.html", model=summary, kinds=KINDS, engines=ENGINES, graph=graph_of(name, summaries), outputs=OUTPUTS.get(summary.kind, ()),
         format_titles=FORMAT_TITLES, hub_enabled=state().settings.hub_enabled, gguf_dtypes=get_args(GgufDType), files_limit=FILES,
         jobs=_jobs(name, "running") + _jobs(name, "queued"), verify_request={"kind": "verify", "model": name},
         verified=_last_verification(summary), against_inputs=verification_inputs(summary, summaries),

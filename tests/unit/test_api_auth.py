@@ -73,6 +73,16 @@ def test_a_role_allows_its_methods_only(
     assert deleted.status_code == (204 if may_delete else 403)
 
 
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("?dry_run=true", 404), ("?dry_run=1", 403), ("?dry_run=true&dry_run=false", 403), ("?dry_run=false", 403), ("", 403)],
+)  # fmt: skip
+def test_who_may_read_may_plan_and_not_submit(keyed: FlaskClient, query: str, status: int) -> None:
+    body = {"kind": "verify", "model": "missing"}
+    assert keyed.post(f"/api/jobs{query}", json=body, headers=bearer("key-r")).status_code == status
+    assert keyed.put(f"{UNKNOWN_JOB}?dry_run=true", json=body, headers=bearer("key-r")).status_code == 403
+
+
 def test_an_insufficient_role_is_refused_with_the_needed_one(keyed: FlaskClient) -> None:
     found = problem(keyed.delete("/api/models/zh", headers=bearer("key-s")), 403, "forbidden")
     assert "'admin'" in found["detail"]

@@ -145,6 +145,7 @@ def test_the_progress_of_jobs_has_their_state(client: FlaskClient) -> None:
         (first["id"], "convert", "queued"),
         (second["id"], "merge", "queued"),
     ]
+    assert data_of(page, "merge-generating") == ["huggingface", "gguf"]
     assert '<h1 class="wrap">zh</h1>' in page
     assert "No merge worker is alive." in jobs[1]["warnings"][0]
 

@@ -6,6 +6,7 @@ import { toQuery } from "./merge-request.js";
 
 const texts = textsOf("merge-texts");
 const jobs = textsOf("merge-jobs");
+const generating = textsOf("merge-generating");
 const VERIFYING = ["verifying tensors", "comparing logits", "measuring changes", "comparing precisions"];
 const SMALLEST_SAMPLE_MS = 300;
 
@@ -24,7 +25,9 @@ const phases = jobs.map(() => 0);
 const samples = jobs.map(() => null);
 
 const isOpen = (job) => !ENDED.includes(job.status);
-const tried = () => jobs.find(({ kind, request: { output_format: format } }) => kind === "merge" && (format ?? "huggingface") === "huggingface");
+/** Returns the first job, from the merge on, whose output has a format that an engine generates text from. */
+const tried = () => jobs.slice(jobs.findIndex(({ kind }) => kind === "merge"))
+  .find(({ request: { target, output_format: format } }) => target && generating.includes(format ?? "huggingface"));
 const madeLast = () => jobs.findLast(({ request: { target } }) => target);
 
 // ---- state ----
@@ -102,10 +105,13 @@ function draw(step, number) {
 function drawTry(number) {
   const isDone = jobs.every(({ status }) => status === "succeeded");
   const job = tried();
-  const model = job?.request.target ?? madeLast()?.request.target;
+  const last = madeLast()?.request.target;
+  const model = job?.request.target ?? last;
   const links = [
     job && element("a", { class: "button", href: `/playground?model=${encodeURIComponent(model)}` }, texts.tryNow),
-    element("a", { class: "button quiet", href: `/models/${encodeURIComponent(madeLast()?.request.target ?? model)}` }, texts.openModel),
+    job && element("a", { class: "button quiet", href: `/playground?model=${encodeURIComponent(model)}#compare` }, texts.compare),
+    element("a", { class: "button quiet", href: `/models/${encodeURIComponent(last)}` }, texts.openModel),
+    element("a", { class: "button quiet", href: `/api/models/${encodeURIComponent(last)}/archive`, download: "" }, texts.download),
   ];
   return element("li", { "data-status": isDone ? "succeeded" : "waiting", id: "try" },
     element("span", { class: "merge-dot", "aria-hidden": "true" }, String(number)),
