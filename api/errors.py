@@ -14,6 +14,7 @@ from api.headers import request_id
 from api.state import state
 from services import errors as e
 from services.bounded_text import LISTED, bounded, cut
+from services.kinds.tools import TOOL_TAGS
 
 CHECKSUM_MISMATCH = 460
 """Status of the tus protocol, which Python's table does not have."""
@@ -176,7 +177,7 @@ def first_errors(error: ValidationError) -> tuple[Sequence[ErrorDetails], int]:
 
 
 def _field_error(found: ErrorDetails, kinds: tuple[str, ...]) -> FieldError:
-    loc = list(found["loc"])
+    loc = [part for part in found["loc"] if part not in TOOL_TAGS]
     if loc and loc[0] in kinds:
         loc = loc[1:]
     if found["type"].startswith("union_tag"):

@@ -33,7 +33,8 @@ class MessageEvents:
         if piece.text:
             yield from self._add(text_block(""), {"type": "text_delta", "text": piece.text})
         for call in piece.tool_calls:
-            yield from self._close()
+            if not call.offset:
+                yield from self._close()
             arguments = {"type": "input_json_delta", "partial_json": call.arguments}
             yield from self._add(tool_use_block(call, {}), arguments)
 

@@ -1,11 +1,12 @@
 """The message that a job generates, in Anthropic's shape."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic_core import from_json
+
 from api.anthropic.blocks import Json
-from api.openai.responses import extension
+from api.openai.responses import extension, facts_of
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Output
 from services.kinds.tools import ToolCall, ToolCallPiece
@@ -26,7 +27,7 @@ class MessageBuilder:
         (output,) = result.outputs
         content = [thinking_block(output.reasoning)] if output.reasoning else []
         content += [text_block(output.text)] if output.text else []
-        content += [tool_use_block(call, json.loads(call.arguments)) for call in output.tool_calls or []]
+        content += [tool_use_block(call, _input_of(call)) for call in output.tool_calls or []]
         own = {"content": content, **self.end(output), "usage": usage_of(output)}
         return self._header() | own | {"graftwerk": self.extension(result)}
 
@@ -46,7 +47,7 @@ class MessageBuilder:
     def extension(self, result: GenerateResult) -> Json:
         """Returns the field `graftwerk` of a message."""
         ignored = list(dict.fromkeys([*self.ignored, *(result.ignored or [])]))
-        return extension(self.job, ignored, result.engine) | {"template": result.template}
+        return extension(self.job, ignored, result.engine) | facts_of(result)
 
     def _reason(self, output: Output) -> str:
         if output.finish_reason != "length":
@@ -56,6 +57,12 @@ class MessageBuilder:
 
     def _header(self) -> Json:
         return {"id": f"msg_{self.job.id}", "type": "message", "role": "assistant", "model": self.model}
+
+
+def _input_of(call: ToolCall) -> Json:
+    """Returns the arguments of a call; of one that the limit of tokens has cut off, those that are there."""
+    found: Json = from_json(call.arguments, allow_partial="trailing-strings")
+    return found
 
 
 def text_block(text: str) -> Json:

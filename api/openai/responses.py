@@ -44,16 +44,17 @@ class ResponseBuilder:
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
     def pieces(self, piece: TokenPiece) -> Iterator[Json]:
-        """Yields the chunks with new parts of an output: thinking, text, and each call in two parts, as OpenAI's are."""
+        """Yields the chunks with new parts of an output: thinking, text, and of each call first the name and then the arguments."""
         if piece.reasoning:
             yield self._chunk(piece.index, {"reasoning_content": piece.reasoning}, None, None)
         if piece.text or piece.logprobs:
             logprobs = self.logprobs(piece.logprobs, offset=piece.offset)
             yield self._chunk(piece.index, {"content": piece.text}, logprobs, None)
         for call in piece.tool_calls:
-            function = {"name": call.name, "arguments": ""}
-            opening = {"index": call.index, "id": call.id, "type": "function", "function": function}
-            yield self._chunk(piece.index, {"tool_calls": [opening]}, None, None)
+            if not call.offset:
+                function = {"name": call.name, "arguments": ""}
+                opening = {"index": call.index, "id": call.id, "type": "function", "function": function}
+                yield self._chunk(piece.index, {"tool_calls": [opening]}, None, None)
             rest = {"index": call.index, "function": {"arguments": call.arguments}}
             yield self._chunk(piece.index, {"tool_calls": [rest]}, None, None)
 
@@ -132,12 +133,18 @@ class ResponseBuilder:
 
     def _extension(self, result: GenerateResult) -> Json:
         ignored = list(dict.fromkeys([*self.ignored, *(result.ignored or [])]))
-        return extension(self.job, ignored, result.engine) | {"template": result.template}
+        return extension(self.job, ignored, result.engine) | facts_of(result)
 
 
 def extension(job: Job, ignored: Sequence[str], engine: Engine | None) -> Json:
     """Returns the field `graftwerk` of a response: the job, what computed, and the parameters that were left out."""
     return {"job": job.id, "engine": engine, "ignored": list(ignored)}
+
+
+def facts_of(result: GenerateResult) -> Json:
+    """Returns the facts of a result that the field `graftwerk` has too: the template, and warnings of outputs if there are any."""
+    warnings = [text for output in result.outputs for text in output.warnings or []]
+    return {"template": result.template, **({"warnings": warnings} if warnings else {})}
 
 
 def json_object(value: Any) -> Response:

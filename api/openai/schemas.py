@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from api.openai.body import NAMES, Body
 from api.openai.errors import InvalidParameter
@@ -21,7 +21,7 @@ from services.kinds.shared import (
     PROMPTS_LIMIT,
     TokenIds,
 )
-from services.kinds.tools import TOOLS_LIMIT, NamedTool, Tool
+from services.kinds.tools import TOOLS_LIMIT, AnyTool, NamedTool, OtherTool, Tool
 from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
 from services.sampling import SEED_BITS, STOP_LIMIT, STOP_TOKENS_LIMIT, Sampling
 
@@ -144,26 +144,11 @@ class SamplingBody(ModelBody):
         return self
 
 
-class OtherTool(BaseModel):
-    """A tool of a type that is not offered here, which the model may do without."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-
-    @field_validator("type")
-    @classmethod
-    def _is_other(cls, value: str) -> str:
-        if value == "function":
-            raise ValueError("a tool of type function has the field function, with a name")
-        return value
-
-
 class ChatBody(SamplingBody):
     """Body of `POST /v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MESSAGES_LIMIT)
-    tools: list[Tool | OtherTool] = Field(
+    tools: list[AnyTool] = Field(
         default=[], max_length=TOOLS_LIMIT, description="Functions that the model may call."
     )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None

@@ -2,8 +2,8 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from services.errors import GraftwerkError, InternalError
 from services.jobs.events import Event
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Output, TokenPiece
-from services.kinds.tools import ToolCallPiece
+from services.kinds.tools import ToolCall, ToolCallPiece
 
 FIRST_TEXT_SECONDS = 10
 """Longest time that status and headers wait for the first text: an error before them has its own HTTP status."""
@@ -31,8 +31,38 @@ class Sent:
 
     text: str = ""
     reasoning: str = ""
-    calls: int = 0
+    calls: list[ToolCallPiece] = field(default_factory=list)  # each with all of its arguments that were sent
     logprobs: int = 0
+
+    def calls_with(self, pieces: Sequence[ToolCallPiece]) -> list[ToolCallPiece] | None:
+        """Returns the calls that were sent, with these pieces of them; None if the pieces do not continue them."""
+        calls = [*self.calls]
+        for piece in pieces:
+            if piece.index == len(calls) and not piece.offset:
+                calls.append(piece)
+            elif piece.index == len(calls) - 1 and piece.offset == len(calls[-1].arguments):
+                whole = calls[-1].arguments + piece.arguments
+                calls[-1] = calls[-1].model_copy(update={"arguments": whole})
+            else:
+                return None
+        return calls
+
+    def rest_of_calls(self, calls: Sequence[ToolCall]) -> list[ToolCallPiece] | None:
+        """Returns the pieces of an output's calls that were not sent; None if what was sent is not of these calls."""
+        begins = [
+            (call.name, call.arguments[: len(sent.arguments)])
+            for call, sent in zip(calls, self.calls, strict=False)
+        ]
+        if begins != [(sent.name, sent.arguments) for sent in self.calls]:
+            return None
+        sizes = [len(sent.arguments) for sent in self.calls] + [0] * (len(calls) - len(self.calls))
+        return [
+            ToolCallPiece(
+                index=index, id=call.id, name=call.name, arguments=call.arguments[offset:], offset=offset
+            )
+            for index, (call, offset) in enumerate(zip(calls, sizes, strict=True))
+            if index >= len(self.calls) or call.arguments[offset:]
+        ]
 
 
 class StreamState:
@@ -52,7 +82,7 @@ class StreamState:
         is_next = (
             piece.offset == len(sent.text)
             and (not piece.reasoning or piece.reasoning_offset == len(sent.reasoning))
-            and all(call.index == sent.calls + number for number, call in enumerate(piece.tool_calls))
+            and sent.calls_with(piece.tool_calls) is not None
         )
         if not is_next:
             self._stale.add(piece.index)
@@ -64,10 +94,11 @@ class StreamState:
         """Returns the parts of a finished output that have not been sent, None if all have.
 
         Raises:
-            InternalError: the output does not begin with the text that was sent.
+            InternalError: the output does not begin with the parts that were sent.
         """
         sent, text, reasoning = self._sent[index], output.text or "", output.reasoning or ""
-        if not text.startswith(sent.text) or not reasoning.startswith(sent.reasoning):
+        calls = sent.rest_of_calls(output.tool_calls or [])
+        if calls is None or not text.startswith(sent.text) or not reasoning.startswith(sent.reasoning):
             raise InternalError("The job ran again and its output differs from the text sent so far.")
         piece = TokenPiece(
             index=index,
@@ -75,11 +106,7 @@ class StreamState:
             text=text[len(sent.text) :],
             reasoning=reasoning[len(sent.reasoning) :],
             reasoning_offset=len(sent.reasoning),
-            tool_calls=[
-                ToolCallPiece(index=number, id=call.id, name=call.name, arguments=call.arguments)
-                for number, call in enumerate(output.tool_calls or [])
-                if number >= sent.calls
-            ],
+            tool_calls=calls,
             logprobs=None if output.logprobs is None else output.logprobs[sent.logprobs :],
         )
         return self._record(piece) if is_news(piece) else None
@@ -88,7 +115,7 @@ class StreamState:
         sent = self._sent[piece.index]
         sent.text += piece.text
         sent.reasoning += piece.reasoning
-        sent.calls += len(piece.tool_calls)
+        sent.calls = sent.calls_with(piece.tool_calls) or []
         sent.logprobs += len(piece.logprobs or [])
         return piece
 

@@ -22,18 +22,23 @@ class ToolCall(Result):
 
 
 class ToolCallPiece(Result):
-    """Part of a stream: call number `index` of an output, with new text of its arguments."""
+    """Part of a stream: call number `index` of an output, with new text of its arguments.
+
+    `offset` counts the characters of its arguments before this piece; each piece has the id and the name.
+    """
 
     index: int
     id: str
     name: str
     arguments: str
+    offset: int = 0
 
 
 class Output(Result):
     """One output of a prompt: its text, or the error in its place.
 
     `reasoning` is the thinking before the text, and `tool_calls` are calls of the tools that were offered.
+    `warnings` are sentences on texts that open a call and are not one.
     """
 
     prompt: str
@@ -41,6 +46,7 @@ class Output(Result):
     text: str | None = None
     reasoning: str | None = None
     tool_calls: list[ToolCall] | None = None
+    warnings: list[str] | None = None
     finish_reason: str | None = None
     stop_string: str | None = None
     usage: Usage | None = None

@@ -161,9 +161,9 @@ class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
         exact: merge adapters into a copy of the model, whose values are those of a merge job.
         return_token_ids: return the ids of the tokens too.
         forward: False: a worker of the service generates, even if a backend server has the model.
-        tools: functions that the model may call, in OpenAI's form.
+        tools: functions that the model may call, in OpenAI's form; tools of other types are left out.
         tool_choice: `auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`.
-        parallel_tool_calls: False: an output has one call at most.
+        parallel_tool_calls: False: an output ends after its first call.
         chat_template_kwargs: variables for the model's own chat template, such as `enable_thinking`.
     """
 

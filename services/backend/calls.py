@@ -102,7 +102,7 @@ def _tool_fields(request: GenerateRequest, model: ServedModel) -> dict[str, Any]
         raise _refusal("chat_template_kwargs", "is not known to have variables for templates")
     choice = request.tool_choice
     return {
-        "tools": [tool.json_value for tool in request.tools or []] or None,
+        "tools": [tool.json_value for tool in request.functions] or None,
         "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice,
         "parallel_tool_calls": request.parallel_tool_calls,
         "chat_template_kwargs": request.chat_template_kwargs,

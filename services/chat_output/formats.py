@@ -159,7 +159,8 @@ class OutputForm:
     """Parts that an output may have.
 
     `names` are the functions that may be called, in the form `calls`. With `begins_thinking` the prompt has opened the
-    thinking already. With `one_call` further calls are left out.
+    thinking already. With `one_call` the output ends after its first call. With `is_required` a grammar holds the output to one
+    call, after thinking.
     """
 
     calls: CallFormat | None = None
@@ -167,6 +168,7 @@ class OutputForm:
     thinks: bool = False
     begins_thinking: bool = False
     one_call: bool = False
+    is_required: bool = False
 
     @property
     def is_plain(self) -> bool:

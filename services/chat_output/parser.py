@@ -1,18 +1,24 @@
 """Incremental parser of an output: the parts of a stream together are those of the whole text."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from services.chat_output.formats import END_THINK, THINK, OutputForm, before_mark
+from services.chat_output.call_stream import ObjectEnd, begun_call
+from services.chat_output.formats import END_THINK, THINK, CallFormat, OutputForm, before_mark
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedCall:
-    """A call of a function that was offered, with its arguments as JSON text."""
+    """A call of a function that was offered, with its arguments as JSON text.
+
+    In a stream a call may be in pieces: each has the name and new text of the arguments, and `offset` counts their characters
+    before it.
+    """
 
     name: str
     arguments: str
+    offset: int = 0
 
 
 @dataclass(slots=True)
@@ -27,34 +33,51 @@ class OutputParts:
         """Appends the parts of the text that follows."""
         self.reasoning += other.reasoning
         self.text += other.text
-        self.calls += other.calls
+        for call in other.calls:
+            if call.offset:
+                whole = self.calls[-1].arguments + call.arguments
+                self.calls[-1] = replace(self.calls[-1], arguments=whole)
+            else:
+                self.calls.append(call)
 
 
 class State(Enum):
-    """Part of the output that the parser is in; START is before it is known."""
+    """Part of the output that the parser is in; START is before it is known, DONE after the only call."""
 
     START = auto()
     THINKING = auto()
     ANSWER = auto()
     CALL = auto()
+    ARGUMENTS = auto()
+    DONE = auto()
 
 
 class OutputParser:
     """Parts of one output while it grows.
 
     Thinking is at the beginning of an output. White space around thinking and calls belongs to no part. A call is returned
-    once it is complete: one that is cut off, is not JSON, or names a function that was not offered, stays text.
+    once it is complete: one that is cut off, is not JSON, or names a function that was not offered, stays text, and is in
+    `unread`. A required call cannot be anything else once its arguments have begun: they are returned as they are written, and
+    may be cut off.
     """
 
     def __init__(self, form: OutputForm) -> None:
         self.parts = OutputParts()
         self.reasoning_tokens = 0
         self.has_read = False
+        self.unread: list[str] = []
         self._form = form
         self._state = State.THINKING if form.begins_thinking else State.START
         self._held = ""
         self._has_thought = False
         self._opening = ""  # the mark before the call that is being read, and white space before it
+        self._name = ""  # of the call whose arguments are being read
+        self._scan, self._scanned = ObjectEnd(), 0
+
+    @property
+    def is_done(self) -> bool:
+        """True once nothing that follows belongs to the output."""
+        return self._state is State.DONE
 
     def feed(self, text: str) -> OutputParts:
         """Takes the text of one token, which may be empty, and returns the parts that are certain with it."""
@@ -80,6 +103,7 @@ class OutputParser:
         new = OutputParts()
         steps = {
             State.START: self._start, State.THINKING: self._think, State.ANSWER: self._answer, State.CALL: self._call,
+            State.ARGUMENTS: self._read_arguments, State.DONE: self._drop,
         }  # fmt: skip
         before = None
         while before != (self._state, self._held):
@@ -130,21 +154,56 @@ class OutputParser:
     def _call(self, new: OutputParts, is_last: bool) -> None:
         calls = self._form.calls
         assert calls is not None  # else no call has begun
-        end = before_mark(self._held, calls.end) if calls.end else None
-        if end is None and not is_last:
+        begun = begun_call(calls, self._held) if self._form.is_required else None
+        if begun is not None:
+            self._name, at = begun
+            self._state, self._held = State.ARGUMENTS, self._held[at:]
             return
-        if end is None:  # left out, or within a string that has no end
-            body, mark, rest = self._held.partition(calls.end) if calls.end else (self._held, "", "")
-        else:
-            body, mark, rest = self._held[:end], calls.end, self._held[end + len(calls.end) :]
+        end = self._end_of_call(calls, is_last=is_last)
+        if end is None:
+            return
+        body, mark = self._held[:end], calls.end if self._held.startswith(calls.end, end) else ""
         found = self._read(body)
+        self._state, self._held = State.ANSWER, self._held[end + len(mark) :]
+        self._scan, self._scanned = ObjectEnd(), 0
         if found is None:
             new.text += self._opening + body + mark
-        elif not self._form.one_call:
-            new.calls += found
-        elif not self.parts.calls and not new.calls:
+            if self._opening:
+                self.unread.append(self._opening.lstrip() + body)
+        elif self._form.one_call:
+            self._state = State.DONE
             new.calls += found[:1]
-        self._state, self._held = State.ANSWER, rest
+        else:
+            new.calls += found
+
+    def _end_of_call(self, calls: CallFormat, *, is_last: bool) -> int | None:
+        """Returns the place after a call's text, None if it has not ended."""
+        end = before_mark(self._held, calls.end) if calls.end else self._end_of_first()
+        if end is not None or not is_last:
+            return end
+        place = (
+            self._held.find(calls.end) if calls.end else -1
+        )  # left out, or within a string that has no end
+        return len(self._held) if place < 0 else place
+
+    def _end_of_first(self) -> int | None:
+        """Returns the place after the first of several calls, if it is the only one that is wanted."""
+        if not self._form.one_call or self._scan.is_closed:
+            return None
+        self._scanned += self._scan.feed(self._held[self._scanned :])
+        is_call = self._scan.is_closed and self._read(self._held[: self._scanned]) is not None
+        return self._scanned if is_call else None
+
+    def _read_arguments(self, new: OutputParts, is_last: bool) -> None:
+        length = self._scan.feed(self._held)
+        if length:
+            new.calls.append(ParsedCall(self._name, self._held[:length], self._scanned))
+        self._scanned, self._held = self._scanned + length, self._held[length:]
+        if self._scan.is_closed:
+            self._state = State.DONE
+
+    def _drop(self, new: OutputParts, is_last: bool) -> None:
+        self._held = ""
 
     def _read(self, body: str) -> list[ParsedCall] | None:
         calls = self._form.calls
@@ -152,6 +211,8 @@ class OutputParser:
         found: list[ParsedCall] = []
         for part in _split(body, calls.begin):
             read = calls.read(part)
+            if read is None and self._scan.is_closed:
+                read = calls.read(part + "]")  # the first of a list
             if read is None or any(name not in self._form.names for name, _ in read):
                 return None
             found += [ParsedCall(*call) for call in read]

@@ -66,6 +66,7 @@ class Engine:
         self._reading: deque[PromptReader] = deque()
         self._waiting: deque[SequenceState] = deque()
         self._canceled: set[str] = set()
+        self._completed: set[tuple[str, int]] = set()
 
     @property
     def active(self) -> int:
@@ -110,13 +111,17 @@ class Engine:
         """Ends all outputs of a request with the next step, which returns them as they are by then."""
         self._canceled.add(request_id)
 
+    def finish(self, request_id: str, index: int) -> None:
+        """Ends one running output with the next step, as if the model had ended it."""
+        self._completed.add((request_id, index))
+
     def close(self) -> None:
         """Frees the memory of the beginnings of prompts of this model."""
         self._shared.prefixes.forget(self._shared.owner)
 
     def step(self) -> list[Event]:
         """Reads a part of the prompts while slots are free, then generates one token of each sequence; returns the events."""
-        events = self._end_canceled()
+        events = self._end_canceled() + self._end_completed()
         events += self._begin_waiting()
         events += self._read_prompts()
         return events + self._decode()
@@ -159,6 +164,16 @@ class Engine:
         self._reading = deque(reader for reader in self._reading if reader.request.id not in canceled)
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.is_finished)
         self._drop_finished()
+        return events
+
+    def _end_completed(self) -> list[Event]:
+        ended = [
+            sequence for sequence in self._running if (sequence.request.id, sequence.index) in self._completed
+        ]
+        self._completed.clear()
+        events: list[Event] = [sequence.finish("stop") for sequence in ended]
+        if ended:
+            self._drop_finished()
         return events
 
     def _begin_waiting(self) -> list[Event]:

@@ -125,6 +125,10 @@ class Output(Result):
         default=None,
         description="Calls of the tools that were offered; `text` is what the model wrote around them.",
     )
+    warnings: list[str] | None = Field(
+        default=None,
+        description="Sentences on texts that open a call of a tool and are not one: they stay text.",
+    )
     finish_reason: str | None = None
     stop_string: str | None = Field(
         default=None, description="The text of `sampling.stop`, or of the template, that ended the output."

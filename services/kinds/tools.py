@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from services.bounded_text import listed
 from services.kinds.guidance import SCHEMA_CHARACTERS, SCHEMA_DEPTH, GuidedPromptOptions, depth
@@ -47,7 +47,7 @@ class ToolFunction(Shape):
 
 
 class Tool(Shape):
-    """A tool in OpenAI's form; functions are the only type."""
+    """A function as a tool, in OpenAI's form."""
 
     type: Literal["function"]
     function: ToolFunction
@@ -56,6 +56,28 @@ class Tool(Shape):
     def json_value(self) -> dict[str, Any]:
         """The tool as chat templates read it, without the fields that were not given."""
         return self.model_dump(exclude_none=True)
+
+
+class OtherTool(BaseModel):
+    """A tool of a type that no model here calls; it is left out."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str = Field(max_length=100)
+
+
+TOOL_TAGS = ("[of function]", "[of other]")
+"""Tags of tools in pydantic's paths, where they are not names of fields."""
+
+
+def _tag_of(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return TOOL_TAGS[0 if kind == "function" else 1]
+
+
+AnyTool = Annotated[
+    Annotated[Tool, Tag(TOOL_TAGS[0])] | Annotated[OtherTool, Tag(TOOL_TAGS[1])], Discriminator(_tag_of)
+]
 
 
 class NamedFunction(Shape):
@@ -80,21 +102,25 @@ class ToolCall(Result):
 
 
 class ToolCallPiece(Result):
-    """Part of a stream: call number `index` of an output, with new text of its arguments."""
+    """Part of a stream: call number `index` of an output, with new text of its arguments.
+
+    `offset` counts the characters of its arguments before this piece; each piece has the id and the name.
+    """
 
     index: int
     id: str
     name: str
     arguments: str
+    offset: int = 0
 
 
 class ToolOptions(GuidedPromptOptions):
     """Prompt, form and sampling of a request, the tools that it offers, and variables for the model's own template."""
 
-    tools: Annotated[list[Tool], Field(max_length=TOOLS_LIMIT)] | None = Field(
+    tools: Annotated[list[AnyTool], Field(max_length=TOOLS_LIMIT)] | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="Functions that the model may call, described by its own chat template.",
+        description="Functions that the model may call, described by its own chat template. Tools of other types are left out.",
     )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
         default=None,
@@ -105,7 +131,7 @@ class ToolOptions(GuidedPromptOptions):
     parallel_tool_calls: bool | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="false: an output has one call at most.",
+        description="false: an output ends after its first call.",
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None,
@@ -118,10 +144,22 @@ class ToolOptions(GuidedPromptOptions):
         """The tools that the model may call."""
         if self.tool_choice == "none":
             return []
+        functions = self.functions
         if isinstance(self.tool_choice, NamedTool):
             name = self.tool_choice.function.name
-            return [tool for tool in self.tools or [] if tool.function.name == name]
-        return list(self.tools or [])
+            return [tool for tool in functions if tool.function.name == name]
+        return functions
+
+    @property
+    def functions(self) -> list[Tool]:
+        """The tools that are functions."""
+        return [tool for tool in self.tools or [] if isinstance(tool, Tool)]
+
+    @property
+    def other_tools(self) -> list[str]:
+        """Names of the tools that are left out, `tools.web_search` for example."""
+        others = [tool.type for tool in self.tools or [] if isinstance(tool, OtherTool)]
+        return list(dict.fromkeys(f"tools.{kind}" for kind in others))
 
     @property
     def is_call_required(self) -> bool:
@@ -135,7 +173,7 @@ class ToolOptions(GuidedPromptOptions):
 
     @model_validator(mode="after")
     def _tools_are_consistent(self) -> Self:
-        names = [tool.function.name for tool in self.tools or []]
+        names = [tool.function.name for tool in self.functions]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(f"tools has two functions of the same name: {listed(twice)}")

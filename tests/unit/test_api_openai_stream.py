@@ -4,6 +4,7 @@ import socket
 from datetime import UTC, datetime
 
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
 from api.disconnect import disconnect_check
 from api.openai.responses import ResponseBuilder, token_bytes, token_text
@@ -12,6 +13,7 @@ from services.errors import InternalError
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Logprob, Output, TokenPiece
 from services.kinds.shared import Usage
+from services.kinds.tools import ToolCall, ToolCallPiece
 
 
 def piece(offset: int, text: str, logprobs: list[Logprob] | None = None) -> TokenPiece:
@@ -53,6 +55,52 @@ def test_an_output_that_differs_from_the_text_sent_is_an_error() -> None:
     stream.take(piece(0, "One "))
     with pytest.raises(InternalError, match="differs from the text"):
         stream.rest(0, output("Two"))
+
+
+def call_piece(index: int, offset: int, arguments: str) -> TokenPiece:
+    call = ToolCallPiece(index=index, id=f"c{index}", name="f", arguments=arguments, offset=offset)
+    return TokenPiece(index=0, offset=0, text="", tool_calls=[call])
+
+
+def test_arguments_of_a_call_are_sent_once_and_in_full() -> None:
+    stream = StreamState()
+    assert stream.take(call_piece(0, 0, '{"a')) is not None
+    assert stream.take(call_piece(0, 3, '": 1}')) is not None
+    assert stream.take(call_piece(0, 0, '{"a')) is None, "the job runs again"
+    calls = [ToolCall(id="c0", name="f", arguments='{"a": 1}'), ToolCall(id="c1", name="f", arguments="{}")]
+    whole = Output(prompt="x", text="", tool_calls=calls)
+    rest = stream.rest(0, whole)
+    assert rest is not None
+    assert [(call.index, call.offset, call.arguments) for call in rest.tool_calls] == [(1, 0, "{}")]
+    assert stream.rest(0, whole) is None
+    for different in ([], [calls[0].model_copy(update={"arguments": '{"b": 1}'})]):
+        with pytest.raises(InternalError, match="differs from the text"):
+            stream.rest(0, Output(prompt="x", text="", tool_calls=different))
+
+
+def test_the_rest_of_arguments_is_sent_at_the_end() -> None:
+    stream = StreamState()
+    stream.take(call_piece(0, 0, '{"a'))
+    assert stream.take(call_piece(0, 4, ": 1}")) is None, "a piece between them is lost"
+    call = ToolCall(id="c0", name="f", arguments='{"a": 1}')
+    rest = stream.rest(0, Output(prompt="x", text="", tool_calls=[call]))
+    assert rest is not None
+    assert [(call.offset, call.arguments) for call in rest.tool_calls] == [(3, '": 1}')]
+
+
+def test_a_call_has_its_name_once_and_then_its_arguments() -> None:
+    job = Job.model_construct(id="7", created_at=datetime(2026, 1, 1, tzinfo=UTC))
+    builder = ResponseBuilder(job=job, model="m", is_chat=True, ignored=())
+    pieces = [call_piece(0, 0, '{"a'), call_piece(0, 3, '": 1}'), call_piece(1, 0, "{}")]
+    deltas = [
+        ChatCompletionChunk.model_validate(chunk, strict=True).choices[0].delta.tool_calls
+        for found in pieces
+        for chunk in builder.pieces(found)
+    ]
+    calls = [call for delta in deltas for call in delta or []]
+    assert [(call.index, call.id, call.function and call.function.arguments) for call in calls] == [
+        (0, "c0", ""), (0, None, '{"a'), (0, None, '": 1}'), (1, "c1", ""), (1, None, "{}"),
+    ]  # fmt: skip
 
 
 def test_pieces_of_a_vocabulary_become_text_and_bytes() -> None:

@@ -191,6 +191,59 @@ def test_thinking_and_calls_are_items_of_a_response() -> None:
     assert whole["graftwerk"]["ignored"] == ["user", "x"]
 
 
+def call_in_pieces(arguments: str, sizes: list[int]) -> list[TokenPiece]:
+    """The pieces of one call whose arguments are cut into parts of these sizes."""
+    pieces, offset = [], 0
+    for size in sizes:
+        text = arguments[offset : offset + size]
+        call = ToolCallPiece(index=0, id="c1", name="f", arguments=text, offset=offset)
+        pieces.append(TokenPiece(index=0, offset=0, text="", tool_calls=[call]))
+        offset += size
+    return pieces
+
+
+def test_arguments_in_pieces_are_one_item_and_one_block() -> None:
+    for arguments, reason, status in (
+        ('{"a": 1}', "tool_calls", "completed"),
+        ('{"a": [1, "x', "length", "incomplete"),
+    ):
+        pieces = call_in_pieces(arguments, [1, 3, 20])
+        call = ToolCall(id="c1", name="f", arguments=arguments)
+        found = result("", finish_reason=reason, tool_calls=[call])
+        events = response_events()
+        frames = [*events.opening(), *(frame for piece in pieces for frame in events.piece(piece))]
+        frames += [*events.closing(0, found), *events.ending(JOB, found)]
+        parsed = [RESPONSES.validate_json(data, strict=True) for data in datas(frames)]
+        deltas = [event.delta for event in parsed if event.type == "response.function_call_arguments.delta"]
+        assert (len(deltas), "".join(deltas)) == (3, arguments)
+        whole = json.loads(datas(frames)[-1])["response"]
+        assert [(item["type"], item["status"], item["arguments"]) for item in whole["output"]] == [
+            ("function_call", status, arguments)
+        ]
+        assert whole["output"] == ResponseObject(JOB, Note(echo={}, ignored=[])).whole(found)["output"]
+
+
+def test_a_message_has_the_same_call_in_pieces_and_whole() -> None:
+    for arguments, reason, value in (
+        ('{"a": 1}', "tool_calls", {"a": 1}),
+        ('{"a": [1, "x', "length", {"a": [1, "x"]}),
+    ):
+        pieces = call_in_pieces(arguments, [1, 3, 20])
+        found = result(
+            "", finish_reason=reason, tool_calls=[ToolCall(id="c1", name="f", arguments=arguments)]
+        )
+        events = message_events()
+        frames = [frame for piece in pieces for frame in events.piece(piece)] + [*events.closing(0, found)]
+        parsed = [MESSAGES.validate_json(data, strict=True) for data in datas(frames)]
+        assert [event.type for event in parsed] == [
+            "content_block_start", *["content_block_delta"] * 3, "content_block_stop", "message_delta",
+        ]  # fmt: skip
+        texts = [json.loads(data)["delta"]["partial_json"] for data in datas(frames)[1:4]]
+        assert "".join(texts) == arguments
+        whole = MessageBuilder(job=JOB, model="m", stop_sequences=(), max_tokens=2, ignored=[]).whole(found)
+        assert whole["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": value}]
+
+
 def test_thinking_without_an_answer_is_incomplete_with_an_empty_message() -> None:
     events, found = response_events(), result("", finish_reason="length", reasoning="Hm")
     frames = [*events.opening(), *events.piece(TokenPiece(index=0, offset=0, text="", reasoning="Hm"))]

@@ -122,6 +122,21 @@ OUTPUTS = {
         '<tool_call>{"name": "rm", "name": "time", "arguments": {}}</tool_call>',
         OutputParts("", '<tool_call>{"name": "rm", "name": "time", "arguments": {}}</tool_call>'),
     ),
+    "one call of two, and text after it": (
+        OutputForm(calls=FORMATS["hermes"], names=NAMES, one_call=True),
+        'So: <tool_call>{"name": "time", "arguments": {}}</tool_call> and <tool_call>{"name": "time", "arguments": {}}</tool_call>',
+        OutputParts("", "So:", [TIME]),
+    ),
+    "one call of two in Llama's form": (
+        OutputForm(calls=FORMATS["llama3"], names=NAMES, one_call=True),
+        '{"name": "weather", "parameters": {"city": "Zürich"}}; {"name": "time", "parameters": {}}',
+        OutputParts("", "", [WEATHER]),
+    ),
+    "no call before the one that is wanted": (
+        OutputForm(calls=FORMATS["mistral"], names=NAMES, one_call=True),
+        '[TOOL_CALLS][{"name": "rm", "arguments": {}}, {"name": "time", "arguments": {}}]',
+        OutputParts("", '[TOOL_CALLS][{"name": "rm", "arguments": {}}, {"name": "time", "arguments": {}}]'),
+    ),
     "no parts": (OutputForm(), "<think><tool_call>", OutputParts("", "<think><tool_call>")),
 }
 
@@ -137,6 +152,54 @@ def test_an_output_has_its_parts_wherever_its_stream_is_cut(name: str) -> None:
             at += length
         streamed.add(parser.finish())
         assert streamed == parser.parts == expected
+
+
+ARGUMENTS = ['{"city": "a } \\\\\\" {", "n": [1, {"x": []}]}', "{}", '{"a": "\\\\"}']
+"""Objects whose end is not at their first brace."""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize("thought", ["", "<think>{</think>\n"])
+def test_a_required_call_is_streamed_as_it_is_written(name: str, arguments: str, thought: str) -> None:
+    calls = FORMATS[name]
+    begin = "" if calls.may_be_bare else calls.begin
+    form = OutputForm(calls=calls, names=NAMES, thinks=True, is_required=True)
+    beginning = f"{thought}{begin}{calls.before}weather{calls.between}"
+    text = f"{beginning}{arguments}{calls.after}{calls.end}"
+    for cut in range(len(text) + 1):
+        parser, streamed = OutputParser(form), OutputParts()
+        for character in text[:cut]:
+            streamed.add(parser.feed(character))
+        before_the_end = [call.arguments for call in streamed.calls]
+        streamed.add(parser.finish())
+        written = arguments[: max(0, cut - len(beginning))]
+        assert before_the_end == ([written] if written else []), "all that is written has been streamed"
+        assert streamed == parser.parts
+        assert [(call.name, call.arguments) for call in parser.parts.calls] == [
+            ("weather", text) for text in [written] if text
+        ]
+        assert bool(parser.unread) == (not written and bool(begin) and begin in text[:cut])
+
+
+def test_a_required_call_without_an_object_is_read_at_its_end() -> None:
+    form = OutputForm(calls=FORMATS["hermes"], names=NAMES, is_required=True)
+    parser = OutputParser(form)
+    parser.feed('<tool_call>\n{"name": "time", "arguments": [1]}\n</tool_call>')
+    assert not parser.finish().calls
+    assert parser.parts.text == '<tool_call>\n{"name": "time", "arguments": [1]}\n</tool_call>'
+    assert parser.unread == ['<tool_call>\n{"name": "time", "arguments": [1]}\n']
+
+
+def test_text_that_opens_a_call_and_is_none_is_named() -> None:
+    parser = OutputParser(HERMES)
+    parser.feed('Well. <tool_call>{"name": "rm"}</tool_call> <tool_call>{"name": "time"}</tool_call>')
+    parser.finish()
+    assert parser.unread == ['<tool_call>{"name": "rm"}']
+    parser = OutputParser(LLAMA)
+    parser.feed('{"an": "answer"}')
+    parser.finish()
+    assert not parser.unread
 
 
 def test_tokens_of_thinking_are_counted_with_those_that_open_and_close_it() -> None:

@@ -27,7 +27,7 @@ from worker.inference.engine_choice import generating_key
 from worker.inference.model_cache import CachedModel
 from worker.inference.model_key import ModelKey
 from worker.inference.output_collector import ALL, OutputCollector, Slice, prompts_of
-from worker.inference.output_form import calls_with_ids, grammar_for, pieces_of, shown_tokens
+from worker.inference.output_form import calls_of, grammar_for, pieces_of, shown_tokens, warnings_of
 from worker.inference.prompt_builder import PromptBuilder
 from worker.lifecycle import JobContext
 
@@ -149,6 +149,8 @@ class GenerateSession:
             logprobs=[] if event.logprob is None else [self._logprob(event.logprob)],
         )
         self._publish_parts(opened, event.index, parts, before)
+        if parser.is_done and not opened.prompt.form.is_required:  # else the grammar ends it
+            self.model.engine.finish(event.request_id, event.index)
 
     def _ended(self, opened: OpenPrompt, event: OutputFinished) -> OutputParser:
         """Returns the parser of a finished output, with all of its text."""
@@ -172,10 +174,8 @@ class GenerateSession:
     def _publish_parts(self, opened: OpenPrompt, index: int, parts: OutputParts, first: int) -> None:
         if not parts.reasoning and not parts.calls:
             return
-        calls = calls_with_ids(opened.prompt.form, parts.calls, first=first, seed=opened.call_seed(index))
-        self.outputs.add_parts(
-            opened.number, index, reasoning=parts.reasoning, calls=pieces_of(calls, first=first)
-        )
+        calls = pieces_of(opened.prompt.form, parts.calls, first=first, seed=opened.call_seed(index))
+        self.outputs.add_parts(opened.number, index, reasoning=parts.reasoning, calls=calls)
 
     def report(self) -> None:
         """Saves complete outputs, reports progress and publishes new text. Raises OSError."""
@@ -266,10 +266,10 @@ class GenerateSession:
         if parts.reasoning:
             fields["reasoning"] = parts.reasoning
         if parts.calls:
-            fields["tool_calls"] = calls_with_ids(
-                form, parts.calls, first=0, seed=opened.call_seed(completion.index)
-            )
+            fields["tool_calls"] = calls_of(form, parts.calls, seed=opened.call_seed(completion.index))
             reason = "tool_calls" if reason == "stop" else reason
+        if parser.unread:
+            fields["warnings"] = warnings_of(parser)
         if completion.prompt_logprobs is not None:
             fields["prompt_logprobs"] = [self._logprob(item) for item in completion.prompt_logprobs]
         if self._request.return_token_ids:

@@ -30,6 +30,9 @@ class ModelEngine(Protocol):
     def cancel(self, request_id: str) -> None:
         """Ends all outputs of a request with the next step. May be called from any thread."""
 
+    def finish(self, request_id: str, index: int) -> None:
+        """Ends one output with the next step, as if the model had ended it."""
+
     def step(self) -> list[Event]:
         """Returns the next events. Raises if the state of the engine is lost."""
 

@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from services.chat_output import END_THINK, THINK, CallFormat, OutputForm, ParsedCall
+from services.bounded_text import cut
+from services.chat_output import END_THINK, THINK, CallFormat, OutputForm, OutputParser, ParsedCall
 from services.errors import UnsupportedOption
 from services.grammar import CallRule, Grammar, Mark, Thought, grammar_of
 from services.kinds.generate import GenerateRequest
@@ -34,31 +35,53 @@ def shown_tokens(form: OutputForm, special: SpecialTokens) -> frozenset[int]:
     return frozenset(special[mark] for mark in form.marks if mark in special)
 
 
-def calls_with_ids(form: OutputForm, calls: Sequence[ParsedCall], *, first: int, seed: str) -> list[ToolCall]:
-    """Returns calls with ids, which are the same when the output is generated again.
+def calls_of(form: OutputForm, calls: Sequence[ParsedCall], *, seed: str) -> list[ToolCall]:
+    """Returns the calls of an output with their ids, which are the same when it is generated again.
 
     Args:
-        first: number of the first of them among the output's calls.
         seed: text that is the output's own.
     """
+    return [
+        ToolCall(id=_call_id(form, number, call, seed), name=call.name, arguments=call.arguments)
+        for number, call in enumerate(calls)
+    ]
+
+
+def pieces_of(form: OutputForm, calls: Sequence[ParsedCall], *, first: int, seed: str) -> list[ToolCallPiece]:
+    """Returns new calls, or pieces of one, as parts of a stream.
+
+    Args:
+        first: number of calls of the output that have begun before.
+        seed: text that is the output's own.
+    """
+    pieces: list[ToolCallPiece] = []
+    for call in calls:
+        first += 0 if call.offset else 1
+        pieces.append(
+            ToolCallPiece(
+                index=first - 1,
+                id=_call_id(form, first - 1, call, seed),
+                name=call.name,
+                arguments=call.arguments,
+                offset=call.offset,
+            )
+        )
+    return pieces
+
+
+def warnings_of(parser: OutputParser) -> list[str]:
+    """Returns a sentence for each text of an output that opens a call and is not one."""
+    return [
+        f"The text {cut(text, 200)!r} opens a call of a tool and is not one: it is not complete, its arguments are not a JSON "
+        "object, or it names a function that was not offered."
+        for text in parser.unread
+    ]
+
+
+def _call_id(form: OutputForm, number: int, call: ParsedCall, seed: str) -> str:
     length = 24 if form.calls is None else form.calls.id_length
     prefix = "" if length < 24 else "call_"
-    return [
-        ToolCall(
-            id=prefix + hashlib.sha256(f"{seed} {first + number} {call.name}".encode()).hexdigest()[:length],
-            name=call.name,
-            arguments=call.arguments,
-        )
-        for number, call in enumerate(calls)
-    ]
-
-
-def pieces_of(calls: Sequence[ToolCall], *, first: int) -> list[ToolCallPiece]:
-    """Returns calls as parts of a stream."""
-    return [
-        ToolCallPiece(index=first + number, id=call.id, name=call.name, arguments=call.arguments)
-        for number, call in enumerate(calls)
-    ]
+    return prefix + hashlib.sha256(f"{seed} {number} {call.name}".encode()).hexdigest()[:length]
 
 
 def _grammar_of_calls(tools: Sequence[Tool], calls: CallFormat, special: SpecialTokens) -> Grammar:

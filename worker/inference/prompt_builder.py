@@ -34,7 +34,7 @@ class PromptBuilder:
     ) -> None:
         self._request, self._loaded, self._store = request, loaded, store
         self._tools = [tool.json_value for tool in request.offered_tools]
-        self.ignored: set[str] = set()
+        self.ignored: set[str] = set(request.other_tools)
         """Fields of the request that were left out of prompts."""
 
     def build(self, entry: PromptEntry) -> Steps[tuple[BuiltPrompt, int | None]]:
@@ -134,8 +134,13 @@ class PromptBuilder:
                 f"The conversation and its {len(self._options.tools)} tools have {count} tokens; the model's context is {context}.",
                 "Offer fewer tools, or with shorter descriptions.",
             )
-        one_call = self._request.parallel_tool_calls is False
-        return replace(prompt, form=replace(prompt.form, one_call=one_call)) if one_call else prompt
+        request = self._request
+        form = replace(
+            prompt.form,
+            one_call=request.parallel_tool_calls is False,
+            is_required=request.is_call_required,
+        )
+        return replace(prompt, form=form)
 
     def _build(self, parts: PromptParts, messages: Sequence[Message] | None) -> Steps[BuiltPrompt]:
         loaded = self._loaded

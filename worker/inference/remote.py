@@ -12,11 +12,10 @@ from services.generate import Event
 from services.grammar import grammar_of, is_text_of
 from services.kinds.generate import GenerateRequest, GenerateResult, Logprob, Output
 from services.kinds.shared import Usage
-from services.kinds.tools import ToolCall
+from services.kinds.tools import ToolCall, ToolCallPiece
 from services.templates import OWN_TEMPLATE
 from worker.inference.model_cache import CachedModel
 from worker.inference.output_collector import OutputCollector, prompts_of
-from worker.inference.output_form import pieces_of
 from worker.inference.remote_calls import CallEnded, Place, RemoteCalls
 from worker.lifecycle import JobContext
 
@@ -29,6 +28,7 @@ class RemoteAnswer:
     logprobs: list[Logprob] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: dict[int, list[CallPart]] = field(default_factory=dict)
+    sent: list[int] = field(default_factory=list)  # characters of the arguments of each call
     finish_reason: str | None = None
     stop_string: str | None = None
     usage: Usage | None = None
@@ -104,7 +104,7 @@ class RemoteSession:
             engine="remote",
             template=template,
             backend=self._served.server,
-            ignored=["tools"] if is_left_out else [],
+            ignored=[*(["tools"] if is_left_out else []), *self._request.other_tools],
         )
         return self._outputs.sink.result(computed)
 
@@ -129,7 +129,7 @@ class RemoteSession:
         answer.stop_string = chunk.stop_string or answer.stop_string
         answer.logprobs += chunk.logprobs
         for part in chunk.calls:
-            answer.calls.setdefault(part.index, []).append(part)
+            self._take_call(place, answer, part)
         if chunk.reasoning:
             answer.reasoning.append(chunk.reasoning)
             self._outputs.add_parts(*place, reasoning=chunk.reasoning, calls=[])
@@ -139,6 +139,24 @@ class RemoteSession:
             self._outputs.add_token(*place, chunk.text, logprobs=chunk.logprobs)
         elif chunk.logprobs:
             self._outputs.add_text(*place, "", logprobs=chunk.logprobs)
+
+    def _take_call(self, place: Place, answer: RemoteAnswer, part: CallPart) -> None:
+        """Takes part of a call, which is published at once if it is the last one so far."""
+        answer.calls.setdefault(part.index, []).append(part)
+        number, sent = part.index, answer.sent
+        if part.arguments and number == max(answer.calls) and number in (len(sent) - 1, len(sent)):
+            self._publish_call(place, answer, number, _call_of(answer.calls[number]))
+
+    def _publish_call(self, place: Place, answer: RemoteAnswer, number: int, call: ToolCall) -> None:
+        is_new = number == len(answer.sent)
+        offset = 0 if is_new else answer.sent[number]
+        rest = call.arguments[offset:]
+        if is_new or rest:
+            piece = ToolCallPiece(index=number, id=call.id, name=call.name, arguments=rest, offset=offset)
+            self._outputs.add_parts(*place, reasoning="", calls=[piece])
+        if is_new:
+            answer.sent.append(0)
+        answer.sent[number] = len(call.arguments)
 
     def _end(self, place: Place, error: GraftwerkError | None) -> None:
         number, index = place
@@ -162,7 +180,8 @@ class RemoteSession:
         if answer.calls:
             calls = [_call_of(parts) for _, parts in sorted(answer.calls.items())]
             fields["tool_calls"] = calls
-            self._outputs.add_parts(*place, reasoning="", calls=pieces_of(calls, first=0))
+            for number, call in enumerate(calls):
+                self._publish_call(place, answer, number, call)
         output = Output.model_construct(
             prompt=self._outputs.prompts[number].text,
             index=index,

@@ -76,6 +76,7 @@ class ServedEngine(ABC):
     _received: SimpleQueue[Received] = field(default_factory=SimpleQueue)
     _ended: list[Event] = field(default_factory=list)
     _canceled: set[str] = field(default_factory=set)
+    _completed: set[tuple[str, int]] = field(default_factory=set)
     _guides: GuideMaker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -120,6 +121,11 @@ class ServedEngine(ABC):
         self._canceled.add(request_id)
         self.notify()
 
+    def finish(self, request_id: str, index: int) -> None:
+        """Ends one output with the next step, as if the model had ended it."""
+        self._completed.add((request_id, index))
+        self.notify()
+
     def step(self) -> list[Event]:
         """Returns the events of what has arrived.
 
@@ -128,7 +134,7 @@ class ServedEngine(ABC):
         """
         self.server.check()
         events, self._ended = self._ended, []
-        events += self._end_canceled()
+        events += self._end_canceled() + self._end_completed()
         try:
             while True:
                 events += self._take(self._received.get_nowait())
@@ -180,6 +186,15 @@ class ServedEngine(ABC):
             canceled.add(self._canceled.pop())
         ended = [running for running in self._running if running.sequence.request.id in canceled]
         return [self._finish(running, running.sequence.finish("canceled")) for running in ended]
+
+    def _end_completed(self) -> list[Event]:
+        ended = [
+            running
+            for running in self._running
+            if (running.sequence.request.id, running.sequence.index) in self._completed
+        ]
+        self._completed.clear()
+        return [self._finish(running, running.sequence.finish("stop")) for running in ended]
 
     def _take(self, received: Received) -> list[Event]:
         running, sequence = received.running, received.running.sequence

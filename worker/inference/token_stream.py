@@ -59,7 +59,12 @@ class TokenStream:
         """Adds new thinking and new calls."""
         pending = self._pending.setdefault(index, _Pending())
         pending.reasoning.append(reasoning)
-        pending.calls += calls
+        for call in calls:
+            if call.offset and pending.calls and pending.calls[-1].index == call.index:
+                last = pending.calls[-1]
+                pending.calls[-1] = last.model_copy(update={"arguments": last.arguments + call.arguments})
+            else:
+                pending.calls.append(call)
 
     def finish(self, index: int, finish_reason: str) -> None:
         """Adds the finish reason of an output."""

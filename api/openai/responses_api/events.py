@@ -6,11 +6,13 @@ from typing import Any
 
 from api import sse
 from api.openai.responses_api.items import Json
-from api.openai.responses_api.output_items import NamedEvent, OpenItem, TextItem, ThinkingItem, call_events
-from api.openai.responses_api.response import ResponseObject, call_item, status_of_item
+from api.openai.responses_api.output_items import CallItem, NamedEvent, OpenItem, TextItem, ThinkingItem
+from api.openai.responses_api.response import ResponseObject, status_of_item
 from services.errors import GraftwerkError
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, TokenPiece
+
+ItemKind = type[TextItem] | type[ThinkingItem] | type[CallItem]
 
 
 class ResponseEvents:
@@ -34,10 +36,9 @@ class ResponseEvents:
         if piece.text or piece.logprobs:
             yield from self._add(piece, TextItem)
         for call in piece.tool_calls:
-            yield from self._close("completed")
-            index = len(self._items)
-            yield from self._frames(call_events(self._response, index, call))
-            self._items.append(call_item(self._response.item_id("fc", index), call, "completed"))
+            if not call.offset:
+                yield from self._close("completed")
+            yield from self._add(piece.model_copy(update={"tool_calls": [call]}), CallItem)
 
     def closing(self, index: int, result: GenerateResult) -> Iterable[str]:
         """Returns the events that end the last item; an output without text and calls has an empty message."""
@@ -57,14 +58,14 @@ class ResponseEvents:
         """Returns the event of a response that has failed."""
         yield self._frame("response.failed", response=self._response.open("failed", error))
 
-    def _add(self, piece: TokenPiece, kind: type[TextItem] | type[ThinkingItem]) -> Iterator[str]:
+    def _add(self, piece: TokenPiece, kind: ItemKind) -> Iterator[str]:
         if not isinstance(self._open, kind):
             yield from self._close("completed")
             yield from self._begin(kind)
         if self._open is not None:
             yield from self._frames(self._open.add(piece))
 
-    def _begin(self, kind: type[TextItem] | type[ThinkingItem]) -> Iterator[str]:
+    def _begin(self, kind: ItemKind) -> Iterator[str]:
         self._open = kind(self._response, len(self._items))
         yield from self._frames(self._open.begin())
 

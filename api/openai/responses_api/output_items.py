@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from api.openai.responses_api.items import Json
-from api.openai.responses_api.response import ResponseObject, call_item, reasoning_item
+from api.openai.responses_api.response import ResponseObject, call_item, reasoning_item, status_of_call
 from services.kinds.generate import Logprob, TokenPiece
-from services.kinds.tools import ToolCall, ToolCallPiece
+from services.kinds.tools import ToolCallPiece
 
 NamedEvent = tuple[str, Json]
 """Type and fields of an event; its number is added when it is sent."""
@@ -103,17 +103,39 @@ class ThinkingItem:
         return {"item_id": self._item_id, "output_index": self._index, "content_index": 0}
 
 
-def call_events(response: ResponseObject, index: int, call: ToolCall | ToolCallPiece) -> Iterator[NamedEvent]:
-    """Yields the events of a whole call, the item at `index` of the output."""
-    item_id = response.item_id("fc", index)
-    place = {"item_id": item_id, "output_index": index}
-    item = call_item(item_id, call, "in_progress") | {"arguments": ""}
-    yield "response.output_item.added", {"output_index": index, "item": item}
-    yield "response.function_call_arguments.delta", place | {"delta": call.arguments}
-    done = {"name": call.name, "arguments": call.arguments}
-    yield "response.function_call_arguments.done", place | done
-    whole = call_item(item_id, call, "completed")
-    yield "response.output_item.done", {"output_index": index, "item": whole}
+class CallItem:
+    """The call of a function so far."""
+
+    def __init__(self, response: ResponseObject, index: int) -> None:
+        self._index, self._item_id = index, response.item_id("fc", index)
+        self._call = ToolCallPiece(index=0, id="", name="", arguments="")
+
+    def begin(self) -> Iterator[NamedEvent]:
+        """Returns no event: the item begins with the first piece of its call."""
+        return iter(())
+
+    def add(self, piece: TokenPiece) -> Iterator[NamedEvent]:
+        """Returns the events of the piece's only call: the item's beginning, if it is new, and new text of its arguments."""
+        (call,) = piece.tool_calls
+        whole = self._call.arguments + call.arguments
+        if not call.offset:
+            item = call_item(self._item_id, call.model_copy(update={"arguments": ""}), "in_progress")
+            yield "response.output_item.added", {"output_index": self._index, "item": item}
+        self._call = call.model_copy(update={"arguments": whole})
+        yield "response.function_call_arguments.delta", self._place() | {"delta": call.arguments}
+
+    def end(self, status: str) -> Iterator[NamedEvent]:
+        """Returns the events that end the arguments and the item."""
+        done = {"name": self._call.name, "arguments": self._call.arguments}
+        yield "response.function_call_arguments.done", self._place() | done
+        yield "response.output_item.done", {"output_index": self._index, "item": self.item(status)}
+
+    def item(self, status: str) -> Json:
+        """Returns the whole item, whose status depends on its own arguments."""
+        return call_item(self._item_id, self._call, status_of_call(self._call))
+
+    def _place(self) -> Json:
+        return {"item_id": self._item_id, "output_index": self._index}
 
 
 def _without_bytes(item: Json) -> Json:

@@ -1,11 +1,12 @@
 """The response object of a job, in every state of it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from api.openai.errors import error_object, error_of
 from api.openai.job_waiter import generated
-from api.openai.responses import ResponseBuilder, extension
+from api.openai.responses import ResponseBuilder, extension, facts_of
 from api.openai.responses_api.items import Json
 from api.openai.responses_api.kept import Kept, Note, response_id
 from services.errors import GraftwerkError
@@ -58,8 +59,7 @@ class ResponseObject:
             "incomplete_details": {"reason": "max_output_tokens"} if is_incomplete(output) else None,
             "output": self._items(output) if items is None else [*items],
             "usage": _usage(output),
-            "graftwerk": extension(self.job, self._ignored(result), result.engine)
-            | {"template": result.template},
+            "graftwerk": extension(self.job, self._ignored(result), result.engine) | facts_of(result),
         }
         return self._header("incomplete" if is_incomplete(output) else "completed") | own
 
@@ -93,7 +93,7 @@ class ResponseObject:
             status = "completed" if calls else status_of_item(output)
             found.append(self.message(len(found), output.text or "", output.logprobs, status))
         for call in calls:
-            found.append(call_item(self.item_id("fc", len(found)), call, "completed"))
+            found.append(call_item(self.item_id("fc", len(found)), call, status_of_call(call)))
         return found
 
     def _ignored(self, result: GenerateResult) -> list[str]:
@@ -129,6 +129,15 @@ def is_incomplete(output: Output) -> bool:
 def status_of_item(output: Output) -> str:
     """Returns the status of the last item of an output."""
     return "incomplete" if is_incomplete(output) else "completed"
+
+
+def status_of_call(call: ToolCall | ToolCallPiece) -> str:
+    """Returns the status of a call, whose arguments may be cut off."""
+    try:
+        json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        return "incomplete"
+    return "completed"
 
 
 def _usage(output: Output) -> Json | None:

@@ -1,6 +1,7 @@
 """Tools and thinking: prompts against transformers' `apply_chat_template`, required calls against jsonschema."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from services.chat_output import OutputForm
 from services.errors import PromptTooLong, UnsupportedOption
 from services.generate import ChatTemplate, LoadedModel, TemplateOptions, build_prompt, load_model
-from services.kinds.generate import GenerateRequest, GenerateResult, Output
+from services.generate.sampler import Choice, Sampler
+from services.kinds.generate import GenerateRequest, GenerateResult, Output, TokenPiece
 from services.templates import Message, PromptParts
 from services.tokenizers import complete_tokenizer
-from tests.contract.generate.engine_driver import VOCABULARY, run_job
+from tests.contract.generate.engine_driver import VOCABULARY, Driver, run_job
+from tests.job_context import FakeExecution
+from worker.inference.token_stream import FLUSH_SECONDS
 
 # Our own short versions of published templates: what they read of tools, calls and thinking is the same.
 HERMES = (
@@ -179,6 +183,94 @@ def test_a_required_call_is_one_that_the_schema_admits(marked: LoadedModel) -> N
             jsonschema.validate(json.loads(call.arguments), tool["function"]["parameters"])
 
 
+def run_streamed(loaded: LoadedModel, **fields: Any) -> tuple[GenerateResult, list[TokenPiece]]:
+    """Runs a job; returns its result and the pieces that it has published, with each token in one of its own."""
+    body: dict[str, Any] = {"kind": "generate", "model": loaded.folder.name, "messages": CONVERSATION[:1]}
+    request = GenerateRequest.model_validate(body | fields)
+    driver = Driver(loaded, request)
+    job = driver.add(request)
+    execution = job.context.execution
+    assert isinstance(execution, FakeExecution)
+
+    def has_ended() -> bool:
+        time.sleep(FLUSH_SECONDS)
+        return job.result is not None or job.error is not None
+
+    driver.run_until(has_ended)
+    assert isinstance(job.result, GenerateResult), job.error
+    return job.result, execution.pieces
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("limit", [200, 48])
+def test_a_required_call_is_streamed_while_it_is_written(marked: LoadedModel, name: str, limit: int) -> None:
+    result, pieces = run_streamed(
+        with_template(marked, TEMPLATES[name]), tools=[WEATHER], tool_choice="required",
+        chat_template_kwargs={"enable_thinking": False}, sampling={"max_new_tokens": limit, "seed": 1, "temperature": 1},
+    )  # fmt: skip
+    (output,) = result.outputs
+    (call,) = output.tool_calls or []
+    found = [part for piece in pieces for part in piece.tool_calls]
+    assert len(found) >= 4
+    assert {(part.index, part.id, part.name) for part in found} == {(0, call.id, "weather")}
+    assert [part.offset for part in found] == [
+        sum(len(part.arguments) for part in found[:at]) for at in range(len(found))
+    ]
+    assert "".join(part.arguments for part in found) == call.arguments
+    assert "".join(piece.text for piece in pieces) == output.text == ""
+    assert output.finish_reason == ("tool_calls" if limit == 200 else "length")
+    if limit == 200:
+        jsonschema.validate(json.loads(call.arguments), WEATHER["function"]["parameters"])
+    else:
+        assert call.arguments.startswith("{")
+        assert not output.warnings
+
+
+SCRIPTS = {
+    "hermes": (HERMES, 'Hm.\n<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>', "Hm."),
+    "llama 3": (LLAMA_3, '{"name": "time", "parameters": {}}', ""),
+    "mistral": (MISTRAL, '[TOOL_CALLS][{"name": "time", "arguments": {"a": "]"}}', ""),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_an_output_ends_after_its_only_call(
+    marked: LoadedModel, monkeypatch: pytest.MonkeyPatch, name: str, is_parallel: bool
+) -> None:
+    """A model that writes a call and then goes on for ever; which tokens it chooses is a list here."""
+    template, text, answer = SCRIPTS[name]
+    token_ids = marked.tokenizer.encode(text, add_bos=False, parse_special=True)
+    more = marked.tokenizer.encode(" and more", add_bos=False)
+    script = iter([*token_ids, *more * 20])
+    monkeypatch.setattr(Sampler, "choose", lambda *_: Choice(next(script)))
+    result = generated(
+        with_template(marked, template), tools=[WEATHER, TIME], parallel_tool_calls=is_parallel, return_token_ids=True,
+        sampling={"max_new_tokens": len(token_ids) + 10},
+    )  # fmt: skip
+    (output,) = result.outputs
+    if is_parallel:
+        assert (len(output.token_ids or []), output.finish_reason) == (len(token_ids) + 10, "length")
+        return
+    assert output.token_ids == token_ids
+    assert (output.text, output.finish_reason) == (answer, "tool_calls")
+    assert [call.name for call in output.tool_calls or []] == ["time"]
+
+
+def test_text_that_opens_a_call_and_is_none_has_a_warning(
+    marked: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = '<tool_call>{"name": "rm", "arguments": {}}</tool_call>'
+    script = iter([*marked.tokenizer.encode(text, add_bos=False, parse_special=True), 2])
+    monkeypatch.setattr(Sampler, "choose", lambda *_: Choice(next(script)))
+    (output,) = generated(with_template(marked, HERMES), tools=[TIME]).outputs
+    assert (output.text, output.tool_calls, output.finish_reason) == (text, None, "stop")
+    assert output.warnings is not None
+    assert output.warnings[0].startswith(
+        'The text \'<tool_call>{"name": "rm", "arguments": {}}\' opens a call'
+    )
+
+
 def test_a_required_call_without_special_tokens_is_written_as_text(loaded: LoadedModel) -> None:
     model = with_template(loaded, "{{ tools | length }}<tool_call>{{ messages[0].content }}")
     result = generated(
@@ -259,6 +351,18 @@ def test_tools_that_a_template_cannot_describe_are_left_out_and_named(loaded: Lo
     )
 
 
+def test_tools_of_other_types_are_left_out_and_named(marked: LoadedModel) -> None:
+    loaded = with_template(marked, HERMES)
+    other = {"type": "web_search", "search_context_size": "low"}
+    sampling = {"max_new_tokens": 2, "seed": 1}
+    result = generated(loaded, tools=[other, WEATHER], sampling=sampling, return_token_ids=True)
+    alone = generated(loaded, tools=[WEATHER], sampling=sampling, return_token_ids=True)
+    assert (result.ignored, alone.ignored) == (["tools.web_search"], None)
+    assert result.outputs[0].prompt_token_ids == alone.outputs[0].prompt_token_ids
+    nothing = generated(loaded, tools=[other], sampling=sampling)
+    assert nothing.outputs[0].text == generated(loaded, sampling=sampling).outputs[0].text
+
+
 def test_tools_that_do_not_fit_are_refused_with_both_sizes(loaded: LoadedModel) -> None:
     with pytest.raises(PromptTooLong, match=r"its 2 tools have \d{3} tokens; the model's context is 160\."):
         generated(with_template(loaded, HERMES), tools=[WEATHER, TIME], sampling={"max_new_tokens": 2})
@@ -278,6 +382,7 @@ def test_calls_have_the_same_ids_when_a_seed_is_repeated(marked: LoadedModel) ->
     ("fields", "words"),
     [
         ({"tool_choice": "required"}, "tools has no function"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tools has no function"),
         ({"tools": [WEATHER, WEATHER]}, "two functions of the same name: weather"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "not in tools"),
         ({"tools": [WEATHER], "tool_choice": "required", "guided_regex": "a"}, "leave response_format and guided_regex out"),
