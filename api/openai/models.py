@@ -12,7 +12,7 @@ from services.backend import FORWARDED_HEADER, ServedModel
 from services.kinds.generate import GenerateRequest
 from services.kinds.model_summary import ModelSummary
 from services.models.base_offer import BaseOffer, hub_ids
-from services.models.dependents import adapters_of
+from services.models.dependents import AdaptersByBase, adapters_of
 from services.names import SERVED_NAME_PATTERN
 from services.preflight.model_reader import ModelRecord
 
@@ -30,10 +30,10 @@ def generating_models() -> list[str]:
 def list_entries() -> list[dict[str, Any]]:
     """Returns the entries of all models: of the volume, with their adapters, then of the other server."""
     records = state().models.all()
-    adapters = list(_usable_adapters(records))
+    adapters = AdaptersByBase(_usable_adapters(records))
     local: dict[str, dict[str, Any]] = {}
     for summary in (record.summary for record in records if record.generates):
-        names = list(adapters_of(summary, adapters))
+        names = adapters.of(summary)
         local[summary.name] = _local(summary.name, summary, names)
         local |= {
             f"{summary.name}+{name}": _local(f"{summary.name}+{name}", summary, [name]) for name in names

@@ -1,5 +1,6 @@
 """Models that need another one: those made from it, and adapters whose recorded base it is."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
@@ -41,6 +42,42 @@ def adapters_of(model: ModelSummary, others: Iterable[ModelSummary]) -> Iterator
     for other in others:
         if other.kind == "adapter" and _is_base(model, other):
             yield other.name
+
+
+class AdaptersByBase:
+    """Adapters of many models: only those that name a model are compared with it."""
+
+    def __init__(self, adapters: Iterable[ModelSummary]) -> None:
+        self._named = defaultdict[str, list[ModelSummary]](list)
+        for adapter in adapters:
+            for name in _base_names(adapter):
+                self._named[name].append(adapter)
+
+    def of(self, model: ModelSummary) -> list[str]:
+        """Returns the names of the adapters whose recorded base is this model, as `adapters_of`, by name."""
+        names = {model.name.lower(), (model.known_as or "").lower()}
+        found = {adapter.name: adapter for name in names for adapter in self._named[name]}
+        return sorted(adapters_of(model, found.values()))
+
+
+def _base_names(adapter: ModelSummary) -> set[str]:
+    """Returns the names that `_is_base` compares with those of a model, in lower case."""
+    recorded = adapter.adapter or {}
+    named = recorded.get("base_model_name_or_path")
+    return {
+        name.lower()
+        for name in (
+            *(
+                entry["name"]
+                for entry in (adapter.lineage or {}).get("inputs", [])
+                if entry["role"] == "base"
+            ),
+            (recorded.get("base") or {}).get("model"),
+            PurePath(named).name if isinstance(named, str) else None,
+            BASE_OF_KNOWN.get(adapter.known_as or ""),
+        )
+        if name
+    }
 
 
 def _is_input(entry: dict[str, Any], model: ModelSummary) -> bool:

@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -60,7 +59,7 @@ class ModelRecord(BaseModel):
     def described(self, engines: Engines) -> ModelSummary:
         """Returns the summary with the engine that generates with the model."""
         engine = engines.of(self.summary.kind) if self.generates else None
-        return self.summary.model_copy(update={"engine": engine})
+        return self.summary if engine is None else self.summary.model_copy(update={"engine": engine})
 
 
 class ModelReader:
@@ -101,7 +100,8 @@ class ModelReader:
         names, kept, engines = self._store.names(), self._records.all(), self._engines()
         found = [self._current(name, kept.get(name), engines) for name in names]
         self._records.drop(kept.keys() - set(names))
-        return [record for record in found if (self._store.root / record.summary.name).is_dir()]
+        present = {*self._store.names()}
+        return [record for record in found if record.summary.name in present]
 
     def require_readable(self, names: Iterable[str]) -> None:
         """Checks that no reader was stopped at these models, before it is tried again for a plan.
@@ -148,7 +148,7 @@ class ModelReader:
         return answer
 
     def _current(self, name: str, kept: bytes | None, engines: Engines) -> ModelRecord:
-        state = _state_of(self._store.root / name, engines)
+        state = _state_of(f"{self._store.root}/{name}", engines)
         record = None if kept is None else _parsed(kept) if len(kept) > PARSED_BYTES else _parsed_once(kept)
         return record if record is not None and record.state == state else self._read(name, state, engines)
 
@@ -199,7 +199,7 @@ def _bases(records: list[ModelRecord]) -> BaseOffer:
     return BaseOffer(lambda: hub_ids(record.summary for record in records))
 
 
-def _state_of(folder: Path, engines: Engines) -> str | None:
+def _state_of(folder: str, engines: Engines) -> str | None:
     """Returns a digest of the engines and of the state of all files, None if there are too many."""
     lines = [VERSION, engines.setting, *sorted(engines.available)]
     for line in _file_states(folder):
@@ -209,8 +209,8 @@ def _state_of(folder: Path, engines: Engines) -> str | None:
     return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _file_states(folder: Path) -> Iterator[str]:
-    pending = [os.fspath(folder)]
+def _file_states(folder: str) -> Iterator[str]:
+    pending = [folder]
     while pending:
         try:
             entries = list(os.scandir(pending.pop()))  # a third of the time of os.walk and os.stat

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.kinds.model_summary import ModelSummary
-from services.models.dependents import adapters_of, made_from
+from services.models.dependents import AdaptersByBase, adapters_of, made_from
 from services.models.manifest import InputEntry, Manifest, write_manifest
 from tests.api_client import client_of, problem, put_model
 from tests.miniature import MINIATURE, unpack_adapters
@@ -61,7 +61,9 @@ def test_models_made_from_a_model_are_those_whose_lineage_names_it() -> None:
 )
 def test_an_adapter_needs_the_base_that_it_records(adapter: dict[str, Any], needs: bool) -> None:
     base = BASE.model_copy(update={"known_as": "LLaMA-7B"})
-    assert list(adapters_of(base, [base, summary("zh", "adapter", **adapter)])) == (["zh"] if needs else [])
+    zh = summary("zh", "adapter", **adapter)
+    assert list(adapters_of(base, [base, zh])) == (["zh"] if needs else [])
+    assert AdaptersByBase([zh]).of(base) == (["zh"] if needs else [])
 
 
 def test_nothing_is_an_adapter_of_an_adapter() -> None:
