@@ -7,15 +7,22 @@ import { showProgress, showStatus } from "./models_job.js";
 const texts = textsOf("models-texts");
 const REFRESH_DELAY_MS = 250;
 const made = new Set();
-let timer = null;
+let isLost = false;
+let isWanted = false;
+let isLoading = false;
 
 /** Loads the list again as it is filtered at the moment, and marks the models that were made since the page was opened. */
-function refresh() {
-  timer ??= setTimeout(async () => {
-    timer = null; // what happens from now on is in the next list
+async function refresh() {
+  isWanted = true;
+  if (isLoading) return; // one list at a time, so that an older one never replaces a newer one
+  isLoading = true;
+  while (isWanted) {
+    await new Promise((resolve) => setTimeout(resolve, REFRESH_DELAY_MS));
+    isWanted = false; // what happens from now on is in the next list
     await window.htmx.ajax("GET", location.pathname + location.search, { target: "#list", swap: "outerMorph" });
     for (const row of document.querySelectorAll(".model")) row.toggleAttribute("data-new", made.has(row.dataset.name));
-  }, REFRESH_DELAY_MS);
+  }
+  isLoading = false;
 }
 
 const lineOf = (id) => document.querySelector(`#list [data-job="${CSS.escape(id)}"]`);
@@ -35,6 +42,10 @@ followAll({
   onProgress: (id, progress) => {
     const line = lineOf(id);
     if (line) showProgress(line, progress);
+  },
+  onConnection: (isConnected) => {
+    if (isConnected && isLost) refresh(); // events may have been missed
+    isLost = !isConnected;
   },
 });
 

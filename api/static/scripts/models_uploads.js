@@ -8,6 +8,7 @@ import { Upload, discard, forget, unfinished } from "./models_tus.js";
 const texts = textsOf("models-texts");
 const FILES_LIMIT = 10_000; // of one import
 const items = new Set();
+let adding = Promise.resolve();
 
 /** Returns the name, or the first with a number after it that no model has. */
 async function freeName(name) {
@@ -126,7 +127,12 @@ function update() {
   byId("upload-actions").hidden = ![...items].some(({ state }) => state === "ready");
 }
 
-async function add(models) {
+/** Adds models one group after the other: in the order in which people chose them, and no two with the same name. */
+function add(models) {
+  adding = adding.then(async () => append(await models)).catch((error) => toast(error.message, "error"));
+}
+
+async function append(models) {
   if (!models.length) toast(texts.empty, "warning");
   for (const model of models) {
     if (model.files.length > FILES_LIMIT) {
@@ -163,13 +169,13 @@ export function setUp(show) {
   addEventListener("dragenter", (event) => holdsFiles(event) && over(1));
   addEventListener("dragleave", (event) => holdsFiles(event) && over(-1));
   addEventListener("dragover", (event) => holdsFiles(event) && event.preventDefault());
-  addEventListener("drop", async (event) => {
+  addEventListener("drop", (event) => {
     if (!holdsFiles(event)) return;
     event.preventDefault();
     over(-depth);
     show();
     byId("unfinished").replaceChildren();
-    add(await dropped(event.dataTransfer));
+    add(dropped(event.dataTransfer));
   });
   for (const [button, input] of [["choose-files", "files"], ["choose-folder", "folder"]]) {
     byId(button).addEventListener("click", () => byId(input).click());
