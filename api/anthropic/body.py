@@ -68,7 +68,7 @@ class ToolChoice(Body):
     disable_parallel_tool_use: bool = False
 
 
-class Tool(BaseModel):
+class MessagesTool(BaseModel):
     """A tool: one of the client, with the schema of its input, or one of Anthropic's, which is left out."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -95,7 +95,7 @@ class ConversationBody(ModelBody):
 
     messages: Annotated[list[MessageParam], Field(min_length=1, max_length=MESSAGES_LIMIT)]
     system: TextOr[TextBlocks] = ""
-    tools: Annotated[list[Tool], Field(max_length=1000)] = Field(default=[])
+    tools: Annotated[list[MessagesTool], Field(max_length=1000)] = Field(default=[])
     tool_choice: ToolChoice = ToolChoice(type="auto")
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()

@@ -18,7 +18,7 @@ OF_THE_CLIENT = frozenset({"id", "status"})
 """Fields with which items come back from an earlier response."""
 
 
-class TextPart(Body):
+class ResponsesTextPart(Body):
     """A text of a message, or of a function's output."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"annotations", "logprobs", "prompt_cache_breakpoint"})
@@ -40,7 +40,7 @@ class RefusalPart(Body):
 
 
 Part = Annotated[
-    Annotated[TextPart, tagged("input_text")] | Annotated[RefusalPart, tagged("refusal")],
+    Annotated[ResponsesTextPart, tagged("input_text")] | Annotated[RefusalPart, tagged("refusal")],
     Discriminator(
         lambda value: "[of refusal]" if tag_of(value) == "[of refusal]" else "[of input_text]",
     ),
@@ -56,7 +56,7 @@ def _refuse_unread_parts(value: Any) -> Any:
     return value
 
 
-def _text(content: str | Sequence[TextPart | RefusalPart]) -> str:
+def _text(content: str | Sequence[ResponsesTextPart | RefusalPart]) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
