@@ -8,6 +8,7 @@ from flask_babel import lazy_gettext
 
 from api.errors import problem_of_error
 from api.models import existing
+from api.pages.kind_names import kind_names
 from api.pages.layout import is_fragment_request, page_blueprint, page_response
 from api.pages.lineage_graph import graph_of
 from api.pages.model_list import PROBLEMS, SORTS, Selection, page_number, part_of
@@ -97,7 +98,7 @@ def model(name: str) -> Response:
         "models/model.html", model=summary, kinds=KINDS, engines=ENGINES, graph=graph_of(name, summaries), outputs=OUTPUTS.get(summary.kind, ()),
         format_titles=FORMAT_TITLES, hub_enabled=state().settings.hub_enabled, gguf_dtypes=get_args(GgufDType), files_limit=FILES,
         jobs=_jobs(name, "running") + _jobs(name, "queued"), verify_request={"kind": "verify", "model": name},
-        verified=_last_verification(summary), against_inputs=verification_inputs(summary, summaries),
+        verified=_last_verification(summary), against_inputs=verification_inputs(summary, summaries), kind_names=kind_names(),
         **_details(name), **_uses(summary, records),
     )  # fmt: skip
 
@@ -154,5 +155,5 @@ def confirm_delete(name: str) -> Response:
         raise state().store.not_found(name)
     return page_response(
         "models/delete.html", model=own, made=list(made_from(own, found)), adapters=list(adapters_of(own, found)),
-        jobs=state().queue.unfinished(name),
+        jobs=state().queue.unfinished(name), kind_names=kind_names(),
     )  # fmt: skip
