@@ -6,24 +6,30 @@ A test fails if a page logs an error: a script that throws, a file that is missi
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from tests.browser.keys import KEYS, KEYS_FILE
+from tests.browser.looks import DESKTOP
 from tests.e2e.conftest import hub, incoming, line, product, questions, slow, stack
+from tests.e2e.product import LocalStack, Product, local_stack
 
 __all__ = ["hub", "incoming", "line", "product", "questions", "slow", "stack"]
 
 HERE = Path(__file__).parent
 AXE = HERE.parent / "js" / "node_modules" / "axe-core" / "axe.min.js"
-DESKTOP = {"width": 1280, "height": 860}
-PHONE = {"width": 390, "height": 844}
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 120_000
+"""Longest time until a page shows what a test expects: many times that of a quiet machine."""
+TEST_SECONDS = 900
+"""Longest time of a test; the walks take the longest."""
 
 SHARED = {"llama", "llama-hf", "zh", "alpaca", "merged", "slow", "slow-adapter"}
-"""Models that several tests use; those of one test are removed after it, so that no other finds them."""
+"""Models that several tests use."""
 
 OpenPage = Callable[..., Page]
 
@@ -39,6 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.enable_socket)
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
 @pytest.fixture(scope="session")
@@ -53,29 +60,60 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
+@pytest.fixture(scope="session")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """A service with a key of each role."""
+    folder = tmp_path_factory.mktemp("keyed")
+    (folder / "keys").write_text(KEYS_FILE)
+    with local_stack(folder / "data", GRAFTWERK_API_KEYS_FILE=str(folder / "keys")) as running:
+        yield running
+
+
 @pytest.fixture(autouse=True)
 def only_shared_models(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Removes the models that a test has made; jobs that still need one are canceled."""
+    """Removes the models that a test has made, so that no other finds them; jobs that still need one are canceled."""
     yield
-    if "product" not in request.fixturenames:
-        return
-    product = request.getfixturevalue("product")
-    for job in product.get("/api/jobs", limit=200)["jobs"]:
-        if job["status"] in ("queued", "running"):
-            product.http.post(f"/api/jobs/{job['id']}/cancel")
-            product.wait(job["id"])
-    for name in set(product.model_names()) - SHARED:
-        assert product.http.delete(f"/api/models/{name}").status_code in (204, 404)
+    if "product" in request.fixturenames:
+        product: Product = request.getfixturevalue("product")
+        for job in product.get("/api/jobs", limit=200)["jobs"]:
+            if job["status"] in ("queued", "running"):
+                product.http.post(f"/api/jobs/{job['id']}/cancel")
+                product.wait(job["id"])
+        remove_models(product.http, SHARED)
+    if "keyed" in request.fixturenames:
+        address = request.getfixturevalue("keyed").url
+        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEYS['admin']}"}) as http:
+            remove_models(http, set())
+
+
+def remove_models(http: httpx.Client, kept: set[str]) -> None:
+    names = {model["name"] for model in http.get("/api/models").json()["models"]}
+    for name in names - kept:
+        assert http.delete(f"/api/models/{name}").status_code in (204, 404)
 
 
 @pytest.fixture
-def open_page(browser: Browser, product: Any) -> Iterator[OpenPage]:
+def open_page(browser: Browser, product: Product) -> Iterator[OpenPage]:
     """Opens a path of the product in a fresh profile; keywords are options of a Playwright context."""
+    with pages_of(browser, product.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_keyed(browser: Browser, keyed: LocalStack) -> Iterator[OpenPage]:
+    """Opens a path of the service with keys, as `open_page`."""
+    with pages_of(browser, keyed.url) as opened:
+        yield opened
+
+
+@contextmanager
+def pages_of(browser: Browser, address: str) -> Iterator[OpenPage]:
+    """Provides a function that opens pages of a service; closes them at the end, and fails if one has logged an error."""
     contexts, errors = [], list[str]()
 
     def opened(path: str, **options: Any) -> Page:
         defaults = {
-            "base_url": product.url,
+            "base_url": address,
             "viewport": DESKTOP,
             "locale": "en-GB",
             "timezone_id": "Europe/Berlin",
@@ -89,9 +127,11 @@ def open_page(browser: Browser, product: Any) -> Iterator[OpenPage]:
         page.goto(path)
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
+    try:
+        yield opened
+    finally:
+        for context in contexts:
+            context.close()
     assert errors == []
 
 
@@ -110,6 +150,8 @@ def screenshot(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
 
     def taken(page: Page, name: str, **options: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        if options.get("full_page"):
+            page.evaluate("scrollTo(0, 0)")  # else the header is drawn where the page was scrolled to
         page.screenshot(path=folder / f"{name}.png", animations="disabled", **options)
 
     return taken

@@ -20,20 +20,26 @@ from services.jobs.status import JobProgress
 from services.kinds import QUEUES, parse_request
 from services.kinds.generate import TokenPiece
 from services.settings import Settings
-from tests.browser.conftest import PHONE, OpenPage
+from tests.browser.conftest import OpenPage
+from tests.browser.looks import LOOKS, fits
 from tests.e2e.conftest import Line
 from tests.e2e.product import Json, Product
 from tests.redis_server import Server
 
-LOOKS = {
-    "light": {},
-    "dark": {"color_scheme": "dark"},
-    "phone": {"viewport": PHONE, "has_touch": True, "is_mobile": True},
-    "chinese": {"locale": "zh-CN"},
-}
 RECORDS = 10_000
 LARGEST_DOM = 3000
 """Elements of a board of 50 rows, with the rest of the page."""
+
+
+RENDER_ROWS = """() => {
+  const rows = document.getElementById("rows").cloneNode(true);
+  const began = performance.now();
+  document.body.append(rows);
+  const height = rows.offsetHeight;
+  rows.remove();
+  return height && performance.now() - began;
+}"""
+"""Milliseconds in which this machine draws the 50 rows of a board; 10,000 rows would take 200 times as long."""
 
 
 class Board(NamedTuple):
@@ -92,6 +98,7 @@ def test_ten_thousand_jobs_stay_smooth(open_page: OpenPage, board: Board) -> Non
     expect(page.locator("#total")).to_have_text("10,000 jobs")
     assert page.locator("#rows > .job").count() == 50
     assert page.evaluate("document.querySelectorAll('*').length") < LARGEST_DOM
+    render_ms = page.evaluate(RENDER_ROWS)
     page.evaluate(
         "window.longest = 0; new PerformanceObserver((list) => { for (const entry of list.getEntries())"
         " longest = Math.max(longest, entry.duration); }).observe({entryTypes: ['longtask']})"
@@ -105,7 +112,7 @@ def test_ten_thousand_jobs_stay_smooth(open_page: OpenPage, board: Board) -> Non
     expect(row(page, job_ids[-1])).to_be_visible()
     expect(page.locator("#rows > .job")).to_have_count(50)
     assert page.evaluate("document.querySelectorAll('*').length") < LARGEST_DOM
-    assert page.evaluate("window.longest") < 500
+    assert page.evaluate("window.longest") < max(500, 30 * render_ms)
     for job_id in job_ids:
         board.queue.cancel(job_id)
 
@@ -211,7 +218,7 @@ def test_the_page_of_a_running_job_follows_it_to_its_drawn_result(
     page = open_page(f"/jobs/{job['id']}")
     expect(page.locator("#job-state [data-progress-text]")).to_contain_text("%")
     screenshot(page, "job-running", full_page=True)
-    expect(page.locator("#job-head")).to_have_attribute("data-status", "succeeded", timeout=120_000)
+    expect(page.locator("#job-head")).to_have_attribute("data-status", "succeeded")
     expect(page.get_by_role("heading", name="Verification")).to_be_visible()
     expect(page.locator(".verdict")).to_have_text(re.compile("passed"))
     expect(page.locator("#log")).to_contain_text("followed is published")
@@ -248,7 +255,7 @@ def test_results_have_no_serious_finding_and_fit(
         expect(page.locator("#job-head")).to_be_visible()
         screenshot(page, f"job-{name}-{look}", full_page=True)
         assert axe(page) == [], name
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        assert fits(page), name
 
 
 def test_a_request_is_copied_as_command_and_program(open_page: OpenPage, line: Line) -> None:

@@ -6,16 +6,11 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PHONE, OpenPage
+from tests.browser.conftest import OpenPage
+from tests.browser.looks import LOOKS, fits
 from tests.e2e.conftest import Line
 
 PAGES = ("/", "/merge", "/jobs", "/playground", "/system", "/docs")
-LOOKS = {
-    "desktop": {},
-    "dark": {"color_scheme": "dark"},
-    "phone": {"viewport": PHONE, "has_touch": True, "is_mobile": True},
-    "chinese": {"locale": "zh-CN"},
-}
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -31,7 +26,7 @@ def test_axe_has_no_serious_finding(
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_is_not_wider_than_a_phone(open_page: OpenPage, line: Line, path: str) -> None:
     page = open_page(path, **LOOKS["phone"])
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert fits(page)
 
 
 def test_the_language_of_the_browser_is_used_and_can_be_switched(open_page: OpenPage) -> None:

@@ -2,24 +2,17 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.browser.conftest import PHONE, OpenPage
+from tests.browser.conftest import OpenPage
+from tests.browser.looks import LOOKS, LOOKS_WITH_CHINESE_PHONE, fits
 from tests.e2e.conftest import Incoming, Line
 from tests.e2e.product import Json, Product
 
 WRONG = "/merge?base=llama&adapters=alpaca,zh"
 RIGHT = "/merge?base=llama&adapters=zh,alpaca"
-LOOKS: dict[str, dict[str, Any]] = {
-    "light": {},
-    "dark": {"color_scheme": "dark"},
-    "phone": {"viewport": PHONE, "has_touch": True, "is_mobile": True},
-    "chinese": {"locale": "zh-CN"},
-    "chinese-phone": {"locale": "zh-CN", "viewport": PHONE, "has_touch": True, "is_mobile": True},
-}
 
 
 def rows(page: Page) -> Locator:
@@ -396,7 +389,7 @@ def test_on_a_phone_the_plan_is_one_touch_away(
     expect(page.get_by_role("heading", name="Plan")).to_be_in_viewport()
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("look", LOOKS_WITH_CHINESE_PHONE)
 def test_the_progress_is_accessible_and_fits_the_screen(
     open_page: OpenPage,
     line: Line,
@@ -404,15 +397,14 @@ def test_the_progress_is_accessible_and_fits_the_screen(
     screenshot: Callable[..., None],
     look: str,
 ) -> None:
-    page = open_page(f"/merge?jobs={line.convert['id']},{line.merge['id']}", **LOOKS[look])
+    page = open_page(f"/merge?jobs={line.convert['id']},{line.merge['id']}", **LOOKS_WITH_CHINESE_PHONE[look])
     expect(page.locator("#result table").first).to_be_visible()
-    assert page.viewport_size is not None
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    assert fits(page)
     screenshot(page, f"merge-progress-{look}", full_page=True)
     assert axe(page) == []
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("look", LOOKS_WITH_CHINESE_PHONE)
 def test_a_composed_merge_is_accessible_and_fits_the_screen(
     open_page: OpenPage,
     line: Line,
@@ -420,11 +412,10 @@ def test_a_composed_merge_is_accessible_and_fits_the_screen(
     screenshot: Callable[..., None],
     look: str,
 ) -> None:
-    page = open_page(RIGHT, **LOOKS[look])
+    page = open_page(RIGHT, **LOOKS_WITH_CHINESE_PHONE[look])
     expect(page.locator("#submit")).to_be_enabled()
     page.locator("#more > summary").click()
     page.locator("#snippets > summary").click()
-    assert page.viewport_size is not None
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    assert fits(page)
     screenshot(page, f"merge-{look}", full_page=True)
     assert axe(page) == []

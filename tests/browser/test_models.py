@@ -1,53 +1,18 @@
 """The page Models as people use it: bringing models in every way, and the page of each model."""
 
-import base64
 import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import PHONE, OpenPage
+from tests.browser.conftest import OpenPage
+from tests.browser.dropping import drop
+from tests.browser.looks import LOOKS, fits
 from tests.e2e.conftest import Line
 from tests.e2e.product import Product
 from tests.hub_server import HubServer, Repo
 from tests.miniature import ADAPTERS, MINIATURE
-
-LOOKS: dict[str, dict[str, Any]] = {
-    "desktop": {},
-    "dark": {"color_scheme": "dark"},
-    "phone": {"viewport": PHONE, "has_touch": True, "is_mobile": True},
-    "chinese": {"locale": "zh-CN"},
-}
-
-DROP = """([files]) => {
-  const transfer = new DataTransfer();
-  for (const [name, content] of files) {
-    const bytes = Uint8Array.from(atob(content), (letter) => letter.codePointAt(0));
-    transfer.items.add(new File([bytes], name, { lastModified: 1764200000000 }));
-  }
-  for (const type of ["dragenter", "dragover", "drop"]) {
-    document.body.dispatchEvent(new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true }));
-  }
-}"""
-"""Drops files on the page as a file manager does."""
-
-
-def drop(page: Page, files: dict[str, Path]) -> None:
-    contents = [[name, base64.b64encode(path.read_bytes()).decode()] for name, path in files.items()]
-    page.evaluate(DROP, [contents])
-
-
-@pytest.fixture
-def remove(product: Product) -> Any:
-    """Removes models after a test."""
-    names: list[str] = []
-    yield names.extend
-    for name in names:
-        product.http.delete(f"/api/models/{name}")
-
 
 # ---- list ---------------------------------------------------------------------------------------------
 
@@ -70,12 +35,11 @@ def test_the_list_is_searched_while_typing_and_filtered_by_kind(open_page: OpenP
 
 
 def test_a_model_that_another_client_makes_appears_by_itself(
-    open_page: OpenPage, product: Product, line: Line, remove: Any
+    open_page: OpenPage, product: Product, line: Line
 ) -> None:
     page = open_page("/")
     expect(page.locator(".model[data-name=llama]")).to_be_visible()
     product.run(kind="convert", source="llama-hf", target="made-elsewhere", dtype="float32")
-    remove(["made-elsewhere"])
     expect(page.locator(".model[data-name=made-elsewhere][data-new]")).to_be_visible()
 
 
@@ -83,9 +47,8 @@ def test_a_model_that_another_client_makes_appears_by_itself(
 
 
 def test_two_dropped_archives_become_two_models_with_chosen_names(
-    open_page: OpenPage, product: Product, screenshot: Callable[..., None], remove: Any
+    open_page: OpenPage, product: Product, screenshot: Callable[..., None]
 ) -> None:
-    remove(["first-adapter", "chinese-alpaca-lora"])
     page = open_page("/")
     drop(page, {f"{name}.zip": MINIATURE / f"{name}.zip" for name in ADAPTERS})
     names = page.get_by_role("textbox", name="Name of the model")
@@ -100,8 +63,7 @@ def test_two_dropped_archives_become_two_models_with_chosen_names(
         assert product.get(f"/api/models/{name}")["kind"] == "adapter"
 
 
-def test_a_folder_becomes_a_model_with_its_paths(open_page: OpenPage, product: Product, remove: Any) -> None:
-    remove(["7B"])
+def test_a_folder_becomes_a_model_with_its_paths(open_page: OpenPage, product: Product) -> None:
     page = open_page("/")
     page.locator("#folder").set_input_files(MINIATURE / "llama" / "7B")
     page.get_by_role("button", name="Upload and import").click()
@@ -117,10 +79,7 @@ def test_a_name_that_is_taken_gets_a_number(open_page: OpenPage, line: Line) -> 
     expect(page.get_by_role("textbox", name="Name of the model")).to_have_value("zh-2")
 
 
-def test_a_refused_import_keeps_the_upload_for_another_name(
-    open_page: OpenPage, line: Line, remove: Any
-) -> None:
-    remove(["zh-renamed"])
+def test_a_refused_import_keeps_the_upload_for_another_name(open_page: OpenPage, line: Line) -> None:
     page = open_page("/")
     drop(page, {"new.zip": MINIATURE / f"{ADAPTERS[0]}.zip"})
     name = page.get_by_role("textbox", name="Name of the model")
@@ -132,8 +91,7 @@ def test_a_refused_import_keeps_the_upload_for_another_name(
     expect(page.get_by_role("link", name="Open zh-renamed")).to_be_visible()
 
 
-def test_an_upload_continues_after_a_broken_connection(open_page: OpenPage, remove: Any) -> None:
-    remove(["broken"])
+def test_an_upload_continues_after_a_broken_connection(open_page: OpenPage) -> None:
     # a page whose failed requests are part of the test
     page = open_page("/").context.new_page()
     page.goto("/")
@@ -153,8 +111,7 @@ def test_an_upload_continues_after_a_broken_connection(open_page: OpenPage, remo
     expect(page.get_by_role("link", name="Open broken")).to_be_visible()
 
 
-def test_an_upload_continues_after_the_page_was_closed(open_page: OpenPage, remove: Any) -> None:
-    remove(["later"])
+def test_an_upload_continues_after_the_page_was_closed(open_page: OpenPage) -> None:
     page = open_page("/").context.new_page()
     page.goto("/")
     page.route(
@@ -210,9 +167,8 @@ def test_a_removed_upload_is_removed_from_the_service(open_page: OpenPage, produ
 
 
 def test_an_archive_of_the_volume_is_chosen_and_imported(
-    open_page: OpenPage, product: Product, screenshot: Callable[..., None], remove: Any
+    open_page: OpenPage, product: Product, screenshot: Callable[..., None]
 ) -> None:
-    remove(["by-path"])
     path = product.volume.put_incoming(MINIATURE / f"{ADAPTERS[0]}.zip", "by-path.zip")
     page = open_page("/")
     page.get_by_role("tab", name="Upload").focus()
@@ -228,9 +184,8 @@ def test_an_archive_of_the_volume_is_chosen_and_imported(
 
 
 def test_a_model_of_the_hub_is_found_looked_at_and_imported(
-    open_page: OpenPage, product: Product, hub: HubServer, screenshot: Callable[..., None], remove: Any
+    open_page: OpenPage, product: Product, hub: HubServer, screenshot: Callable[..., None]
 ) -> None:
-    remove(["tiny-llama"])
     files = {
         path.name: path.read_bytes()
         for path in (*(MINIATURE / "llama" / "7B").iterdir(), MINIATURE / "llama" / "tokenizer.model")
@@ -273,15 +228,12 @@ def test_a_verification_shows_its_progress_and_its_outcome(open_page: OpenPage, 
     page = open_page("/models/merged")
     expect(page.get_by_label("Also compute it again from llama-hf + zh + alpaca")).to_be_checked()
     page.get_by_role("button", name="Verify").click()
-    expect(page.locator("#verification")).to_contain_text("last verification", timeout=60_000)
+    expect(page.locator("#verification")).to_contain_text("last verification")
     expect(page.locator("#verification .notice").first).to_have_attribute("data-kind", "ok")
     expect(page.locator("#verification")).to_contain_text("Same most likely token")
 
 
-def test_a_conversion_is_planned_made_and_linked(
-    open_page: OpenPage, product: Product, line: Line, remove: Any
-) -> None:
-    remove(["merged-gguf-q8_0"])
+def test_a_conversion_is_planned_made_and_linked(open_page: OpenPage, product: Product, line: Line) -> None:
     page = open_page("/models/merged")
     page.get_by_label("Dtype").select_option("q8_0")
     expect(page.get_by_label("Name of the new model")).to_have_value("merged-gguf-q8_0")
@@ -302,7 +254,7 @@ def test_a_model_is_published_to_the_hub(open_page: OpenPage, line: Line, hub: H
     page = open_page("/models/merged")
     page.get_by_label("Repository", exact=True).fill("pages/merged")
     page.get_by_role("button", name="Publish").click()
-    expect(page.locator("#publish-job")).to_contain_text("succeeded", timeout=60_000)
+    expect(page.locator("#publish-job")).to_contain_text("succeeded")
     expect(page.locator("#publish-job a").last).to_have_attribute("href", re.compile("/pages/merged"))
     assert hub.repos["pages/merged"].private
 
@@ -357,7 +309,7 @@ def test_the_page_of_a_model_is_accessible_and_fits(
     expect(page.locator("#tensors table")).to_be_visible()
     screenshot(page, f"model-{name}-{look}", full_page=True)
     assert axe(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("innerWidth")
+    assert fits(page)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -375,4 +327,4 @@ def test_the_list_is_accessible_with_every_way_to_bring_a_model(
     for tab in page.get_by_role("tab").all():
         tab.click()
         assert axe(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("innerWidth")
+    assert fits(page)

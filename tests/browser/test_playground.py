@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PHONE, OpenPage
+from tests.browser.conftest import OpenPage
+from tests.browser.looks import LOOKS, fits
 from tests.e2e.conftest import Line
 
 Questions = list[dict[str, str]]
@@ -198,7 +199,7 @@ def test_a_reply_can_be_stopped(playground: Page) -> None:
     expect(playground.locator("#raw-send")).to_be_enabled()
 
 
-@pytest.mark.parametrize("look", ["phone", "dark", "chinese"])
+@pytest.mark.parametrize("look", LOOKS)
 def test_the_page_is_complete_in_other_looks(
     open_page: OpenPage,
     line: Line,
@@ -207,17 +208,12 @@ def test_the_page_is_complete_in_other_looks(
     screenshot: Callable[..., None],
     look: str,
 ) -> None:
-    options = {
-        "phone": {"viewport": PHONE, "is_mobile": True, "has_touch": True},
-        "dark": {"color_scheme": "dark"},
-        "chinese": {"locale": "zh-CN"},
-    }
-    page = open_page("/playground", **options[look])
+    page = open_page("/playground", **LOOKS[look])
     if look == "phone":
         page.locator(".settings > summary").click()
     page.locator("#preset").select_option("greedy")
     page.locator("#probabilities").check()
     ask(page, questions[0]["question"])
     assert axe(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    assert fits(page)
     screenshot(page, f"playground-{look}", full_page=True)

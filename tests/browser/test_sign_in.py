@@ -1,57 +1,18 @@
 """Signing in with a key: once, with the rights of its role, until the person signs out."""
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import DESKTOP, TIMEOUT_MS
-from tests.browser.test_models import drop
-from tests.e2e.product import LocalStack, local_stack
+from tests.browser.conftest import OpenPage
+from tests.browser.dropping import drop
+from tests.browser.keys import KEYS, sign_in
 from tests.miniature import ADAPTERS, MINIATURE
-
-KEYS = {"read": "key-of-a-reader", "submit": "key-of-a-submitter", "admin": "key-of-an-admin"}
-
-
-@pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    """A service with a key of each role."""
-    folder = tmp_path_factory.mktemp("keyed")
-    lines = [f"{hashlib.sha256(key.encode()).hexdigest()} {role} {role}-key" for role, key in KEYS.items()]
-    (folder / "keys").write_text("\n".join(lines))
-    with local_stack(folder / "data", GRAFTWERK_API_KEYS_FILE=str(folder / "keys")) as running:
-        yield running
-
-
-@pytest.fixture
-def open_keyed(browser: Browser, keyed: LocalStack) -> Iterator[Callable[[str], Page]]:
-    """Opens a path of the service with keys in a fresh profile."""
-    contexts = []
-
-    def opened(path: str) -> Page:
-        context = browser.new_context(base_url=keyed.url, viewport=DESKTOP, locale="en-GB")
-        context.set_default_timeout(TIMEOUT_MS)
-        contexts.append(context)
-        page = context.new_page()
-        page.goto(path)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-
-
-def sign_in(page: Page, key: str) -> None:
-    page.get_by_label("API key").fill(key)
-    with page.expect_navigation():
-        page.keyboard.press("Enter")
 
 
 def test_a_page_asks_for_a_key_and_comes_back_after_it(
-    open_keyed: Callable[[str], Page], axe: Callable[[Page], list[str]], screenshot: Callable[..., None]
+    open_keyed: OpenPage, axe: Callable[[Page], list[str]], screenshot: Callable[..., None]
 ) -> None:
     page = open_keyed("/jobs?status=failed")
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
@@ -64,7 +25,7 @@ def test_a_page_asks_for_a_key_and_comes_back_after_it(
     expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
 
 
-def test_signing_out_ends_the_session(open_keyed: Callable[[str], Page]) -> None:
+def test_signing_out_ends_the_session(open_keyed: OpenPage) -> None:
     page = open_keyed("/system")
     sign_in(page, KEYS["read"])
     page.get_by_role("button", name="Sign out").click()
@@ -73,7 +34,7 @@ def test_signing_out_ends_the_session(open_keyed: Callable[[str], Page]) -> None
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
-def test_every_page_opens_for_a_reader(open_keyed: Callable[[str], Page]) -> None:
+def test_every_page_opens_for_a_reader(open_keyed: OpenPage) -> None:
     page = open_keyed("/")
     sign_in(page, KEYS["read"])
     for path in ("/", "/merge", "/jobs", "/playground", "/system"):
@@ -83,9 +44,7 @@ def test_every_page_opens_for_a_reader(open_keyed: Callable[[str], Page]) -> Non
         expect(page.get_by_role("heading", level=1)).to_be_visible()
 
 
-def test_a_request_of_another_site_changes_nothing(
-    open_keyed: Callable[[str], Page], keyed: LocalStack, tmp_path: Path
-) -> None:
+def test_a_request_of_another_site_changes_nothing(open_keyed: OpenPage) -> None:
     page = open_keyed("/")
     sign_in(page, KEYS["admin"])
     status = page.evaluate(
@@ -100,7 +59,7 @@ def test_a_request_of_another_site_changes_nothing(
 
 
 def test_an_upload_of_a_session_becomes_a_model_that_an_admin_deletes(
-    open_keyed: Callable[[str], Page],
+    open_keyed: OpenPage,
 ) -> None:
     page = open_keyed("/")
     sign_in(page, KEYS["submit"])

@@ -5,7 +5,7 @@ Once by mouse, once with no key but those of the keyboard, on a phone, in the da
 
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,15 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import PHONE, OpenPage
-from tests.browser.test_models import drop
-from tests.browser.test_sign_in import KEYS, keyed, open_keyed, sign_in
-from tests.e2e.product import LocalStack, Product
+from tests.browser.conftest import OpenPage
+from tests.browser.dropping import drop
+from tests.browser.keys import KEYS, sign_in
+from tests.browser.looks import LOOKS
 from tests.miniature import MINIATURE
-
-__all__ = ["keyed", "open_keyed"]  # fixtures
 
 Questions = list[dict[str, str]]
 ZIPS = ("chinese-alpaca-lora", "chinese-llama-lora")
 """In the order in which they are dropped and chosen, which is the wrong one."""
-
-MERGE_MS = 120_000
 
 
 @dataclass(frozen=True)
@@ -57,23 +53,10 @@ def by_keyboard(control: Locator) -> None:
 WAYS = (
     Way("mouse", by_mouse, {}),
     Way("keyboard", by_keyboard, {}),
-    Way("phone", by_touch, {"viewport": PHONE, "has_touch": True, "is_mobile": True}),
-    Way("dark", by_mouse, {"color_scheme": "dark"}),
-    Way("chinese", by_mouse, {"locale": "zh-CN"}),
+    Way("phone", by_touch, LOOKS["phone"]),
+    Way("dark", by_mouse, LOOKS["dark"]),
+    Way("chinese", by_mouse, LOOKS["chinese"]),
 )
-
-
-@pytest.fixture
-def empty_volume(product: Product) -> Iterator[None]:
-    """Removes the models that the walk makes, before it and after it."""
-    remove_models(product)
-    yield
-    remove_models(product)
-
-
-def remove_models(product: Product) -> None:
-    for name in ("walked", "walked-base", "llama-walk", *ZIPS):
-        product.http.delete(f"/api/models/{name}")
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
@@ -81,7 +64,6 @@ def test_the_whole_way(
     open_page: OpenPage,
     way: Way,
     questions: Questions,
-    empty_volume: None,
     axe: Callable[[Page], list[str]],
     screenshot: Callable[..., None],
     tmp_path: Path,
@@ -91,12 +73,11 @@ def test_the_whole_way(
 
 
 def test_the_whole_way_with_keys_on(
-    open_keyed: Callable[[str], Page],
+    open_keyed: OpenPage,
     questions: Questions,
     axe: Callable[[Page], list[str]],
     screenshot: Callable[..., None],
     tmp_path: Path,
-    keyed: LocalStack,
 ) -> None:
     page = open_keyed("/")
     sign_in(page, KEYS["admin"])
@@ -133,11 +114,13 @@ def bring_models(page: Page, way: Way, picture: Callable[[str], None]) -> None:
     page.locator("#folder").set_input_files(MINIATURE / "llama")
     names = page.locator("#uploads input")
     expect(names).to_have_count(3)
+    for place, name in enumerate(ZIPS):
+        expect(names.nth(place)).to_have_value(name)
     names.nth(2).fill("llama-walk")
     picture("1-bring")
     way.use(page.locator("#upload-all"))
     for name in (*ZIPS, "llama-walk"):
-        expect(page.locator(f'.model[data-name="{name}"]')).to_be_visible(timeout=MERGE_MS)
+        expect(page.locator(f'.model[data-name="{name}"]')).to_be_visible()
     expect(page.locator("#totals")).not_to_contain_text(re.compile("^0 "))
     picture("1-models")
 
@@ -164,7 +147,7 @@ def compose(page: Page, way: Way, picture: Callable[[str], None]) -> None:
 
 def follow_merge(page: Page, axe: Callable[[Page], list[str]], picture: Callable[[str], None]) -> None:
     expect(page.locator("h1")).to_have_text("walked")
-    expect(page.locator('a[href="/playground?model=walked"]').first).to_be_visible(timeout=MERGE_MS)
+    expect(page.locator('a[href="/playground?model=walked"]').first).to_be_visible()
     expect(page.locator("#steps .badge")).to_have_count(3)
     assert (
         page.locator("#steps .badge").evaluate_all("all => all.map(one => one.dataset.status)")
