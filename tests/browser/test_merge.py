@@ -82,7 +82,7 @@ def test_adapters_are_ordered_by_touch(open_page: OpenPage, line: Line) -> None:
     expect_order(page, "alpaca", "zh")
     # rows do not move any more once the answer is there
     expect(page.locator('[data-place="adapters"]').get_by_role("alert")).to_be_visible()
-    rows(page).nth(1).scroll_into_view_if_needed()
+    rows(page).nth(1).evaluate("row => row.scrollIntoView({block: 'center'})")  # not below the navigation
     grip = rows(page).nth(1).locator(".merge-grip").bounding_box()
     top = rows(page).nth(0).bounding_box()
     assert grip is not None
