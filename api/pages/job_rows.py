@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from operator import mul
 from typing import Any, NamedTuple
 
+from api.pages.layout import format_source
 from api.responses import JobResponse, job_responses
 from api.state import state
 from services.jobs.records import reaching_redis, read_jobs
@@ -37,7 +38,7 @@ class JobRow:
         """Inputs as a text: the source of an import, the variants of a comparison, otherwise the models that it reads."""
         match self.job.request:
             case ImportRequest(source=source):
-                return source.name
+                return format_source(source.name)
             case CompareRequest(variants=variants):
                 return " ↔ ".join(variant.name for variant in variants)
             case VerifyRequest(model=model, base=str(base), adapters=adapters):

@@ -1,10 +1,11 @@
 """The parts that all pages share: response headers, navigation, formats, errors as pages."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from flask import Blueprint, Flask, Response, render_template, request
-from flask_babel import format_decimal, get_locale, lazy_gettext
+from flask_babel import format_decimal, get_locale, lazy_gettext, ngettext
 from werkzeug.exceptions import HTTPException
 
 from api.errors import Problem, problem_of_error, problem_of_http_error
@@ -21,6 +22,9 @@ THEMES = ("light", "dark")
 
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 COUNT_UNITS = ("", "K", "M", "B", "T")
+
+UPLOADS = re.compile(r"(\d+) uploads?")
+"""Source of a model that was imported from uploads."""
 
 
 class NavigationItem(NamedTuple):
@@ -42,7 +46,9 @@ NAVIGATION = (
 
 def register(app: Flask) -> None:
     """Adds filters, common values of templates, and error pages to an application."""
-    app.jinja_env.filters.update(bytes=format_bytes, count=format_count, duration=format_duration)
+    app.jinja_env.filters.update(
+        bytes=format_bytes, count=format_count, duration=format_duration, source=format_source
+    )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.context_processor(common_values)
 
@@ -134,3 +140,9 @@ def _parts(seconds: int) -> Iterator[str]:
         number, seconds = divmod(seconds, size)
         if number:
             yield f"{number} {unit}"
+
+
+def format_source(name: str) -> str:
+    """Returns the source of an import in the language of the page: a number of uploads is the only one that has words."""
+    found = UPLOADS.fullmatch(name)
+    return ngettext("%(num)s upload", "%(num)s uploads", int(found[1])) if found else name

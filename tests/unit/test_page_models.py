@@ -148,6 +148,18 @@ def test_a_job_that_makes_a_model_is_shown_until_it_has_ended(tmp_path: Path) ->
     assert "In progress" not in client.get("/").text
 
 
+def test_uploads_are_counted_in_the_language_of_the_page(tmp_path: Path) -> None:
+    made(
+        put_model(tmp_path, "sent", {"config.json": "{}"}),
+        "import",
+        InputEntry(role="source", name="4 uploads"),
+    )
+    client = client_of(tmp_path)
+    for path in ("/", "/models/sent"):
+        assert "4 uploads" in client.get(path, headers={"Accept-Language": "en"}).text
+        assert "4 个上传文件" in client.get(path, headers={"Accept-Language": "zh-CN"}).text
+
+
 def test_the_list_is_chinese_for_chinese_browsers(client: FlaskClient) -> None:
     text = text_of(client.get("/", headers={"Accept-Language": "zh-CN"}).text)
     assert "7 个模型" in text
