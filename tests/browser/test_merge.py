@@ -244,11 +244,18 @@ def test_too_little_memory_is_the_reason_in_the_plan(open_page: OpenPage, line: 
     expect(page.locator("#submit")).to_be_disabled()
 
 
+@pytest.fixture
+def gate(slow: Json, product: Product) -> list[str]:
+    """The id of a job that takes seconds: jobs after it do not end before those that wait for them are submitted."""
+    return [product.submit(**slow, target="gate")["id"]]
+
+
 def test_a_failed_job_and_what_waited_for_it_are_shown_with_the_reason(
-    open_page: OpenPage, line: Line, incoming: Incoming, product: Product
+    open_page: OpenPage, line: Line, incoming: Incoming, product: Product, gate: list[str]
 ) -> None:
-    digests = {"tokenizer.model": "0" * 64}
-    first = product.submit(kind="import", source={"path": incoming.llama}, target="broken", sha256=digests)
+    wrong = {"tokenizer.model": "0" * 64}
+    source = {"path": incoming.llama}
+    first = product.submit(kind="import", source=source, target="broken", sha256=wrong, after=gate)
     merge = {"kind": "merge", "base": "broken", "adapters": ["zh"], "target": "unmerged"}
     second = product.submit(**merge, after=[first["id"]])
     page = open_page(f"/merge?jobs={first['id']},{second['id']}")
@@ -260,10 +267,10 @@ def test_a_failed_job_and_what_waited_for_it_are_shown_with_the_reason(
 
 
 def test_a_wrong_order_that_a_job_finds_is_mended_by_a_link(
-    open_page: OpenPage, line: Line, product: Product
+    open_page: OpenPage, line: Line, product: Product, gate: list[str]
 ) -> None:
     # the base of the merge does not exist when it is submitted, so that its order is checked when it runs
-    first = product.submit(kind="convert", source="llama", target="order-base")
+    first = product.submit(kind="convert", source="llama", target="order-base", after=gate)
     merge = {"kind": "merge", "base": "order-base", "adapters": ["alpaca", "zh"], "target": "ordered"}
     second = product.submit(**merge, after=[first["id"]])
     page = open_page(f"/merge?jobs={first['id']},{second['id']}")
