@@ -28,8 +28,8 @@ ROLE_OF_BLUEPRINT = {"uploads": "submit", "tokenizer": "submit"}
 """Role that every method of a blueprint needs, except OPTIONS: uploads are read, continued and removed by their senders, and each
 request to a tokenizer is a job."""
 
-OPEN_BLUEPRINTS = ("health", "session", "reference")
-"""Blueprints without data of models and jobs, open without a key: probes, the sign-in, the documentation."""
+OPEN_BLUEPRINTS = ("health", "session", "reference", "sentences")
+"""Blueprints without data of models and jobs, open without a key: probes, the sign-in, the documentation, translations."""
 
 PAGES = "pages_"
 """Beginning of the names of the blueprints of pages."""

@@ -1,6 +1,7 @@
 """Catalogues of the pages' texts: `python deploy/translations.py` extracts, updates and compiles them.
 
-Each page has a domain with the texts of its templates and its view; texts of several pages belong to `layout`.
+Each page has a domain with the texts of its templates and its view; texts of several pages belong to `layout`. The domain
+`service` has the sentences of the service itself (`deploy/sentences.py`).
 """
 
 import io
@@ -15,9 +16,13 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
 API = Path(__file__).parents[1] / "api"
-sys.path.insert(0, str(API.parent))
+sys.path[:0] = [str(API.parent), str(Path(__file__).parent)]
 
+import sentences  # noqa: E402
+
+from api.errors import HTTP_CODES  # noqa: E402
 from api.pages.language import DOMAINS, LANGUAGES, TRANSLATIONS  # noqa: E402
+from api.pages.sentences import DOMAIN as SERVICE  # noqa: E402
 
 LAYOUT = "layout"
 KEYWORDS = {"_": None, "gettext": None, "ngettext": (1, 2), "lazy_gettext": None}
@@ -41,6 +46,11 @@ def sources(domain: str) -> list[Path]:
 def template_of(domain: str) -> Catalog:
     """Returns the catalogue of a domain's texts without translations."""
     catalog = Catalog(project="Graftwerk", charset="utf-8")
+    if domain == SERVICE:
+        for text, values in sentences.sentences(HTTP_CODES):
+            comments = [f"{{{number}}}: {value}" for number, value in enumerate(values, 1)]
+            catalog.add(text, None, auto_comments=comments)
+        return catalog
     for path in sources(domain):
         method = "python" if path.suffix == ".py" else "jinja2"
         name = path.relative_to(API.parent).as_posix()
@@ -55,7 +65,7 @@ def catalog_files() -> Iterator[tuple[str, Path]]:
     """Yields the domain and the file of each catalogue; the texts themselves are English."""
     for language in LANGUAGES:
         if language != "en":
-            for domain in DOMAINS:
+            for domain in (*DOMAINS, SERVICE):
                 yield domain, TRANSLATIONS / language / "LC_MESSAGES" / f"{domain}.po"
 
 

@@ -6,7 +6,7 @@ HTTP API, as for any other client.
 
 from flask import Flask
 
-from api.pages import jobs, language, layout, merge, models, playground, reference, system
+from api.pages import jobs, language, layout, merge, models, playground, reference, sentences, system
 
 __all__ = ["register"]
 
@@ -18,3 +18,4 @@ def register(app: Flask) -> None:
     for page in (models, merge, jobs, playground, system):
         app.register_blueprint(page.page)
     app.register_blueprint(reference.reference)
+    app.register_blueprint(sentences.page)

@@ -34,39 +34,15 @@ STATUS_NAMES = {
     "canceled": lazy_gettext("Canceled"),
 }
 
-STAGES = {
-    "loading": lazy_gettext("loading"),
-    "generating": lazy_gettext("generating"),
-    "embedding": lazy_gettext("embedding"),
-    "scoring": lazy_gettext("scoring"),
-    "writing tensors": lazy_gettext("writing tensors"),
-    "copying files": lazy_gettext("copying files"),
-    "checking the archive": lazy_gettext("checking the archive"),
-    "verifying tensors": lazy_gettext("verifying tensors"),
-    "verifying files": lazy_gettext("verifying files"),
-    "verifying products": lazy_gettext("verifying products"),
-    "comparing tensors": lazy_gettext("comparing tensors"),
-    "comparing logits": lazy_gettext("comparing logits"),
-    "comparing precisions": lazy_gettext("comparing precisions"),
-    "measuring changes": lazy_gettext("measuring changes"),
-    "computing factors": lazy_gettext("computing factors"),
-    "computing importance": lazy_gettext("computing importance"),
-    "extending the vocabulary": lazy_gettext("extending the vocabulary"),
-    "taking the same model": lazy_gettext("taking the same model"),
-    "waiting for memory": lazy_gettext("waiting for memory"),
-}
-"""Stages of work by the worker's names; others are shown as they are."""
-
 page = page_blueprint("jobs")
 
 
 @page.context_processor
 def names() -> dict[str, Any]:
-    """Returns the names of kinds, statuses and stages in the language of the request, and functions for results."""
+    """Returns the names of kinds and statuses in the language of the request, and functions for results."""
     return {
         "kind_names": kind_names(),
         "status_names": _translated(STATUS_NAMES),
-        "stages": _translated(STAGES),
         "figures": job_rows,
     }
 

@@ -9,6 +9,7 @@ from flask_babel import format_decimal, get_locale, lazy_gettext, ngettext
 from werkzeug.exceptions import HTTPException
 
 from api.errors import Problem, problem_of_error, problem_of_http_error
+from api.pages import progress_names, sentences
 from api.pages.language import LANGUAGES
 from services.errors import GraftwerkError
 
@@ -49,6 +50,9 @@ def register(app: Flask) -> None:
     app.jinja_env.filters.update(
         bytes=format_bytes, count=format_count, duration=format_duration, source=format_source
     )
+    app.jinja_env.filters.update(
+        sentence=sentences.sentence, stage_name=progress_names.stage_name, unit_name=progress_names.unit_name
+    )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.context_processor(common_values)
 
@@ -61,6 +65,7 @@ def common_values() -> dict[str, Any]:
         "language": str(get_locale()),
         "languages": LANGUAGES,
         "theme": theme if theme in THEMES else "auto",
+        **progress_names.names(),
     }
 
 

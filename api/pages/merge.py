@@ -9,6 +9,7 @@ from flask_babel import gettext
 from api.jobs import JobPath, job_id_of
 from api.pages import job_rows
 from api.pages.layout import page_blueprint, page_response
+from api.pages.sentences import sentence
 from api.responses import JobResponse, job_responses
 from api.state import state
 from services.errors import JobNotFound
@@ -75,7 +76,7 @@ def _composition() -> Response:
 def _reason(model: ModelSummary) -> str:
     """Returns the reason why a model cannot be a base, empty if it can."""
     if model.problems:
-        return model.problems[0]
+        return sentence(model.problems[0])
     if model.kind in BASE_KINDS:
         return ""
     reasons: dict[str, str] = {

@@ -171,6 +171,7 @@ def _rope_scaling(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _not_carried(base: Checkpoint, model: Checkpoint) -> Iterator[str]:
+    """Yields a warning for each value of the configuration that an adapter does not change."""
     for key in NOT_CARRIED:
         before, after = getattr(base.config, key), getattr(model.config, key)
         if before != after:

@@ -224,8 +224,9 @@ def _needs(manifest: Manifest | None) -> list[str]:
     for digest in manifest.files.values() if manifest else ():
         known = KNOWN_ADAPTERS.get(digest)
         if known is not None:
-            before = f", after {known.before}" if known.before else ""
-            return [f"{known.name} is merged into {known.base}{before}"]
+            if known.before:
+                return [f"{known.name} is merged into {known.base}, after {known.before}"]
+            return [f"{known.name} is merged into {known.base}"]
     return []
 
 

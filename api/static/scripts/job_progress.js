@@ -6,11 +6,11 @@ import { snippets } from "./snippets.js";
 export const texts = textsOf("jobs-texts");
 const TICK_MS = 1000;
 
-const amount = (value, unit) => (unit === "bytes" ? bytes(value) : `${count(value)} ${unit}`);
+const amount = (value, unit) => (unit === "bytes" ? bytes(value) : `${count(value)} ${layoutTexts.units[unit] ?? unit}`);
 
 /** Returns stage, amounts, rate and time left as one line: the same as the macro `progress` of templates/jobs/parts.html. */
 export function progressText({ stage, done, total, unit, fraction, eta_seconds: eta }) {
-  const parts = [texts.stages[stage] ?? stage];
+  const parts = [layoutTexts.stages[stage] ?? stage];
   if (fraction !== null) parts.unshift(`${Math.round(100 * fraction)} %`);
   if (total) parts.push(fill(layoutTexts.of, { done: amount(done, unit), total: amount(total, unit) }));
   if (eta && total) parts.push(fill(layoutTexts.perSecond, { rate: amount((total - done) / eta, unit) }));

@@ -1,6 +1,7 @@
 // The parts of every page: theme, language, readiness of the service, times, htmx requests.
 
 import { byId, layoutTexts, localizeTimes } from "./page.js";
+import { translation } from "./sentences.js";
 
 const REFRESH_MS = 15000;
 const YEAR_SECONDS = 365 * 86400;
@@ -29,9 +30,10 @@ async function refreshReadiness() {
   try {
     const { status, checks, warnings } = await (await fetch("/readyz")).json();
     const wrong = Object.entries(checks).filter(([, outcome]) => outcome !== "ok");
-    const problems = wrong.map(([part, outcome]) => `${part}: ${outcome}`);
+    const problems = wrong.map(async ([part, outcome]) => `${part}: ${(await translation(outcome)).text}`);
+    const cautions = warnings.map(async (warning) => (await translation(warning)).text);
     if (status === "ok" && !warnings.length) show("ok", layoutTexts.ready);
-    else show(status === "ok" ? "warning" : status, [layoutTexts.notReady, ...problems, ...warnings].join(" "));
+    else show(status === "ok" ? "warning" : status, [layoutTexts.notReady, ...await Promise.all([...problems, ...cautions])].join(" "));
   } catch {
     show("unavailable", layoutTexts.noAnswer);
   }

@@ -1,6 +1,7 @@
 // The plan of a composition, asked for while one chooses; answers to earlier questions are discarded.
 
 import { byId, bytes, count, duration, element, errorNotice, fill, json, LANGUAGE } from "./page.js";
+import { sentence } from "./sentences.js";
 
 const DELAY_MS = 250;
 const number = (value) => new Intl.NumberFormat(LANGUAGE).format(value);
@@ -161,6 +162,6 @@ export class PlanView {
     const found = [...new Set(plans.flatMap((plan) => plan.warnings))];
     if (!found.length) return [];
     return [element("div", { class: "notice", "data-kind": "warning" }, element("strong", {}, this.texts.warnings),
-      found.map((text) => element("p", {}, text)))];
+      found.map((text) => element("p", {}, sentence(text))))];
   }
 }

@@ -1,8 +1,9 @@
 // The progress of a merge's jobs, drawn as steps and followed by events. The jobs are in the address, so a reload changes nothing.
 
 import { followJob } from "./events.js";
-import { byId, bytes, confirmed, duration, element, ENDED, errorNotice, fill, json, LANGUAGE, layoutTexts, request, textsOf, toast } from "./page.js";
+import { byId, bytes, confirmed, duration, element, ENDED, failureNotice, fill, json, LANGUAGE, layoutTexts, request, textsOf, toast } from "./page.js";
 import { toQuery } from "./merge-request.js";
+import { sentence } from "./sentences.js";
 
 const texts = textsOf("merge-texts");
 const jobs = textsOf("merge-jobs");
@@ -55,12 +56,12 @@ function figuresOf(index) {
   const { progress } = jobs[index];
   if (!progress) return null;
   const { stage, done, total, unit, eta_seconds: left } = progress;
-  const amount = (value) => (unit === "bytes" ? bytes(value) : `${value.toLocaleString(LANGUAGE)} ${texts.units[unit] ?? unit}`);
+  const amount = (value) => (unit === "bytes" ? bytes(value) : `${value.toLocaleString(LANGUAGE)} ${layoutTexts.units[unit] ?? unit}`);
   const sample = samples[index];
   const seconds = sample && (performance.now() - sample.at) / 1000;
   const rate = sample && seconds * 1000 > SMALLEST_SAMPLE_MS ? (done - sample.done) / seconds : 0;
   return [
-    texts.stages[stage] ?? stage, total > 0 && fill(layoutTexts.of, { done: amount(done), total: amount(total) }),
+    layoutTexts.stages[stage] ?? stage, total > 0 && fill(layoutTexts.of, { done: amount(done), total: amount(total) }),
     rate > 0 && unit === "bytes" && fill(layoutTexts.perSecond, { rate: bytes(rate) }),
     left !== null && fill(layoutTexts.left, { time: duration(left) }),
   ].filter(Boolean).join(" · ");
@@ -68,7 +69,8 @@ function figuresOf(index) {
 
 function waitingText({ waiting_for: waiting, queue_position: position, warnings }) {
   if (waiting?.what === "jobs") return texts.waiting;
-  return waiting?.message ?? warnings?.[0] ?? (position ? fill(texts.position, { n: position }) : "");
+  const said = waiting?.message ?? warnings?.[0];
+  return said ? sentence(said) : position ? fill(texts.position, { n: position }) : "";
 }
 
 function bodyOf(step, status) {
@@ -76,7 +78,7 @@ function bodyOf(step, status) {
   const isLast = steps.filter((other) => other.job === step.job).at(-1) === step;
   const took = status === "succeeded" && isLast && job.started_at && job.finished_at
     ? fill(texts.took, { time: duration((new Date(job.finished_at) - new Date(job.started_at)) / 1000) }) : null;
-  const error = status === "failed" && job.error ? errorNotice({ problem: { detail: job.error.message, hint: job.error.hint } }) : null;
+  const error = status === "failed" && job.error ? failureNotice(job.error) : null;
   return [
     step.detail ? element("span", { class: "soft wrap" }, step.detail) : null,
     status === "running" ? element("progress", { max: 1, value: job.progress?.fraction ?? null, "aria-label": step.title }) : null,

@@ -1,7 +1,8 @@
 // A job as one line: status, progress with rate and time left, a link to its page, and its end.
 
 import { followJob } from "./events.js";
-import { bytes, count, duration, element, errorNotice, fill, json, layoutTexts, textsOf } from "./page.js";
+import { bytes, count, duration, element, errorNotice, failureNotice, fill, json, layoutTexts, textsOf } from "./page.js";
+import { sentence } from "./sentences.js";
 
 const texts = textsOf("models-texts");
 const rates = new WeakMap();
@@ -32,7 +33,7 @@ export function showProgress(line, progress) {
   const { stage, done, total, unit, eta_seconds: left } = progress;
   const rate = rateOf(line, progress);
   line.querySelector('[data-part="detail"]').textContent = [
-    stage,
+    layoutTexts.stages[stage] ?? stage,
     total ? fill(layoutTexts.of, { done: amount(done, unit), total: amount(total, unit) }) : null,
     rate ? fill(layoutTexts.perSecond, { rate: amount(rate, unit) }) : null,
     left === null ? null : fill(layoutTexts.left, { time: duration(left) }),
@@ -46,7 +47,7 @@ export function showStatus(line, job) {
   badge.textContent = layoutTexts.status[job.status];
   if (job.progress) showProgress(line, job.progress);
   const waiting = job.waiting_for?.message ?? job.warnings?.[0];
-  if (job.status === "queued" && waiting) line.querySelector('[data-part="detail"]').textContent = waiting;
+  if (job.status === "queued" && waiting) line.querySelector('[data-part="detail"]').replaceChildren(sentence(waiting));
 }
 
 /** Returns the line of a new job. */
@@ -68,7 +69,7 @@ export async function showPlan(container, body) {
     const sizes = fill(texts.plan, {
       output: bytes(plan.output_bytes), memory: bytes(plan.peak_memory_bytes), disk: bytes(plan.disk_needed_bytes), free: bytes(plan.disk_free_bytes),
     });
-    container.replaceChildren(...[sizes, ...plan.warnings].map((text) => element("p", {}, text)));
+    container.replaceChildren(...element("p", {}, sizes), ...plan.warnings.map((text) => element("p", {}, sentence(text))));
   } catch (error) {
     container.replaceChildren(errorNotice(error));
   }
@@ -89,6 +90,6 @@ export async function runJob(container, body, title) {
   line.querySelector(".row").append(cancel);
   const ended = await followJob(job.id, { onStatus: (found) => showStatus(line, found), onProgress: (progress) => showProgress(line, progress) });
   cancel.remove();
-  if (ended.error && ended.status !== "canceled") line.append(errorNotice({ problem: { detail: ended.error.message, hint: ended.error.hint } }));
+  if (ended.error && ended.status !== "canceled") line.append(failureNotice(ended.error));
   return ended;
 }

@@ -1,6 +1,7 @@
 // Import of what lies in `incoming/` on the volume: chosen from a list, or by its path.
 
 import { byId, bytes, element, errorNotice, fill, json, textsOf } from "./page.js";
+import { sentence } from "./sentences.js";
 import { modelName } from "./models_files.js";
 import { runJob, showPlan } from "./models_job.js";
 
@@ -40,7 +41,7 @@ function row(entry) {
   const name = entry.path.slice("incoming/".length);
   const label = [element("span", { class: "row" }, element("strong", { class: "grow wrap" }, name), element("span", { class: "size" }, bytes(entry.size_bytes))),
     element("span", { class: "row soft" }, texts[entry.kind], element("span", { class: "badge kind", "data-model": entry.problem ? "unknown" : entry.looks_like }, kind))];
-  if (entry.problem) return element("li", { class: "result refused" }, label, element("p", { class: "soft" }, entry.problem));
+  if (entry.problem) return element("li", { class: "result refused" }, label, element("p", { class: "soft" }, sentence(entry.problem)));
   return element("li", {}, element("button", { type: "button", class: "result", onclick: () => choose(entry.path) }, label));
 }
 

@@ -1,5 +1,7 @@
 // Shared by the scripts of all pages: elements, texts, formats, requests, notices.
 
+import { sentence } from "./sentences.js";
+
 export const ENDED = ["succeeded", "failed", "canceled"];
 export const byId = (id) => document.getElementById(id);
 export const LANGUAGE = document.documentElement.lang;
@@ -117,10 +119,13 @@ const TOAST_MS = 8000;
 
 /** Returns a notice of an error: the finding, then the remedy. */
 export function errorNotice(error) {
-  const { detail, hint } = error.problem ?? {};
+  const { detail, hint, code } = error.problem ?? {};
   return element("div", { class: "notice", "data-kind": "error", role: "alert" },
-    element("p", {}, detail ?? error.message), hint ? element("p", { class: "soft" }, hint) : null);
+    element("p", {}, sentence(detail ?? error.message, code)), hint ? element("p", { class: "soft" }, sentence(hint)) : null);
 }
+
+/** Returns a notice of the error of a job or of an output. */
+export const failureNotice = ({ message, ...error }) => errorNotice({ problem: { ...error, detail: message } });
 
 /** Shows a message for some seconds; `content` is a text or an element. */
 export function toast(content, kind = "info") {

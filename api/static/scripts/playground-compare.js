@@ -3,7 +3,7 @@
 import { adapterList, iconButton } from "./playground-adapters.js";
 import { Run } from "./playground-generate.js";
 import { markedText } from "./playground-output.js";
-import { byId, element, errorNotice, fill } from "./page.js";
+import { byId, element, errorNotice, failureNotice, fill, layoutTexts } from "./page.js";
 
 const MOST_VARIANTS = 8;
 
@@ -90,7 +90,7 @@ export function setUpComparison({ data, texts, settings, model }) {
     if (!progress) return;
     if (progress.fraction === null) bar.removeAttribute("value");
     else bar.value = progress.fraction;
-    byId("compare-note").textContent = progress.stage;
+    byId("compare-note").textContent = layoutTexts.stages[progress.stage] ?? progress.stage;
   }
 
   function showResult({ result }) {
@@ -102,7 +102,7 @@ export function setUpComparison({ data, texts, settings, model }) {
       const verdict = index === 0 ? texts.reference
         : own?.token === null || own?.token === undefined ? texts.equal : fill(texts.differs, { token: own.token + 1 });
       return element("article", { class: "card column" }, element("h3", { class: "wrap" }, labels[index]),
-        output.error ? errorNotice({ problem: { detail: output.error.message, hint: output.error.hint } }) : markedText(output.text, own?.character ?? null),
+        output.error ? failureNotice(output.error) : markedText(output.text, own?.character ?? null),
         element("p", { class: "soft" }, output.error ? "" : verdict));
     });
     byId("compare-result").replaceChildren(element("div", { class: "side-by-side" }, columns));
@@ -128,7 +128,7 @@ export function setUpComparison({ data, texts, settings, model }) {
       if (job.status === "succeeded") showResult(job);
       else {
         byId("compare-note").textContent = job.status === "canceled" ? texts.stopped : "";
-        if (job.error) byId("compare-result").replaceChildren(errorNotice({ problem: { detail: job.error.message, hint: job.error.hint } }));
+        if (job.error) byId("compare-result").replaceChildren(failureNotice(job.error));
       }
     } catch (error) {
       byId("compare-note").textContent = "";

@@ -3,6 +3,7 @@
 import { iconButton } from "./playground-adapters.js";
 import { showText, split, tokenView } from "./playground-output.js";
 import { byId, copy, element, fill } from "./page.js";
+import { sentence } from "./sentences.js";
 
 /** Shows the conversation; `actions` are `edit(message, text)`, `regenerate(message)`, `useSeed(seed)`. */
 export function showTurns(conversation, texts, actions) {
@@ -31,7 +32,7 @@ function turn(conversation, message, texts, actions) {
 function notes(message, texts) {
   const facts = (message.facts ?? []).join(" · ");
   return [
-    ...(message.warnings ?? []).map((warning) => element("p", { class: "notice", "data-kind": "warning" }, warning)),
+    ...(message.warnings ?? []).map((warning) => element("p", { class: "notice", "data-kind": "warning" }, sentence(warning))),
     ...(facts ? [element("p", { class: "soft" }, facts, message.job ? element("a", { class: "job", href: `/jobs/${message.job}` }, texts.job) : null)] : []),
   ];
 }

@@ -6,7 +6,7 @@ import { Run } from "./playground-generate.js";
 import { showText, tokenView } from "./playground-output.js";
 import { settingsOf } from "./playground-settings.js";
 import { scrollToEnd, showTurns } from "./playground-turns.js";
-import { byId, confirmed, element, errorNotice, fill, textsOf, toast } from "./page.js";
+import { byId, confirmed, element, errorNotice, failureNotice, fill, textsOf, toast } from "./page.js";
 
 const MODEL_KEY = "graftwerk-playground-model";
 const data = textsOf("playground-data");
@@ -155,7 +155,7 @@ function finish(reply, job) {
   } else if (job.status === "canceled") {
     reply.facts = [texts.stopped];
   } else {
-    Object.assign(reply, { error: errorNotice({ problem: { detail: job.error.message, hint: job.error.hint } }), facts: [] });
+    Object.assign(reply, { error: failureNotice(job.error), facts: [] });
   }
 }
 
@@ -243,7 +243,7 @@ async function continueText() {
 function showContinuation(job, before) {
   const note = byId("raw-note");
   note.textContent = job.status === "canceled" ? texts.stopped : "";
-  if (job.status === "failed") byId("raw-tokens").replaceChildren(errorNotice({ problem: { detail: job.error.message, hint: job.error.hint } }));
+  if (job.status === "failed") byId("raw-tokens").replaceChildren(failureNotice(job.error));
   if (job.status !== "succeeded") return;
   const [output] = job.result.outputs;
   byId("raw-text").value = before + output.text;
