@@ -30,9 +30,11 @@ class ChildServer:
     """A command that runs until `stop`, or until this process ends in any way. Its output goes to the log."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, logger: logging.Logger
+        self, command: Sequence[str], environment: Mapping[str, str], scratch: Path, *, logger: logging.Logger
     ) -> None:
         """Starts the command with this environment, without this service's own variables.
+
+        `scratch` is a folder that is removed when the command has ended.
 
         Raises:
             OSError: the keeper cannot be started.
@@ -42,7 +44,7 @@ class ChildServer:
         self._logger = logger
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(KEEPER), *command],
+            [sys.executable, "-P", str(KEEPER), str(scratch), *command],
             env={**kept, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

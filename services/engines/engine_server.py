@@ -64,7 +64,9 @@ class EngineServer(ABC):
         self._program = program
         self._scratch = Path(tempfile.mkdtemp(prefix="graftwerk-engine-"))  # of mode 0700
         socket = self._scratch / SOCKET_NAME
-        self._child = ChildServer(program.command(socket), program.environment, logger=program.logger)
+        self._child = ChildServer(
+            program.command(socket), program.environment, self._scratch, logger=program.logger
+        )
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None)),
             base_url="http://engine",

@@ -1,13 +1,15 @@
 """Keeper of a server: a process that runs a command and leaves none of its processes behind.
 
 A server that is killed leaves its own children running, vLLM those that hold the model. The keeper inherits them (it is a
-"subreaper", prctl(2)) and kills them, whether the server has ended or the keeper's parent. It imports nothing but the standard
-library: `python keeper.py COMMAND ARGUMENT…`, with a pipe as standard input that its parent holds open.
+"subreaper", prctl(2)) and kills them, whether the server has ended or the keeper's parent; then it removes the folder of the
+server's socket. It imports nothing but the standard library: `python keeper.py FOLDER COMMAND ARGUMENT…`, with a pipe as standard
+input that its parent holds open.
 """
 
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +35,15 @@ class Stopped(BaseException):
     """Raised by the signal handler of SIGTERM and SIGINT."""
 
 
-def main(command: list[str]) -> int:
+def main(folder: str, command: list[str]) -> int:
     """Runs the command until it ends or the parent does; returns its exit status, 128 and the signal's number if one ended it."""
+    try:
+        return _run(command)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(command: list[str]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -104,4 +113,4 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -1,5 +1,6 @@
 """The vLLM engine and its server, with a program whose tokens are computed by hand here."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -380,7 +381,9 @@ def test_a_server_whose_keeper_is_killed_is_lost_and_leaves_no_process(
 
 
 def test_a_killed_worker_leaves_no_process(fake: FakeVllm, tmp_path: Path) -> None:
-    """Neither the server nor the process that a killed server leaves."""
+    """Neither the server nor the process that a killed server leaves, nor the folder of its socket."""
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
     script = tmp_path / "worker.py"
     script.write_text(
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
@@ -393,9 +396,12 @@ def test_a_killed_worker_leaves_no_process(fake: FakeVllm, tmp_path: Path) -> No
         "time.sleep(600)\n",
         encoding="utf-8",
     )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as worker:
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment) as worker:
         assert worker.stdout is not None
         pids = [int(worker.stdout.readline()), *fake.pids]
         assert all(map(is_alive, pids))
+        assert [*scratch.iterdir()]
         worker.kill()
     assert all_end(pids)
+    assert not [*scratch.iterdir()]
