@@ -1,7 +1,8 @@
-"""A measured command: seconds, and the peak memory of its processes."""
+"""A measured command: seconds of the clock and of the processor, and the peak memory of its processes."""
 
 import json
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 def measure_command(command: Sequence[str], *, prints_json: bool) -> dict[str, Any]:
-    """Returns wall seconds of one run, and peaks of anonymous and resident memory over its processes in MB.
+    """Returns seconds of one run by the clock and of the processor, and peaks of anonymous and resident memory over its processes in MB.
 
     `work_seconds` is what the command prints as JSON in its last line, with all else that it prints there, or the wall seconds.
     """
     os.sync()
+    before = _processor_seconds()
     start = time.monotonic()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | SETTINGS
@@ -29,5 +31,11 @@ def measure_command(command: Sequence[str], *, prints_json: bool) -> dict[str, A
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {errors[-2000:]}")
     printed = json.loads(output.splitlines()[-1]) if prints_json else {"work_seconds": seconds}
     return {
-        "seconds": seconds, "anonymous_mb": peak.anonymous / 2**20, "resident_mb": peak.resident / 2**20, **printed,
+        "seconds": seconds, "processor_seconds": _processor_seconds() - before, "anonymous_mb": peak.anonymous / 2**20, "resident_mb": peak.resident / 2**20, **printed,
     }  # fmt: skip
+
+
+def _processor_seconds() -> float:
+    """Returns the processor time of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

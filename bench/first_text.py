@@ -17,10 +17,10 @@ PROMPT = "what does a stream of events cost"
 GREEDY = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=4)
 
 
-def by_job(service: Service) -> float:
+def by_job(service: Service, model: str = MODEL) -> float:
     """`POST /api/jobs`, then the first `token` event with text."""
     start = time.monotonic()
-    job_id = service.submit(ask(PROMPT, 4, seed=None))
+    job_id = service.submit(ask(PROMPT, 4, seed=None) | {"model": model})
     for event in service.events(job_id):
         if event.event == "token" and json.loads(event.data)["text"]:
             found = time.monotonic() - start
@@ -29,10 +29,10 @@ def by_job(service: Service) -> float:
     return found
 
 
-def by_chat(service: Service) -> float:
+def by_chat(service: Service, model: str = MODEL) -> float:
     """`POST /v1/chat/completions` with `stream`, then the first piece of content."""
     body = {
-        "model": MODEL, "messages": [{"role": "user", "content": PROMPT}], "stream": True, "temperature": 0,
+        "model": model, "messages": [{"role": "user", "content": PROMPT}], "stream": True, "temperature": 0,
         "max_tokens": 4,
     }  # fmt: skip
     found = 0.0
@@ -62,18 +62,18 @@ def by_engine(engine: Engine, prompt: BuiltPrompt) -> float:
     return found
 
 
-def compare(service: Service, threads: int, times: int) -> Json:
+def compare(service: Service, threads: int, times: int, model: str = MODEL) -> Json:
     """Returns medians of interleaved rounds, in seconds."""
     torch.set_num_threads(threads)
-    loaded = load_model(service.location.models_dir / MODEL)
+    loaded = load_model(service.location.models_dir / model)
     engine = Engine(loaded)
     raw = build_prompt(loaded.tokenizer, PromptParts(prompt=PROMPT))
     chat = build_prompt(loaded.tokenizer, PromptParts(messages=[Message(role="user", content=PROMPT)]))
     ways: dict[str, Callable[[], float]] = {
         "engine, plain prompt": lambda: by_engine(engine, raw),
-        "job's event stream": lambda: by_job(service),
+        "job's event stream": lambda: by_job(service, model),
         "engine, chat prompt": lambda: by_engine(engine, chat),
-        "chat completions": lambda: by_chat(service),
+        "chat completions": lambda: by_chat(service, model),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(times + 1):

@@ -1,4 +1,4 @@
-"""A chat next to a merge on the same cores: the share of its idle speed that each keeps."""
+"""Chats next to a merge on the same cores: the share of its idle speed that each keeps."""
 
 import argparse
 import os
@@ -24,23 +24,25 @@ LEAST_SHARE = 0.4
 TURN_TOKENS = 200
 
 
-class Chat:
-    """One user who submits a turn after the other in a thread, as a context manager."""
+class Chats:
+    """Users who submit a turn after the other in a thread each, as a context manager."""
 
-    def __init__(self, service: Service, model: str) -> None:
+    def __init__(self, service: Service, model: str, streams: int) -> None:
         self._service = service
         self._model = model
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._talk)
+        self._threads = [threading.Thread(target=self._talk) for _ in range(streams)]
         self._received: list[tuple[float, int]] = []
 
-    def __enter__(self) -> "Chat":
-        self._thread.start()
+    def __enter__(self) -> "Chats":
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _talk(self) -> None:
         while not self._stop.is_set():
@@ -58,14 +60,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this measurement."""
     parser.add_argument("--layers", type=int, default=8, help="3.8 GB a model of 8")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--idle-seconds", type=float, default=15, help="of a chat alone, in each run")
+    parser.add_argument("--streams", type=int, default=8, help="chats at once")
+    parser.add_argument("--idle-seconds", type=float, default=15, help="of the chats alone, in each run")
 
 
 def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
     """Measures both models; shares below the limits are violations."""
     folder: Path = options.folder / "sharing"
     fill_volume(folder / "models", options.folder / f"{options.layers}-layers", options.layers)
-    report: Json = {"layers": options.layers, "runs": options.runs}
+    report: Json = {"layers": options.layers, "runs": options.runs, "streams": options.streams}
     violations = []
     with running(folder, slots=8, threads=None) as service:
         bring_miniature(service)
@@ -115,13 +118,13 @@ def measure(service: Service, model: str, options: argparse.Namespace) -> Json:
         "merge_next_to_chat": [],
     }
     for _ in range(options.runs):
-        with Chat(service, model) as chat:
+        with Chats(service, model, options.streams) as chat:
             time.sleep(options.idle_seconds)
             now = time.time()
             rates["chat"].append(chat.tokens_per_second(now - 0.9 * options.idle_seconds, now))
         start, end, speed = merge(service)
         rates["merge"].append(speed)
-        with Chat(service, model) as chat:
+        with Chats(service, model, options.streams) as chat:
             start, end, speed = merge(service)
         rates["merge_next_to_chat"].append(speed)
         rates["chat_next_to_merge"].append(chat.tokens_per_second(start, end))

@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 16], help="3.8 GB a model of 8")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-peers", action="store_true", help="leave out PEFT, mergekit and transformers")
+    parser.add_argument("--only", nargs="+", choices=FAST, default=FAST, help="measure these of our own")
     parser.add_argument("--setup-peers", action="store_true", help="build what the peers need, with pip")
 
 
@@ -45,7 +46,7 @@ def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
     for layers in options.layers:
         folder: Path = options.folder / f"{layers}-layers"
         prepare(folder, layers)
-        results = run(folder, environments, options.runs, peers=not options.no_peers)
+        results = run(folder, environments, options)
         report[f"{layers} layers"] = summary(results)
         for name in NEEDED:
             clear(folder, name)
@@ -66,11 +67,12 @@ def prepare(folder: Path, layers: int) -> None:
     (folder / ".ready").touch()
 
 
-def run(folder: Path, environments: Path, runs: int, *, peers: bool) -> dict[str, list[Json]]:
-    """Runs all contenders in turn, the fast ones `runs` times, the slow ones once."""
+def run(folder: Path, environments: Path, options: argparse.Namespace) -> dict[str, list[Json]]:
+    """Runs the contenders in turn, the fast ones `runs` times, the slow ones once."""
     results: dict[str, list[Json]] = {}
-    for number in range(runs):
-        for name in (*FAST, *(SLOW if peers and number == 0 else ())):
+    fast = [name for name in FAST if name in options.only]
+    for number in range(options.runs):
+        for name in (*fast, *(SLOW if number == 0 and not options.no_peers else ())):
             if not is_there(name, environments):
                 print(f"{name:26} left out: --setup-peers builds what it needs", flush=True)
                 continue
@@ -92,15 +94,18 @@ def measure(name: str, folder: Path, environments: Path) -> Json:
 
 
 def summary(results: dict[str, list[Json]]) -> Json:
-    """Returns medians, and the ratios of `work_seconds`."""
+    """Returns medians, and the ratios of seconds."""
     medians = {
         name: {key: round(_median(found, key), 3) for key in found[0] if key != "eta"}
         for name, found in results.items()
     }
     ratios = {
-        title: round(medians[one]["work_seconds"] / medians[other]["work_seconds"], 2)
-        for title, (one, other) in RATIOS.items()
-        if one in medians and other in medians
+        key: {
+            title: round(medians[one][key] / medians[other][key], 2)
+            for title, (one, other) in RATIOS.items()
+            if one in medians and other in medians
+        }
+        for key in ("work_seconds", "processor_seconds")
     }
     return {"medians": medians, "ratios": ratios, "eta": results["graftwerk_merge_verified"][-1]["eta"]}
 
