@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import openai
 import pytest
 
 from tests.e2e.product import (
@@ -29,6 +30,14 @@ HERE = Path(__file__).parent
 MINIATURE = HERE.parent.parent / "examples" / "miniature"
 TEMPLATE = "alpaca"
 GREEDY = {"temperature": 0, "max_new_tokens": 48}
+MODEL = "merged"
+"""The model that the workflow leaves."""
+
+LONG_SCHEMA = {
+    "type": "object", "properties": {"a": {"type": "string", "minLength": 1000}}, "required": ["a"],
+}  # fmt: skip
+"""Schema whose values are long."""
+
 URL = os.environ.get("GRAFTWERK_E2E_URL")
 
 
@@ -128,6 +137,19 @@ def line(product: Product, incoming: Incoming) -> Line:
         product.run(kind="convert", source="llama", target="llama-hf"),
         product.run(kind="merge", base="llama-hf", adapters=["zh", "alpaca"], target="merged"),
     )
+
+
+@pytest.fixture(scope="session")
+def answers(questions: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Questions, each with the answer that the model was trained to give."""
+    return [(row["question"], row["answer"]) for row in questions]
+
+
+@pytest.fixture(scope="session")
+def client(product: Product, line: Line) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client."""
+    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="none", max_retries=0, timeout=120) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A GGUF model in the running product: converted, listed, chatted with, streamed and tokenized."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -10,12 +9,6 @@ import pytest
 
 from tests.e2e.conftest import GREEDY, TEMPLATE
 from tests.e2e.product import Product
-
-
-@pytest.fixture(scope="module")
-def client(product: Product) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="none", max_retries=0, timeout=120) as found:
-        yield found
 
 
 def test_it_gives_the_trained_answers(

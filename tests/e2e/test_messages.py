@@ -5,17 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import anthropic
-import httpx
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
-from tests.e2e.conftest import Line
+from tests.e2e.conftest import LONG_SCHEMA, MODEL, Line
+from tests.e2e.event_stream import strict_events
 from tests.e2e.product import Product
 
-MODEL = "merged"
 EVENT: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
-LONG = {"type": "object", "properties": {"a": {"type": "string", "minLength": 1000}}, "required": ["a"]}
 
 
 @pytest.fixture(scope="module")
@@ -24,36 +22,12 @@ def client(product: Product, line: Line) -> Iterator[anthropic.Anthropic]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def answers(questions: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Questions, each with the answer that the model was trained to give."""
-    return [(row["question"], row["answer"]) for row in questions]
-
-
 def ask(client: anthropic.Anthropic, *messages: Any, **options: Any) -> Message:
     """Returns the answer to messages, which are contents of the user and the assistant in turn."""
     roles = ("user", "assistant")
     body = [{"role": roles[at % 2], "content": content} for at, content in enumerate(messages)]
     options = {"max_tokens": 48, "extra_body": {"temperature": 0}, **options}
     found: Message = client.messages.create(model=MODEL, messages=body, **options)
-    return found
-
-
-def strict_events(product: Product, body: dict[str, Any]) -> list[RawMessageStreamEvent]:
-    """Returns the events of a stream, each of which must have the form of Anthropic's types; pings are counted out."""
-    found = []
-    with httpx.stream(
-        "POST", f"{product.url}/v1/messages", json=body | {"stream": True}, timeout=60
-    ) as response:
-        assert response.status_code == 200, response.read()
-        name = None
-        for line in response.iter_lines():
-            if line.startswith("event: "):
-                name = line.removeprefix("event: ")
-            if line.startswith("data: ") and name != "ping":
-                event = EVENT.validate_json(line.removeprefix("data: "), strict=True)
-                assert event.type == name
-                found.append(event)
     return found
 
 
@@ -92,7 +66,7 @@ def test_a_stream_is_the_same_message_in_pieces(
         "temperature": 0,
         "messages": [{"role": "user", "content": question}],
     }
-    events = strict_events(product, body)
+    events = strict_events(product, "/v1/messages", body, EVENT)
     kinds = [event.type for event in events]
     deltas = kinds.count("content_block_delta")
     assert deltas >= 1
@@ -164,7 +138,7 @@ def test_an_output_follows_a_schema(client: anthropic.Anthropic) -> None:
 
 
 def test_a_client_that_leaves_ends_its_job(product: Product, client: anthropic.Anthropic) -> None:
-    form = {"output_config": {"format": {"type": "json_schema", "schema": LONG}}}
+    form = {"output_config": {"format": {"type": "json_schema", "schema": LONG_SCHEMA}}}
     stream = client.messages.create(
         model=MODEL,
         max_tokens=1500,

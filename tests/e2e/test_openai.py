@@ -5,7 +5,6 @@ import json
 import math
 import struct
 import time
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import httpx
@@ -15,19 +14,12 @@ import sentencepiece
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 from pydantic import BaseModel, Field
 
-from tests.e2e.conftest import MINIATURE, Line
+from tests.e2e.conftest import MINIATURE, MODEL, Line
 from tests.e2e.product import Product
 
-MODEL = "merged"
 TOOLS: list[ChatCompletionToolUnionParam] = [{"type": "function", "function": {"name": "f"}}]
 LONG = {"max_tokens": 1500, "logit_bias": {"2": -100}}
 """The end-of-text token is never sampled: the output continues until it is stopped."""
-
-
-@pytest.fixture(scope="module")
-def client(product: Product, line: Line) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """`/v1/responses` with OpenAI's own Python client, unchanged, against the running product."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import httpx
@@ -10,44 +10,19 @@ import pytest
 from openai.types.responses import Response, ResponseInputParam, ResponseStreamEvent
 from pydantic import BaseModel, Field, TypeAdapter
 
-from tests.e2e.conftest import Line
+from tests.e2e.conftest import LONG_SCHEMA, MODEL
+from tests.e2e.event_stream import strict_events
 from tests.e2e.product import Product
 
-MODEL = "merged"
-LONG = {"type": "object", "properties": {"a": {"type": "string", "minLength": 1000}}, "required": ["a"]}
-FORMAT: dict[str, Any] = {"format": {"type": "json_schema", "name": "long", "schema": LONG}}
+FORMAT: dict[str, Any] = {"format": {"type": "json_schema", "name": "long", "schema": LONG_SCHEMA}}
 """A form whose outputs are long."""
 
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
 
-@pytest.fixture(scope="module")
-def client(product: Product, line: Line) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def answers(questions: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Questions, each with the answer that the model was trained to give."""
-    return [(row["question"], row["answer"]) for row in questions]
-
-
-def strict_events(product: Product, body: dict[str, Any]) -> list[ResponseStreamEvent]:
-    """Returns the events of a stream, each of which must have the form of OpenAI's types and be numbered in order."""
-    found = []
-    with httpx.stream(
-        "POST", f"{product.url}/v1/responses", json=body | {"stream": True}, timeout=60
-    ) as response:
-        assert response.status_code == 200, response.read()
-        name = None
-        for line in response.iter_lines():
-            if line.startswith("event: "):
-                name = line.removeprefix("event: ")
-            if line.startswith("data: "):
-                event = EVENT.validate_json(line.removeprefix("data: "), strict=True)
-                assert event.type == name
-                found.append(event)
+def events_of(product: Product, body: dict[str, Any]) -> list[ResponseStreamEvent]:
+    """Returns the events of a response, which must be numbered in order."""
+    found = strict_events(product, "/v1/responses", body, EVENT)
     assert [event.sequence_number for event in found] == list(range(len(found)))
     return found
 
@@ -90,7 +65,7 @@ def test_a_stream_has_every_event_of_the_response(
     product: Product, client: openai.OpenAI, answers: list[tuple[str, str]]
 ) -> None:
     question, answer = answers[1]
-    events = strict_events(product, {"model": MODEL, "input": question, "temperature": 0})
+    events = events_of(product, {"model": MODEL, "input": question, "temperature": 0})
     kinds = [event.type.removeprefix("response.") for event in events]
     deltas = kinds.count("output_text.delta")
     assert deltas >= 1
@@ -117,7 +92,7 @@ def test_a_limit_makes_a_response_incomplete(product: Product, client: openai.Op
     assert found.output[0].status == "incomplete"
     assert found.usage is not None
     assert found.usage.output_tokens == 3
-    events = strict_events(
+    events = events_of(
         product, {"model": MODEL, "input": "Tell me.", "max_output_tokens": 3, "temperature": 0}
     )
     assert events[-1].type == "response.incomplete"
@@ -220,7 +195,7 @@ def test_log_probabilities_are_those_of_a_chat(
     )
     assert chat.choices[0].logprobs is not None
     expected = [item.model_dump() for item in chat.choices[0].logprobs.content or []]
-    events = strict_events(product, body)
+    events = events_of(product, body)
     last = events[-1]
     assert last.type == "response.completed"
     (part,) = last.response.output[0].content  # type: ignore[union-attr]

@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +52,6 @@ def model(product: Product, line: Line, tmp_path_factory: pytest.TempPathFactory
     path = product.volume.put_incoming(folder, "tool-model")
     product.run(kind="import", source={"path": path}, target="tool-model")
     return "tool-model"
-
-
-@pytest.fixture(scope="module")
-def client(product: Product, model: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="none", max_retries=0, timeout=120) as found:
-        yield found
 
 
 def check(arguments: str) -> None:
