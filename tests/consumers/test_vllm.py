@@ -18,7 +18,7 @@ PROMPTS = ["What is the capital of China?", "The sky", "Hello world, it is", "on
 
 def test_a_merged_sentencepiece_model_gives_the_text_of_the_merge_by_peft(tmp_path: Path) -> None:
     """The tokens that vLLM generates are those of transformers' greedy search on PEFT's own merge."""
-    base = _save_base(tmp_path / "base")
+    base = save_base(tmp_path / "base")
     adapter = save_tiny_adapter(tmp_path / "adapter", base, lora_alpha=4)
     (tmp_path / "merged").mkdir()
     merge(tmp_path / "base", [("adapter", adapter, 1.0)], tmp_path / "merged")
@@ -28,11 +28,11 @@ def test_a_merged_sentencepiece_model_gives_the_text_of_the_merge_by_peft(tmp_pa
     tokenizer = load_tokenizer(tmp_path / "merged")
     for prompt, output in zip(PROMPTS, outputs, strict=True):
         assert output["prompt_token_ids"] == tokenizer.encode(prompt)
-        assert output["token_ids"] == _greedy(reference, output["prompt_token_ids"], 16)
-        assert output["token_ids"] != _greedy(base, output["prompt_token_ids"], 16)
+        assert output["token_ids"] == greedy(reference, output["prompt_token_ids"], 16)
+        assert output["token_ids"] != greedy(base, output["prompt_token_ids"], 16)
 
 
-def _save_base(folder: Path) -> PreTrainedModel:
+def save_base(folder: Path) -> PreTrainedModel:
     """Saves a random model with the miniature's tokenizer; vLLM's attention on CPUs takes heads of 32."""
     torch.manual_seed(5)
     config = LlamaConfig(
@@ -46,7 +46,7 @@ def _save_base(folder: Path) -> PreTrainedModel:
     return model
 
 
-def _greedy(model: PreTrainedModel, prompt: list[int], tokens: int) -> list[int]:
+def greedy(model: PreTrainedModel, prompt: list[int], tokens: int) -> list[int]:
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(tokens):

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from services.tokenizers import complete_tokenizer, load_tokenizer
 from tests.consumers.environments import python_of
-from tests.consumers.test_vllm import PROMPTS, _greedy, _save_base
-from tests.contract.engines.conftest import all_end, is_alive
-from tests.contract.engines.test_vllm_models import Worker
+from tests.consumers.test_vllm import PROMPTS, greedy, save_base
+from tests.contract.engines.processes import all_end, descendants, is_alive
+from tests.contract.engines.vllm_worker import VllmWorker
 from tests.reference.families import save_tiny_adapter
 
 ROOT = Path(__file__).parents[2]
@@ -40,19 +40,18 @@ class Real:
 
     def __init__(self, volume: Path) -> None:
         self.volume = volume
-        self.base = _save_base(volume / "base")
+        self.base = save_base(volume / "base")
         complete_tokenizer(volume / "base")
         save_tiny_adapter(volume / "adapter", self.base, lora_alpha=4)
         self.adapted: PreTrainedModel = PeftModel.from_pretrained(
             copy.deepcopy(self.base), volume / "adapter"
         ).merge_and_unload()
         self.tokenizer = load_tokenizer(volume / "base")
-        self.worker = Worker(volume, **SETTINGS)
+        self.worker = VllmWorker(volume, **SETTINGS)
 
     def result(self, **request: Any) -> Any:
-        job = self.worker.add(
-            **{"kind": "generate", "model": "base", "return_token_ids": True, "sampling": GREEDY, **request}
-        )
+        body = {"kind": "generate", "model": "base", "return_token_ids": True, "sampling": GREEDY, **request}
+        job = self.worker.add(**body)
         self.worker.run(job, seconds=SECONDS)
         assert job.result is not None, job.error
         return job.result
@@ -60,7 +59,7 @@ class Real:
     def expected(self, model: PreTrainedModel, tokens: int = 16) -> list[list[int]]:
         """Returns transformers' greedy tokens, without the end of text."""
         model.generation_config.eos_token_id = None
-        return [_greedy(model, self.tokenizer.encode(prompt), tokens) for prompt in PROMPTS]
+        return [greedy(model, self.tokenizer.encode(prompt), tokens) for prompt in PROMPTS]
 
     @property
     def processes(self) -> list[int]:
@@ -69,19 +68,11 @@ class Real:
         return [engine.server.pid, *descendants(engine.server.pid)]
 
 
-def descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
-        found += [int(child), *descendants(int(child))]
-    return found
-
-
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     found = Real(tmp_path_factory.mktemp("volume"))
     yield found
-    for model in found.worker.models.models.copy():
-        found.worker.models.evict(model)
+    found.worker.close()
 
 
 def tokens_of(result: Any) -> list[list[int]]:

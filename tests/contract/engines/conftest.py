@@ -2,7 +2,7 @@
 
 import json
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from tests.reference.peft_merge import make_adapter
 
 FAKE = Path(__file__).parents[2] / "fake_vllm.py"
 FAKE_COMMAND = f"{sys.executable} {FAKE} serve"
+ROWS = 101
+"""Tokens of the base."""
 
 
 class FakeVllm:
@@ -56,19 +58,9 @@ def fake(tmp_path: Path) -> FakeVllm:
     return FakeVllm(volume)
 
 
-def is_alive(pid: int) -> bool:
-    """Returns True for a process that runs; one that has ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def all_end(pids: list[int], seconds: float = 10) -> bool:
-    """Returns True once none of the processes runs, False after this time."""
-    deadline = time.monotonic() + seconds
-    while any(map(is_alive, pids)):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+def tokens_after(prompt: Sequence[int], count: int, shift: int = 0) -> list[int]:
+    """Returns the tokens of the program's rule, written a second time."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(3 + (7 * sum(ids) + len(ids) + shift) % (ROWS - 3))
+    return ids[len(prompt) :]

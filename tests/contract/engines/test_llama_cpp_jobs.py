@@ -3,12 +3,10 @@
 import os
 import shutil
 import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gguf
 import pytest
@@ -36,15 +34,13 @@ from services.preflight import preflight
 from services.preflight.plan import PROCESS_BYTES, Plan, Servers
 from services.sampling import Sampling
 from services.settings import Settings
-from tests.contract.engines.conftest import all_end, is_alive
-from tests.contract.engines.test_llama_cpp_engine import child_of
-from tests.contract.generate.engine_driver import DrivenJob, alone
+from tests.contract.engines.processes import all_end, descendants, is_alive
+from tests.contract.engines.worker_driver import EngineWorker
+from tests.contract.generate.engine_driver import alone
 from tests.job_context import job_context
 from tests.reference.families import save_tiny, save_tiny_adapter
 from worker.inference.llama_cpp_engine import LlamaCppEngine
 from worker.inference.llama_cpp_models import LlamaCppModels
-from worker.inference.model_cache import ModelCache
-from worker.inference.scheduler import Scheduler
 from worker.inference.session import open_session
 
 SAMPLING = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": 16}
@@ -73,72 +69,21 @@ def to_gguf(source: Path, target: Path, **options: Any) -> Path:
     return target
 
 
-class Runner:
-    """The real scheduler with processes of llama.cpp."""
+class Worker(EngineWorker[LlamaCppModels]):
+    """A worker with llama.cpp."""
 
-    def __init__(self, volume: Path, **settings: Any) -> None:
-        self.volume, self.wakeup = volume, threading.Event()
-        values = {
-            "models_dir": volume,
-            "device": "cpu",
-            "generate_slots": 4,
-            "llama_cpp_context": 96,
-            **settings,
-        }
-        self.loader = LlamaCppModels(Settings(**values), self.wakeup.set)
-        self.models = ModelCache("cpu", sys.maxsize, 4, loaders={"llama.cpp": self.loader})
-        self.scheduler: Scheduler[DrivenJob] = Scheduler(
-            self.models, on_success=self._succeed, on_failure=self._fail
-        )
-        self.runs = 0
+    defaults: ClassVar[dict[str, Any]] = {"sampling": SAMPLING, "return_token_ids": True}
 
-    def add(self, **fields: Any) -> DrivenJob:
-        self.runs += 1
-        job = DrivenJob(job_context(self.volume, run=str(self.runs)))
-        ids = {} if "kind" in fields else {"return_token_ids": True}
-        request = parse_request({"kind": "generate", "sampling": SAMPLING, **ids, **fields})
-        self.scheduler.add(job, open_session(request, job.context))
-        return job
-
-    def finish(self, *jobs: DrivenJob) -> None:
-        deadline = time.monotonic() + 120
-        while any(job.result is None and job.error is None for job in jobs):
-            assert time.monotonic() < deadline
-            self.scheduler.step()
-            if not self.scheduler.runs_models:
-                self.wakeup.wait(0.05)
-                self.wakeup.clear()
-
-    def result(self, **fields: Any) -> Any:
-        job = self.add(**fields)
-        self.finish(job)
-        assert job.error is None, job.error
-        return job.result
-
-    def error(self, **fields: Any) -> GraftwerkError:
-        job = self.add(**fields)
-        self.finish(job)
-        assert job.error is not None
-        return job.error
-
-    def close(self) -> None:
-        for model in [*self.models.models]:
-            self.models.evict(model)
-
-    @staticmethod
-    def _succeed(job: DrivenJob, result: Any) -> None:
-        job.result = result
-
-    @staticmethod
-    def _fail(job: DrivenJob, failure: Any) -> None:
-        job.error = failure.error
+    def __init__(self, volume: Path) -> None:
+        settings = Settings(models_dir=volume, device="cpu", generate_slots=4, llama_cpp_context=96)
+        super().__init__("llama.cpp", settings, lambda notify: LlamaCppModels(settings, notify))
 
 
 @pytest.fixture(scope="module")
-def runner(volume: Path) -> Iterator[Runner]:
-    runner = Runner(volume)
-    yield runner
-    runner.close()
+def worker(volume: Path) -> Iterator[Worker]:
+    worker = Worker(volume)
+    yield worker
+    worker.close()
 
 
 def plan_of(volume: Path, engines: Engines = Engines(), **fields: Any) -> Plan:  # noqa: B008
@@ -149,10 +94,10 @@ def plan_of(volume: Path, engines: Engines = Engines(), **fields: Any) -> Plan: 
 # ---- results ----------------------------------------------------------------------------------------------
 
 
-def test_a_gguf_model_answers_as_its_hugging_face_model_does(volume: Path, runner: Runner) -> None:
+def test_a_gguf_model_answers_as_its_hugging_face_model_does(volume: Path, worker: Worker) -> None:
     loaded = load_model(volume / "base")
     prompts = ["the and in", "中文", "abc"]
-    result: GenerateResult = runner.result(model="g", prompts=prompts)
+    result: GenerateResult = worker.result(model="g", prompts=prompts)
 
     assert (result.engine, result.device, result.dtype) == ("llama.cpp", "cpu", "float32")
     for prompt, outputs in zip(prompts, result.outputs, strict=True):
@@ -164,7 +109,7 @@ def test_a_gguf_model_answers_as_its_hugging_face_model_does(volume: Path, runne
         assert outputs.usage.completion_tokens == len(expected.token_ids)
 
 
-def test_adapters_give_the_merged_models_tokens_in_a_mixed_crowd(volume: Path, runner: Runner) -> None:
+def test_adapters_give_the_merged_models_tokens_in_a_mixed_crowd(volume: Path, worker: Worker) -> None:
     """Requests of four stacks at once, twice: keys and values of one stack never serve another."""
     prompts = ["the and in the", "abc the and in the"]
     expected = {}
@@ -178,30 +123,30 @@ def test_adapters_give_the_merged_models_tokens_in_a_mixed_crowd(volume: Path, r
         ]
     assert len({str(tokens) for tokens in expected.values()}) == 4
     jobs = [
-        (name, runner.add(model="g", prompts=prompts, adapters=[f"{name}-gguf"] if name else []))
+        (name, worker.add(model="g", prompts=prompts, adapters=[f"{name}-gguf"] if name else []))
         for name in (None, *ADAPTERS) * 2
     ]
-    runner.finish(*(job for _, job in jobs))
+    worker.run(*(job for _, job in jobs))
 
     for name, job in jobs:
         assert isinstance(job.result, GenerateResult), job.error
         assert [output.token_ids for output in job.result.outputs] == expected[name]
 
 
-def test_a_scale_is_the_factor_of_an_adapters_change(volume: Path, runner: Runner, tmp_path: Path) -> None:
+def test_a_scale_is_the_factor_of_an_adapters_change(volume: Path, worker: Worker, tmp_path: Path) -> None:
     merge(volume / "base", [("first", volume / "first", 0.5), ("second", volume / "second", -2.0)], tmp_path)
     loaded = load_model(tmp_path)
     adapters = [{"name": "first-gguf", "scale": 0.5}, {"name": "second-gguf", "scale": -2.0}]
-    result = runner.result(model="g", prompt="the and in", adapters=adapters)
+    result = worker.result(model="g", prompt="the and in", adapters=adapters)
     request = GenerationRequest(loaded.tokenizer.encode("the and in"), Sampling.model_validate(SAMPLING))
 
     assert result.outputs[0].token_ids == alone(loaded, request)[0].token_ids
     assert result.adapters == "unmerged"
 
 
-def test_engines_are_compared(volume: Path, runner: Runner) -> None:
+def test_engines_are_compared(volume: Path, worker: Worker) -> None:
     variants = [{"model": "g"}, {"model": "base"}, {"model": "g", "adapters": ["first-gguf"]}]
-    result = runner.result(kind="compare", variants=variants, prompt="the and in")
+    result = worker.result(kind="compare", variants=variants, prompt="the and in", sampling=SAMPLING)
 
     assert [variant.engine for variant in result.variants] == ["llama.cpp", "graftwerk", "llama.cpp"]
     assert [(pair.equal, pair.compared) for pair in result.pairs] == [(1, 1), (0, 1), (0, 1)]
@@ -224,8 +169,8 @@ def test_a_gguf_models_texts_are_tokenized(volume: Path) -> None:
         assert result.tokenizer.eos_token == "<|im_end|>"
 
 
-def test_the_context_is_the_settings(runner: Runner) -> None:
-    error = runner.error(model="g", prompt_token_ids=[5] * 81)
+def test_the_context_is_the_settings(worker: Worker) -> None:
+    error = worker.error(model="g", prompt_token_ids=[5] * 81)
     assert (
         error.message == "The prompt has 81 tokens and 16 new ones are requested; the model's context is 96."
     )
@@ -316,9 +261,9 @@ def test_hostile_metadata_never_reaches_llama_cpp(
     changed(volume / "g" / "model.gguf", tmp_path / "g", key, value)
     with pytest.raises(GraftwerkError):
         plan_of(tmp_path, model="g")
-    runner = Runner(tmp_path)
-    assert runner.error(model="g", prompt="abc").code != "internal_error"
-    assert runner.models.models == []
+    worker = Worker(tmp_path)
+    assert worker.error(model="g", prompt="abc").code != "internal_error"
+    assert worker.models.models == []
     assert describe_folder(tmp_path / "g", "g").kind == "gguf"
 
 
@@ -335,82 +280,82 @@ def changed(source: Path, target: Path, key: str, value: float) -> None:
 
 
 def test_a_process_that_dies_fails_its_jobs_alone(volume: Path) -> None:
-    runner = Runner(volume)
+    worker = Worker(volume)
     try:
         long = {"sampling": {**SAMPLING, "max_new_tokens": 80, "n": 4, "logit_bias": {str(END): -100}}}
         doomed, other = (
-            runner.add(model="g", prompt="abc", **long),
-            runner.add(model="base", prompts=["abc"] * 12),
+            worker.add(model="g", prompt="abc", **long),
+            worker.add(model="base", prompts=["abc"] * 12),
         )
         while not any(
             isinstance(model.engine, LlamaCppEngine) and not model.engine.stage
-            for model in runner.models.models
+            for model in worker.models.models
         ):
-            runner.scheduler.step()
+            worker.scheduler.step()
         engine = next(
-            model.engine for model in runner.models.models if isinstance(model.engine, LlamaCppEngine)
+            model.engine for model in worker.models.models if isinstance(model.engine, LlamaCppEngine)
         )
-        pids = [engine.server.pid, child_of(engine.server.pid)]
+        pids = [engine.server.pid, *descendants(engine.server.pid)]
         os.kill(pids[1], signal.SIGKILL)
-        runner.finish(doomed, other)
+        worker.run(doomed, other)
 
         assert isinstance(doomed.error, NotReady)
         assert "llama.cpp with g was ended by signal 9" in doomed.error.message
         assert isinstance(other.result, GenerateResult)
         assert all_end(pids)
-        assert isinstance(runner.result(model="g", prompt="abc"), GenerateResult)
+        assert isinstance(worker.result(model="g", prompt="abc"), GenerateResult)
     finally:
-        runner.close()
+        worker.close()
 
 
 def test_a_model_is_loaded_while_others_work(volume: Path) -> None:
-    runner = Runner(volume)
+    worker = Worker(volume)
     try:
-        job = runner.add(model="g", prompt="abc")
-        runner.scheduler.step()
-        [model] = runner.models.models
+        job = worker.add(model="g", prompt="abc")
+        worker.scheduler.step()
+        [model] = worker.models.models
         assert job.error is None
         assert (model.engine.stage, model.engine.free_slots) == ("loading into llama.cpp", 0)
-        assert not runner.scheduler.runs_models
-        runner.finish(job)
+        assert not worker.scheduler.runs_models
+        worker.run(job)
         assert isinstance(job.result, GenerateResult)
     finally:
-        runner.close()
+        worker.close()
 
 
 def test_a_model_whose_start_timed_out_after_its_job_was_canceled_is_started_again(volume: Path) -> None:
-    runner = Runner(volume)
+    worker = Worker(volume)
     try:
-        settings = runner.loader.settings
-        runner.loader.settings = settings.model_copy(update={"llama_cpp_start_seconds": 0.01})
-        canceled = runner.add(model="g", prompt="abc")
-        runner.scheduler.step()
-        [model] = runner.models.models
+        settings = worker.loader.settings
+        worker.loader.settings = settings.model_copy(update={"llama_cpp_start_seconds": 0})
+        canceled = worker.add(model="g", prompt="abc")
+        worker.scheduler.step()
+        [model] = worker.models.models
         assert isinstance(model.engine, LlamaCppEngine)
-        runner.scheduler.remove(canceled)
-        with pytest.raises(NotReady, match=r"llama\.cpp was not ready with g after 0\.01 s"):
+        worker.scheduler.remove(canceled)
+        with pytest.raises(NotReady, match=r"llama\.cpp was not ready with g after 0 s"):
             while True:
                 model.engine.step()
-        assert not model.engine.server._child.has_ended
-        runner.loader.settings = settings
+        assert is_alive(model.engine.server.pid)
+        worker.loader.settings = settings
 
-        assert isinstance(runner.result(model="g", prompt="abc"), GenerateResult)
+        assert isinstance(worker.result(model="g", prompt="abc"), GenerateResult)
         assert all_end([model.engine.server.pid])
     finally:
-        runner.close()
+        worker.close()
 
 
 def test_an_idle_model_is_evicted_with_its_process(volume: Path) -> None:
-    runner = Runner(volume)
-    runner.result(model="g", prompt="abc")
-    [model] = runner.models.models
+    worker = Worker(volume)
+    worker.result(model="g", prompt="abc")
+    [model] = worker.models.models
     assert isinstance(model.engine, LlamaCppEngine)
-    pids = [model.engine.server.pid, child_of(model.engine.server.pid)]
-    runner.models.evict_idle(0)
-    runner.models.evict_idle(60)
+    pids = [model.engine.server.pid, *descendants(model.engine.server.pid)]
+    worker.models.evict_idle(0)
+    worker.models.evict_idle(60)
     assert all(map(is_alive, pids))
     time.sleep(0.02)
-    runner.models.evict_idle(0.01)
+    worker.models.evict_idle(0.01)
 
     assert all_end(pids)
-    assert runner.models.models == []
+    assert worker.models.models == []

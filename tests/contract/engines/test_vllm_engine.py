@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from os import kill
 from pathlib import Path
 
@@ -27,21 +27,14 @@ from services.generate import (
 )
 from services.grammar import grammar_of
 from services.sampling import Sampling
-from tests.contract.engines.conftest import FAKE_COMMAND, FakeVllm, all_end, is_alive
+from tests.contract.engines.conftest import FAKE_COMMAND, FakeVllm, tokens_after
+from tests.contract.engines.processes import all_end, is_alive
 from worker.inference.vllm_engine import VllmEngine
 
-ROWS, END = 101, 2
+END = 2
 PROMPT = [1, 40, 41]
 PLAIN = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=6)
 MakeEngine = Callable[..., VllmEngine]
-
-
-def tokens_after(prompt: Sequence[int], count: int, shift: int = 0) -> list[int]:
-    """Returns the tokens of the program's rule, written a second time."""
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(3 + (7 * sum(ids) + len(ids) + shift) % (ROWS - 3))
-    return ids[len(prompt) :]
 
 
 @pytest.fixture

@@ -4,99 +4,37 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import count
-from pathlib import Path
+from os import kill
+from signal import SIGKILL
 from typing import Any
 
 import pytest
 
-from services.kinds import parse_request
 from services.kinds.compare import CompareResult
-from services.kinds.generate import GenerateResult
-from services.progress import Progress, Report, ignore_progress
-from services.settings import Settings
-from tests.contract.engines.conftest import FAKE_COMMAND, FakeVllm, all_end, is_alive
-from tests.contract.engines.test_vllm_engine import tokens_after
-from tests.contract.generate.engine_driver import DrivenJob
-from tests.job_context import job_context
+from services.progress import Progress
+from tests.contract.engines.conftest import FakeVllm, tokens_after
+from tests.contract.engines.processes import all_end, is_alive
+from tests.contract.engines.vllm_worker import PROMPT, SAMPLING, VllmWorker
 from tests.reference.peft_merge import make_adapter
-from worker.inference.model_cache import ModelCache
-from worker.inference.scheduler import Scheduler
-from worker.inference.session import open_session
-from worker.inference.vllm_models import CPU_CACHE_BYTES, VllmModels
-
-SAMPLING = {"temperature": 0, "repetition_penalty": 1, "max_new_tokens": 6}
-PROMPT = [1, 40, 41]
-LIMIT = 16 * 2**30
-
-
-class Worker:
-    """The scheduler of a worker with the engine vLLM."""
-
-    def __init__(self, volume: Path, limit_bytes: int = LIMIT, **settings: Any) -> None:
-        options = {"vllm_command": FAKE_COMMAND, **settings}
-        self.settings = Settings(models_dir=volume, device="cpu", generate_engine="vllm", **options)
-        vllm = VllmModels(self.settings, limit_bytes, lambda: None)
-        self.models = ModelCache("cpu", limit_bytes, 8, loaders={"vllm": vllm})
-        self.scheduler: Scheduler[DrivenJob] = Scheduler(
-            self.models, on_success=self._succeed, on_failure=self._fail
-        )
-        self._runs = count(1)
-
-    def add(self, report: Report = ignore_progress, **request: Any) -> DrivenJob:
-        body: dict[str, Any] = {
-            "kind": "generate",
-            "model": "base",
-            "prompt_token_ids": PROMPT,
-            "return_token_ids": True,
-        }
-        body = {"sampling": SAMPLING} | ({} if "kind" in request else body)
-        context = job_context(self.settings.models_dir, run=str(next(self._runs)), report=report)
-        job = DrivenJob(replace(context, settings=self.settings))
-        self.scheduler.add(job, open_session(parse_request({**body, **request}), job.context))
-        return job
-
-    def run(self, *jobs: DrivenJob, seconds: float = 30) -> None:
-        """Runs rounds until the jobs have ended."""
-        self.run_until(lambda: all(job.result or job.error for job in jobs), seconds)
-
-    def run_until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline
-            self.scheduler.step()
-            time.sleep(0.005)
-
-    def result(self, **request: Any) -> GenerateResult:
-        job = self.add(**request)
-        self.run(job)
-        assert isinstance(job.result, GenerateResult), job.error
-        return job.result
-
-    def _succeed(self, job: DrivenJob, result: Any) -> None:
-        job.result = result
-
-    def _fail(self, job: DrivenJob, failure: Any) -> None:
-        job.error = failure.error
+from worker.inference.vllm_engine import VllmEngine
+from worker.inference.vllm_models import CPU_CACHE_BYTES
 
 
 @pytest.fixture
-def workers(fake: FakeVllm) -> Iterator[Callable[..., Worker]]:
-    started: list[Worker] = []
+def workers(fake: FakeVllm) -> Iterator[Callable[..., VllmWorker]]:
+    started: list[VllmWorker] = []
 
-    def start(*arguments: Any, **settings: Any) -> Worker:
-        started.append(Worker(fake.volume, *arguments, **settings))
+    def start(*arguments: Any, **settings: Any) -> VllmWorker:
+        started.append(VllmWorker(fake.volume, *arguments, **settings))
         return started[-1]
 
     yield start
     for worker in started:
-        for model in worker.models.models.copy():
-            worker.models.evict(model)
+        worker.close()
 
 
 @pytest.fixture
-def worker(workers: Callable[..., Worker]) -> Worker:
+def worker(workers: Callable[..., VllmWorker]) -> VllmWorker:
     return workers()
 
 
@@ -107,13 +45,13 @@ def copy_of_base(fake: FakeVllm, name: str) -> None:
     (fake.volume / f"{name}.json").write_bytes((fake.volume / "base.json").read_bytes())
 
 
-def test_a_result_names_the_engine(worker: Worker) -> None:
+def test_a_result_names_the_engine(worker: VllmWorker) -> None:
     result = worker.result()
     assert result.outputs[0].token_ids == tokens_after(PROMPT, 6)
     assert (result.engine, result.device, result.dtype, result.adapters) == ("vllm", "cpu", "float32", None)
 
 
-def test_progress_says_that_the_server_starts(worker: Worker, fake: FakeVllm) -> None:
+def test_progress_says_that_the_server_starts(worker: VllmWorker, fake: FakeVllm) -> None:
     fake.behave(start_seconds=0.3)
     stages: list[str] = []
 
@@ -124,7 +62,7 @@ def test_progress_says_that_the_server_starts(worker: Worker, fake: FakeVllm) ->
     assert list(dict.fromkeys(stages)) == ["starting vLLM", "generating"]
 
 
-def test_other_jobs_go_on_while_a_server_starts(worker: Worker, fake: FakeVllm) -> None:
+def test_other_jobs_go_on_while_a_server_starts(worker: VllmWorker, fake: FakeVllm) -> None:
     copy_of_base(fake, "other")
     (fake.volume / "other.json").write_text(json.dumps({"start_seconds": 600}))
     waiting, running = worker.add(model="other"), worker.add()
@@ -133,7 +71,7 @@ def test_other_jobs_go_on_while_a_server_starts(worker: Worker, fake: FakeVllm) 
     assert (waiting.result, waiting.error) == (None, None)
 
 
-def test_an_adapter_is_applied_to_the_base_of_the_same_server(worker: Worker, fake: FakeVllm) -> None:
+def test_an_adapter_is_applied_to_the_base_of_the_same_server(worker: VllmWorker, fake: FakeVllm) -> None:
     assert worker.result().adapters is None
     result = worker.result(adapters=["a"])
     assert result.outputs[0].token_ids == tokens_after(PROMPT, 6, shift=5)
@@ -144,7 +82,7 @@ def test_an_adapter_is_applied_to_the_base_of_the_same_server(worker: Worker, fa
     assert loaded["lora_name"].startswith("a@")
 
 
-def test_an_adapter_whose_files_have_changed_is_another_one(worker: Worker, fake: FakeVllm) -> None:
+def test_an_adapter_whose_files_have_changed_is_another_one(worker: VllmWorker, fake: FakeVllm) -> None:
     worker.result(adapters=["a"])
     file = fake.volume / "a" / "adapter_config.json"
     file.write_text(file.read_text().replace('"lora_alpha": 5', '"lora_alpha": 11'))
@@ -171,7 +109,7 @@ MERGED: dict[str, Callable[[FakeVllm], list[Any]]] = {
 
 @pytest.mark.parametrize("case", MERGED)
 def test_what_vllm_does_not_apply_is_served_as_a_merged_copy(
-    workers: Callable[..., Worker], fake: FakeVllm, case: str
+    workers: Callable[..., VllmWorker], fake: FakeVllm, case: str
 ) -> None:
     worker = workers(vllm_adapter_rank=8)
     result = worker.result(adapters=MERGED[case](fake))
@@ -183,7 +121,7 @@ def test_what_vllm_does_not_apply_is_served_as_a_merged_copy(
     assert model.adapters == "merged"
 
 
-def test_exact_asks_for_a_merged_copy(worker: Worker, fake: FakeVllm) -> None:
+def test_exact_asks_for_a_merged_copy(worker: VllmWorker, fake: FakeVllm) -> None:
     result = worker.result(adapters=["a"], exact=True)
     assert result.adapters == "merged"
     assert fake.heard("/v1/load_lora_adapter") == []
@@ -197,16 +135,16 @@ def test_exact_asks_for_a_merged_copy(worker: Worker, fake: FakeVllm) -> None:
         ({"sampling": {**SAMPLING, "num_beams": 2}}, "num_beams"),
     ],
 )
-def test_what_vllm_does_not_have_fails_with_its_name(worker: Worker, option: Any, name: str) -> None:
+def test_what_vllm_does_not_have_fails_with_its_name(worker: VllmWorker, option: Any, name: str) -> None:
     job = worker.add(**option)
     worker.run(job)
     assert job.error is not None
     assert (job.error.code, name in job.error.message) == ("unsupported_option", True)
 
 
-def test_variants_of_a_comparison_are_generated_by_vllm(worker: Worker) -> None:
+def test_variants_of_a_comparison_are_generated_by_vllm(worker: VllmWorker) -> None:
     body = {"variants": [{"model": "base"}, {"model": "base", "adapters": ["a"]}], "prompt": "x"}
-    job = worker.add(kind="compare", **body)
+    job = worker.add(kind="compare", sampling=SAMPLING, **body)
     worker.run(job)
     assert isinstance(job.result, CompareResult), job.error
     assert [variant.engine for variant in job.result.variants] == ["vllm", "vllm"]
@@ -214,7 +152,7 @@ def test_variants_of_a_comparison_are_generated_by_vllm(worker: Worker) -> None:
 
 
 def test_a_server_that_dies_fails_its_jobs_and_the_next_job_gets_a_new_one(
-    worker: Worker, fake: FakeVllm
+    worker: VllmWorker, fake: FakeVllm
 ) -> None:
     fake.behave(crash_on=60)
     fine, fatal = worker.add(), worker.add(prompt_token_ids=[1, 60])
@@ -227,21 +165,22 @@ def test_a_server_that_dies_fails_its_jobs_and_the_next_job_gets_a_new_one(
     assert len(fake.heard("start")) == 2
 
 
-def test_a_server_that_died_while_no_job_ran_is_replaced(worker: Worker, fake: FakeVllm) -> None:
+def test_a_server_that_died_while_no_job_ran_is_replaced(worker: VllmWorker, fake: FakeVllm) -> None:
     worker.result()
     worker.result(adapters=["a"])
     pids = fake.pids
-    for model in worker.models.models:
-        engine: Any = model.engine
-        engine.server._child._process.kill()
-        engine.server._child._process.wait()
+    base, adapted = (model.engine for model in worker.models.models)
+    assert isinstance(base, VllmEngine)
+    kill(base.server.pid, SIGKILL)
+    while not (base.is_lost and adapted.is_lost):
+        time.sleep(0.01)
     assert worker.result(adapters=["a"]).adapters == "unmerged"
     assert len(fake.heard("start")) == 2
     assert all_end(pids, 2)
 
 
 def test_the_least_recently_used_server_is_stopped_for_another(
-    workers: Callable[..., Worker], fake: FakeVllm
+    workers: Callable[..., VllmWorker], fake: FakeVllm
 ) -> None:
     worker = workers(CPU_CACHE_BYTES + 2**30)
     worker.result()
@@ -255,7 +194,7 @@ def test_the_least_recently_used_server_is_stopped_for_another(
 
 
 def test_a_busy_server_is_not_stopped_and_the_other_job_waits(
-    workers: Callable[..., Worker], fake: FakeVllm
+    workers: Callable[..., VllmWorker], fake: FakeVllm
 ) -> None:
     fake.behave(token_seconds=0.05)
     worker = workers(CPU_CACHE_BYTES + 2**30)
@@ -268,7 +207,7 @@ def test_a_busy_server_is_not_stopped_and_the_other_job_waits(
     assert (first.error, second.error) == (None, None)
 
 
-def test_the_memory_of_a_server_is_shared_by_its_engines(worker: Worker) -> None:
+def test_the_memory_of_a_server_is_shared_by_its_engines(worker: VllmWorker) -> None:
     worker.result()
     alone = sum(model.size_bytes for model in worker.models.models)
     worker.result(adapters=["a"])
@@ -277,7 +216,7 @@ def test_the_memory_of_a_server_is_shared_by_its_engines(worker: Worker) -> None
     assert math.isclose(sum(sizes), alone, abs_tol=1)
 
 
-def test_an_idle_server_is_stopped(worker: Worker, fake: FakeVllm) -> None:
+def test_an_idle_server_is_stopped(worker: VllmWorker, fake: FakeVllm) -> None:
     worker.result()
     worker.models.evict_idle(0)
     worker.models.evict_idle(60)
@@ -288,7 +227,7 @@ def test_an_idle_server_is_stopped(worker: Worker, fake: FakeVllm) -> None:
     assert all_end(fake.pids, 0)
 
 
-def test_a_canceled_job_closes_its_streams(worker: Worker, fake: FakeVllm) -> None:
+def test_a_canceled_job_closes_its_streams(worker: VllmWorker, fake: FakeVllm) -> None:
     fake.behave(token_seconds=0.02)
     job = worker.add(sampling={**SAMPLING, "max_new_tokens": 50})
     worker.run_until(lambda: bool(fake.heard("/v1/completions")))
