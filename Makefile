@@ -34,7 +34,7 @@ e2e: $(READY) $(JS) ## the end-to-end tests over HTTP, with real processes
 	@$(BIN)/pytest -q tests/e2e
 
 browser: $(READY) $(JS) ## the pages in Chromium (Debian: apt install chromium fonts-noto-cjk)
-	@$(BIN)/pytest -q tests/browser
+	@$(BIN)/pytest -q --numprocesses 2 --dist loadfile tests/browser
 
 screenshots: $(READY) $(JS) ## the pictures of the documentation, from the walk in the browser
 	@$(BIN)/pytest -q tests/browser/test_walk.py --screenshots build/screenshots
