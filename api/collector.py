@@ -22,6 +22,20 @@ WORK_COUNTERS = (
     ("completion_tokens", "Tokens that succeeded jobs have generated."),
 )
 
+KV_GAUGES = (
+    ("limit_bytes", "Most bytes for keys and values of running sequences and kept prefixes of a worker."),
+    ("held_bytes", "Bytes of keys and values of running sequences."),
+    ("waiting_requests", "Prompts that wait for memory of keys and values."),
+    ("prefix_bytes", "Bytes of kept prefixes."),
+)
+
+KV_COUNTERS = (
+    ("prefix_hits", "Prompts that began like an earlier one, since the start of the worker."),
+    ("prefix_reused_tokens", "Tokens of prompts that were found in kept prefixes."),
+    ("prefix_read_tokens", "Tokens of prompts that were computed."),
+    ("prefix_evictions", "Kept blocks that were dropped for others or for running sequences."),
+)
+
 LimitsAndCounts = list[tuple[str, float]]
 
 
@@ -101,6 +115,18 @@ class ServiceCollector(Collector):
         resident = {(w.name, model): 1 for w in self.workers for model in w.models}
         text = "1 for each model in the memory of a worker."
         yield _gauges("graftwerk_resident_model", text, ("worker", "model"), resident)
+        yield from self._kv_caches()
+
+    def _kv_caches(self) -> Iterator[Metric]:
+        found = {w.name: w.kv_cache.model_dump() for w in self.workers if w.kv_cache is not None}
+        for name, text in KV_GAUGES:
+            values = {(worker,): state[name] for worker, state in found.items()}
+            yield _gauges(f"graftwerk_kv_cache_{name}", text, ("worker",), values)
+        for name, text in KV_COUNTERS:
+            family = CounterMetricFamily(f"graftwerk_{name}", text, labels=["worker"])
+            for worker, state in sorted(found.items()):
+                family.add_metric([worker], state[name])
+            yield family
 
 
 def _gauges(name: str, text: str, labels: Sequence[str], values: Mapping[Any, float]) -> GaugeMetricFamily:

@@ -2,7 +2,7 @@
 
 from api.state import state
 from services.jobs.disk_reservations import DiskUse
-from services.jobs.memory import check_capacity
+from services.jobs.memory import check_capacity, check_kv_capacity
 from services.jobs.webhook_client import check_webhook
 from services.kinds import KINDS
 from services.kinds.shared import JobRequest
@@ -10,7 +10,7 @@ from services.preflight import Limits, Plan, Servers
 
 
 def plan_of(request: JobRequest) -> Plan:
-    """Returns the plan of a request, or refuses it with the reason: see `AppState.preflight`, and `_check_memory`."""
+    """Returns the plan of a request, or refuses it with the reason: see `AppState.preflight`, and `check_memory`."""
     check_webhook(request, state().settings)
     promised = state().queue.promised([str(job_id) for job_id in request.after])
     limits = Limits(unpack_bytes=state().settings.unpack_limit_bytes)
@@ -18,7 +18,7 @@ def plan_of(request: JobRequest) -> Plan:
     servers = Servers(state().served(request), state().hub)
     plan = state().preflight(request, promised, servers=servers, limits=limits, disk_use=disk_use)
     if not _is_quantized(request):
-        _check_memory(plan)
+        check_memory(plan)
     return plan
 
 
@@ -28,10 +28,15 @@ def _is_quantized(request: JobRequest) -> bool:
     return any(part.get("quantization") for part in (fields, *fields.get("variants", [])))
 
 
-def _check_memory(plan: Plan) -> None:
+def check_memory(plan: Plan) -> None:
     """Checks that a living worker has the memory that the plan needs; what GPUs need is checked when they load."""
     queue = KINDS[plan.kind].queue
     serving = [worker for worker in state().queue.workers() if worker.queue == queue]
-    totals = [worker.memory_bytes for worker in serving if worker.device == "cpu" and worker.memory_bytes]
+    if any(worker.device != "cpu" for worker in serving):
+        return
+    totals = [worker.memory_bytes for worker in serving if worker.memory_bytes]
     if totals and len(totals) == len(serving):
         check_capacity(plan.peak_memory_bytes, max(totals))
+    limits = [worker.kv_cache.limit_bytes for worker in serving if worker.kv_cache is not None]
+    if plan.kv_cache_bytes is not None and limits and len(limits) == len(serving):
+        check_kv_capacity(plan.kv_cache_bytes, max(limits))

@@ -13,7 +13,7 @@ from bench.service import MODEL
 from bench.small_model import make_small_model, parameters
 from services.generate import Engine, GenerationRequest, LoadedModel, TokenGenerated, load_model
 from services.generate.kv_cache import BatchRunner, PromptCache
-from services.generate.prefix_cache import PrefixCache
+from services.generate.kv_memory import KVMemory
 from services.generate.prompt_reader import CHUNK_TOKENS
 from services.sampling import Sampling
 
@@ -82,7 +82,7 @@ def long_prompt(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Json,
 def cached_prefix(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Json, list[str]]:
     """Measures the first token of questions after the same prefix, in interleaved runs with and without a cache."""
     prefix = words(loaded, options.prefix_tokens, seed=1)
-    plain, cached = Engine(loaded), Engine(loaded, prefixes=PrefixCache(2**32))
+    plain, cached = Engine(loaded), Engine(loaded, memory=KVMemory(2**34))
     first_token(cached, prefix)
     without, found = [], []
     for run in range(options.runs):

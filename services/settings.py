@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     resident_models_bytes: int = Field(
         0, ge=0, description="Memory for loaded models; 0 takes half of the device's memory."
     )
+    kv_cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of a worker for keys and values of all its running sequences and kept prefixes, in addition to the models; "
+        "0 takes a quarter of the device's memory.",
+    )
     generate_engine: GenerateEngine = Field(
         "auto",
         description="Engine that generates: `auto`, `graftwerk`, `llama.cpp` or `vllm`; the same for API and workers.",

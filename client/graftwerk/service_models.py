@@ -13,6 +13,19 @@ class EngineProcess(Result):
     pid: int
 
 
+class KVCacheState(Result):
+    """Keys and values in the memory of one inference worker; counters since its start."""
+
+    limit_bytes: int
+    held_bytes: int
+    waiting_requests: int
+    prefix_bytes: int
+    prefix_hits: int
+    prefix_reused_tokens: int
+    prefix_read_tokens: int
+    prefix_evictions: int
+
+
 class WorkerState(Result):
     """A living worker process: its queue, the jobs that it runs, its engines with their versions, and the models in its memory."""
 
@@ -26,6 +39,7 @@ class WorkerState(Result):
     memory_bytes: int = 0
     engines: dict[str, str] = {}
     processes: list[EngineProcess] = []
+    kv_cache: KVCacheState | None = None
 
 
 class QueueState(Result):

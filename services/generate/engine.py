@@ -5,9 +5,11 @@ The engine runs in the thread that calls `step`; only `cancel` may be called fro
 """
 
 import secrets
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from uuid import uuid4
 
 from services.errors import InvalidRequest, NonFiniteLogits
@@ -15,12 +17,13 @@ from services.generate.adapter_stack import LoadedAdapter
 from services.generate.beams import search_beams
 from services.generate.guide import GuideMaker
 from services.generate.kv_cache import BatchRunner
+from services.generate.kv_memory import KVMemory
 from services.generate.loading import LoadedModel
-from services.generate.prefix_cache import PrefixCache
 from services.generate.prompt_reader import CHUNK_TOKENS, PromptReader, Reading
 from services.generate.request import Event, GenerationRequest
 from services.generate.request_checks import checked
 from services.generate.sequence import SequenceState
+from services.generate.sequence_memory import SequenceMemory
 from services.sampling import SEED_BITS
 from services.tokenizers import Tokenizer
 
@@ -44,23 +47,25 @@ class Engine:
         *,
         slots: int = 8,
         chunk: int | None = None,
-        prefixes: PrefixCache | None = None,
+        memory: KVMemory | None = None,
     ) -> None:
         """Starts without sequences.
 
         Args:
             chunk: Number of tokens of a prompt that are read at once; None takes the device's.
-            prefixes: Beginnings of prompts that are kept, also those of other models; None keeps none.
+            memory: Memory of keys and values, which engines share; None is one without a limit and without beginnings of prompts.
         """
+        memory = memory or KVMemory(sys.maxsize, prefix_bytes=0)
         self._loaded = loaded
         self._slots = slots
         self._batch = BatchRunner(loaded.model)
         self._shared = Reading(
             batch=self._batch,
             chunk=chunk or CHUNK_TOKENS[loaded.device.type],
-            prefixes=prefixes or PrefixCache(0),
+            prefixes=memory.prefixes,
             owner=uuid4().hex,
         )
+        self._memory = SequenceMemory(memory, self._batch)
         self.guides = GuideMaker(loaded.tokenizer, loaded.rows)
         self._running: list[SequenceState] = []
         self._reading: deque[PromptReader] = deque()
@@ -79,6 +84,11 @@ class Engine:
         return max(0, self._slots - self._taken - len(self._waiting))
 
     @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest sequence whose keys and values fit into the memory."""
+        return self._memory.most_tokens
+
+    @property
     def has_work(self) -> bool:
         """True while sequences run or wait, or prompts are read."""
         return bool(self._running or self._reading or self._waiting)
@@ -92,6 +102,7 @@ class Engine:
             InvalidRequest: the prompt is empty and the model has no beginning-of-text token, `logit_bias` or `stop_token_ids` names tokens that the
                 model does not have, a beam search has a grammar, or the id is in use.
             UnsupportedSchema: the grammar cannot be enforced.
+            InsufficientMemory: keys and values of one of its sequences never fit.
         """
         request = self._checked(request)
         if request.id in {sequence.request.id for sequence in self._sequences}:
@@ -101,6 +112,7 @@ class Engine:
         seed = secrets.randbits(SEED_BITS) if seed is None else seed
         tokenizer = self._tokenizer(request)
         guides = [self._guide_maker(request).make(request.grammar) for _ in range(request.sampling.n)]
+        self._memory.enter(request)
         self._waiting.extend(
             SequenceState(request, tokenizer, index=index, seed=seed, guide=guide)
             for index, guide in enumerate(guides)
@@ -115,8 +127,17 @@ class Engine:
         """Ends one running output with the next step, as if the model had ended it."""
         self._completed.add((request_id, index))
 
+    def drop_all(self) -> None:
+        """Ends all sequences without events: their jobs are gone."""
+        while len(self._batch):
+            self._batch.leave(len(self._batch) - 1)
+        for sequences in (self._running, self._reading, self._waiting, self._canceled, self._completed):
+            sequences.clear()
+        self._memory.sweep(())
+
     def close(self) -> None:
-        """Frees the memory of the beginnings of prompts of this model."""
+        """Frees the memory of the sequences and beginnings of prompts of this model."""
+        self.drop_all()
         self._shared.prefixes.forget(self._shared.owner)
 
     def step(self) -> list[Event]:
@@ -124,7 +145,9 @@ class Engine:
         events = self._end_canceled() + self._end_completed()
         events += self._begin_waiting()
         events += self._read_prompts()
-        return events + self._decode()
+        events += self._decode()
+        self._memory.sweep(set(self._sequences))
+        return events
 
     def _tokenizer(self, request: GenerationRequest) -> Tokenizer:
         return self._loaded.tokenizer if request.adapters is None else request.adapters.tokenizer
@@ -178,19 +201,22 @@ class Engine:
 
     def _begin_waiting(self) -> list[Event]:
         events: list[Event] = []
-        while self._waiting and self._taken < self._slots:
-            first = self._waiting.popleft()
-            if first.request.sampling.num_beams > 1:
-                events += self._search(self._with_siblings(first, self._slots))
-            else:
-                events += self._begin(self._with_siblings(first, self._slots - self._taken))
+        while siblings := self._admitted():
+            is_search = siblings[0].request.sampling.num_beams > 1
+            events += self._search(siblings) if is_search else self._begin(siblings)
         return events
 
-    def _with_siblings(self, first: SequenceState, limit: int) -> list[SequenceState]:
-        """Returns the sequences of the same request that can start together: they share the computation of the prompt."""
-        siblings = [first]
-        while self._waiting and self._waiting[0].request is first.request and len(siblings) < limit:
-            siblings.append(self._waiting.popleft())
+    def _admitted(self) -> list[SequenceState]:
+        """Returns the next sequences of a request that can start together: they share the computation of the prompt."""
+        if not self._waiting or self._taken >= self._slots:
+            return []
+        request = self._waiting[0].request
+        limit = self._slots if request.sampling.num_beams > 1 else self._slots - self._taken
+        siblings = [sequence for sequence in islice(self._waiting, limit) if sequence.request is request]
+        while siblings and not self._memory.admit(siblings):
+            siblings = siblings[: len(siblings) // 2]
+        for _ in siblings:
+            self._waiting.popleft()
         return siblings
 
     def _begin(self, siblings: list[SequenceState]) -> list[Event]:
@@ -232,9 +258,10 @@ class Engine:
         events: list[Event] = []
         for sequence in reader.siblings:
             events += sequence.advance(reader.logits)
-            if not sequence.is_finished:
-                self._batch.join(reader.cache, reader.request.adapters)
-                self._running.append(sequence)
+        joining = [sequence for sequence in reader.siblings if not sequence.is_finished]
+        for sequence in joining:
+            self._batch.join(reader.cache, reader.request.adapters, last=sequence is joining[-1])
+        self._running += joining
         return events
 
     def _search(self, siblings: list[SequenceState]) -> list[Event]:
@@ -250,10 +277,12 @@ class Engine:
     def _decode(self) -> list[Event]:
         if not self._running:
             return []
-        logits = self._batch.decode([sequence.token_ids[-1] for sequence in self._running])
+        stalled = self._memory.stalled(self._running)
+        logits = self._batch.decode([sequence.token_ids[-1] for sequence in self._running], stalled)
         events: list[Event] = []
-        for sequence, row in zip(self._running, logits, strict=True):
-            events += sequence.advance(row[: self._rows(sequence.request)])
+        for number, (sequence, row) in enumerate(zip(self._running, logits, strict=True)):
+            if number not in stalled:
+                events += sequence.advance(row[: self._rows(sequence.request)])
         self._drop_finished()
         return events
 

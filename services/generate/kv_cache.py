@@ -6,8 +6,9 @@ batch. Prompts are read one at a time. The only remaining effect of a batch is t
 more rows (about 1e-6 of a logit in float32).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,6 +55,17 @@ class PromptCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
 
+    def states(self, *, last: bool) -> tuple[Iterator[torch.Tensor], Iterator[torch.Tensor]]:
+        """Returns the keys and values of each layer, (kv heads, length, head_dim); the last time, each is freed before the next."""
+        keys, values = (self._states(side, last) for side in (self.keys, self.values))
+        return keys, values
+
+    def _states(self, side: list[torch.Tensor], last: bool) -> Iterator[torch.Tensor]:
+        while last and side:
+            yield side.pop(0)[0, :, : self.length]
+        for tensor in side:
+            yield tensor[0, :, : self.length]
+
     @torch.inference_mode()
     def last(self, tokens: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Returns copies of the keys and values of the last tokens, (kv heads, tokens, head_dim) for each layer."""
@@ -75,20 +87,22 @@ class KVCache(Cache):
     """Keys and values of the running sequences, in groups of rows with space for the same number of columns.
 
     A row moves to the next group, of twice as many columns, once it is full. Models whose attention takes one tensor for all
-    rows have one group, whose columns grow.
+    rows have one group, as wide as its longest row needs. `most_columns` is the widest group, None without a limit. No slot or
+    column is kept for rows that are not there.
     """
 
     def __init__(self, *, grouped: bool) -> None:
         super().__init__(layers=[])
         self.lengths: list[int] = []
         self.width = 0
-        self._grouped = grouped
+        self.most_columns: int | None = None
+        self.is_grouped = grouped
         self._groups: list[RowGroup] = []
         self._steps: list[GroupStep] = []
 
-    def join(self, prompt: PromptCache) -> None:
-        """Appends a row with a copy of a prompt's keys and values."""
-        keys, values = ([one[0, :, : prompt.length] for one in side] for side in (prompt.keys, prompt.values))
+    def join(self, prompt: PromptCache, *, last: bool = False) -> None:
+        """Appends a row with a copy of a prompt's keys and values; the last one empties the prompt's cache layer by layer."""
+        keys, values = prompt.states(last=last)
         self._group_for(prompt.length + 1).add(len(self.lengths), keys, values)
         self.lengths.append(prompt.length)
 
@@ -102,6 +116,8 @@ class KVCache(Cache):
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
         self._groups = [group for group in self._groups if group.rows]
+        if not self.is_grouped and self.lengths:
+            self._groups[0].resize(columns_for(max(self.lengths) + 1, self.most_columns))
 
     def begin_step(self, device: torch.device) -> torch.Tensor:
         """Makes space for one more token in each row; returns its position ids (rows, 1)."""
@@ -116,9 +132,9 @@ class KVCache(Cache):
             self._steps.append(GroupStep(group, rows, columns[rows], width))
         return columns[:, None]
 
-    def end_step(self) -> None:
-        """Counts the token that the model has appended to each row."""
-        self.lengths = [length + 1 for length in self.lengths]
+    def end_step(self, waiting: Collection[int] = ()) -> None:
+        """Counts the token that the model has appended to each row, except to those that wait: they write it again later."""
+        self.lengths = [length + (row not in waiting) for row, length in enumerate(self.lengths)]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -141,8 +157,8 @@ class KVCache(Cache):
         group = self._group_of(row)
         if length < group.columns:
             return
-        if not self._grouped:
-            group.reserve(len(group.rows), rounded_up(length * 3 // 2, BLOCK))
+        if not self.is_grouped:
+            group.resize(columns_for(length + 1, self.most_columns))
             return
         self._group_for(length + 1).add(row, *group.states(row, length))
         group.remove(row)
@@ -153,17 +169,20 @@ class KVCache(Cache):
 
     def _group_for(self, columns: int) -> RowGroup:
         """Returns the group of rows of this many columns, which may be a new one."""
-        space = columns_for(columns)
-        fitting = [group for group in self._groups if not self._grouped or group.columns == space]
+        space = columns_for(columns, self.most_columns)
+        fitting = [group for group in self._groups if not self.is_grouped or group.columns == space]
         if not fitting:
             fitting = [RowGroup(space)]
             self._groups += fitting
+        elif fitting[0].columns < space:
+            fitting[0].resize(space)
         return fitting[0]
 
 
-def columns_for(columns: int) -> int:
-    """Returns the columns of the group of rows that need this many: powers of two times `BLOCK`."""
-    return BLOCK << (-(-columns // BLOCK) - 1).bit_length()
+def columns_for(columns: int, most: int | None = None) -> int:
+    """Returns the columns of the group of rows that need this many: powers of two times `BLOCK`, or the most."""
+    found = BLOCK << (-(-columns // BLOCK) - 1).bit_length()
+    return found if most is None or columns > most else min(found, most)
 
 
 class BatchRunner:
@@ -181,6 +200,32 @@ class BatchRunner:
 
     def __len__(self) -> int:
         return len(self._cache.lengths)
+
+    @property
+    def is_grouped(self) -> bool:
+        """True if rows of different lengths take columns of their own, False if all are as wide as the widest."""
+        return self._cache.is_grouped
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row whose keys and values are kept."""
+        return self._cache.lengths
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token, as the model itself makes them."""
+        cache = PromptCache(1)
+        self.read_chunk([0], cache, kept=1)
+        return sum(tensor[:, :, :1].nbytes for tensor in (*cache.keys, *cache.values))
+
+    def limit_tokens(self, limit_bytes: int) -> int:
+        """Returns the tokens of the longest row for which this memory is enough; no row gets more columns from then on."""
+        self._cache.most_columns = limit_bytes // self.token_bytes // BLOCK * BLOCK
+        return self._cache.most_columns
+
+    def row_bytes(self, tokens: int) -> int:
+        """Returns the bytes of a row with this many tokens."""
+        return columns_for(tokens, self._cache.most_columns) * self.token_bytes
 
     @torch.inference_mode()
     def read_chunk(
@@ -204,9 +249,9 @@ class BatchRunner:
         self._adapted.free(adapters)
 
     @torch.inference_mode()
-    def join(self, prompt: PromptCache, stack: AdapterStack | None = None) -> None:
-        """Appends the prompt's sequence, which these adapters have read, as the last row."""
-        self._cache.join(prompt)
+    def join(self, prompt: PromptCache, stack: AdapterStack | None = None, *, last: bool = False) -> None:
+        """Appends the prompt's sequence, which these adapters have read, as the last row; the last one empties its cache."""
+        self._cache.join(prompt, last=last)
         self.stacks.append(stack)
 
     @torch.inference_mode()
@@ -217,8 +262,8 @@ class BatchRunner:
         self.stacks.pop()
 
     @torch.inference_mode()
-    def decode(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Appends one token to each row and returns the next logits in float32 on the CPU.
+    def decode(self, token_ids: Sequence[int], waiting: Collection[int] = ()) -> torch.Tensor:
+        """Appends one token to each row, except to those that wait, and returns the next logits in float32 on the CPU.
 
         Their shape is (rows, widest vocabulary of the rows); a row's own vocabulary comes first, the rest is minus infinity.
         """
@@ -227,7 +272,7 @@ class BatchRunner:
         masks = masks_of(self._model.config, positions, self._cache.width, self._model.dtype)
         with self._adapted.applied_to_rows(self.stacks):
             logits = self._forward(ids, masks, positions, self._cache, kept=1)
-        self._cache.end_step()
+        self._cache.end_step(waiting)
         return self._within_vocabularies(logits[:, -1])
 
     def _within_vocabularies(self, logits: torch.Tensor) -> torch.Tensor:

@@ -32,11 +32,14 @@ class Block:
 class PrefixCache:
     """Blocks of several models of at most `limit_bytes` together; the least recently used ones are dropped first.
 
-    `reused_tokens` counts the tokens of prompts that were found, `read_tokens` those that were computed.
+    Counters: `hits` of prompts with a block that was found, `reused_tokens` of the tokens of prompts that were found, `read_tokens` of
+    those that were computed, `evictions` of blocks that were dropped for others or for running sequences.
     """
 
     limit_bytes: int
     size_bytes: int = 0
+    hits: int = 0
+    evictions: int = 0
     reused_tokens: int = 0
     read_tokens: int = 0
     _blocks: OrderedDict[bytes, Block] = field(default_factory=OrderedDict)
@@ -51,8 +54,14 @@ class PrefixCache:
             return
         self._blocks[key] = block
         self.size_bytes += block.size_bytes
-        while self.size_bytes > self.limit_bytes:
+        self.limit_to(self.limit_bytes)
+
+    def limit_to(self, limit_bytes: int) -> None:
+        """Sets the limit and drops what is beyond it."""
+        self.limit_bytes = limit_bytes
+        while self.size_bytes > limit_bytes:
             self.size_bytes -= self._blocks.popitem(last=False)[1].size_bytes
+            self.evictions += 1
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Marks the blocks of a prompt as used; a later one, which is of no use without those before it, is dropped first."""

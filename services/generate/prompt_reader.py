@@ -49,6 +49,7 @@ class PromptReader:
         stack = "" if request.adapters is None else request.adapters.identity
         self._root = f"{reading.owner} {stack}".encode()
         self._keys: list[bytes] = []
+        self._is_found = False
 
     @property
     def next_tokens(self) -> int:
@@ -87,6 +88,8 @@ class PromptReader:
             block = reading.prefixes.get(key)
             if block is None:
                 return
+            reading.prefixes.hits += not self._is_found
+            self._is_found = True
             self._keys.append(key)
             self.cache.append(block.keys, block.values)
             reading.prefixes.reused_tokens += reading.chunk

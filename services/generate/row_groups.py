@@ -1,6 +1,6 @@
 """Rows of a KV cache by their lengths: a short row is not as wide as the longest one, in memory and in the attention."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ GROUPED_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "s
 class RowGroup:
     """Rows with space for the same number of columns: two tensors (slots, kv heads, columns, head_dim) per layer.
 
-    Slots grow on demand, by at least half. Columns that a row has not reached yet are masked and kept at zero: a masked NaN
-    would still corrupt the row's attention.
+    There is one slot for each row. Columns that a row has not reached yet are masked and kept at zero: a masked NaN would still corrupt
+    the row's attention.
     """
 
     def __init__(self, columns: int) -> None:
@@ -29,26 +29,24 @@ class RowGroup:
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
-    def add(self, row: int, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-        """Appends a row with copies of its keys and values, (kv heads, tokens, head_dim) for each layer."""
-        if not self.keys:
-            self.keys, self.values = (
-                [one.new_zeros((1, one.shape[0], self.columns, one.shape[2])) for one in side]
-                for side in (keys, values)
-            )
-        self.reserve(len(self.rows) + 1, keys[0].shape[1])
-        for mine, other in zip((*self.keys, *self.values), (*keys, *values), strict=True):
-            mine[len(self.rows), :, : other.shape[1]] = other
+    def add(self, row: int, keys: Iterable[torch.Tensor], values: Iterable[torch.Tensor]) -> None:
+        """Appends a row with copies of its keys and values, (kv heads, tokens, head_dim) for each layer, one by one."""
         self.rows.append(row)
+        for mine, theirs in ((self.keys, keys), (self.values, values)):
+            for layer, other in enumerate(theirs):
+                if layer == len(mine):
+                    mine.append(other.new_zeros((0, other.shape[0], self.columns, other.shape[2])))
+                mine[layer] = _resized(mine[layer], len(self.rows), self.columns)
+                mine[layer][-1, :, : other.shape[1]] = other
 
     def remove(self, row: int) -> None:
         """Frees the slot of a row: the last one takes its place."""
         slot, last = self.rows.index(row), len(self.rows) - 1
         for tensor in (*self.keys, *self.values):
             tensor[slot] = tensor[last]
-            tensor[last] = 0
         self.rows[slot] = self.rows[last]
         self.rows.pop()
+        self.resize(self.columns)
 
     def states(self, row: int, length: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Returns views of the keys and values of a row, (kv heads, length, head_dim) for each layer."""
@@ -56,18 +54,23 @@ class RowGroup:
         keys, values = ([one[slot, :, :length] for one in side] for side in (self.keys, self.values))
         return keys, values
 
-    def reserve(self, slots: int, columns: int) -> None:
-        """Makes space for as many slots and columns."""
-        have, _, wide, _ = self.keys[0].shape
-        if slots <= have and columns <= wide:
-            return
-        slots = have if slots <= have else max(slots, have * 3 // 2)
-        self.columns = max(columns, wide)
+    def resize(self, columns: int) -> None:
+        """Gives each row a slot of this many columns, layer by layer."""
+        self.columns = columns
         for side in (self.keys, self.values):
-            for layer, old in enumerate(side):
-                new = old.new_zeros((slots, old.shape[1], self.columns, old.shape[3]))
-                new[:have, :, :wide] = old
-                side[layer] = new
+            for layer, tensor in enumerate(side):
+                side[layer] = _resized(tensor, len(self.rows), columns)
+
+
+def _resized(tensor: torch.Tensor, slots: int, columns: int) -> torch.Tensor:
+    """Returns a tensor with the content of the first slots and columns of (slots, kv heads, columns, head_dim), else zeros."""
+    have, heads, wide, size = tensor.shape
+    if (have, wide) == (slots, columns):
+        return tensor
+    kept, seen = min(have, slots), min(wide, columns)
+    new = tensor.new_zeros((slots, heads, columns, size))
+    new[:kept, :, :seen] = tensor[:kept, :, :seen]
+    return new
 
 
 @dataclass(slots=True)

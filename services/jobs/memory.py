@@ -148,6 +148,19 @@ def check_capacity(needed_bytes: int, total_bytes: int) -> None:
         )
 
 
+def check_kv_capacity(needed_bytes: int, limit_bytes: int) -> None:
+    """Checks that keys and values of one output can fit at all.
+
+    Raises:
+        InsufficientMemory: they need more than a worker may use.
+    """
+    if needed_bytes > limit_bytes:
+        raise InsufficientMemory(
+            f"One output needs {needed_bytes} bytes for keys and values; a worker may use {limit_bytes}.",
+            "Lower max_new_tokens, or give the worker more (GRAFTWERK_KV_CACHE_BYTES).",
+        )
+
+
 def read_reservations(redis: Redis) -> dict[str, Reservation]:
     """Returns the reservations by job."""
     return {as_text(job_id): Reservation(**loads(text)) for job_id, text in redis.hgetall(MEMORY_KEY).items()}

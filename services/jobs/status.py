@@ -183,13 +183,30 @@ class EngineProcess(BaseModel):
     pid: int
 
 
+class KVCacheState(BaseModel):
+    """Keys and values in the memory of one inference worker; counters since its start."""
+
+    model_config = ConfigDict(frozen=True)
+
+    limit_bytes: int = Field(description="Most bytes of running sequences and kept prefixes together.")
+    held_bytes: int = Field(description="Bytes of running sequences.")
+    waiting_requests: int = Field(description="Prompts that wait for memory.")
+    prefix_bytes: int = Field(description="Bytes of kept prefixes.")
+    prefix_hits: int = Field(description="Prompts that began like an earlier one.")
+    prefix_reused_tokens: int = Field(description="Tokens of prompts that were found in kept prefixes.")
+    prefix_read_tokens: int = Field(description="Tokens of prompts that were computed.")
+    prefix_evictions: int = Field(
+        description="Kept blocks that were dropped for others or for running sequences."
+    )
+
+
 class WorkerState(BaseModel):
     """One living worker process; an inference worker may run several jobs at once.
 
     `device`: display name of the device that it computes on; `models`: names of the models in its memory, those with
     adapters on the fly as `base+adapter`; `processes`: those of them that processes of other engines have.
     `engines`: package and version of each engine that it has.
-    `memory_bytes`: memory that it may use in all, 0 if unknown.
+    `memory_bytes`: memory that it may use in all, 0 if unknown. `kv_cache`: null for a worker without models in its own memory.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -204,3 +221,4 @@ class WorkerState(BaseModel):
     memory_bytes: int = 0
     engines: dict[str, str] = {}
     processes: list[EngineProcess] = []
+    kv_cache: KVCacheState | None = None

@@ -37,4 +37,5 @@ def _state(redis: Redis, name: str, fields: dict[str, str]) -> WorkerState:
         memory_bytes=int(fields.get("memory_bytes", 0)),
         engines=json.loads(fields.get("engines", "{}")),
         processes=json.loads(fields.get("processes", "[]")),
+        kv_cache=json.loads(fields.get("kv_cache", "null")),
     )

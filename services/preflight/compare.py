@@ -23,5 +23,6 @@ def plan(request: CompareRequest, inputs: Inputs) -> Plan:
         reads=list(reads.values()),
         engine=plans[0].engine,
         peak_memory_bytes=max(plan.peak_memory_bytes for plan in plans),
+        kv_cache_bytes=max((plan.kv_cache_bytes or 0 for plan in plans), default=0) or None,
         warnings=list(dict.fromkeys(warning for plan in plans for warning in plan.warnings)),
     )

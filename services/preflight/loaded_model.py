@@ -3,6 +3,7 @@
 from services.adapters.stack import Stack
 from services.adapters.unmerged import merge_reason, unmerged_elements
 from services.architectures.checkpoint_reader import read_checkpoint
+from services.architectures.config import ModelConfig
 from services.errors import NotReady, VocabularyMismatch, WrongModelKind
 from services.generate_engines import Engine
 from services.kinds.generate import GenerateRequest
@@ -60,6 +61,7 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
     elements, warnings = _unmerged(stack) if is_unmerged else (0, [])
     if engine == "vllm" and isinstance(request, GenerateRequest):
         warnings = check_vllm(request, stack, inputs.engines.adapter_rank)
+    kv_bytes = _kv_bytes(request, checkpoint.config) if engine == "graftwerk" else None
     return Plan(
         kind=request.kind,
         reads=[
@@ -67,7 +69,8 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
             *map(PlannedRead.of_adapter, adapters),
         ],
         engine=engine,
-        peak_memory_bytes=PROCESS_BYTES + (checkpoint.parameters + elements) * 4,
+        peak_memory_bytes=PROCESS_BYTES + (checkpoint.parameters + elements) * 4 + (kv_bytes or 0),
+        kv_cache_bytes=kv_bytes,
         warnings=[*stack.warnings, *warnings],
     )
 
@@ -78,3 +81,19 @@ def _unmerged(stack: Stack) -> tuple[int, list[str]]:
     if reason is None:
         return unmerged_elements(stack), []
     return 0, [f"The adapters are merged into a copy of the model: {reason}."]
+
+
+def _kv_bytes(request: ModelRequest, config: ModelConfig) -> int | None:
+    """Returns the bytes of the keys and values that one output of a generate job certainly needs, in float32."""
+    if not isinstance(request, GenerateRequest):
+        return None
+    tokens = len(request.prompt_token_ids or [0])
+    if not request.fit_context:
+        tokens += request.sampling.max_new_tokens
+    tokens = min(tokens, config.max_position_embeddings) * request.sampling.num_beams
+    return tokens * kv_bytes_of_token(config)
+
+
+def kv_bytes_of_token(config: ModelConfig) -> int:
+    """Returns the bytes of the keys and values of one token in float32."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4

@@ -98,6 +98,12 @@ class Plan(BaseModel):
     engine: Engine | None = Field(
         default=None, exclude_if=_is_none, description="The engine of a job that runs a model."
     )
+    kv_cache_bytes: int | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Part of the peak memory of a generate job: keys and values of one output with all its new tokens, in float32; "
+        "of the prompt only tokens that are given as ids.",
+    )
     warnings: list[str] = []
     _disk_need: DiskNeed | None = PrivateAttr(default=None)
 

@@ -13,6 +13,7 @@ from api import create_app
 from services.jobs.finalization import finalize
 from services.jobs.queue import JobQueue
 from services.jobs.records import Failure
+from services.jobs.status import KVCacheState
 from services.kinds import parse_request
 from services.settings import Settings
 
@@ -22,6 +23,12 @@ Samples = dict[tuple[str, ...], float]
 @pytest.fixture
 def queue(redis: Redis, settings: Settings) -> JobQueue:
     return JobQueue(redis, settings)
+
+
+KV_CACHE = KVCacheState(
+    limit_bytes=1000, held_bytes=600, waiting_requests=2, prefix_bytes=250, prefix_hits=5,
+    prefix_reused_tokens=640, prefix_read_tokens=77, prefix_evictions=3,
+)  # fmt: skip
 
 
 def samples(queue: JobQueue, settings: Settings) -> Samples:
@@ -117,8 +124,25 @@ def test_models_in_memory_are_those_of_the_workers(queue: JobQueue, settings: Se
         "state": "idle",
         "last_heartbeat": _utc(1e9),
         "models": '["llama", "llama+zh"]',
+        "kv_cache": KV_CACHE.model_dump_json(),
     }
     queue.redis.hset("rq:worker:generate-1", mapping=entry)
     found = samples(queue, settings)
     assert found["graftwerk_resident_model", "llama+zh", "generate-1"] == 1
     assert found["graftwerk_worker_heartbeat_age_seconds", "generate", "generate-1"] > 1e8
+
+
+def test_keys_and_values_are_those_of_the_workers(queue: JobQueue, settings: Settings) -> None:
+    for name, kv_cache in (("generate-1", KV_CACHE.model_dump_json()), ("merge-1", "")):
+        queue.redis.sadd("rq:workers", f"rq:worker:{name}")
+        entry = {"queues": name[:-2], "state": "idle", "last_heartbeat": _utc(1e9)}
+        queue.redis.hset(f"rq:worker:{name}", mapping=entry | ({"kv_cache": kv_cache} if kv_cache else {}))
+    found = samples(queue, settings)
+    of_worker = {key[0]: value for key, value in found.items() if key[1:] == ("generate-1",)}
+    assert of_worker == {
+        "graftwerk_kv_cache_limit_bytes": 1000, "graftwerk_kv_cache_held_bytes": 600,
+        "graftwerk_kv_cache_waiting_requests": 2, "graftwerk_kv_cache_prefix_bytes": 250,
+        "graftwerk_prefix_hits_total": 5, "graftwerk_prefix_reused_tokens_total": 640,
+        "graftwerk_prefix_read_tokens_total": 77, "graftwerk_prefix_evictions_total": 3,
+    }  # fmt: skip
+    assert not [key for key in found if key[1:] == ("merge-1",)]

@@ -10,11 +10,13 @@ from fakeredis import FakeRedis, FakeServer
 from flask.testing import FlaskClient
 from rq.job import Job as RQJob
 
-from services.errors import WrongAdapterOrder
+from api import planning
+from services.errors import InsufficientMemory, WrongAdapterOrder
 from services.jobs.queue import JobQueue
 from services.jobs.records import Failure, record_key
-from services.jobs.status import Job
+from services.jobs.status import Job, KVCacheState, WorkerState
 from services.kinds import parse_request
+from services.preflight import Plan
 from tests.api_client import Json, client_of, problem
 from tests.miniature import ADAPTERS, MINIATURE, unpack_adapters
 
@@ -118,3 +120,31 @@ def test_a_job_that_fails_for_its_order_has_the_right_one(volume: Path) -> None:
         }  # fmt: skip
     redis.hset(record_key(job_id), "error", '{"code": "x", "message": "m", "hint": "h", "final": true}')
     assert client.get(f"/api/jobs/{job_id}").get_json()["error"] == {"code": "x", "message": "m", "hint": "h"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "needed", "is_refused"),
+    [(["cpu", "cpu"], 2001, True), (["cpu", "cpu"], 2000, False), (["cpu", "cuda:0"], 9999, False)],
+)
+def test_an_output_that_no_worker_has_memory_for_is_refused_with_both_sizes(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, devices: list[str], needed: int, is_refused: bool
+) -> None:
+    counters = dict.fromkeys(KVCacheState.model_fields, 0)
+    workers = [
+        WorkerState(
+            name=f"generate-{number}", queue="generate", state="idle", job_ids=[], device=device,
+            last_heartbeat=datetime.now(UTC),
+            kv_cache=KVCacheState.model_validate(counters | {"limit_bytes": 1000 * (number + 1)}),
+        )
+        for number, device in enumerate(devices)
+    ]  # fmt: skip
+    monkeypatch.setattr(JobQueue, "workers", lambda _: workers)
+    wanted = Plan(kind="generate", kv_cache_bytes=needed)
+    with client.application.app_context():
+        if not is_refused:
+            planning.check_memory(wanted)
+            return
+        with pytest.raises(
+            InsufficientMemory, match="needs 2001 bytes for keys and values; a worker may use 2000"
+        ):
+            planning.check_memory(wanted)

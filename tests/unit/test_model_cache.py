@@ -12,12 +12,13 @@ from services.generate import Engine, LoadedModel
 from services.kinds.compare import CompareRequest
 from services.kinds.generate import GenerateRequest
 from services.kinds.shared import ModelChoice
+from services.settings import Settings
 from tests.job_context import job_context
 from worker.inference import model_cache
 from worker.inference.memory_wait import MemoryWait
 from worker.inference.model_cache import CachedModel, ModelCache
 from worker.inference.model_key import key_of
-from worker.inference.model_memory import memory_limit_bytes
+from worker.inference.model_memory import kv_limit_bytes, kv_limit_of, memory_limit_bytes
 from worker.lifecycle import JobContext
 
 
@@ -51,10 +52,39 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
         return cast(LoadedModel, loaded)
 
     monkeypatch.setattr(model_cache, "load_model", load)
-    engine = SimpleNamespace(close=lambda: None, computes_here=True, is_lost=False)
+    engine = SimpleNamespace(close=lambda: None, drop_all=lambda: None, computes_here=True, is_lost=False)
     monkeypatch.setattr(model_cache, "Engine", lambda *_, **__: cast(Engine, engine))
     monkeypatch.setattr(model_cache, "model_bytes", lambda *_: 40)
     return Volume(ModelCache("cpu", 100, 4), job_context(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("total", "model", "limit"),
+    [
+        (64 * 2**30, 0, 16 * 2**30),
+        (64 * 2**30, 30 * 2**30, 16 * 2**30),
+        (32 * 2**30, 27 * 10**9, 32 * 2**30 - 27 * 10**9 - 350 * 2**20),
+        (32 * 2**30, 40 * 10**9, 2 * 2**30),
+    ],
+)
+def test_keys_and_values_take_a_quarter_or_what_a_large_model_leaves(
+    total: int, model: int, limit: int
+) -> None:
+    assert kv_limit_bytes(total, model) == limit
+
+
+def test_a_setting_limits_keys_and_values() -> None:
+    limit = kv_limit_of(Settings.model_validate({"kv_cache_bytes": 5000}))
+    assert (limit(0), limit(10**12)) == (5000, 5000)
+
+
+def test_the_limit_of_keys_and_values_follows_the_largest_model(volume: Volume) -> None:
+    cache = volume.cache = ModelCache("cpu", 100, 4, kv_limit=lambda model: 1000 - model)
+    assert cache.memory.limit_bytes == 1000
+    volume.release(volume.acquire("a"))
+    assert cache.memory.limit_bytes == 960
+    cache.evict_unused()
+    assert cache.memory.limit_bytes == 1000
 
 
 def test_a_loaded_model_is_shared(volume: Volume) -> None:

@@ -44,6 +44,9 @@ class FakeEngine:
         self.running.append(request.id)
         return request.id
 
+    def drop_all(self) -> None:
+        self.running.clear()
+
     def step(self) -> list[Event]:
         self.steps += 1
         if self.error is not None:

@@ -100,7 +100,9 @@ class GenerateSession:
         self.outputs = OutputCollector(
             self._request, self._context, self._prompts, model=_identity(model), part=self._part
         )
-        self._builder = PromptBuilder(self._request, model.loaded, self._context.store)
+        self._builder = PromptBuilder(
+            self._request, model.loaded, self._context.store, model.engine.most_tokens
+        )
         self._special_ids = frozenset(model.loaded.tokenizer.special_tokens.values())
         self._waiting.extend(self.outputs.unfinished)
         self._key = model.key

@@ -5,6 +5,7 @@ Adapters that are applied unmerged are entries of their own on the entry of thei
 
 import gc
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from services.generate import (
     load_model,
 )
 from services.generate.adapter_stack import AdapterStack, LoadedAdapter
-from services.generate.prefix_cache import PrefixCache
+from services.generate.kv_memory import KVMemory
 from services.generate_engines import Engine as EngineName
 from services.models.store import ModelStore
 from worker.inference.adapter_stacks import (
@@ -37,8 +38,9 @@ from worker.inference.model_key import ModelKey
 from worker.inference.model_memory import model_bytes, parameter_bytes
 from worker.lifecycle import JobContext
 
-PREFIX_SHARE = 8
-"""Memory of loaded models, divided by that of cached beginnings of prompts, which comes in addition."""
+
+def _no_limit(model_bytes: int) -> int:
+    return sys.maxsize
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +127,8 @@ class ModelLoader(Protocol):
 class ModelCache:
     """Loaded models of at most `limit_bytes` together (a single one may be larger). `slots` is per engine.
 
-    All in this process share one cache of beginnings of prompts. `loaders` has the engines outside of it.
+    All in this process share one `memory` of keys and values, which `kv_limit` returns for the bytes of the
+    largest model. `loaders` has the engines outside of it.
     """
 
     device: str
@@ -134,10 +137,11 @@ class ModelCache:
     loaders: Mapping[EngineName, ModelLoader] = field(default_factory=dict)
     models: list[CachedModel] = field(default_factory=list)
     clock: Iterator[int] = field(default_factory=count)
-    prefixes: PrefixCache = field(init=False)
+    memory: KVMemory = field(init=False)
+    kv_limit: Callable[[int], int] = _no_limit
 
     def __post_init__(self) -> None:
-        self.prefixes = PrefixCache(self.limit_bytes // PREFIX_SHARE)
+        self.memory = KVMemory(self.kv_limit(0))
 
     @property
     def busy(self) -> list[CachedModel]:
@@ -225,10 +229,13 @@ class ModelCache:
             used.refcount -= 1
             used.idle_since = time.monotonic()
             used.owners = {id: name for id, name in used.owners.items() if name != owner}
+        if not model.root.refcount:
+            model.root.engine.drop_all()
 
     def evict(self, model: CachedModel) -> None:
         """Removes a model from memory, with the stacks on it."""
         self.models = [other for other in self.models if model not in (other, other.base)]
+        self._limit_keys_and_values(0)
         if model.base is None:
             model.engine.close()
         else:
@@ -294,8 +301,14 @@ class ModelCache:
                 quantization=key.quantization,
                 report=context.execution.report,
             )
-        engine = Engine(loaded, slots=self.slots, prefixes=self.prefixes)
+        self._limit_keys_and_values(loaded.size_bytes)
+        engine = Engine(loaded, slots=self.slots, memory=self.memory)
         return CachedModel(key, loaded, engine)
+
+    def _limit_keys_and_values(self, new_bytes: int) -> None:
+        """Sets their limit. It shrinks for a model that takes most of the memory, next to which no other one runs."""
+        sizes = [model.size_bytes for model in self.models]
+        self.memory.set_limit(self.kv_limit(max([new_bytes, *sizes])))
 
 
 def _size_bytes(models: Iterable[CachedModel]) -> int:

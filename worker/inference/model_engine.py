@@ -24,6 +24,10 @@ class ModelEngine(Protocol):
     def free_slots(self) -> int:
         """Number of further sequences that can start with the next step."""
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest sequence that fits into its memory; None if only the context limits it."""
+
     def submit(self, request: GenerationRequest) -> str:
         """Queues a request and returns its id; raises as `Engine.submit`."""
 
@@ -35,6 +39,9 @@ class ModelEngine(Protocol):
 
     def step(self) -> list[Event]:
         """Returns the next events. Raises if the state of the engine is lost."""
+
+    def drop_all(self) -> None:
+        """Ends all requests, at once or with the next step: their jobs are gone."""
 
     def close(self) -> None:
         """Releases what the engine holds outside of this process."""

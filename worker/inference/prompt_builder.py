@@ -1,5 +1,6 @@
 """Token ids and sampling limits of a request's prompts for one loaded model."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -22,6 +23,9 @@ from services.models.store import ModelStore
 from services.sampling import Sampling
 from services.templates import OWN_TEMPLATE, RAW_TEMPLATE, Message, PromptParts, name_of_jinja_text
 
+FREE_SHARE = 2
+"""An output without a limit of its own takes this fraction (1/2) of the memory of keys and values, with its prompt, so that others run too."""
+
 OUTPUT_SHARE = 4
 """Turns are dropped until the output has room for its new tokens, or for this fraction (1/4) of the context."""
 
@@ -30,9 +34,15 @@ class PromptBuilder:
     """Builds the prompts of one request."""
 
     def __init__(
-        self, request: GenerateRequest, loaded: LoadedModel | ServedModel, store: ModelStore
+        self,
+        request: GenerateRequest,
+        loaded: LoadedModel | ServedModel,
+        store: ModelStore,
+        most_tokens: int | None = None,
     ) -> None:
+        """`most_tokens`: of the longest sequence for which there is memory, None without a limit."""
         self._request, self._loaded, self._store = request, loaded, store
+        self._most_tokens = sys.maxsize if most_tokens is None else most_tokens
         self._tools = [tool.json_value for tool in request.offered_tools]
         self.ignored: set[str] = set(request.other_tools)
         """Fields of the request that were left out of prompts."""
@@ -49,7 +59,7 @@ class PromptBuilder:
         self._choose_tools(parts)
         if parts.messages is None or self._request.fit_context is not True:
             return self._checked((yield from self._build(parts, parts.messages))), None
-        context = self._loaded.context_length
+        context = min(self._loaded.context_length, self._most_tokens)
         room = min(self._request.sampling.max_new_tokens, context // OUTPUT_SHARE)
         prompt, dropped = yield from build_fitting(
             partial(self._build, parts), parts.messages, context - room
@@ -64,9 +74,10 @@ class PromptBuilder:
         return template_name(loaded.tokenizer, self._parts(entry), chat_template=loaded.chat_template)
 
     def fit(self, prompt: BuiltPrompt) -> Sampling:
-        """Returns the request's sampling, with `max_new_tokens` lowered to the context if the request allows it."""
-        sampling = self._request.sampling
-        room = self._loaded.context_length - len(prompt.token_ids)
+        """Returns the request's sampling, with `max_new_tokens` lowered to the context and the memory if the request allows it."""
+        sampling, tokens, most = self._request.sampling, len(prompt.token_ids), self._most_tokens
+        in_memory = min(most - tokens, max(most // FREE_SHARE - tokens, most // OUTPUT_SHARE))
+        room = min(self._loaded.context_length - tokens, in_memory)
         if not self._request.fit_context or room < 1 or sampling.max_new_tokens <= room:
             return sampling
         least = min(sampling.min_new_tokens, room)

@@ -65,6 +65,7 @@ class ServedEngine(ABC):
     """Advice where the server does not enforce grammars as this process does."""
 
     computes_here: ClassVar[bool] = False
+    most_tokens: ClassVar[int | None] = None
 
     loaded: ServedModel
     server: EngineServer
@@ -140,6 +141,10 @@ class ServedEngine(ABC):
                 events += self._take(self._received.get_nowait())
         except Empty:
             return events
+
+    def drop_all(self) -> None:
+        """Ends all requests with the next step: their jobs are gone."""
+        self._canceled |= {running.sequence.request.id for running in self._running}
 
     def close(self) -> None:
         """Ends all requests and releases the server."""

@@ -33,7 +33,7 @@ from services.settings import Settings
 from worker.inference.llama_cpp_models import LlamaCppModels
 from worker.inference.memory_wait import MemoryWait
 from worker.inference.model_cache import ModelCache
-from worker.inference.model_memory import memory_limit_bytes
+from worker.inference.model_memory import kv_cache_state, kv_limit_of, memory_limit_bytes
 from worker.inference.running_job import RunningJob
 from worker.inference.scheduler import Scheduler
 from worker.inference.served_engine import ServedEngine
@@ -67,6 +67,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             limit_bytes,
             settings.generate_slots,
             loaders={"vllm": vllm, "llama.cpp": llama_cpp},
+            kv_limit=kv_limit_of(settings),
         )
         self.session_scheduler: Scheduler[RunningJob] = Scheduler(
             models, on_success=self._succeed, on_failure=self._fail
@@ -87,8 +88,9 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             self._report_models()
 
     def serialize(self) -> dict[str, Any]:
-        """Adds the device and the engines to the fields of this worker's entry."""
-        return {**super().serialize(), "device": self.opener.device_name, "engines": self._engines}
+        """Adds the device, the engines, and the state of keys and values to the fields of this worker's entry."""
+        own = {"device": self.opener.device_name, "engines": self._engines, "kv_cache": self._kv_cache()}
+        return {**super().serialize(), **own}
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
         """Runs this job and all jobs that arrive meanwhile, until none is left."""
@@ -283,9 +285,16 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
             for model in models
             if isinstance(model.engine, ServedEngine)
         ]
-        found = {"models": json.dumps(names), "processes": json.dumps(processes)}
+        found = {
+            "models": json.dumps(names),
+            "processes": json.dumps(processes),
+            "kv_cache": self._kv_cache(),
+        }
         with suppress(ConnectionError, TimeoutError):  # logged by the heartbeat
             self.connection.hset(self.key, mapping=cast(Any, found))
+
+    def _kv_cache(self) -> str:
+        return kv_cache_state(self.session_scheduler.models.memory).model_dump_json()
 
     def _check_stop(self, job: RunningJob) -> None:
         """Notes the reason for a job to stop, and cancels its session here: a beam search does not check."""

@@ -20,6 +20,7 @@ from services.generate import (
     window_sizes,
     windows_of,
 )
+from services.generate.kv_memory import KVMemory
 from services.kinds.shared import JobResult, ModelRequest
 from services.models.store import ModelStore
 from services.progress import CheckCanceled, Report, ignore_progress, never_canceled
@@ -89,14 +90,17 @@ class DrivenJob:
 class Driver:
     """The real scheduler and one loaded model of the folder's parent, which every job runs on."""
 
-    def __init__(self, loaded: LoadedModel, choice: ModelRequest, slots: int = 8) -> None:
+    def __init__(
+        self, loaded: LoadedModel, choice: ModelRequest, slots: int = 8, memory: KVMemory | None = None
+    ) -> None:
         """`choice` is a request that names the model; all jobs have to load it in the same way."""
         self.volume: Path = loaded.folder.parent
         self._runs = count(1)
         self.scheduler: Scheduler[DrivenJob] = Scheduler(
             ModelCache("cpu", sys.maxsize, slots), on_success=self._succeed, on_failure=self._fail
         )
-        model = CachedModel(key_of(choice, ModelStore(self.volume)), loaded, Engine(loaded, slots=slots))
+        engine = Engine(loaded, slots=slots, memory=memory)
+        model = CachedModel(key_of(choice, ModelStore(self.volume)), loaded, engine)
         self.scheduler.models.models.append(model)
 
     def add(self, request: ModelRequest, context: JobContext | None = None) -> DrivenJob:
@@ -122,11 +126,12 @@ def run_job(
     request: ModelRequest,
     *,
     slots: int = 8,
+    memory: KVMemory | None = None,
     report: Report = ignore_progress,
     check_canceled: CheckCanceled = never_canceled,
 ) -> JobResult:
     """Runs a job on a loaded model of the folder's parent, by the real scheduler. Raises the error that it fails with."""
-    driver = Driver(loaded, request, slots)
+    driver = Driver(loaded, request, slots, memory)
     job = driver.add(request, job_context(driver.volume, report=report, check_canceled=check_canceled))
     driver.run_until(lambda: job.result is not None or job.error is not None)
     if job.error is not None:

@@ -11,6 +11,7 @@ from services.generate import Engine, GenerationRequest, LoadedModel
 from services.generate.adapter_stack import AdapterStack
 from services.generate.guide import GuideMaker
 from services.generate.kv_cache import BatchRunner
+from services.generate.kv_memory import KVMemory
 from services.generate.prefix_cache import Block, PrefixCache, chain_key
 from services.generate.prompt_reader import PromptReader, Reading
 from services.sampling import Sampling
@@ -22,8 +23,13 @@ SYSTEM = [3 + (7 * at + at * at) % 390 for at in range(5 * CHUNK + 3)]
 
 
 @pytest.fixture
-def prefixes() -> PrefixCache:
-    return PrefixCache(10**9)
+def memory() -> KVMemory:
+    return KVMemory(10**9)
+
+
+@pytest.fixture
+def prefixes(memory: KVMemory) -> PrefixCache:
+    return memory.prefixes
 
 
 @pytest.fixture
@@ -38,8 +44,8 @@ def rows_read(loaded: LoadedModel) -> Iterator[list[int]]:
     handle.remove()
 
 
-def engine_of(loaded: LoadedModel, prefixes: PrefixCache) -> Engine:
-    return Engine(loaded, slots=8, chunk=CHUNK, prefixes=prefixes)
+def engine_of(loaded: LoadedModel, memory: KVMemory) -> Engine:
+    return Engine(loaded, slots=8, chunk=CHUNK, memory=memory)
 
 
 def read_whole(loaded: LoadedModel, prefixes: PrefixCache, token_ids: list[int]) -> torch.Tensor:
@@ -72,11 +78,11 @@ def test_a_prompt_of_whole_chunks_reads_its_last_one_again(
 
 
 def test_later_requests_read_only_the_rest_and_have_the_same_tokens(
-    loaded: LoadedModel, prefixes: PrefixCache, rows_read: list[int]
+    loaded: LoadedModel, memory: KVMemory, rows_read: list[int]
 ) -> None:
     requests = [GenerationRequest([*SYSTEM, 20 + number], GREEDY, id=f"{number}") for number in range(3)]
     expected = {request.id: alone(loaded, request) for request in requests}
-    engine = engine_of(loaded, prefixes)
+    engine = engine_of(loaded, memory)
     del rows_read[:]
     for request in requests:
         engine.submit(request)
@@ -85,9 +91,9 @@ def test_later_requests_read_only_the_rest_and_have_the_same_tokens(
 
 
 def test_prompts_that_arrive_together_share_what_one_of_them_has_read(
-    loaded: LoadedModel, prefixes: PrefixCache, rows_read: list[int]
+    loaded: LoadedModel, memory: KVMemory, rows_read: list[int]
 ) -> None:
-    engine = engine_of(loaded, prefixes)
+    engine = engine_of(loaded, memory)
     requests = [GenerationRequest([*SYSTEM, 20 + number], GREEDY) for number in range(4)]
     for request in requests:
         engine.submit(request)
@@ -120,12 +126,12 @@ def test_another_model_and_other_adapters_have_blocks_of_their_own(
 
 
 def test_a_scored_prompt_has_all_its_scores_and_leaves_its_blocks(
-    loaded: LoadedModel, prefixes: PrefixCache
+    loaded: LoadedModel, memory: KVMemory, prefixes: PrefixCache
 ) -> None:
     scored = GenerationRequest(SYSTEM, GREEDY, prompt_logprobs=1)
     expected = alone(loaded, scored)
     for _ in range(2):
-        engine = engine_of(loaded, prefixes)
+        engine = engine_of(loaded, memory)
         engine.submit(scored)
         [found] = outputs_of(drained(engine)).values()
         assert found[0].token_ids == expected[0].token_ids
@@ -136,8 +142,8 @@ def test_a_scored_prompt_has_all_its_scores_and_leaves_its_blocks(
     assert prefixes.reused_tokens == 5 * CHUNK
 
 
-def test_an_engine_frees_its_blocks(loaded: LoadedModel, prefixes: PrefixCache) -> None:
-    engine = engine_of(loaded, prefixes)
+def test_an_engine_frees_its_blocks(loaded: LoadedModel, memory: KVMemory, prefixes: PrefixCache) -> None:
+    engine = engine_of(loaded, memory)
     engine.submit(GenerationRequest(SYSTEM, GREEDY))
     drained(engine)
     assert (
