@@ -1,6 +1,11 @@
-"""Beam search: transformers' own, one request at a time."""
+"""Beam search: transformers' own, one token of all beams at a time.
 
-from collections.abc import Callable, Sequence
+Its loop runs in a thread that waits for its turn after each token, so that other sequences run between: the thread and that of the engine never run
+at the same time.
+"""
+
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,15 +25,75 @@ from services.generate.sequence import SequenceState
 from services.sampling import Sampling
 
 
-class _Canceled(StoppingCriteria):
-    """Ends the search of all beams once the request is canceled."""
+class BeamSearch:
+    """One search, whose sequences each get the next best beam at its end.
 
-    def __init__(self, is_canceled: Callable[[], bool]) -> None:
-        self._is_canceled = is_canceled
+    Beams are cut at stop strings afterwards, since the best beam is known only then.
+    """
+
+    def __init__(self, loaded: LoadedModel, sequences: Sequence[SequenceState]) -> None:
+        self.sequences = sequences
+        self.is_canceled = False
+        self.has_ended = False
+        self._loaded = loaded
+        self._events: list[Event] = []
+        self._error: BaseException | None = None
+        self._turn, self._rest = threading.Semaphore(0), threading.Semaphore(0)
+        self._random: list[torch.Tensor] = []
+        self._thread = threading.Thread(target=self._run, name="beam search", daemon=True)
+
+    def step(self) -> list[Event]:
+        """Searches one token further; returns the events of all sequences at the end. Raises what the search raises."""
+        cuda = self._loaded.device if self._loaded.device.type == "cuda" else None
+        # transformers draws from the global generators, whose states are those of the search during its turns alone.
+        with torch.random.fork_rng([] if cuda is None else [cuda]):
+            if self._thread.ident is None:
+                torch.manual_seed(self.sequences[0].seed)
+                self._thread.start()
+            else:
+                torch.set_rng_state(self._random[0])
+                if cuda is not None:
+                    torch.cuda.set_rng_state(self._random[1], cuda)
+            self._turn.release()
+            self._rest.acquire()
+            self._random = [torch.get_rng_state()] + (
+                [] if cuda is None else [torch.cuda.get_rng_state(cuda)]
+            )
+        if self._error is not None:
+            raise self._error
+        return self._events
+
+    def end(self) -> None:
+        """Ends the search without events."""
+        self.is_canceled = True
+        while not self.has_ended:
+            self.step()
+
+    def pause(self) -> bool:
+        """Called by the search after each token: waits for the next turn; returns True if it must end."""
+        self._rest.release()
+        self._turn.acquire()
+        return self.is_canceled
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        try:
+            self._events = _search(self._loaded, self.sequences, self)
+        except Exception as error:  # noqa: BLE001  (the thread of the engine raises it)
+            self._error = error
+        self.has_ended = True
+        self._rest.release()
+
+
+class _Pause(StoppingCriteria):
+    """Waits for the next turn after each token, and ends the search of all beams once the request is canceled."""
+
+    def __init__(self, search: BeamSearch) -> None:
+        self._search = search
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Returns a flag for each beam of ids (beams, length)."""
-        return torch.full((len(input_ids),), self._is_canceled(), device=input_ids.device)
+        return torch.full((len(input_ids),), self._search.pause(), device=input_ids.device)
 
 
 class _FiniteCheck(LogitsProcessor):
@@ -45,14 +110,8 @@ class _FiniteCheck(LogitsProcessor):
         return scores
 
 
-def search_beams(
-    loaded: LoadedModel, sequences: Sequence[SequenceState], is_canceled: Callable[[], bool]
-) -> list[Event]:
-    """Searches once, and returns the events of all sequences: each gets the next best beam.
-
-    Beams are cut at stop strings afterwards, since the best beam is known only at the end. The search ends early only
-    if another thread cancels the request.
-    """
+def _search(loaded: LoadedModel, sequences: Sequence[SequenceState], search: BeamSearch) -> list[Event]:
+    """Searches to the end, and returns the events of all sequences."""
     request = sequences[0].request
     if request.sampling.max_new_tokens == 0:
         return [sequence.finish("length") for sequence in sequences]
@@ -60,21 +119,18 @@ def search_beams(
     end_ids = sorted(loaded.tokenizer.eos_ids | request.stop_token_ids)
     model: Any = loaded.model
     own = [_FiniteCheck(), *own_processors(request.sampling, prompt.shape[1])]
-    # transformers draws from the global generator, whose state is restored afterwards.
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode():
-        torch.manual_seed(sequences[0].seed)
+    with torch.inference_mode():
         try:
             found = model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 generation_config=_config(request.sampling, len(sequences), end_ids, loaded.tokenizer.pad_id),
                 logits_processor=LogitsProcessorList(own),
-                stopping_criteria=StoppingCriteriaList([_Canceled(is_canceled)]),
+                stopping_criteria=StoppingCriteriaList([_Pause(search)]),
             )
         except NonFiniteLogits as error:
             return [sequence.fail(error) for sequence in sequences]
-    if is_canceled():
+    if search.is_canceled:
         return [sequence.finish("canceled") for sequence in sequences]
     beams = found[:, prompt.shape[1] :].tolist()
     return [

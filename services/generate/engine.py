@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from services.errors import InvalidRequest, NonFiniteLogits
 from services.generate.adapter_stack import LoadedAdapter
-from services.generate.beams import search_beams
+from services.generate.beams import BeamSearch
 from services.generate.guide import GuideMaker
 from services.generate.kv_cache import BatchRunner
 from services.generate.kv_memory import KVMemory
@@ -70,6 +70,7 @@ class Engine:
         self._running: list[SequenceState] = []
         self._reading: deque[PromptReader] = deque()
         self._waiting: deque[SequenceState] = deque()
+        self._searches: list[BeamSearch] = []
         self._canceled: set[str] = set()
         self._completed: set[tuple[str, int]] = set()
 
@@ -90,8 +91,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """True while sequences run or wait, or prompts are read."""
-        return bool(self._running or self._reading or self._waiting)
+        """True while sequences run or wait, prompts are read, or beams are searched."""
+        return bool(self._running or self._reading or self._searches or self._waiting)
 
     def submit(self, request: GenerationRequest) -> str:
         """Queues a request, which starts with one of the next steps, and returns its id.
@@ -131,7 +132,10 @@ class Engine:
         """Ends all sequences without events: their jobs are gone."""
         while len(self._batch):
             self._batch.leave(len(self._batch) - 1)
-        for sequences in (self._running, self._reading, self._waiting, self._canceled, self._completed):
+        for search in self._searches:
+            search.end()
+        lists = (self._running, self._searches, self._reading, self._waiting, self._canceled, self._completed)
+        for sequences in lists:
             sequences.clear()
         self._memory.sweep(())
 
@@ -144,6 +148,7 @@ class Engine:
         """Reads a part of the prompts while slots are free, then generates one token of each sequence; returns the events."""
         events = self._end_canceled() + self._end_completed()
         events += self._begin_waiting()
+        events += self._search()
         events += self._read_prompts()
         events += self._decode()
         self._memory.sweep(set(self._sequences))
@@ -160,13 +165,14 @@ class Engine:
 
     @property
     def _taken(self) -> int:
-        """Number of slots of sequences that run or whose prompt is read."""
-        return len(self._running) + sum(len(reader.siblings) for reader in self._reading)
+        """Number of slots of sequences that run, are searched for, or whose prompt is read."""
+        return len(self._sequences) - len(self._waiting)
 
     @property
     def _sequences(self) -> list[SequenceState]:
         read = [sequence for reader in self._reading for sequence in reader.siblings]
-        return [*self._running, *read, *self._waiting]
+        searched = [sequence for search in self._searches for sequence in search.sequences]
+        return [*self._running, *read, *searched, *self._waiting]
 
     def _checked(self, request: GenerationRequest) -> GenerationRequest:
         return checked(
@@ -182,8 +188,11 @@ class Engine:
             canceled.add(self._canceled.pop())
         if not canceled:
             return []
+        for search in self._searches:  # ends with its next step
+            search.is_canceled |= search.sequences[0].request.id in canceled
         ended = [sequence for sequence in self._sequences if sequence.request.id in canceled]
-        events: list[Event] = [sequence.finish("canceled") for sequence in ended]
+        searched = {sequence for search in self._searches for sequence in search.sequences}
+        events: list[Event] = [sequence.finish("canceled") for sequence in ended if sequence not in searched]
         self._reading = deque(reader for reader in self._reading if reader.request.id not in canceled)
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.is_finished)
         self._drop_finished()
@@ -202,8 +211,7 @@ class Engine:
     def _begin_waiting(self) -> list[Event]:
         events: list[Event] = []
         while siblings := self._admitted():
-            is_search = siblings[0].request.sampling.num_beams > 1
-            events += self._search(siblings) if is_search else self._begin(siblings)
+            events += self._begin(siblings)
         return events
 
     def _admitted(self) -> list[SequenceState]:
@@ -224,7 +232,11 @@ class Engine:
         request = siblings[0].request
         if request.sampling.max_new_tokens == 0 and request.prompt_logprobs is None:
             return [sequence.finish("length") for sequence in siblings]
-        self._reading.append(PromptReader(self._shared, request, siblings))
+        if request.sampling.num_beams > 1:
+            loaded = replace(self._loaded, tokenizer=self._tokenizer(request))
+            self._searches.append(BeamSearch(loaded, siblings))
+        else:
+            self._reading.append(PromptReader(self._shared, request, siblings))
         return []
 
     def _read_prompts(self) -> list[Event]:
@@ -264,11 +276,14 @@ class Engine:
         self._running += joining
         return events
 
-    def _search(self, siblings: list[SequenceState]) -> list[Event]:
-        request = siblings[0].request
-        loaded = replace(self._loaded, tokenizer=self._tokenizer(request))
-        with self._batch.applied(request.adapters):
-            return search_beams(loaded, siblings, lambda: request.id in self._canceled)
+    def _search(self) -> list[Event]:
+        """Searches one token further for each request with beams."""
+        events: list[Event] = []
+        for search in self._searches:
+            with self._batch.applied(search.sequences[0].request.adapters):
+                events += search.step()
+        self._searches = [search for search in self._searches if not search.has_ended]
+        return events
 
     def free(self, adapters: Sequence[LoadedAdapter]) -> None:
         """Releases adapters that are no longer used: their tensors can be freed."""

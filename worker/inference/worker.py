@@ -250,7 +250,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
     def _heartbeat(self) -> Iterator[None]:
         """Runs a thread that sends the heartbeats of all jobs and finds out which ones have to stop.
 
-        It is a thread because loading a model or a beam search keeps the worker busy for a long time.
+        It is a thread because loading a model or reading a long prompt for beams keeps the worker busy for a long time.
         """
         over = threading.Event()
         thread = threading.Thread(target=self._heartbeat_loop, args=(over,), name="heartbeat", daemon=True)
@@ -297,7 +297,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
         return kv_cache_state(self.session_scheduler.models.memory).model_dump_json()
 
     def _check_stop(self, job: RunningJob) -> None:
-        """Notes the reason for a job to stop, and cancels its session here: a beam search does not check."""
+        """Notes the reason for a job to stop, and cancels its session here: the engine then ends its requests with the next step."""
         probe = JobExecution(job.job.id, job.execution.id, self.connection)
         try:
             probe.ensure_current()

@@ -1,5 +1,6 @@
 """Beam search against that of transformers."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from services.generate import (
     GenerationRequest,
     LoadedModel,
     OutputFailed,
+    TokenGenerated,
 )
 from services.sampling import Sampling
-from tests.contract.generate.engine_driver import alone, drained
+from tests.contract.generate.engine_driver import alone, drained, outputs_of
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -58,3 +60,68 @@ def test_nan_in_a_beam_search_is_an_error(spoiled: LoadedModel, prompts: list[li
     )
     [event] = drained(engine)
     assert isinstance(event, OutputFailed) and isinstance(event.error, NonFiniteLogits)
+
+
+def searches() -> list[Sampling]:
+    return [
+        Sampling(num_beams=4, n=2, do_sample=False, max_new_tokens=15, seed=4),
+        Sampling(num_beams=3, temperature=2.0, max_new_tokens=12, seed=5),
+        Sampling(num_beams=2, temperature=1.5, max_new_tokens=9, seed=6),
+    ]
+
+
+def test_others_get_a_token_in_each_step_of_a_search_and_all_have_what_they_have_alone(
+    loaded: LoadedModel, prompts: list[list[int]]
+) -> None:
+    streams = [
+        GenerationRequest(prompt, Sampling(seed=seed, max_new_tokens=60, logit_bias={2: -100}))
+        for seed, prompt in enumerate(prompts[:3])
+    ]
+    beams = [
+        GenerationRequest(prompt, sampling) for prompt, sampling in zip(prompts, searches(), strict=False)
+    ]
+    expected = {request.id: alone(loaded, request) for request in (*streams, *beams)}
+    engine = Engine(loaded, slots=8)
+    for request in streams:
+        engine.submit(request)
+    events = engine.step()
+    while engine.active < len(streams):
+        events += engine.step()
+    for request in beams:
+        engine.submit(request)
+    rounds = 0
+    while len(finished := outputs_of(events)) < len(beams):
+        rounds += 1
+        found = engine.step()
+        tokens = [event.request_id for event in found if isinstance(event, TokenGenerated)]
+        assert [tokens.count(request.id) for request in streams] == [1, 1, 1]
+        events += found
+    assert finished.keys() == {request.id for request in beams}
+    assert rounds >= 9
+    assert outputs_of([*events, *drained(engine)]) == expected
+
+
+def test_a_canceled_search_ends_with_the_next_step(loaded: LoadedModel, prompts: list[list[int]]) -> None:
+    engine = Engine(loaded, slots=4)
+    request = GenerationRequest(prompts[0], Sampling(num_beams=3, n=2, do_sample=False, max_new_tokens=40))
+    engine.submit(request)
+    assert [*engine.step(), *engine.step()] == []
+    assert engine.free_slots == 2
+    engine.cancel(request.id)
+    [outputs] = outputs_of(engine.step()).values()
+    assert [(output.finish_reason, output.token_ids) for output in outputs] == [("canceled", [])] * 2
+    assert (engine.free_slots, engine.has_work) == (4, False)
+
+
+def test_a_search_without_a_job_ends_its_thread(loaded: LoadedModel, prompts: list[list[int]]) -> None:
+    engine = Engine(loaded, slots=4)
+    engine.submit(GenerationRequest(prompts[0], Sampling(num_beams=3, max_new_tokens=40, seed=1)))
+    engine.step()
+    before = {thread.name for thread in threading.enumerate()}
+    engine.drop_all()
+    for thread in threading.enumerate():
+        if thread.name == "beam search":
+            thread.join(10)
+    after = {thread.name for thread in threading.enumerate()}
+    assert before - after == {"beam search"}
+    assert (engine.free_slots, engine.has_work) == (4, False)
