@@ -20,6 +20,9 @@ from services.sampling import Sampling
 Json = dict[str, Any]
 MOST_RATIO = 0.1
 
+CONTEXT = 4608
+"""Tokens of the small model's context."""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this measurement."""
@@ -37,9 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure_all(options: argparse.Namespace) -> tuple[Json, list[str]]:
     """Measures everything; returns the report and the violations."""
     torch.set_num_threads(options.threads)
-    folder: Path = options.model or options.folder / "generate/models" / MODEL
+    folder: Path = options.model or options.folder / "decoding" / MODEL
     if options.model is None:
-        make_small_model(folder)
+        make_small_model(folder, context=CONTEXT)
     loaded = load_model(folder)
     report: Json = {"model": folder.name, "parameters": parameters(folder), "torch_threads": options.threads}
     report["long_prompt"], violations = long_prompt(loaded, options)

@@ -14,15 +14,17 @@ SIZES: dict[str, Any] = {
 CONTROL, UNKNOWN, NORMAL, BYTE = 3, 2, 1, 6
 
 
-def make_small_model(folder: Path) -> None:
-    """Writes the model if it is missing: float16, 116 MB."""
+def make_small_model(folder: Path, *, context: int = SIZES["max_position_embeddings"]) -> None:
+    """Writes the model if it is missing: float16, 116 MB. `context` counts tokens."""
     if (folder / "config.json").is_file():
         return
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     # Wider than transformers' 0.02: the likeliest tokens must differ by more than rounding.
-    model: Any = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.06))
+    model: Any = LlamaForCausalLM(
+        LlamaConfig(**{**SIZES, "max_position_embeddings": context}, initializer_range=0.06)
+    )
     model.half().save_pretrained(folder)
     write_tokenizer(folder / "tokenizer.model")
     for file in folder.iterdir():
