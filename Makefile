@@ -60,7 +60,7 @@ e2e-consumers: $(READY) ## load our models with llama.cpp and vLLM, in environme
 	@$(BIN)/python -m tests.consumers.environments
 	@$(BIN)/pytest -q tests/consumers
 
-e2e-clients: $(READY) ## use the service with the clients that people have, each in its own environment (needs package indexes)
+e2e-clients: $(READY) ## use the service with the clients that people have, each in its own environment (needs package indexes, npm, Chromium)
 	@$(BIN)/python -m tests.clients.environments
 	@$(BIN)/pytest -q tests/clients
 

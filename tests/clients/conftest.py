@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from graftwerk import Client
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.clients.environments import FOLDER
+from tests.clients.programs.asked import TOOLS
+from tests.clients.tool_model import TEMPLATE, write_tool_model
 from tests.consumers.environments import smollm2
 from tests.e2e.product import local_stack
 
 HERE = Path(__file__).parent
-MODEL = "smollm2"
+MODEL, GGUF_MODEL, TOOL_MODEL = "smollm2", "smollm2-gguf", "smollm2-tools"
 QUESTION = "What is the capital of France?"
 BEGUN = "The capital of France is"
 NEW_TOKENS = 24
@@ -49,24 +51,29 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Greedy texts of transformers: the answer to the question, the rest of a begun one; and the scores of a text's tokens."""
+    """Greedy texts of transformers: the answer to the question, the rest of a begun one; and the scores of a text's tokens.
+
+    `with_tools` gives the answer of the model that takes tools, and the number of the prompt's tokens.
+    """
 
     answer: str
     rest: str
     scores: list[float]
+    with_tools: Callable[[list[Any]], tuple[str, int]]
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The service on a free port, with the model converted from its GGUF file."""
+    """The service on a free port, with the model as GGUF, converted from that, and with a template that takes tools."""
     data = tmp_path_factory.mktemp("data")
     with local_stack(data) as stack:
-        source = stack.models_dir / "smollm2-gguf"
+        source = stack.models_dir / GGUF_MODEL
         source.mkdir(parents=True)
         shutil.copy(smollm2(FOLDER), source)
         with Client(stack.url) as client:
             job = client.convert(source=source.name, target=MODEL, dtype="float32").wait()
             assert job.status == "succeeded", job.error
+        write_tool_model(stack.models_dir / MODEL, stack.models_dir / TOOL_MODEL)
         yield Service(stack.url, stack.models_dir / MODEL)
 
 
@@ -76,11 +83,17 @@ def reference(service: Service) -> Reference:
     tokenizer: Any = AutoTokenizer.from_pretrained(service.folder)
     model: Any = AutoModelForCausalLM.from_pretrained(service.folder, dtype=torch.float32)
 
-    def generated(messages: list[dict[str, str]], **how: bool) -> str:
+    def answered(messages: list[Any], **how: Any) -> tuple[str, int]:
         inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True, **how)
         output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, repetition_penalty=1.0)
-        text: str = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return text
+        read = inputs["input_ids"].shape[1]
+        return tokenizer.decode(output[0, read:], skip_special_tokens=True), read
+
+    def generated(messages: list[Any], **how: bool) -> str:
+        return answered(messages, **how)[0]
+
+    def with_tools(messages: list[Any]) -> tuple[str, int]:
+        return answered(messages, tools=TOOLS, chat_template=TEMPLATE, add_generation_prompt=True)
 
     asked = [{"role": "user", "content": QUESTION}]
     ids = tokenizer(f"{BEGUN} Paris", return_tensors="pt")["input_ids"]
@@ -90,6 +103,7 @@ def reference(service: Service) -> Reference:
         answer=generated(asked, add_generation_prompt=True),
         rest=generated([*asked, {"role": "assistant", "content": BEGUN}], continue_final_message=True),
         scores=logits[range(len(ids[0]) - 1), ids[0, 1:]].tolist(),
+        with_tools=with_tools,
     )
 
 

@@ -237,7 +237,7 @@ def command_line(pid: int) -> str:
 @contextmanager
 def local_stack(data_dir: Path, **more: str) -> Iterator[LocalStack]:
     """Runs `graftwerk serve` on a free port with its data in `data_dir` and `more` settings; ends it with SIGTERM."""
-    port = _free_port()
+    port = free_port()
     log = data_dir / "serve.log"
     data_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "graftwerk", "serve", "--port", str(port), "--data-dir", str(data_dir)]
@@ -274,7 +274,7 @@ def stop(stack: LocalStack) -> int:
         raise
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Questions that every library is asked, tools that it offers, and the form of its structured output."""
+"""Questions that every library is asked, tools that it offers, a tool's result, and the form of its structured output."""
 
 from typing import Any
 
@@ -13,13 +13,19 @@ TOOLS: Any = [
             "description": "Gives the weather of a city.",
             "parameters": {
                 "type": "object",
-                "properties": {"city": {"type": "string", "maxLength": 20}},
-                "required": ["city"],
+                "properties": {
+                    "city": {"type": "string", "minLength": 2, "maxLength": 20},
+                    "unit": {"enum": ["celsius", "fahrenheit"]},
+                    "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                },
+                "required": ["city", "unit", "days"],
                 "additionalProperties": False,
             },
         },
     }
 ]
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+RAIN = "It rains in Paris, at 12 degrees."
 
 
 class Answer(BaseModel):
