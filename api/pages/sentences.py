@@ -33,6 +33,9 @@ LONGEST_TEXT = 2 * TEXT_LIMIT
 MOST_SENTENCES = 8
 """Most sentences of a text that are translated one by one."""
 
+DEEPEST = 3
+"""Most levels of messages within messages."""
+
 KEPT_TEXTS = 2048
 """Sentences whose translations are kept in memory."""
 
@@ -108,50 +111,53 @@ def _patterns(language: str) -> tuple[Pattern, ...]:
 
 
 @lru_cache(KEPT_TEXTS)
-def translated(text: str, language: str) -> str | None:
-    """Returns a text of the service in a language; None if one of its sentences has no translation."""
-    if len(text) > LONGEST_TEXT:
+def translated(text: str, language: str, levels: int = DEEPEST) -> str | None:
+    """Returns a text of the service in a language; None if one of its sentences has no translation.
+
+    `levels` is the number of messages within one another that may follow.
+    """
+    if len(text) > LONGEST_TEXT or levels == 0:
         return None
-    found = _whole(text, language) or _phrase(text, language)
+    found = _whole(text, language, levels) or _phrase(text, language, levels)
     ends = list(END_OF_SENTENCE.finditer(text))
     if found or len(ends) >= MOST_SENTENCES:
         return found
     for end in ends:
-        first = translated(text[: end.start()], language)
-        rest = translated(text[end.end() :], language) if first is not None else None
+        first = translated(text[: end.start()], language, levels)
+        rest = translated(text[end.end() :], language, levels) if first is not None else None
         if rest is not None:
             return f"{first}{rest}"
     return None
 
 
-def _whole(text: str, language: str) -> str | None:
+def _whole(text: str, language: str, levels: int) -> str | None:
     for pattern in _patterns(language):
         values = pattern.values(text)
-        said = None if values is None else [_value(value, language) for value in values]
+        said = None if values is None else [_value(value, language, levels - 1) for value in values]
         if said is not None and None not in said:
             return pattern.fill([value or "" for value in said])
     return None
 
 
-def _phrase(text: str, language: str) -> str | None:
+def _phrase(text: str, language: str, levels: int) -> str | None:
     """Returns the translation of a phrase that was made a sentence, perhaps behind the name of a field."""
     phrase = text.removesuffix(".")
-    found = _whole(phrase, language) or _whole(f"{phrase[:1].lower()}{phrase[1:]}", language)
+    found = _whole(phrase, language, levels) or _whole(f"{phrase[:1].lower()}{phrase[1:]}", language, levels)
     field = FIELD.fullmatch(text)
     if found is None and field is not None:
-        found = translated(field["message"], language)
+        found = translated(field["message"], language, levels - 1)
         return found and f"{field['name']}{COLON}{found}"
     return found and (
         f"{found}{FULL_STOP}" if text.endswith(".") and not found.endswith(FULL_STOP) else found
     )
 
 
-def _value(text: str, language: str) -> str | None:
+def _value(text: str, language: str, levels: int) -> str | None:
     """Returns a value for a translation: the message of an inner error is translated too.
 
     None if the text holds sentences without a translation: it is more than a value.
     """
-    found = translated(text, language) if " " in text else None
+    found = translated(text, language, levels) if " " in text else None
     return found or (None if END_OF_SENTENCE.search(text) else text)
 
 

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,22 @@ def test_a_text_that_is_not_of_the_service_is_not_translated() -> None:
     assert said("Something else went wrong here.") is None
     assert said("There is no model 'x'. Something else went wrong here.") is None
     assert said("There is no model 'x'." + " GET /api/models lists the models." * 500) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " * 1000,
+        "is not " * 500 + ".",
+        "A is not b of c. " * 8,
+        "The chat template x was not written: " * 50,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_hostile_text_is_answered_soon(text: str) -> None:
+    began = time.process_time()
+    assert said(text.strip()) is None
+    assert time.process_time() - began < 2
 
 
 def test_a_sentence_that_can_be_read_in_two_ways_is_not_translated() -> None:
