@@ -75,9 +75,10 @@ bench: $(READY) ## measure converting, quantizing, merging and generating, as ra
 SEED ?= 1
 MINUTES ?= 10
 JOBS ?= 300
+ENGINE ?= auto
 
-chaos: $(READY) ## kill, stop, cut off and fill up a service under load, and account for every job (SEED, MINUTES, JOBS)
-	@$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)
+chaos: $(READY) ## kill, stop, cut off and fill up a service under load, and account for every job (SEED, MINUTES, JOBS, ENGINE)
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS) --engine $(ENGINE)
 
 chaos-compose: $(READY) ## the same faults against containers (needs a Docker engine and root)
 	@$(BIN)/python -m tests.chaos --compose --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)

@@ -29,17 +29,18 @@ def main() -> int:
     def say(line: str) -> None:
         print(f"chaos {time.monotonic() - started:6.1f} s: {line}", flush=True)  # noqa: T201
 
-    plan = make_plan(options.seed, options.minutes, options.jobs)
+    plan = make_plan(options.seed, options.minutes, options.jobs, options.engine)
     target = "chaos-compose" if options.compose else "chaos"
-    command = f"make {target} SEED={options.seed} MINUTES={options.minutes:g} JOBS={options.jobs}"
+    command = f"make {target} SEED={options.seed} MINUTES={options.minutes:g} JOBS={options.jobs} ENGINE={options.engine}"
     say(f"{len(plan.all_jobs)} jobs and {len(plan.faults)} faults; to repeat it: {command}")
     folder = Path(tempfile.mkdtemp(prefix="graftwerk-chaos-"))
     with _system(folder, options) as system:
         with system.running():
             say(f"The service is ready at {system.url}, its files are in {folder}.")
             outcome = Run(plan, system, say).run()
-        left = system.processes()
-    outcome.account.problems.extend(f"a process is left: {process}" for process in left)
+        left = [f"a process is left: {process}" for process in system.processes()]
+        left += [f"a temporary file is left: {name}" for name in system.left_files()]
+    outcome.account.problems.extend(left)
     return _finish(outcome, command, options, folder)
 
 
@@ -50,6 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=300, help="number of jobs")
     parser.add_argument("--page", type=Path, help="page whose tables are replaced")
     parser.add_argument("--plain-volume", action="store_true", help="mount nothing: no faults of the disk")
+    parser.add_argument("--engine", choices=("auto", "vllm"), default="auto", help="vllm: a stand-in for it")
     parser.add_argument("--compose", action="store_true", help="containers instead of processes")
     return parser.parse_args()
 
@@ -58,7 +60,11 @@ def _options() -> argparse.Namespace:
 def _system(folder: Path, options: argparse.Namespace) -> Iterator[System]:
     volume = Volume(folder, is_mounted=not options.plain_volume)
     try:
-        yield ContainerSystem(volume) if options.compose else ProcessSystem(folder, volume)
+        yield (
+            ContainerSystem(volume)
+            if options.compose
+            else ProcessSystem(folder, volume, engine=options.engine)
+        )
     finally:
         volume.close()
 

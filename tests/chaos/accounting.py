@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.chaos.api import Api, UnexpectedAnswerError
 from tests.chaos.load import Submitted
-from tests.chaos.recipes import RECIPES, RESULT_OF_KIND, Json
+from tests.chaos.recipes import RECIPES, Json, decisive
 from tests.chaos.recorder import ENDED, Recorder
 from tests.chaos.recovery import Done
 from tests.chaos.references import Reference, digests
@@ -60,6 +60,7 @@ def account(evidence: Evidence) -> Account:
             _check_ended(found, evidence, job, ended[job.planned.number])
         elif job.refused is not None:
             _check_refused(found, evidence, job, ended)
+    _check_others(found, evidence)
     _check_leftovers(found, evidence)
     errors = evidence.api.server_errors
     if errors:
@@ -77,6 +78,15 @@ def _read_ended(found: Account, evidence: Evidence) -> dict[int, Json]:
             except UnexpectedAnswerError as error:
                 found.problems.append(f"job {job.planned.number} ({job.planned.recipe}) is lost: {error}")
     return ended
+
+
+def _check_others(found: Account, evidence: Evidence) -> None:
+    """Checks the jobs of no plan, those of `/v1/responses`: each has one end."""
+    planned = {job.planned.id for job in evidence.jobs}
+    for job_id in [*evidence.recorder.statuses]:
+        ends = evidence.recorder.ends(job_id)
+        if job_id not in planned and len(ends) != 1:
+            found.problems.append(f"job {job_id} of no plan has the terminal events {ends}")
 
 
 def _check_ended(found: Account, evidence: Evidence, submitted: Submitted, job: Json) -> None:
@@ -155,7 +165,7 @@ def _result_problems(found: Account, evidence: Evidence, submitted: Submitted, j
         return []
     kind = job["kind"]
     result, expected = (
-        RESULT_OF_KIND[kind](job["result"]),
+        decisive(submitted.planned.recipe, job["result"]),
         evidence.references[submitted.planned.recipe].result,
     )
     if result != expected:
@@ -166,8 +176,9 @@ def _result_problems(found: Account, evidence: Evidence, submitted: Submitted, j
 
 def _stream_problems(found: Account, submitted: Submitted, job: Json) -> list[str]:
     texts = {number: output["text"] for number, output in enumerate(job["result"]["outputs"])}
-    if submitted.streamed != texts:
-        return [f"the streamed text is {submitted.streamed}, the result's {texts}"]
+    streamed = submitted.streamed
+    if streamed is None or {**dict.fromkeys(texts, ""), **streamed} != texts:
+        return [f"the streamed text is {streamed}, the result's {texts}"]
     found.streams += 1
     return []
 

@@ -13,10 +13,11 @@ from redis.exceptions import RedisError
 
 from tests.chaos.accounting import LEFT_FOLDERS, Account, Evidence, account
 from tests.chaos.api import Api
+from tests.chaos.dialogue import Dialogue
 from tests.chaos.faults import FAULT_OF_NAME
 from tests.chaos.load import Load, Submitted
 from tests.chaos.plan import Plan, PlannedFault
-from tests.chaos.recipes import RECIPES
+from tests.chaos.recipes import RECIPES, roles_of
 from tests.chaos.recorder import ENDED, Recorder
 from tests.chaos.recovery import BackProbe, Done, describe
 from tests.chaos.redis_keys import KeyCount, count_keys
@@ -24,8 +25,8 @@ from tests.chaos.references import Reference, prepare, run, run_recipe
 from tests.chaos.renames import Renames
 from tests.chaos.system import System
 
-VICTIM_SECONDS = 15.0
-"""Longest wait for the fault's own job to run."""
+VICTIM_SECONDS = 30.0
+"""Longest wait for the jobs of a fault to run."""
 
 POLL_SECONDS = 0.02
 
@@ -46,6 +47,7 @@ class Outcome:
     recorder: Recorder
     keys: Sequence[KeyCount]
     missing: dict[str, str]
+    dialogue: Dialogue
     seconds: float
 
 
@@ -63,6 +65,7 @@ class Run:
         self.faults: list[Done] = []
         self.other_jobs = 0
         self._queues = {job.id: RECIPES[job.recipe].queue for job in plan.all_jobs}
+        self._roles = {job.id: roles_of(job.recipe, system.engine) for job in plan.all_jobs}
         self._poison = {job.id for job in plan.all_jobs if job.is_poison}
         self._probes = ThreadPoolExecutor(8, thread_name_prefix="probe")
         self.recorder.listeners.append(self._kill_poison)
@@ -74,6 +77,8 @@ class Run:
         models = self.system.volume.root
         references = self._references()
         renames = Renames(models)
+        dialogue = Dialogue(self.api, self.system.url)
+        dialogue.start()
         started = time.monotonic()
         self.load = Load(self.api, self.plan)
         faults = threading.Thread(target=self._do_faults, name="faults")
@@ -83,6 +88,7 @@ class Run:
         self._probes.shutdown()
         seconds = time.monotonic() - started
         jobs = self.load.finish()
+        dialogue.finish()
         self._settle(jobs)
         renames.close()
         evidence = Evidence(
@@ -90,6 +96,7 @@ class Run:
             faults=self.faults, references=references, renames=renames.counts,
         )  # fmt: skip
         found = account(evidence)
+        found.problems += dialogue.problems
         self._verify(found, jobs)
         _wait(self._is_clean, LEFTOVER_SECONDS)
         keys, problems = count_keys(self.redis, self.redis.zcard("graftwerk:jobs"))
@@ -97,7 +104,7 @@ class Run:
         self.recorder.close()
         return Outcome(
             plan=self.plan, account=found, faults=self.faults, recorder=self.recorder, keys=keys,
-            missing=self.system.missing, seconds=seconds,
+            missing=self.system.missing, dialogue=dialogue, seconds=seconds,
         )  # fmt: skip
 
     def _references(self) -> dict[str, Reference]:
@@ -114,7 +121,7 @@ class Run:
         """Waits until all jobs have ended and the janitor has cleaned up."""
         accepted = [job.planned.id for job in jobs if job.refused is None and not job.problems]
         self.say(f"{len(accepted)} of {len(jobs)} jobs were accepted; waiting for their end.")
-        _wait(lambda: all(self._has_ended(job_id) for job_id in accepted), SETTLE_SECONDS)
+        _wait(lambda: all(self._has_ended(id) for id in [*accepted, *self.recorder.statuses]), SETTLE_SECONDS)
         _wait(self._is_clean, LEFTOVER_SECONDS)
 
     def _has_ended(self, job_id: str) -> bool:
@@ -143,8 +150,8 @@ class Run:
     def _do_faults(self) -> None:
         for fault in self.plan.faults:
             time.sleep(fault.pause)
-            if fault.bait is not None:
-                self.load.submit(fault.bait)
+            for bait in fault.baits:
+                self.load.submit(bait)
             if FAULT_OF_NAME[fault.name].needs not in self.system.missing:
                 self._do(fault)
 
@@ -174,15 +181,14 @@ class Run:
         self.say(describe(done))
 
     def _await_victims(self, planned: PlannedFault) -> list[str]:
-        """Returns the running jobs of a role, after the fault's own job has been seen to run."""
-        if planned.bait is None:
+        """Returns the running jobs of a role, after the fault's own jobs have been seen to run."""
+        if not planned.baits:
             return []
-        seen, deadline = self.recorder.statuses[planned.bait.id], time.monotonic() + VICTIM_SECONDS
-        while not seen and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        while seen and seen[-1].status == "queued" and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        return [job for job in self.recorder.running() if self._queues.get(job) == planned.role]
+        deadline = time.monotonic() + VICTIM_SECONDS
+        for bait in planned.baits:
+            while self.recorder.status(bait.id) in (None, "queued") and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+        return [job for job in self.recorder.running() if planned.role in self._roles.get(job, ())]
 
     def _kill_poison(self, job_id: str, status: str) -> None:
         """Kills the process of a job that is poison, whenever it starts."""

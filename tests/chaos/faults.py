@@ -27,6 +27,7 @@ class Fault:
         times: occurrences in one round of the table.
         is_quick: also in runs of less than three minutes.
         ends_process: another process has to take its place.
+        meets_crowd: seven jobs run when it hits a process that generates.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Fault:
     times: int = 1
     is_quick: bool = False
     ends_process: bool = False
+    meets_crowd: bool = False
 
 
 FAULTS = (
@@ -53,7 +55,16 @@ FAULTS = (
         roles=QUEUES,
         begin=lambda system, role: system.kill(role),
         ends_process=True,
+        meets_crowd=True,
         times=4,
+        is_quick=True,
+    ),
+    Fault(
+        name="kill an engine's process",
+        roles=("engine",),
+        begin=lambda system, role: system.kill_engine(),
+        meets_crowd=True,
+        times=2,
         is_quick=True,
     ),
     Fault(

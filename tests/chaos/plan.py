@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from uuid import UUID, uuid5
 
-from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.recipes import RECIPES, SLOW_RECIPES
+from tests.chaos.faults import FAULT_OF_NAME, FAULTS, Fault
+from tests.chaos.recipes import CROWDS, RECIPES, SLOW_RECIPES, offered
 
 NAMESPACE = UUID("6a3f0c52-92a8-5a5e-8f43-0a6e8ce0b7d1")
 CANCELED_SHARE, FOLLOWED_SHARE, POISON_SHARE = 0.08, 0.5, 0.015
@@ -40,12 +40,12 @@ class PlannedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedFault:
-    """One fault, `pause` seconds after the end of the one before it; `bait` is submitted first and runs when it hits."""
+    """One fault, `pause` seconds after the end of the one before it; `baits` are submitted first and run when it hits."""
 
     name: str
     role: str
     pause: float
-    bait: PlannedJob | None = None
+    baits: tuple[PlannedJob, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Plan:
     @property
     def all_jobs(self) -> list[PlannedJob]:
         """The jobs, and those of the faults."""
-        return [*self.jobs, *(fault.bait for fault in self.faults if fault.bait)]
+        return [*self.jobs, *(bait for fault in self.faults for bait in fault.baits)]
 
     @property
     def recipes(self) -> list[str]:
@@ -69,32 +69,45 @@ class Plan:
         return [name for name in RECIPES if name in used]
 
 
-def make_plan(seed: int, minutes: float, jobs: int) -> Plan:
+def make_plan(seed: int, minutes: float, jobs: int, engine: str = "auto") -> Plan:
     """Returns the plan of a run; the jobs of the faults are among the number of jobs."""
     random = Random(seed)
-    bare = list(_faults(random, minutes))
-    baited = [number for number, fault in enumerate(bare) if fault.role in SLOW_RECIPES][:jobs]
-    first = jobs - len(baited)
-    baits = {fault: _bait(seed, first + number, bare[fault]) for number, fault in enumerate(baited)}
+    faults = []
+    left = jobs
+    for fault in _faults(random, minutes):
+        recipes = _baits(fault, engine)[:left]
+        baits = tuple(
+            PlannedJob(number=number, id=_id(seed, number), recipe=recipe, at=0)
+            for number, recipe in enumerate(recipes, left - len(recipes))
+        )
+        faults.append(replace(fault, baits=baits))
+        left -= len(recipes)
+    names = offered(engine)
     return Plan(
         seed=seed,
         minutes=minutes,
-        jobs=list(_jobs(random, seed, minutes * 60, first)),
-        faults=[replace(fault, bait=baits.get(number)) for number, fault in enumerate(bare)],
+        jobs=list(_jobs(random, seed, minutes * 60, left, names)),
+        faults=faults,
     )
 
 
-def _bait(seed: int, number: int, fault: PlannedFault) -> PlannedJob:
-    return PlannedJob(number=number, id=_id(seed, number), recipe=SLOW_RECIPES[fault.role], at=0)
+def _baits(fault: PlannedFault, engine: str) -> Sequence[str]:
+    """Returns the recipes of the jobs that run when a fault hits."""
+    if FAULT_OF_NAME[fault.name].meets_crowd and (engine, fault.role) in CROWDS:
+        return CROWDS[engine, fault.role]
+    return [SLOW_RECIPES[fault.role]] if fault.role in SLOW_RECIPES else []
 
 
-def _jobs(random: Random, seed: int, seconds: float, count: int) -> Iterable[PlannedJob]:
-    names = [name for name, recipe in RECIPES.items() if recipe.share]
+def _jobs(
+    random: Random, seed: int, seconds: float, count: int, offered: Sequence[str]
+) -> Iterable[PlannedJob]:
+    names = [name for name in offered if RECIPES[name].share]
     weights = [RECIPES[name].share for name in names]
-    followers = [name for name, recipe in RECIPES.items() if recipe.follows]
+    followers = [name for name in offered if RECIPES[name].follows]
+    each = random.sample(names, len(names)) if count >= 3 * len(names) else []
     number = 0
     while number < count:
-        recipe = random.choices(names, weights)[0]
+        recipe = each.pop() if each else random.choices(names, weights)[0]
         at = number / count * seconds
         job = _job(random, seed, number, recipe, at)
         yield job

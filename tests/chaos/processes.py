@@ -1,5 +1,6 @@
 """The service as processes of this machine under supervisord, with the proxy between each of them and Redis."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,21 +20,36 @@ from tests.chaos.system import ROLES, System
 from tests.chaos.volume import Volume
 
 STOP_SECONDS = 30.0
-MARK = "GRAFTWERK_CHAOS_RUN"
-"""Variable in the environment of every process of a run."""
+MARK = "CHAOS_RUN_OF_GRAFTWERK"
+"""Variable in the environment of every process of a run; engines get none of this service's own variables."""
 
 SETTINGS = {
     "GRAFTWERK_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
     "GRAFTWERK_UPLOAD_RETENTION_SECONDS": "60", "GRAFTWERK_DEVICE": "cpu",
 }  # fmt: skip
 
+STAND_IN = Path(__file__).parents[1] / "fake_vllm.py"
+ENGINE_SETTINGS = {
+    "auto": {},
+    "vllm": {
+        "GRAFTWERK_GENERATE_ENGINE": "vllm",
+        "GRAFTWERK_VLLM_COMMAND": f"{sys.executable} {STAND_IN} serve",
+    },
+}
+"""Settings by the engine. Nothing of vLLM but its command is its own: a stand-in takes its place."""
+
+BEHAVIOUR = {"token_seconds": 0.05}
+"""Behaviour of the stand-in on the slow model: a job takes seconds."""
+
 
 class ProcessSystem(System):
     """Redis, API, three workers and the janitor, as `graftwerk serve` runs them."""
 
-    def __init__(self, folder: Path, volume: Volume) -> None:
+    def __init__(self, folder: Path, volume: Volume, *, engine: str = "auto") -> None:
         super().__init__(volume)
+        self.engine = engine
         self.folder = folder
+        self.scratch = folder / "tmp"
         self.clock = Clock(folder)
         if self.clock.missing is not None:
             self.missing["clock"] = self.clock.missing
@@ -47,9 +63,11 @@ class ProcessSystem(System):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Starts the service and waits until it is ready; ends it afterwards."""
-        for name in ("redis", "logs"):
+        for name in ("redis", "logs", self.scratch.name):
             (self.folder / name).mkdir()
         self._write_config()
+        if self.engine == "vllm":
+            (self.volume.root / "slow.json").write_text(json.dumps(BEHAVIOUR), encoding="utf-8")
         command = [sys.executable, "-m", "graftwerk.parent_death", "--signal", "TERM"]
         command += [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", "supervisord.conf"]
         self._supervisor = psutil.Popen(
@@ -86,6 +104,10 @@ class ProcessSystem(System):
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
+
+    def left_files(self) -> list[str]:
+        """Returns the temporary files that engines have left."""
+        return sorted(path.name for path in self.scratch.glob("graftwerk-*"))
 
     def cut(self, role: str) -> None:
         """Breaks the connections of a role to Redis and refuses new ones."""
@@ -125,7 +147,10 @@ class ProcessSystem(System):
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWERK_")}
-        own = {**inherited, **SETTINGS, **self.clock.environment, MARK: str(self.folder)}
+        own = {
+            **inherited, **SETTINGS, **ENGINE_SETTINGS[self.engine], **self.clock.environment,
+            MARK: str(self.folder), "TMPDIR": str(self.scratch),
+        }  # fmt: skip
         return environment(self.location, self.redis_port, own)
 
     def _stop(self) -> None:

@@ -24,6 +24,9 @@ class Recipe:
     Attributes:
         follows: recipe of an earlier job whose model this one reads, under the key `reads`.
         uploads: files of the miniature that are uploaded first.
+        engine: engine that answers it, with the default setting of the engine.
+        is_formed: the output follows a form, which the stand-in for vLLM does not write.
+        is_repeatable: the output is the same in any crowd.
     """
 
     request: Json
@@ -33,6 +36,9 @@ class Recipe:
     follows: str | None = None
     reads: str = "model"
     uploads: tuple[str, ...] = ()
+    engine: str = "graftwerk"
+    is_formed: bool = False
+    is_repeatable: bool = True
     queue: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,9 +57,25 @@ def _generate(model: str, prompt: str, **more: object) -> Json:
 
 
 _LONG = {"temperature": 0, "max_new_tokens": 120, "min_new_tokens": 120}
+_NO_END = {"temperature": 0, "repetition_penalty": 1, "max_new_tokens": 400, "logit_bias": {"2": -100}}
 _SEEDED = {"temperature": 0.9, "seed": 7, "max_new_tokens": 32}
 _MERGE = {"kind": "merge", "base": "llama-hf", "adapters": ADAPTERS, "force": True}
 _SLOW = {"kind": "merge", "base": "slow", "adapters": ["slow-adapter"], "force": True}
+_RECORD = {
+    "type": "object",
+    "properties": {
+        "city": {"enum": ["Bern", "北京"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+_FORM = {"type": "json_schema", "json_schema": {"name": "record", "schema": _RECORD}}
+_CALL = {
+    "tools": [{"type": "function", "function": {"name": "weather", "parameters": _RECORD}}],
+    "tool_choice": "required",
+    "sampling": {"temperature": 0, "max_new_tokens": 200},
+}
 _SLOW_CONVERSION = {"kind": "convert", "source": "slow", "output_format": "meta", "force": True}
 
 RECIPES: Mapping[str, Recipe] = {
@@ -96,6 +118,43 @@ RECIPES: Mapping[str, Recipe] = {
     "generate a long text": Recipe(
         request=_generate("slow", QUESTION, sampling=_LONG), share=8, is_slow=True
     ),
+    "generate with one adapter": Recipe(
+        request=_generate("llama-hf", QUESTION, template="alpaca", sampling=GREEDY, adapters=["zh"]), share=4
+    ),
+    "generate with a scaled adapter": Recipe(
+        request=_generate("llama-hf", QUESTION, sampling=GREEDY, adapters=[{"name": "zh", "scale": 0.5}]),
+        share=4,
+    ),
+    "generate a long text with an adapter": Recipe(
+        request=_generate("slow", QUESTION, sampling=_LONG, adapters=["slow-adapter"]), share=4, is_slow=True
+    ),
+    "generate a record": Recipe(
+        request=_generate("merged", QUESTION, response_format=_FORM, sampling=_CALL["sampling"]),
+        share=4,
+        is_formed=True,
+    ),
+    "call a tool": Recipe(
+        request={
+            "kind": "generate",
+            "model": "tool-model",
+            "messages": [{"role": "user", "content": QUESTION}],
+            **_CALL,
+        },
+        share=4,
+        is_formed=True,
+    ),
+    "generate by a GGUF model": Recipe(
+        request=_generate("merged-gguf", QUESTION, template="alpaca", sampling=GREEDY),
+        share=6,
+        engine="llama.cpp",
+    ),
+    "generate a long text by a GGUF model": Recipe(
+        request=_generate("slow-gguf", QUESTION, sampling=_NO_END),
+        share=4,
+        is_slow=True,
+        engine="llama.cpp",
+        is_repeatable=False,
+    ),
     "compare": Recipe(
         request={
             "kind": "compare",
@@ -137,12 +196,48 @@ SLOW_RECIPES = {
 }
 """By queue, the recipe of the job that runs when a fault hits."""
 
+CROWDS = {
+    ("auto", "generate"): (
+        *["generate a long text"] * 2,
+        *["generate a long text with an adapter"] * 2,
+        *["generate a long text by a GGUF model"] * 3,
+    ),
+    ("auto", "engine"): ("generate a long text by a GGUF model",) * 7,
+    ("vllm", "generate"): (*["generate a long text"] * 4, *["generate a long text with an adapter"] * 3),
+    ("vllm", "engine"): ("generate a long text",) * 7,
+}
+"""By the engine's setting and the role that is killed, the recipes of the seven jobs that run then."""
+
+PROCESS_ENGINES = {"auto": "llama.cpp", "vllm": "graftwerk"}
+"""By the engine's setting, the `engine` of the recipes that a process below the generate worker answers."""
+
+
+def offered(engine: str) -> list[str]:
+    """Returns the recipes that a service with this setting of the engine answers."""
+    if engine == "auto":
+        return [*RECIPES]
+    return [name for name, recipe in RECIPES.items() if recipe.engine == "graftwerk" and not recipe.is_formed]
+
+
+def roles_of(name: str, engine: str) -> set[str]:
+    """Returns the roles of the processes that a job runs in."""
+    recipe = RECIPES[name]
+    is_served = recipe.request["kind"] == "generate" and recipe.engine == PROCESS_ENGINES[engine]
+    return {recipe.queue, "engine"} if is_served else {recipe.queue}
+
 
 # ---- results ------------------------------------------------------------------------------------------
 
 
 def _texts(result: Json) -> object:
-    return [[output["text"], output.get("token_ids")] for output in result["outputs"]]
+    return [
+        [output["text"], output.get("token_ids"), _calls(output), result["engine"]]
+        for output in result["outputs"]
+    ]
+
+
+def _calls(output: Json) -> object:
+    return [[call["name"], call["arguments"]] for call in output.get("tool_calls") or []]
 
 
 def _comparison(result: Json) -> object:
@@ -162,3 +257,11 @@ RESULT_OF_KIND: Mapping[str, Callable[[Json], object]] = {
     "tokenize": lambda result: result["token_ids"],
 }
 """Parts of a result that must be equal. A batch changes the last bits of floating-point numbers, hence four digits."""
+
+
+def decisive(name: str, result: Json) -> object:
+    """Returns the part of a result that jobs of a recipe have in common: of outputs that a crowd may change, their lengths."""
+    recipe = RECIPES[name]
+    if recipe.is_repeatable:
+        return RESULT_OF_KIND[recipe.request["kind"]](result)
+    return [[len(output["token_ids"]), output["finish_reason"]] for output in result["outputs"]]

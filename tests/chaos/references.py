@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tests.chaos.api import Api
-from tests.chaos.recipes import MINIATURE, RECIPES, RESULT_OF_KIND, Json, Recipe
+from tests.chaos.recipes import MINIATURE, RECIPES, Json, decisive
 from tests.chaos.recorder import ENDED
 from tests.e2e.slow_model import write_slow_adapter, write_slow_model
 
@@ -21,6 +21,12 @@ BY_TENSORS = (".gguf", ".pth")
 """Files that are compared by the digest of their tensors: the metadata of one name the model, the other has tensors in any order."""
 
 SLOW_LAYERS = 4
+TOOL_TEMPLATE = (
+    "{%- if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
+    "{%- for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{%- for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}"
+    "{%- if add_generation_prompt %}assistant: {% endif %}"
+)
 JOB_SECONDS = 120.0
 
 
@@ -50,7 +56,23 @@ def prepare(api: Api, models: Path) -> list[Json]:
         run(api, {"kind": "import", "source": source, "target": name}) for name, source in sources.items()
     ]
     jobs.append(run(api, {"kind": "convert", "source": "llama", "target": "llama-hf"}))
-    return [*jobs, run(api, {**RECIPES["merge"].request, "target": "merged"})]
+    jobs.append(run(api, {**RECIPES["merge"].request, "target": "merged"}))
+    for name in ("merged", "slow"):
+        gguf = {"output_format": "gguf", "dtype": "float16", "target": f"{name}-gguf"}
+        jobs.append(run(api, {"kind": "convert", "source": name, **gguf}))
+    _write_tool_model(models / "merged", incoming / "tool-model")
+    source = {"path": "incoming/tool-model"}
+    return [*jobs, run(api, {"kind": "import", "source": source, "target": "tool-model"})]
+
+
+def _write_tool_model(merged: Path, folder: Path) -> None:
+    """Copies a model with a chat template that takes tools."""
+    shutil.copytree(merged, folder, ignore=shutil.ignore_patterns(*DESCRIPTIONS))
+    config = folder / "tokenizer_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("chat_template", None)
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(TOOL_TEMPLATE, encoding="utf-8")
 
 
 def run(api: Api, request: Json) -> Json:
@@ -77,14 +99,14 @@ def run_recipe(api: Api, models: Path, name: str) -> tuple[Json, Reference]:
         request["source"] = {"upload": [api.upload(MINIATURE / file) for file in recipe.uploads]}
     target = f"reference-{list(RECIPES).index(name)}"
     job = run(api, {**request, "target": target} if recipe.makes else request)
-    return job, reference_of(recipe, job, models / target)
+    return job, reference_of(name, job, models / target)
 
 
-def reference_of(recipe: Recipe, job: Json, folder: Path) -> Reference:
+def reference_of(name: str, job: Json, folder: Path) -> Reference:
     """Returns what jobs of this recipe must have in common."""
-    if recipe.makes:
+    if RECIPES[name].makes:
         return Reference(digests=digests(folder))
-    return Reference(result=RESULT_OF_KIND[recipe.request["kind"]](job["result"]))
+    return Reference(result=decisive(name, job["result"]))
 
 
 def digests(folder: Path) -> dict[str, str]:

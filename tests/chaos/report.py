@@ -46,6 +46,7 @@ def _jobs(outcome: Outcome) -> Iterator[str]:
     yield f"| executions | {found.executions} |"
     yield f"| models published once, verified, and equal to the undisturbed run's | {found.models} |"
     yield f"| results with text, equal to the undisturbed run's | {found.texts} |"
+    yield f"| answers of `/v1/responses`, equal to the undisturbed one and stored | {len(outcome.dialogue.answers)} |"
     yield f"| streams, joined text equal to the result's | {found.streams} |"
 
 

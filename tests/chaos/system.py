@@ -13,6 +13,9 @@ from tests.chaos.volume import Volume
 
 START_SECONDS = 300.0
 
+ENGINE_WORDS = ("llama_cpp_program", "fake_vllm", "vllm.entrypoints")
+"""Words of the commands of the engines' processes. The newest is the server, its keeper is older."""
+
 ROLES = ("convert", "merge", "generate", "janitor", "api", "redis")
 
 
@@ -23,6 +26,7 @@ class System(ABC):
         url: address of the API.
         redis_port: port of Redis on loopback that no fault of the network concerns.
         volume: the model volume.
+        engine: setting of the engine that generates.
         missing: by part ("network", "disk", "clock"), the reason why its faults are left out.
     """
 
@@ -30,6 +34,7 @@ class System(ABC):
         self.volume = volume
         self.url = ""
         self.redis_port = 0
+        self.engine = "auto"
         self.missing: dict[str, str] = {}
         if volume.missing is not None:
             self.missing["disk"] = volume.missing
@@ -65,6 +70,21 @@ class System(ABC):
         with suppress(psutil.NoSuchProcess):
             self.job_process(role).kill()
 
+    def kill_engine(self) -> None:
+        """Kills the newest process of llama.cpp or vLLM.
+
+        Raises:
+            psutil.NoSuchProcess: none runs.
+        """
+        found = [
+            process
+            for process in self.parent_of_jobs("generate").children(recursive=True)
+            if any(word in " ".join(process.cmdline()) for word in ENGINE_WORDS)
+        ]
+        if not found:
+            raise psutil.NoSuchProcess(0, "engine")
+        max(found, key=lambda process: process.create_time()).kill()
+
     def pause(self, role: str) -> None:
         """Stops the process of a role and its children."""
         main = self.main_process(role)
@@ -86,6 +106,10 @@ class System(ABC):
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGSTOP)
                 self._paused.append(process)
+
+    def left_files(self) -> list[str]:
+        """Returns the temporary files that processes have left after the service has ended."""
+        return []
 
     # ---- network and clock ----------------------------------------------------------------------------
 

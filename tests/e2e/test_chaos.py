@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHORT = ("--seed", "15", "--minutes", "0.3", "--jobs", "16", "--plain-volume")
-"""16 jobs, two of them canceled; the merge worker, a job process and Redis are killed."""
+SHORT = ("--seed", "117", "--minutes", "0.3", "--jobs", "22", "--plain-volume")
+"""22 jobs, two of them canceled; the generate worker with seven streams, a job process and Redis are killed."""
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,5 +16,5 @@ def test_a_short_run_of_faults_accounts_for_everything() -> None:
         timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    assert "| all, each with one end | 16 |" in done.stdout
+    assert "| all, each with one end | 22 |" in done.stdout
     assert "Problems: 0." in done.stdout

@@ -3,10 +3,11 @@
 from uuid import uuid4
 
 import fakeredis
+import pytest
 
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULT_OF_NAME, FAULTS
 from tests.chaos.plan import make_plan
-from tests.chaos.recipes import QUEUE_OF_KIND, RECIPES
+from tests.chaos.recipes import QUEUE_OF_KIND, RECIPES, offered, roles_of
 from tests.chaos.recorder import Seen
 from tests.chaos.recovery import Times, add_victim
 from tests.chaos.redis_keys import count_keys
@@ -28,10 +29,21 @@ def test_a_run_of_ten_minutes_has_every_fault_and_every_recipe() -> None:
     assert any(job.cancel_after is not None for job in plan.jobs)
 
 
-def test_a_fault_of_a_queue_brings_a_job_that_runs_when_it_hits() -> None:
-    for fault in make_plan(1, 10, 300).faults:
-        expected = fault.role if fault.role in ("convert", "merge", "generate") else None
-        assert (RECIPES[fault.bait.recipe].queue if fault.bait else None) == expected
+@pytest.mark.parametrize("engine", ["auto", "vllm"])
+def test_a_fault_brings_jobs_that_run_when_it_hits(engine: str) -> None:
+    for fault in make_plan(1, 10, 300, engine).faults:
+        is_hit = fault.role in ("convert", "merge", "generate", "engine")
+        meets_crowd = FAULT_OF_NAME[fault.name].meets_crowd and fault.role in ("generate", "engine")
+        assert len(fault.baits) == (7 if meets_crowd else int(is_hit))
+        assert all(fault.role in roles_of(bait.recipe, engine) for bait in fault.baits)
+
+
+def test_a_run_with_the_stand_in_has_no_requests_that_it_cannot_answer() -> None:
+    plan = make_plan(1, 10, 300, "vllm")
+    assert set(plan.recipes) == set(offered("vllm"))
+    assert not any(
+        RECIPES[name].is_formed or "gguf" in str(RECIPES[name].request.get("model")) for name in plan.recipes
+    )
 
 
 def test_a_job_is_submitted_after_the_job_that_it_depends_on() -> None:
