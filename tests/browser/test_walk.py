@@ -26,11 +26,15 @@ ZIPS = ("chinese-alpaca-lora", "chinese-llama-lora")
 
 @dataclass(frozen=True)
 class Way:
-    """One way through the pages: the options of the browser's profile, and how a control is used."""
+    """One way through the pages: the options of the browser's profile, and how a control is used.
+
+    With `drops`, archives are dragged onto the page; the others choose them by its button.
+    """
 
     name: str
     use: Callable[[Locator], None]
     options: dict[str, Any]
+    drops: bool = True
 
 
 def by_mouse(control: Locator) -> None:
@@ -52,8 +56,8 @@ def by_keyboard(control: Locator) -> None:
 
 WAYS = (
     Way("mouse", by_mouse, {}),
-    Way("keyboard", by_keyboard, {}),
-    Way("phone", by_touch, LOOKS["phone"]),
+    Way("keyboard", by_keyboard, {}, drops=False),
+    Way("phone", by_touch, LOOKS["phone"], drops=False),
     Way("dark", by_mouse, LOOKS["dark"]),
     Way("chinese", by_mouse, LOOKS["chinese"]),
 )
@@ -110,9 +114,14 @@ def walk(
 
 
 def bring_models(page: Page, way: Way, picture: Callable[[str], None]) -> None:
-    drop(page, {f"{name}.zip": MINIATURE / f"{name}.zip" for name in ZIPS})
-    page.locator("#folder").set_input_files(MINIATURE / "llama")
+    archives = {f"{name}.zip": MINIATURE / f"{name}.zip" for name in ZIPS}
+    if way.drops:
+        drop(page, archives)
+    else:
+        choose(page, way, "#choose-files", [*archives.values()])
     names = page.locator("#uploads input")
+    expect(names).to_have_count(2)
+    choose(page, way, "#choose-folder", [MINIATURE / "llama"])
     expect(names).to_have_count(3)
     for place, name in enumerate(ZIPS):
         expect(names.nth(place)).to_have_value(name)
@@ -123,6 +132,13 @@ def bring_models(page: Page, way: Way, picture: Callable[[str], None]) -> None:
         expect(page.locator(f'.model[data-name="{name}"]')).to_be_visible()
     expect(page.locator("#totals")).not_to_contain_text(re.compile("^0 "))
     picture("1-models")
+
+
+def choose(page: Page, way: Way, button: str, paths: list[Path]) -> None:
+    """Opens a file chooser by its button and chooses in it."""
+    with page.expect_file_chooser() as opened:
+        way.use(page.locator(button))
+    opened.value.set_files(paths)
 
 
 def compose(page: Page, way: Way, picture: Callable[[str], None]) -> None:
