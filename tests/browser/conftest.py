@@ -28,7 +28,7 @@ TIMEOUT_MS = 120_000
 TEST_SECONDS = 900
 """Longest time of a test; the walks take the longest."""
 
-SHARED = {"llama", "llama-hf", "zh", "alpaca", "merged", "slow", "slow-adapter"}
+SHARED = {"llama", "llama-hf", "zh", "alpaca", "merged", "slow", "slow-adapter", "tool-model"}
 """Models that several tests use."""
 
 OpenPage = Callable[..., Page]

@@ -76,8 +76,8 @@ RESULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["failed", 'data-look="bad"', "Differences (1)", "1813"],
     ),
     "generate": (
-        {"outputs": [{"prompt": HOSTILE, "text": HOSTILE, "usage": {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}}, {"prompt": "x", "error": {"code": "c", "message": "It failed.", "hint": HOSTILE}}], "seconds": 1, "tokens_per_second": 9.25, "device": "cpu", "dtype": "float32"},
-        ["9.25", "7 prompt tokens, 9 new ones", "It failed."],
+        {"outputs": [{"prompt": HOSTILE, "text": HOSTILE, "usage": {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}}, {"prompt": "x", "error": {"code": "c", "message": "It failed.", "hint": HOSTILE}}, {"prompt": "y", "text": "", "reasoning": "I look.", "tool_calls": [{"id": "1", "name": "weather", "arguments": HOSTILE}], "finish_reason": "tool_calls"}], "seconds": 1, "tokens_per_second": 9.25, "device": "cpu", "dtype": "float32"},
+        ["9.25", "7 prompt tokens, 9 new ones", "It failed.", "I look.", "<code>weather</code>", "ended with a call of a tool"],
     ),
     "compare": (
         {

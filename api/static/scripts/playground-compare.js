@@ -81,7 +81,9 @@ export function setUpComparison({ data, texts, settings, model }) {
     }));
     const system = settings.system();
     const messages = [...(system ? [{ role: "system", content: system }] : []), { role: "user", content: byId("compare-text").value }];
-    return { kind: "compare", variants: labelled, messages, fit_context: true, ...settings.template(), sampling: settings.sampling() };
+    return {
+      kind: "compare", variants: labelled, messages, fit_context: true, ...settings.template(), sampling: settings.sampling(), ...settings.form.output(),
+    };
   }
 
   function showProgress(progress) {

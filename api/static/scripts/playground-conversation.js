@@ -1,5 +1,7 @@
 // A conversation with its branches: every message knows the one before it; versions of a message are its siblings.
 
+import { apiMessages, withCalls } from "./playground-messages.js";
+
 const KEY = "graftwerk-conversation:";
 const STORED_CONVERSATIONS = 40;
 
@@ -76,12 +78,11 @@ export class Conversation {
   }
 
   toMarkdown(names) {
-    return this.path.map(({ role, text }) => `**${names[role]}**\n\n${text}\n`).join("\n");
+    return this.path.map(({ role, text, tool_calls: calls }) => `**${names[role]}**\n\n${withCalls(text, calls)}\n`).join("\n");
   }
 
   toJson(settings) {
-    const messages = this.path.map(({ role, text }) => ({ role, content: text }));
-    return JSON.stringify({ model: this.model, ...settings, messages }, null, 2);
+    return JSON.stringify({ model: this.model, ...settings, messages: apiMessages(this.path) }, null, 2);
   }
 }
 

@@ -1,5 +1,6 @@
 // A model's text on the page: folded thinking, token probabilities, the marked first difference.
 
+import { callsView } from "./playground-tools.js";
 import { LANGUAGE, element, fill } from "./page.js";
 
 const THINKING = /^\s*<think>([\s\S]*?)(?:<\/think>\s*|$)/;
@@ -10,14 +11,14 @@ const share = (logprob) => (logprob === null ? 0 : Math.exp(logprob));
  * Splits an output into its thinking and its answer; `thinking` is null without any. The service tells both apart in
  * conversations with the model's own template; in other texts the tags are looked for.
  */
-export function split({ text, reasoning }) {
-  if (reasoning) return { thinking: reasoning, said: text, hasEnded: text !== "" };
+export function split({ text, reasoning, tool_calls: calls }) {
+  if (reasoning) return { thinking: reasoning, said: text, hasEnded: text !== "" || Boolean(calls?.length) };
   const found = THINKING.exec(text);
   if (!found) return { thinking: null, said: text, hasEnded: true };
   return { thinking: found[1].trim(), said: text.slice(found[0].length), hasEnded: text.includes("</think>") };
 }
 
-/** Shows an output in an element; the thinking is folded once it has ended. */
+/** Shows an output in an element: its thinking, folded once it has ended, its text, and its calls of tools. */
 export function showText(node, output, texts) {
   const { thinking, said, hasEnded } = split(output);
   const fold = node.querySelector("details") ?? element("details", { class: "thinking" }, element("summary", {}, texts.thinking), element("p", { class: "words" }));
@@ -29,7 +30,9 @@ export function showText(node, output, texts) {
     fold.lastElementChild.textContent = thinking;
   }
   words.textContent = said;
-  node.replaceChildren(...(thinking === null ? [] : [fold]), words);
+  const calls = output.tool_calls ?? [];
+  words.hidden = calls.length > 0 && !said;
+  node.replaceChildren(...(thinking === null ? [] : [fold]), words, ...(calls.length ? [callsView(calls, texts)] : []));
 }
 
 /** Returns the tokens of an output, coloured by probability; arrow keys go from one to the next. */

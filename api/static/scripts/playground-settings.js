@@ -1,6 +1,7 @@
 // Settings of the playground: read from the form, kept in this browser, written as fields of a request.
 
 import { adapterList } from "./playground-adapters.js";
+import { formSettings } from "./playground-form.js";
 import { byId, element } from "./page.js";
 
 const KEY = "graftwerk-playground-settings";
@@ -13,6 +14,7 @@ const inputs = () => [...document.querySelectorAll("[data-sampling]")];
 /** Returns the settings; `onChange` is called after each change. */
 export function settingsOf(data, texts, onChange) {
   const adapters = adapterList(data.adapters, texts, changed);
+  const form = formSettings(texts, changed);
   byId("adapters").append(data.adapters.length ? adapters.node : element("p", { class: "soft" }, texts.noAdapters));
 
   function changed() {
@@ -22,7 +24,7 @@ export function settingsOf(data, texts, onChange) {
 
   function keep() {
     const values = Object.fromEntries([...inputs().map(({ id }) => id), ...OTHER].map((id) => [id, byId(id).value]));
-    const kept = { values, adapters: adapters.value(), probabilities: byId("probabilities").checked };
+    const kept = { values, adapters: adapters.value(), probabilities: byId("probabilities").checked, form: form.values() };
     localStorage.setItem(KEY, JSON.stringify(kept));
   }
 
@@ -30,6 +32,8 @@ export function settingsOf(data, texts, onChange) {
     const kept = JSON.parse(localStorage.getItem(KEY) ?? "{}");
     for (const [id, value] of Object.entries(kept.values ?? {})) if (byId(id)) byId(id).value = value;
     byId("probabilities").checked = kept.probabilities ?? false;
+    form.restore(kept.form ?? {});
+    byId("answer-form").open = form.isUsed();
     adapters.set(data.chosen.length ? data.chosen : kept.adapters ?? []);
     namePreset();
   }
@@ -54,6 +58,7 @@ export function settingsOf(data, texts, onChange) {
   restore();
   return {
     adapters,
+    form,
     /** The sampling by its names in the API; empty fields are left out, so that its defaults hold. */
     sampling() {
       const filled = inputs().filter(({ value }) => value !== "");
@@ -70,9 +75,10 @@ export function settingsOf(data, texts, onChange) {
     }),
     template: () => (byId("template").value ? { template: byId("template").value } : {}),
     system: () => byId("system").value.trim(),
-    /** Returns false and shows the field if a value cannot be used. */
-    check: () => {
-      const wrong = inputs().find((input) => !input.validity.valid || (INTEGERS.includes(input.id) && !/^-?\d*$/.test(input.value)));
+    /** Returns false and shows the field if a value cannot be used; `isConversation`: the tools are sent too. */
+    check: ({ isConversation = false } = {}) => {
+      const wrong = inputs().find((input) => !input.validity.valid || (INTEGERS.includes(input.id) && !/^-?\d*$/.test(input.value)))
+        ?? form.wrong(isConversation);
       if (wrong) document.querySelector(".settings").open = true;
       wrong?.closest("details")?.setAttribute("open", "");
       return !wrong || (wrong.reportValidity(), false);

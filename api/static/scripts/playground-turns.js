@@ -1,11 +1,16 @@
 // The turns of a conversation on the page: texts, versions, and what can be done with each.
 
 import { iconButton } from "./playground-adapters.js";
+import { withCalls } from "./playground-messages.js";
 import { showText, split, tokenView } from "./playground-output.js";
+import { resultsForm, resultsView } from "./playground-tools.js";
 import { byId, copy, element, fill } from "./page.js";
 import { sentence } from "./sentences.js";
 
-/** Shows the conversation; `actions` are `edit(message, text)`, `regenerate(message)`, `useSeed(seed)`. */
+/**
+ * Shows the conversation; `actions` are `edit(message, text)`, `giveResults(parent, results)`, `regenerate(message)`, `useSeed(seed)`,
+ * `isRunning()`.
+ */
 export function showTurns(conversation, texts, actions) {
   const turns = conversation.path.map((message) => turn(conversation, message, texts, actions));
   byId("turns").replaceChildren(...turns);
@@ -20,9 +25,13 @@ export function scrollToEnd() {
 
 function turn(conversation, message, texts, actions) {
   const body = element("div", { class: "body" });
-  showText(body, message, texts);
+  if (message.role === "tool") body.append(resultsView(message.results));
+  else showText(body, message, texts);
   const item = element("li", { class: "turn", "data-role": message.role, "data-id": message.id },
-    element("p", { class: "who soft" }, message.role === "user" ? texts.you : message.label ?? texts.model), body);
+    element("p", { class: "who soft" }, { user: texts.you, tool: texts.tools }[message.role] ?? message.label ?? texts.model), body);
+  if (message.tool_calls?.length && message.id === conversation.leaf && !message.error && !actions.isRunning()) {
+    item.append(resultsForm(message.tool_calls, texts, (results) => actions.giveResults(message.id, results)));
+  }
   if (message.error) item.append(message.error);
   for (const note of notes(message, texts)) item.append(note);
   item.append(tools(conversation, message, item, texts, actions));
@@ -48,8 +57,8 @@ function tools(conversation, message, item, texts, actions) {
       element("span", { class: "soft" }, fill(texts.version, { n: at + 1, count: siblings.length })),
       element("button", { type: "button", class: "icon-button", "aria-label": texts.next, disabled: at === siblings.length - 1, onclick: to(at + 1) }, "›"));
   }
-  row.append(iconButton("copy", texts.copy, () => copy(split(message).said)));
-  if (message.role === "user") row.append(plain(texts.edit, () => editor(message, item, texts, actions)));
+  row.append(iconButton("copy", texts.copy, () => copy(withCalls(split(message).said, message.tool_calls))));
+  if (message.role !== "assistant") row.append(plain(texts.edit, () => editor(message, item, texts, actions)));
   else row.append(plain(texts.regenerate, () => actions.regenerate(message)));
   if (message.logprobs?.length) row.append(tokensButton(message, item, texts));
   if (message.seed !== undefined) row.append(plain(texts.useSeed, () => actions.useSeed(message.seed), { title: String(message.seed) }));
@@ -72,9 +81,18 @@ function tokensButton(message, item, texts) {
 }
 
 function editor(message, item, texts, actions) {
+  const form = message.role === "tool"
+    ? resultsForm(message.results, texts, (results) => actions.giveResults(message.parent, results), actions.redraw)
+    : textForm(message, texts, actions);
+  item.querySelector(".body").replaceChildren(form);
+  item.querySelector(".actions").hidden = true;
+  form.querySelector("textarea").focus();
+}
+
+function textForm(message, texts, actions) {
   const text = element("textarea", { rows: 4, "aria-label": texts.edit });
   text.value = message.text;
-  const form = element("form", {
+  return element("form", {
     class: "stack tight",
     onsubmit: (event) => {
       event.preventDefault();
@@ -82,7 +100,4 @@ function editor(message, item, texts, actions) {
     },
   }, text, element("div", { class: "row" }, element("button", {}, texts.save),
     element("button", { type: "button", class: "quiet", onclick: () => actions.redraw() }, texts.cancel)));
-  item.querySelector(".body").replaceChildren(form);
-  item.querySelector(".actions").hidden = true;
-  text.focus();
 }

@@ -1,12 +1,15 @@
-// The playground: its tabs, the conversation and the raw continuation. A reply is a generate job whose text is streamed.
+// The playground: the conversation and the raw continuation. A reply is a generate job whose text is streamed.
 
 import { setUpComparison } from "./playground-compare.js";
 import { Conversation } from "./playground-conversation.js";
 import { Run } from "./playground-generate.js";
+import { addPiece, apiMessages } from "./playground-messages.js";
 import { showText, tokenView } from "./playground-output.js";
 import { settingsOf } from "./playground-settings.js";
+import { setUpTabs } from "./playground-tabs.js";
 import { scrollToEnd, showTurns } from "./playground-turns.js";
-import { byId, confirmed, element, errorNotice, failureNotice, fill, textsOf, toast } from "./page.js";
+import { snippets } from "./snippets.js";
+import { byId, confirmed, copy, element, errorNotice, failureNotice, fill, textsOf, toast } from "./page.js";
 
 const MODEL_KEY = "graftwerk-playground-model";
 const data = textsOf("playground-data");
@@ -17,31 +20,6 @@ let run = null;
 
 const settings = settingsOf(data, texts, () => {});
 const model = () => byId("model").value;
-
-// ---- tabs ----
-
-const tabs = [...document.querySelectorAll('[role="tab"]')];
-
-function select(tab) {
-  for (const other of tabs) {
-    const isSelected = other === tab;
-    other.setAttribute("aria-selected", String(isSelected));
-    other.tabIndex = isSelected ? 0 : -1;
-    byId(other.getAttribute("aria-controls")).hidden = !isSelected;
-  }
-  history.replaceState(null, "", `#${tab.id.replace("tab-", "")}`);
-}
-
-for (const tab of tabs) {
-  tab.addEventListener("click", () => select(tab));
-  tab.addEventListener("keydown", ({ key }) => {
-    const by = { ArrowRight: 1, ArrowLeft: -1 }[key];
-    if (!by) return;
-    const next = tabs[(tabs.indexOf(tab) + by + tabs.length) % tabs.length];
-    select(next);
-    next.focus();
-  });
-}
 
 // ---- the model ----
 
@@ -64,13 +42,20 @@ byId("model")?.addEventListener("change", () => {
 /** Returns what every request of this page says about model and text. */
 const common = () => ({
   kind: "generate", model: model(), adapters: settings.adapters.value(), fit_context: true,
-  sampling: settings.sampling(), ...settings.loading(),
+  sampling: settings.sampling(), ...settings.loading(), ...settings.form.output(),
 });
 
-function isReady() {
+/** Returns the request for the next reply to the last message of a path. */
+const chatRequest = (path) => ({
+  ...common(), ...settings.template(), ...settings.form.conversation(), messages: apiMessages(path, settings.system()),
+});
+
+function isReady(options) {
   if (!model()) toast(texts.chooseModel, "warning");
-  return Boolean(model()) && !run && settings.check();
+  return Boolean(model()) && !run && settings.check(options);
 }
+
+const isReadyToChat = () => isReady({ isConversation: true });
 
 function factsOf(job) {
   const { engine, template, tokens_per_second: rate, outputs: [output] } = job.result;
@@ -88,10 +73,16 @@ function factsOf(job) {
 const actions = {
   redraw,
   edit(message, text) {
-    if (isReady()) answer(conversation.add("user", text, message.parent));
+    if (isReadyToChat()) answer(conversation.add("user", text, message.parent));
   },
+  giveResults(parent, results) {
+    if (!isReadyToChat()) return;
+    answer(conversation.add("tool", results.map(({ text }) => text).join("\n\n"), parent, { results }));
+    byId("chat-text").focus(); // the field that had it is gone
+  },
+  isRunning: () => run !== null,
   regenerate(message) {
-    if (isReady()) answer(conversation.message(message.parent));
+    if (isReadyToChat()) answer(conversation.message(message.parent));
   },
   useSeed(seed) {
     byId("seed").value = seed;
@@ -108,8 +99,7 @@ function redraw() {
 async function answer(question) {
   const own = conversation;
   own.leaf = question.id;
-  const messages = own.path.map(({ role, text }) => ({ role, content: text }));
-  const system = settings.system();
+  const request = chatRequest(own.path);
   const adapters = settings.adapters.value().map(({ name, scale }) => (scale === 1 ? name : `${name}@${scale}`));
   const reply = own.add("assistant", "", question.id, { label: [own.model, ...adapters].join(" + "), facts: [texts.queued] });
   setRunning(new Run());
@@ -117,17 +107,13 @@ async function answer(question) {
   const body = () => document.querySelector(`[data-id="${reply.id}"] .body`);
   const show = () => { if (own === conversation && body()) { showText(body(), reply, texts); scrollToEnd(); } };
   try {
-    const ended = await run.start(
-      { ...common(), ...settings.template(), messages: [...(system ? [{ role: "system", content: system }] : []), ...messages] },
-      {
-        onSubmitted: ({ id, warnings }) => Object.assign(reply, { job: id, warnings }),
-        onToken: ({ offset, text, reasoning = "", reasoning_offset: reasoningOffset = 0 }) => {
-          // a job that runs again sends its text from the beginning
-          reply.text = [...reply.text].slice(0, offset).join("") + text;
-          if (reasoning) reply.reasoning = [...(reply.reasoning ?? "")].slice(0, reasoningOffset).join("") + reasoning;
-          show();
-        },
-      });
+    const ended = await run.start(request, {
+      onSubmitted: ({ id, warnings }) => Object.assign(reply, { job: id, warnings }),
+      onToken: (piece) => {
+        addPiece(reply, piece);
+        show();
+      },
+    });
     finish(reply, ended);
   } catch (error) {
     Object.assign(reply, { error: errorNotice(error), facts: [] });
@@ -139,10 +125,13 @@ async function answer(question) {
   }
 }
 
-/** Takes a failed reply out of the conversation, where it is shown once, and gives a question without other replies back. */
+/**
+ * Takes a failed reply out of the conversation, where it is shown once, and gives a question without other replies back. Results of
+ * tools stay, where they can be edited and sent again.
+ */
 function forget(own, reply, question) {
   own.drop(reply);
-  if (own.messages.some(({ parent }) => parent === question.id)) return;
+  if (question.role === "tool" || own.messages.some(({ parent }) => parent === question.id)) return;
   own.drop(question);
   if (own === conversation && !byId("chat-text").value) byId("chat-text").value = question.text;
 }
@@ -150,8 +139,12 @@ function forget(own, reply, question) {
 function finish(reply, job) {
   reply.warnings = [];
   if (job.status === "succeeded") {
-    const [output] = job.result.outputs;
-    Object.assign(reply, { text: output.text, reasoning: output.reasoning ?? undefined, facts: factsOf(job), logprobs: output.logprobs ?? undefined, seed: output.seed ?? undefined });
+    const { outputs: [output], ignored } = job.result;
+    if (ignored?.length) reply.warnings = [fill(texts.ignored, { names: ignored.join(", ") })];
+    Object.assign(reply, {
+      text: output.text ?? "", reasoning: output.reasoning ?? undefined, tool_calls: output.tool_calls ?? undefined, facts: factsOf(job),
+      logprobs: output.logprobs ?? undefined, seed: output.seed ?? undefined,
+    });
   } else if (job.status === "canceled") {
     reply.facts = [texts.stopped];
   } else {
@@ -171,7 +164,7 @@ if (byId("chat-form")) {
   byId("chat-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const text = byId("chat-text").value;
-    if (!text.trim() || !isReady()) return;
+    if (!text.trim() || !isReadyToChat()) return;
     byId("chat-text").value = "";
     answer(conversation.add("user", text, conversation.leaf));
   });
@@ -193,10 +186,30 @@ if (byId("chat-form")) {
     redraw();
     byId("chat-text").focus();
   });
-  byId("chat-markdown").addEventListener("click", () => save("md", "text/markdown", conversation?.toMarkdown({ user: texts.you, assistant: conversation.model })));
-  byId("chat-json").addEventListener("click", () => save("json", "application/json",
-    conversation?.toJson({ adapters: settings.adapters.value(), system: settings.system(), ...settings.template(), sampling: settings.sampling() })));
+  byId("chat-markdown").addEventListener("click", () => save("md", "text/markdown",
+    conversation?.toMarkdown({ user: texts.you, assistant: conversation.model, tool: texts.tools })));
+  byId("chat-json").addEventListener("click", () => settings.check({ isConversation: true }) && save("json", "application/json",
+    conversation?.toJson({
+      adapters: settings.adapters.value(), system: settings.system(), ...settings.template(), sampling: settings.sampling(),
+      ...settings.form.output(), ...settings.form.conversation(),
+    })));
+  for (const name of ["curl", "python"]) byId(`chat-${name}`).addEventListener("click", () => copyAs(name));
   byId("raw-send").addEventListener("click", continueText);
+}
+
+/** Copies the request for the reply to the text that is being written; without one, for the last reply. */
+function copyAs(name) {
+  if (!model() || !settings.check({ isConversation: true })) return;
+  const path = [...conversation.path];
+  const text = byId("chat-text").value;
+  if (text.trim()) path.push({ role: "user", text });
+  else if (path.at(-1)?.role === "assistant") path.pop();
+  if (!path.length) {
+    toast(texts.nothingAsked, "warning");
+    return;
+  }
+  const needsKey = "needsKey" in byId("chat-form").dataset;
+  copy(snippets(chatRequest(path), { url: location.origin, needsKey })[name]);
 }
 
 function save(suffix, type, text) {
@@ -261,6 +274,6 @@ if (byId("model")) {
   setUpComparison({ data, texts, settings, model });
   // until here a form would leave the page
   setRunning(null);
-  select(tabs.find(({ id }) => id === `tab-${location.hash.slice(1)}`) ?? tabs[0]);
+  setUpTabs();
   if (matchMedia("(max-width: 64rem)").matches) document.querySelector(".settings").open = false;
 }
