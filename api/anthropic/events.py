@@ -21,9 +21,9 @@ class MessageEvents:
         self._index = -1
         self._open: str | None = None
 
-    def opening(self) -> Iterable[str]:
+    def opening(self, prompt_tokens: int | None = None) -> Iterable[str]:
         """Returns the event that begins the message."""
-        yield _frame("message_start", message=self._message.opening())
+        yield _frame("message_start", message=self._message.opening(prompt_tokens or 0))
         yield _frame("ping")
 
     def piece(self, piece: TokenPiece) -> Iterable[str]:

@@ -31,9 +31,9 @@ class MessageBuilder:
         own = {"content": content, **self.end(output), "usage": usage_of(output)}
         return self._header() | own | {"graftwerk": self.extension(result)}
 
-    def opening(self) -> Json:
-        """Returns the message before its first text. The tokens of its prompt are counted at the end."""
-        usage = {"input_tokens": 0, "output_tokens": 0}
+    def opening(self, prompt_tokens: int) -> Json:
+        """Returns the message before its first text."""
+        usage = {"input_tokens": prompt_tokens, "output_tokens": 0}
         return self._header() | {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
 
     def end(self, output: Output) -> Json:

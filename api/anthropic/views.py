@@ -10,7 +10,7 @@ from api.anthropic.events import MessageEvents
 from api.anthropic.message import MessageBuilder, usage_of
 from api.openai.body import parse
 from api.openai.fixed_model import read_body_with_model
-from api.openai.job_waiter import generated, submit
+from api.openai.job_waiter import generated, result_of, submit
 from api.openai.models import is_forwarded
 from api.openai.responses import extension, json_object
 from api.openai.schemas import ChatBody, generate_request
@@ -18,7 +18,9 @@ from api.openai.streaming import event_stream
 from api.openai.views import WORK_REFUSALS
 from api.openapi import SECURITY, body_of, object_of
 from api.state import state
+from services.generate_engines import Engine
 from services.kinds.generate import GenerateRequest
+from services.kinds.tokenize import CONVERSATION_FIELDS, TokenizeRequest, TokenizeResult
 
 METADATA = {"origin": "anthropic", "endpoint": "messages"}
 """Metadata of the jobs of these endpoints."""
@@ -64,15 +66,29 @@ def create_message() -> Response:
 def count_tokens() -> Response:
     """Count the tokens of a conversation as the model reads it, with its template and tools.
 
-    A `generate` job that writes nothing reads it.
+    A `tokenize` job counts them, for which no weights are loaded. Of a model on another server, a `generate` job that writes
+    nothing does.
     """
     value = read_body_with_model()
     body = parse(CountTokensBody, value, NAMES)
-    job = submit(state(), _job_request(body)).ended()
-    result = generated(job)
-    ignored = list(dict.fromkeys([*body.left_out(value), *(result.ignored or [])]))
-    count = usage_of(result.outputs[0])["input_tokens"]
-    return json_object({"input_tokens": count, "graftwerk": extension(job, ignored, result.engine)})
+    request = _job_request(body)
+    engine: Engine | None = "graftwerk"
+    if state().served(request) is None:
+        job = submit(state(), _tokenize_request(request)).ended()
+        tokenized = result_of(job, TokenizeResult)
+        (token_ids,) = tokenized.token_ids or [[]]
+        count, more = len(token_ids), tokenized.ignored
+    else:
+        job = submit(state(), request).ended()
+        result = generated(job)
+        count, more, engine = usage_of(result.outputs[0])["input_tokens"], result.ignored, result.engine
+    ignored = list(dict.fromkeys([*body.left_out(value), *(more or [])]))
+    return json_object({"input_tokens": count, "graftwerk": extension(job, ignored, engine)})
+
+
+def _tokenize_request(request: GenerateRequest) -> TokenizeRequest:
+    names = ("model", "adapters", "messages", "metadata", *CONVERSATION_FIELDS)
+    return TokenizeRequest(kind="tokenize", **{name: getattr(request, name) for name in names})
 
 
 def _job_request(body: CountTokensBody | MessagesBody) -> GenerateRequest:

@@ -104,8 +104,12 @@ def submit(
         retention_seconds=None if note else _retention_seconds(state, job_request),
         origin=replace(origin(), note=note),
     )
-    is_disconnected = disconnect_check(request.environ.get("gunicorn.socket"))
-    return JobWaiter(state, job, is_disconnected, is_background=is_background)
+    return JobWaiter(state, job, connection_check(), is_background=is_background)
+
+
+def connection_check() -> Callable[[], bool]:
+    """Returns a function that returns True once the client of the current request has disconnected."""
+    return disconnect_check(request.environ.get("gunicorn.socket"))
 
 
 def _retention_seconds(state: AppState, job_request: JobRequest) -> int:

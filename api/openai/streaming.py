@@ -128,8 +128,8 @@ def is_news(piece: TokenPiece) -> bool:
 class Frames(Protocol):
     """Events of one endpoint's streams, as they are sent."""
 
-    def opening(self) -> Iterable[str]:
-        """Returns the frames before any text."""
+    def opening(self, prompt_tokens: int | None) -> Iterable[str]:
+        """Returns the frames before any text; the tokens of the prompt may not be known yet."""
 
     def piece(self, piece: TokenPiece) -> Iterable[str]:
         """Returns the frames of new text of an output."""
@@ -168,21 +168,25 @@ class Stream:
                 break
             if seen.count(None) * POLL_SECONDS >= FIRST_TEXT_SECONDS:
                 break
-        return self._guarded(chain(seen, self._events))
+        return self._guarded(chain(seen, self._events), _prompt_tokens(seen[-1] if seen else None))
+
+    def replay(self) -> Iterator[str]:
+        """Returns the frames of a job from its beginning; an error that it ended with is one of them."""
+        return self._guarded(self._events, None)
 
     def close(self) -> None:
         """Stops following the job, which is canceled if it has not ended."""
         self._events.close()
 
-    def _guarded(self, events: Iterator[Event | None]) -> Iterator[str]:
+    def _guarded(self, events: Iterator[Event | None], prompt_tokens: int | None) -> Iterator[str]:
         try:
-            yield from self._all_frames(events)
+            yield from self._all_frames(events, prompt_tokens)
         except GraftwerkError as error:
             # the status is sent already: the error is the stream's last event
             yield from self._frames.failure(error)
 
-    def _all_frames(self, events: Iterator[Event | None]) -> Iterator[str]:
-        yield from self._frames.opening()
+    def _all_frames(self, events: Iterator[Event | None], prompt_tokens: int | None) -> Iterator[str]:
+        yield from self._frames.opening(prompt_tokens)
         for event in events:
             if event is None:
                 yield sse.KEEPALIVE
@@ -212,7 +216,7 @@ class Chunks:
         self._outputs = outputs
         self._with_usage = with_usage
 
-    def opening(self) -> Iterable[str]:
+    def opening(self, prompt_tokens: int | None) -> Iterable[str]:
         """Returns the chunks with the role of a chat's outputs."""
         if self._builder.is_chat:
             yield from (self._chunk(self._builder.opening(index)) for index in range(self._outputs))
@@ -240,10 +244,29 @@ class Chunks:
         return _frame(chunk | {"usage": None} if self._with_usage else chunk)
 
 
+def _prompt_tokens(event: Event | None) -> int | None:
+    """Returns the tokens of the prompt, if an event has them: the first text of a job, or its end."""
+    job = ended_job(event)
+    if job is not None:
+        usage = generated(job).outputs[0].usage
+        return None if usage is None else usage.prompt_tokens
+    if event is None or event.name != "token":
+        return None
+    return TokenPiece.model_validate_json(event.data).prompt_tokens
+
+
 def event_stream(waiter: JobWaiter, frames: Frames) -> Response:
     """Returns the streaming response to a request whose job is waited for. Raises as `Stream.begin`."""
     stream = Stream(waiter, frames)
     response = sse.event_stream(stream.begin())
+    response.call_on_close(stream.close)
+    return response
+
+
+def replayed_stream(waiter: JobWaiter, frames: Frames) -> Response:
+    """Returns the streaming response to a request for the events of a job that may have ended."""
+    stream = Stream(waiter, frames)
+    response = sse.event_stream(stream.replay())
     response.call_on_close(stream.close)
     return response
 

@@ -1,16 +1,18 @@
 """Endpoints of a model's tokenizer next to /v1, under vLLM's names, as lm-eval's remote tokenizer uses them."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from api.openai import errors
 from api.openai.body import Body, parse
 from api.openai.errors import InvalidParameter
 from api.openai.fixed_model import fixed_model, read_body_with_model
 from api.openai.job_waiter import result_of, submit
+from api.openai.messages import ChatMessage
 from api.openai.models import context_length, generating_models
 from api.openai.parameters import ignored_parameters
 from api.openai.responses import extension, json_object
@@ -20,7 +22,9 @@ from api.openapi import SECURITY, body_of, object_of
 from api.state import state
 from services.bounded_text import listed
 from services.jobs.status import Job
+from services.kinds.shared import MESSAGES_LIMIT
 from services.kinds.tokenize import TokenIdList, TokenizeRequest, TokenizeResult
+from services.kinds.tools import TOOLS_LIMIT, AnyTool, NamedTool
 
 REFUSALS = object_of(400, 401, 403, 404, 409, 429, 500, 503)
 BODY_REFUSALS = object_of(413, 415)
@@ -39,11 +43,42 @@ class TokenizeBody(Body):
     """Body of `POST /tokenize`."""
 
     model: str | None = MODEL
-    prompt: str = Field(max_length=1_000_000)
+    prompt: str | None = Field(default=None, max_length=1_000_000)
+    messages: list[ChatMessage] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MESSAGES_LIMIT,
+        description="In place of a prompt: a conversation, as `POST /v1/chat/completions` has it.",
+    )
+    tools: list[AnyTool] = Field(default=[], max_length=TOOLS_LIMIT)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = Field(
+        default=True, description="false: a conversation ends with its last message."
+    )
     add_special_tokens: bool = Field(
-        default=True, description="Begin as the model's prompts begin, with the token for that."
+        default=True,
+        description="Begin as the model's prompts begin, with the token for that; a conversation's template does so itself.",
     )
     return_token_strs: bool = Field(default=False, description="Return `token_strs` too.")
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("exactly one of prompt and messages is needed")
+        return self
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """The fields of the job that say what is tokenized."""
+        if self.messages is None:
+            own: dict[str, Any] = {"add_special_tokens": self.add_special_tokens, "parse_special": True}
+            return {"texts": [self.prompt]} | own
+        own = {name: getattr(self, name) for name in ("tool_choice", "template", "chat_template_kwargs")}
+        own["messages"] = [message.message for message in self.messages]
+        own["add_generation_prompt"] = None if self.add_generation_prompt else False
+        return own | {"tools": self.tools or None}
 
 
 class DetokenizeBody(Body):
@@ -67,26 +102,21 @@ class TokenizerQuery(BaseModel):
     responses={**object_of(200), **REFUSALS, **BODY_REFUSALS},
 )
 def tokenize() -> Response:
-    """Turn a text into token ids.
+    """Turn a text or a conversation into token ids.
 
-    Special tokens that the text spells, `</s>` for example, become those tokens, as in vLLM.
+    Special tokens that the text spells, `</s>` for example, become those tokens, as in vLLM. The ids of a conversation are the
+    prompt that a chat has.
     """
     value = read_body_with_model()
     body = parse(TokenizeBody, value)
     names = _names(body.model)
-    job, result = _run(
-        names,
-        texts=[body.prompt],
-        add_special_tokens=body.add_special_tokens,
-        parse_special=True,
-        return_pieces=body.return_token_strs,
-    )
+    job, result = _run(names, **body.input, return_pieces=body.return_token_strs)
     (tokens,) = result.token_ids or [[]]
     longest = context_length(state().models.describe(names["model"]))
     found: dict[str, Any] = {"count": len(tokens), "max_model_len": longest, "tokens": tokens}
     if result.pieces is not None:
         found["token_strs"] = result.pieces[0]
-    return json_object(found | _extension(job, value))
+    return json_object(found | _extension(job, value, result.ignored or []))
 
 
 @api.post(
@@ -127,8 +157,8 @@ def _run(names: dict[str, Any], **fields: Any) -> tuple[Job, TokenizeResult]:
     return job, result_of(job, TokenizeResult)
 
 
-def _extension(job: Job, body: Any) -> dict[str, Any]:
-    return {"graftwerk": extension(job, ignored_parameters(body), "graftwerk")}
+def _extension(job: Job, body: Any, ignored: Sequence[str] = ()) -> dict[str, Any]:
+    return {"graftwerk": extension(job, [*ignored_parameters(body), *ignored], "graftwerk")}
 
 
 def _names(model: str | None) -> dict[str, Any]:

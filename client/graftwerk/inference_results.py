@@ -91,6 +91,7 @@ class TokenPiece(Result):
     index: int
     offset: int
     text: str
+    prompt_tokens: int | None = None
     reasoning: str = ""
     reasoning_offset: int = 0
     tool_calls: list[ToolCallPiece] = []
@@ -184,6 +185,8 @@ class TokenizeResult(JobResult):
     texts: list[str] | None = None
     pieces: list[list[str]] | None = None
     tokenizer: TokenizerFacts
+    template: str | None = None
+    ignored: list[str] | None = None
 
 
 class PerplexityResult(JobResult):

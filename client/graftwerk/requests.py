@@ -7,6 +7,7 @@ from graftwerk.request_parts import (
     HubSource,
     JobOptions,
     JsonObject,
+    Message,
     ModelChoice,
     OutputOptions,
     PathSource,
@@ -218,13 +219,19 @@ class PerplexityRequest(JobOptions, ModelChoice, total=False):
 
 
 class TokenizeRequest(JobOptions, total=False):
-    """Fields of a `tokenize` request; exactly one of `texts` and `token_ids` is given.
+    """Fields of a `tokenize` request; exactly one of `texts`, `token_ids` and `messages` is given.
 
     Attributes:
         model: name of a model or of a tokenizer.
         adapters: adapters on the fly: the tokenizer is that of the merged model.
         texts: texts that become token ids.
         token_ids: lists of token ids that become texts.
+        messages: a conversation, whose token ids are the prompt of a `generate` job.
+        template: template of the conversation; by default the model's own.
+        tools: functions that the conversation's template describes.
+        tool_choice: as in a `generate` request.
+        chat_template_kwargs: variables for the model's own chat template.
+        add_generation_prompt: False: the conversation ends with its last message. Default: True.
         add_special_tokens: begin each text as the model's prompts begin. Default: True.
         parse_special: text that looks like a special token becomes that token.
         return_pieces: return each token as the vocabulary writes it too.
@@ -234,6 +241,12 @@ class TokenizeRequest(JobOptions, total=False):
     adapters: list[str | Adapter]
     texts: list[str]
     token_ids: list[list[int]]
+    messages: list[Message]
+    template: str
+    tools: list[JsonObject]
+    tool_choice: str | JsonObject
+    chat_template_kwargs: JsonObject
+    add_generation_prompt: bool
     add_special_tokens: bool
     parse_special: bool
     return_pieces: bool

@@ -45,10 +45,14 @@ _NAMES_TOOL_ROLE = re.compile(r"""["']tool["']""")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateOptions:
-    """Tools that a template describes, in OpenAI's form, and variables of its own, `enable_thinking` for example."""
+    """Tools that a template describes, in OpenAI's form, and variables of its own, `enable_thinking` for example.
+
+    Without `add_generation_prompt` a conversation ends with its last message, which is not continued either.
+    """
 
     tools: Sequence[Mapping[str, Any]] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
 
 
 NO_OPTIONS = TemplateOptions()
@@ -100,13 +104,13 @@ class ChatTemplate:
 
         turns = [_hidden(_turn(message), hide) for message in messages]
         tools = _hidden([*options.tools], hide) or None
-        continues = turns[-1]["role"] == "assistant"
+        continues = options.add_generation_prompt and turns[-1]["role"] == "assistant"
         last = turns[-1]["content"]
         if continues:
             turns[-1]["content"] += _END
         variables = {
             **_hidden(dict(options.variables), hide), "messages": turns, "tools": tools, "documents": None,
-            "add_generation_prompt": not continues, **_pieces(tokenizer),
+            "add_generation_prompt": options.add_generation_prompt and not continues, **_pieces(tokenizer),
         }  # fmt: skip
         given = sum(map(_length, ([list(turn.values())[1:] for turn in turns], tools, options.variables)))
         rendered = yield from self._rendered(variables, OWN_CHARACTERS + 2 * given)

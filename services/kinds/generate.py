@@ -182,12 +182,13 @@ class TokenPiece(Result):
     """New text of one output, on its way from the engine to a client: the data of a `token` event.
 
     `offset` counts the characters of the output before this piece, `reasoning_offset` those of its reasoning; a job that is run
-    again starts at 0 again.
+    again starts at 0 again. The first piece of an output has the number of its prompt's tokens.
     """
 
     index: int
     offset: int
     text: str
+    prompt_tokens: int | None = None
     reasoning: str = ""
     reasoning_offset: int = 0
     tool_calls: list[ToolCallPiece] = []

@@ -12,6 +12,7 @@ from services.files.gguf_files import read_gguf_model
 from services.kinds.model_summary import ModelKind
 from services.kinds.tokenize import TokenizeRequest
 from services.models.summary import kind_of_folder
+from services.preflight.generate import check_prompts
 from services.preflight.gguf_model import check_adapter_kind
 from services.preflight.plan import (
     PROCESS_BYTES,
@@ -39,10 +40,13 @@ def plan(request: TokenizeRequest, inputs: Inputs) -> Plan:
 
     Raises:
         InvalidText: a text is not valid Unicode.
+        UnknownTemplate, UnsupportedSchema: see `check_prompts`.
         GraftwerkError: as `tokenizer_source`.
     """
     for text in request.texts or []:
         check_text(text)
+    if request.messages is not None:
+        check_prompts(request.conversation, inputs.store)
     if inputs.waiting:
         return deferred_plan(request, inputs)
     source = tokenizer_source(request, inputs)

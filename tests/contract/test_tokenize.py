@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,7 @@ def test_a_request_has_one_input_within_the_limits(fields: dict[str, Any], words
 
 
 def test_a_long_request_takes_several_steps(volume: Path) -> None:
+    run(volume, "base", texts=["x"])  # the tokenizer is loaded from here on
     request = TokenizeRequest(kind="tokenize", model="base", texts=["a b " * 15_000] * 4)
     session = open_session(request, job_context(volume))
     steps = 0
@@ -203,6 +205,94 @@ def test_a_long_request_takes_several_steps(volume: Path) -> None:
         session.step()
         steps += 1
     assert steps == 2  # 60,000 characters each, 100,000 end a step
+
+
+TEMPLATE = (
+    "{% for tool in tools or [] %}<|begin|>{{ tool | tojson }}<tool_call>{% endfor %}"
+    "{% for m in messages %}<|begin|>{{ m.role }} {{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|begin|>assistant {% if quick %}now {% endif %}{% endif %}"
+)
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "two spaces", "parameters": {"type": "object"}},
+}
+CONVERSATION = [{"role": "system", "content": "Count."}, {"role": "user", "content": "中国 two"}]
+
+
+@pytest.fixture(scope="module")
+def chat(volume: Path) -> Path:
+    """The byte-level tokenizer with a chat template that takes tools."""
+    shutil.copytree(volume / "bytes", volume / "chat")
+    config = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "chat_template": TEMPLATE}
+    (volume / "chat" / "tokenizer_config.json").write_text(json.dumps(config))
+    return volume
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({}, {"add_generation_prompt": True}),
+        ({"tools": [TOOL]}, {"add_generation_prompt": True, "tools": [TOOL]}),
+        ({"tools": [TOOL], "tool_choice": "none"}, {"add_generation_prompt": True}),
+        ({"chat_template_kwargs": {"quick": True}}, {"add_generation_prompt": True, "quick": True}),
+        ({"add_generation_prompt": False}, {"add_generation_prompt": False}),
+    ],
+)
+def test_a_conversation_has_the_ids_of_transformers(
+    chat: Path, fields: dict[str, Any], options: dict[str, Any]
+) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(chat / "chat" / "tokenizer.json"), chat_template=TEMPLATE
+    )
+    expected = tokenizer.apply_chat_template(CONVERSATION, return_dict=False, **options)
+    result = run(chat, "chat", messages=CONVERSATION, return_pieces=True, **fields)
+    assert result.token_ids == [expected]
+    assert result.pieces == [tokenizer.convert_ids_to_tokens(expected)]
+    assert (result.template, result.ignored) == ("model", None)
+
+
+def test_an_answer_at_the_end_is_continued_or_closed(chat: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(chat / "chat" / "tokenizer.json"), chat_template=TEMPLATE
+    )
+    turns = [*CONVERSATION, {"role": "assistant", "content": "One"}]
+    continued = tokenizer.apply_chat_template(turns, return_dict=False, continue_final_message=True)
+    assert run(chat, "chat", messages=turns).token_ids == [continued]
+    closed = tokenizer.apply_chat_template(turns, return_dict=False, add_generation_prompt=False)
+    assert run(chat, "chat", messages=turns, add_generation_prompt=False).token_ids == [closed]
+
+
+def test_a_model_without_a_template_of_its_own_has_ours(volume: Path) -> None:
+    result = run(
+        volume,
+        "base",
+        messages=CONVERSATION[1:],
+        tools=[TOOL, {"type": "web_search"}],
+        template="alpaca-chat",
+    )
+    text = sentencepiece_of(MINIATURE / "llama" / "tokenizer.model").decode((result.token_ids or [[]])[0])
+    assert "中国 two" in text
+    assert text.rstrip().endswith("### Response:")
+    assert (result.template, result.ignored) == ("alpaca-chat", ["tools", "tools.web_search"])
+    with pytest.raises(InvalidRequest, match="alpaca-chat always ends with the beginning of an answer"):
+        run(volume, "base", messages=CONVERSATION[1:], template="alpaca-chat", add_generation_prompt=False)
+
+
+def test_a_tokenizer_that_is_being_loaded_keeps_no_stream_waiting(
+    volume: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(volume / "bytes", tmp_path / "slow")
+    may_load = threading.Event()
+    real = tokenizer_cache.load_tokenizer
+    monkeypatch.setattr(tokenizer_cache, "load_tokenizer", lambda path: may_load.wait(60) and real(path))
+    session = open_session(TokenizeRequest(kind="tokenize", model="slow", texts=["x"]), job_context(tmp_path))
+    for _ in range(3):
+        session.step()
+    assert not session.done
+    may_load.set()
+    while not session.done:
+        session.step()
+    assert isinstance(session.result(), TokenizeResult)
 
 
 def test_a_tokenizer_stays_loaded_until_its_files_change(

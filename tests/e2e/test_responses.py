@@ -7,7 +7,7 @@ from typing import Any, Literal
 import httpx
 import openai
 import pytest
-from openai.types.responses import Response, ResponseInputParam, ResponseStreamEvent
+from openai.types.responses import Response, ResponseInputParam, ResponseItemList, ResponseStreamEvent
 from pydantic import BaseModel, Field, TypeAdapter
 
 from tests.e2e.conftest import LONG_SCHEMA, MODEL
@@ -81,6 +81,75 @@ def test_a_stream_has_every_event_of_the_response(
     assert client.responses.retrieve(last.response.id) == last.response
     with client.responses.stream(model=MODEL, input=question, temperature=0) as stream:
         assert stream.get_final_response().output_text == answer
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_kept_stream_comes_once_more_from_any_event(
+    product: Product, client: openai.OpenAI, answers: list[tuple[str, str]], background: bool
+) -> None:
+    body = {"model": MODEL, "input": answers[0][0], "temperature": 0, "background": background}
+    events = events_of(product, body)
+    last = events[-1]
+    assert last.type == "response.completed"
+    again = list(client.responses.retrieve(last.response.id, stream=True))
+    assert [event.to_dict() for event in again] == [event.to_dict() for event in events]
+    for after in (0, 3, len(events) - 2):
+        rest = list(client.responses.retrieve(last.response.id, stream=True, starting_after=after))
+        assert [event.to_dict() for event in rest] == [event.to_dict() for event in events[after + 1 :]]
+    (end,) = client.responses.retrieve(last.response.id, stream=True, starting_after=10_000)
+    assert end == last
+    with pytest.raises(openai.BadRequestError, match="send stream=true too"):
+        client.responses.retrieve(last.response.id, extra_query={"starting_after": 1})
+
+
+def test_a_response_in_the_background_is_followed_until_its_end(
+    client: openai.OpenAI, answers: list[tuple[str, str]]
+) -> None:
+    question, answer = answers[1]
+    found = client.responses.create(model=MODEL, input=question, temperature=0, background=True)
+    events = list(client.responses.retrieve(found.id, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == answer
+    assert events[-1].type == "response.completed"
+
+
+def test_input_items_are_listed_page_by_page(product: Product, client: openai.OpenAI) -> None:
+    call: Any = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": 1}'}
+    items: Any = [
+        {"role": "developer", "content": "Be kind."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Let me see."},
+        call,
+        {"type": "function_call_output", "call_id": "c1", "output": "Two."},
+        {"role": "user", "content": "And?"},
+    ]
+    first = client.responses.create(model=MODEL, instructions="Short.", input=items, max_output_tokens=1)
+    expected = [
+        ("message", "Be kind."), ("message", "One?"), ("message", "Let me see."), ("function_call", '{"a": 1}'),
+        ("function_call_output", "Two."), ("message", "And?"),
+    ]  # fmt: skip
+
+    def shown(item: Any) -> tuple[str, str]:
+        if item.type == "message":
+            return item.type, item.content[0].text
+        return item.type, item.arguments if item.type == "function_call" else item.output
+
+    for limit in (2, 100):
+        listed = list(client.responses.input_items.list(first.id, order="asc", limit=limit))
+        assert [shown(item) for item in listed] == expected
+    assert [shown(item) for item in client.responses.input_items.list(first.id)] == expected[::-1]
+    raw = httpx.get(f"{product.url}/v1/responses/{first.id}/input_items", timeout=60)
+    ResponseItemList.model_validate_json(raw.content, strict=True)
+    assert raw.json()["has_more"] is False
+    two = client.responses.create(
+        model=MODEL, previous_response_id=first.id, input="So?", max_output_tokens=1
+    )
+    turns = [shown(item) for item in client.responses.input_items.list(two.id, order="asc")]
+    assert turns == [*expected, ("message", first.output_text), ("message", "So?")]
+    with pytest.raises(openai.BadRequestError, match="no input item 'x'"):
+        client.responses.input_items.list(first.id, after="x")
+    with pytest.raises(openai.NotFoundError):
+        client.responses.input_items.list("resp_0")
 
 
 def test_a_limit_makes_a_response_incomplete(product: Product, client: openai.OpenAI) -> None:

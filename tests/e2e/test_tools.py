@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import jsonschema
 import openai
@@ -89,9 +90,9 @@ def test_a_streamed_call_is_the_same_call(client: openai.OpenAI, model: str) -> 
     }
     whole = client.chat.completions.create(**options)
     with client.chat.completions.stream(**options) as stream:
-        for _ in stream:
-            pass
+        kinds = [event.type for event in stream]
         streamed = stream.get_final_completion()
+    assert kinds.count("tool_calls.function.arguments.delta") > 2, "the arguments come as they are written"
     (expected,) = whole.choices[0].message.tool_calls or []
     (found,) = streamed.choices[0].message.tool_calls or []
     assert expected.type == "function"
@@ -101,6 +102,75 @@ def test_a_streamed_call_is_the_same_call(client: openai.OpenAI, model: str) -> 
         expected.function.arguments,
     )
     assert streamed.choices[0].finish_reason == "tool_calls"
+
+
+def test_a_streamed_call_is_the_same_in_the_other_apis(
+    product: Product, client: openai.OpenAI, model: str
+) -> None:
+    """The same seed in all three, with the official client of each; the schema admits what is written."""
+    with anthropic.Anthropic(base_url=product.url, api_key="none", max_retries=0, timeout=120) as other:
+        tool: Any = {"name": "weather", "input_schema": PARAMETERS}
+        with other.messages.stream(
+            model=model, max_tokens=200, messages=QUESTION, tools=[tool], tool_choice={"type": "any"}, extra_body={"seed": 4}
+        ) as stream:  # fmt: skip
+            pieces = [event.partial_json for event in stream if event.type == "input_json"]
+            message = stream.get_final_message()
+    (block,) = message.content
+    assert block.type == "tool_use"
+    assert len(pieces) > 2
+    assert json.loads("".join(pieces)) == block.input
+    assert message.stop_reason == "tool_use"
+    flat: Any = {"type": "function", "name": "weather", "parameters": PARAMETERS}
+    with client.responses.stream(
+        model=model, input="Rain?", tools=[flat], tool_choice="required", max_output_tokens=200, extra_body={"seed": 4}
+    ) as events:  # fmt: skip
+        deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+        response = events.get_final_response()
+    (item,) = response.output
+    assert item.type == "function_call"
+    assert len(deltas) > 2
+    assert "".join(deltas) == item.arguments
+    assert json.loads(item.arguments) == block.input
+    check(item.arguments)
+
+
+def test_a_required_call_that_is_cut_off_is_incomplete(
+    product: Product, client: openai.OpenAI, model: str
+) -> None:
+    options: Any = {
+        "model": model,
+        "messages": QUESTION,
+        "tools": TOOLS,
+        "tool_choice": "required",
+        "seed": 4,
+    }
+    whole = client.chat.completions.create(**options, max_tokens=200)
+    assert whole.usage is not None
+    (expected,) = whole.choices[0].message.tool_calls or []
+    assert expected.type == "function"
+    incomplete = 0
+    for less in (6, 12, 18, 24):
+        limit = whole.usage.completion_tokens - less
+        cut = client.chat.completions.create(**options, max_tokens=limit)
+        assert cut.choices[0].finish_reason == "length"
+        for found in cut.choices[0].message.tool_calls or []:
+            assert found.type == "function"
+            assert expected.function.arguments.startswith(found.function.arguments)
+            incomplete += found.function.arguments != expected.function.arguments
+    assert incomplete
+
+
+def test_the_tokens_of_a_conversation_with_tools_are_counted(
+    product: Product, client: openai.OpenAI, model: str
+) -> None:
+    body = {"model": model, "messages": QUESTION, "tools": TOOLS, "return_token_strs": True}
+    answer = httpx.post(f"{product.url}/tokenize", json=body, timeout=60).raise_for_status().json()
+    chat = client.chat.completions.create(model=model, messages=QUESTION, tools=TOOLS, max_tokens=1)
+    assert chat.usage is not None
+    assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"]) == chat.usage.prompt_tokens
+    both = httpx.post(f"{product.url}/tokenize", json=body | {"prompt": "x"}, timeout=60)
+    assert both.status_code == 400
+    assert "exactly one of prompt and messages" in both.text
 
 
 def test_thinking_that_a_template_opens_is_apart(client: openai.OpenAI, model: str) -> None:
@@ -132,3 +202,7 @@ def test_the_same_is_offered_to_jobs(product: Product, model: str) -> None:
         timeout=60,
     ).json()
     assert answer["graftwerk"]["ignored"] == ["tools"]
+    left_out = product.run(
+        kind="generate", model=model, messages=QUESTION, tools=[*TOOLS, other], sampling={"max_new_tokens": 2}
+    )
+    assert left_out["result"]["ignored"] == ["tools.web_search"]

@@ -3,6 +3,7 @@
 import pytest
 
 from services.kinds.generate import Logprob
+from services.kinds.tools import ToolCallPiece
 from tests.job_context import FakeExecution
 from worker.inference.token_stream import TokenStream
 
@@ -37,6 +38,29 @@ def test_the_first_token_is_published_at_once_and_the_next_ones_together(reader:
     reader.seconds += 0.031
     stream.flush_if_due()
     assert reader.pieces[1] == {"index": 0, "offset": 3, "text": " two three", "finish_reason": None}
+
+
+def test_the_first_piece_has_the_tokens_of_the_prompt(reader: Reader) -> None:
+    stream = reader.stream()
+    stream.begin(0, 12)
+    stream.add(0, "one", token_id=7)
+    stream.flush()
+    stream.add(0, "two", token_id=7)
+    stream.flush()
+    assert [piece.get("prompt_tokens") for piece in reader.pieces] == [12, None]
+
+
+def test_new_arguments_of_one_call_are_one_piece(reader: Reader) -> None:
+    stream = reader.stream()
+    for index, offset, text in ((0, 0, "{"), (0, 1, "}"), (1, 0, "{"), (1, 1, '"a"')):
+        call = ToolCallPiece(index=index, id=f"c{index}", name="f", arguments=text, offset=offset)
+        stream.add_parts(0, reasoning="", calls=[call])
+    stream.flush()
+    (piece,) = reader.execution.pieces
+    assert [(call.index, call.offset, call.arguments) for call in piece.tool_calls] == [
+        (0, 0, "{}"),
+        (1, 0, '{"a"'),
+    ]
 
 
 def test_the_end_is_published_even_if_no_text_is_left(reader: Reader) -> None:

@@ -101,7 +101,7 @@ class GenerateSession:
             self._request, self._context, self._prompts, model=_identity(model), part=self._part
         )
         self._builder = PromptBuilder(
-            self._request, model.loaded, self._context.store, model.engine.most_tokens
+            self._request, model.loaded, self._context.store, most_tokens=model.engine.most_tokens
         )
         self._special_ids = frozenset(model.loaded.tokenizer.special_tokens.values())
         self._waiting.extend(self.outputs.unfinished)
@@ -247,7 +247,9 @@ class GenerateSession:
         request_id = self.model.submit(request, owner=self._context.execution.name)
         seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed
         self._open[request_id] = OpenPrompt(number, prompt, dropped, seed)
-        self.outputs.limit(number, sampling.max_new_tokens)
+        self.outputs.begin(
+            number, prompt_tokens=len(prompt.token_ids), max_new_tokens=sampling.max_new_tokens
+        )
 
     def _prompt_logprobs(self, prompt: BuiltPrompt) -> int | None:
         """Returns the number of most likely tokens next to each scored one, None if nothing is scored."""

@@ -98,8 +98,11 @@ class OutputCollector:
 
     # ---- outputs --------------------------------------------------------------------------------------
 
-    def limit(self, number: int, max_new_tokens: int) -> None:
-        """Sets the maximum number of new tokens of a prompt's outputs, where it is below the request's."""
+    def begin(self, number: int, *, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Begins the outputs of a prompt; their limit of new tokens may be below the request's."""
+        if self._stream is not None:
+            for index in range(self._n):
+                self._stream.begin(self._index(number, index), prompt_tokens)
         self._limits[number] = max_new_tokens
         self._expected_tokens -= (self._limit - max_new_tokens) * self._n
 

@@ -38,9 +38,17 @@ class PromptBuilder:
         request: GenerateRequest,
         loaded: LoadedModel | ServedModel,
         store: ModelStore,
+        *,
         most_tokens: int | None = None,
+        add_generation_prompt: bool = True,
     ) -> None:
-        """`most_tokens`: of the longest sequence for which there is memory, None without a limit."""
+        """Keeps what all prompts of the request share.
+
+        Args:
+            most_tokens: of the longest sequence for which there is memory, None without a limit.
+            add_generation_prompt: without it the prompts are conversations that end with their last messages.
+        """
+        self._options = TemplateOptions(add_generation_prompt=add_generation_prompt)
         self._request, self._loaded, self._store = request, loaded, store
         self._most_tokens = sys.maxsize if most_tokens is None else most_tokens
         self._tools = [tool.json_value for tool in request.offered_tools]
@@ -117,7 +125,9 @@ class PromptBuilder:
             UnsupportedOption: a call is required.
         """
         request, template = self._request, self._loaded.chat_template
-        self._options = TemplateOptions(tools=self._tools, variables=request.chat_template_kwargs or {})
+        self._options = replace(
+            self._options, tools=self._tools, variables=request.chat_template_kwargs or {}
+        )
         if not self._tools and not request.chat_template_kwargs:
             return
         is_own = (

@@ -42,6 +42,11 @@ class TokenStream:
         self._pending: dict[int, _Pending] = {}
         self._offsets: dict[int, int] = {}
         self._reasoning_offsets: dict[int, int] = {}
+        self._prompt_tokens: dict[int, int] = {}
+
+    def begin(self, index: int, prompt_tokens: int) -> None:
+        """Begins an output, whose first piece has the number of its prompt's tokens."""
+        self._prompt_tokens[index] = prompt_tokens
 
     def add(
         self, index: int, text: str, *, token_id: int | None = None, logprobs: Sequence[Logprob] = ()

@@ -24,7 +24,12 @@ class ResponseEvents:
         self._items: list[Json] = []
         self._open: OpenItem | None = None
 
-    def opening(self) -> Iterable[str]:
+    @property
+    def last_number(self) -> int:
+        """Number of the last event so far."""
+        return self._number - 1
+
+    def opening(self, prompt_tokens: int | None = None) -> Iterable[str]:
         """Returns the events that begin the response."""
         yield self._frame("response.created", response=self._response.open("in_progress"))
         yield self._frame("response.in_progress", response=self._response.open("in_progress"))

@@ -88,11 +88,16 @@ def conversation_of(given_id: str) -> list[Message]:
             "previous_response_id", f"{given_id} is {kept.job.status}: retrieve it until it is completed."
         )
     (output,) = generated(kept.job).outputs
+    return [*turns_of(kept), _turn(output)]
+
+
+def turns_of(kept: Kept) -> list[Message]:
+    """Returns the turns that a kept response answers, without the instructions."""
     request = kept.job.request
     assert isinstance(request, GenerateRequest)
     _, turns = split_system(request.messages or [])
     system = [Message(role="system", content=kept.note.system)] if kept.note.system else []
-    return [*system, *turns, _turn(output)]
+    return [*system, *turns]
 
 
 def split_system(messages: Sequence[Message]) -> tuple[str, list[Message]]:

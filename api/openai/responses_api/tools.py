@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field
+from pydantic import ConfigDict, Discriminator, Field
 
 from api.openai.body import Body, tag_of, tagged
 from api.openai.responses_api.items import Json
+from services.kinds.tools import OtherTool
 
 
 class FunctionTool(Body):
@@ -24,14 +25,6 @@ class FunctionTool(Body):
     def chat_tool(self) -> Json:
         """The tool of a chat."""
         return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
-
-
-class OtherTool(BaseModel):
-    """A tool of a type that is not offered here, which the model may do without."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    type: str
 
 
 Tool = Annotated[

@@ -2,21 +2,23 @@
 
 from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.openai import errors
 from api.openai.body import parse
 from api.openai.errors import InvalidParameter
 from api.openai.fixed_model import read_body_with_model
-from api.openai.job_waiter import generated, submit
+from api.openai.job_waiter import JobWaiter, connection_check, generated, submit
 from api.openai.models import is_forwarded
 from api.openai.responses import json_object
 from api.openai.responses_api.body import NAMES, ResponsesBody
 from api.openai.responses_api.events import ResponseEvents
+from api.openai.responses_api.input_items import InputItemsQuery, input_page
 from api.openai.responses_api.kept import Kept, Note, conversation_of, find, response_id, with_conversation
+from api.openai.responses_api.replay import ReplayedEvents
 from api.openai.responses_api.response import ResponseObject
 from api.openai.schemas import ChatBody, generate_request
-from api.openai.streaming import event_stream
+from api.openai.streaming import event_stream, replayed_stream
 from api.openai.views import REFUSALS, TAG, WORK_REFUSALS
 from api.openapi import SECURITY, body_of, object_of
 from api.state import state
@@ -33,6 +35,15 @@ class ResponsePath(BaseModel):
     """Path parameter `response_id`."""
 
     response_id: str
+
+
+class RetrieveQuery(BaseModel):
+    """Query parameters of a kept response."""
+
+    stream: bool = False
+    starting_after: int | None = Field(
+        default=None, ge=0, description="Number of the last event that is known."
+    )
 
 
 @api.post(
@@ -62,10 +73,30 @@ def create() -> Response:
     return json_object(ResponseObject(job, note).whole(generated(job)))
 
 
-@api.get("/responses/<response_id>", responses={**object_of(200), **REFUSALS, **object_of(503)})
-def retrieve(path: ResponsePath) -> Response:
-    """Get a kept response, whichever state its job is in."""
-    return json_object(ResponseObject.of(find(path.response_id)))
+@api.get("/responses/<response_id>", responses={**object_of(200), **REFUSALS, **object_of(400, 503)})
+def retrieve(path: ResponsePath, query: RetrieveQuery) -> Response:
+    """Get a kept response, whichever state its job is in.
+
+    With `stream` its events come as server-sent events from the first one on, or after the number `starting_after`, until it is
+    completed.
+    """
+    kept = find(path.response_id)
+    if query.stream:
+        after = -1 if query.starting_after is None else query.starting_after
+        waiter = JobWaiter(state(), kept.job, connection_check(), is_background=True)
+        return replayed_stream(waiter, ReplayedEvents(ResponseObject(kept.job, kept.note), after))
+    if query.starting_after is not None:
+        raise InvalidParameter("starting_after", "It counts the events of a stream: send stream=true too.")
+    return json_object(ResponseObject.of(kept))
+
+
+@api.get(
+    "/responses/<response_id>/input_items",
+    responses={**object_of(200), **REFUSALS, **object_of(400, 503)},
+)
+def list_input_items(path: ResponsePath, query: InputItemsQuery) -> Response:
+    """List the items that a kept response answers, those of earlier responses included."""
+    return json_object(input_page(find(path.response_id), query))
 
 
 @api.delete("/responses/<response_id>", responses={**object_of(200), **REFUSALS, **object_of(409, 503)})
