@@ -13,7 +13,7 @@ def test_opencode_is_answered(service: Service, tmp_path: Path) -> None:
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "options": {"baseURL": f"{service.url}/v1", "apiKey": "none"},
-        "models": {MODEL: {"name": "SmolLM2"}},
+        "models": {MODEL: {"name": "SmolLM2", "limit": {"context": 8192, "output": 200}}},
     }
     config = {
         "model": f"graftwerk/{MODEL}", "share": "disabled", "autoupdate": False, "provider": {"graftwerk": provider},
@@ -59,5 +59,5 @@ def check_answer(service: Service, printed: str, *, asked_jobs: int, system_char
     assert longest["status"] == "succeeded", longest["error"]
     assert len(longest["request"]["messages"][0]["content"]) > system_characters
     (output,) = longest["result"]["outputs"]
-    assert output["finish_reason"] == "stop"
+    assert output["finish_reason"] in ("stop", "length")
     assert output["text"].strip() in printed
