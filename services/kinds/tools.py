@@ -25,9 +25,11 @@ class ToolFunction(Shape):
     """A function: its name, its purpose, and its parameters as a JSON schema."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")
-    description: str | None = Field(default=None, max_length=SCHEMA_CHARACTERS)
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    description: str | None = Field(
+        default=None, max_length=SCHEMA_CHARACTERS, exclude_if=lambda value: value is None
+    )
+    parameters: dict[str, Any] | None = Field(default=None, exclude_if=lambda value: value is None)
+    strict: bool | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def schema_text(self) -> str:

@@ -397,6 +397,19 @@ def test_contradictions_are_named(fields: dict[str, Any], words: str) -> None:
         GenerateRequest.model_validate(body | fields)
 
 
+def test_a_job_shows_tools_as_they_were_sent() -> None:
+    tools = [
+        {"type": "function", "function": {"name": "now"}},
+        {
+            "type": "function",
+            "function": {"name": "at", "description": "d", "parameters": {}, "strict": False},
+        },
+        {"type": "web_search", "size": 3},
+    ]
+    body = {"kind": "generate", "model": "m", "messages": [{"role": "user", "content": "x"}], "tools": tools}
+    assert GenerateRequest.model_validate(body).model_dump(mode="json")["tools"] == tools
+
+
 def test_a_plain_output_has_no_parts() -> None:
     assert OutputForm().is_plain
     assert "reasoning" not in Output(prompt="x", text="<think>").model_dump(exclude_unset=True)
