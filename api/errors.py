@@ -272,8 +272,11 @@ def on_http_error(error: HTTPException) -> Response:
 
 
 def on_validation_error(error: ValidationError) -> Response:
-    """Returns the response to invalid query, path or header parameters (flask-openapi3 aborts with it)."""
-    return on_graftwerk_error(InvalidFields.of(error))
+    """Returns the response to invalid query, path or header parameters (flask-openapi3 aborts with it).
+
+    It has the shape that the errors of the route's views have.
+    """
+    return current_app.make_response(current_app.handle_user_exception(InvalidFields.of(error)))
 
 
 def problems(*statuses: int) -> dict[str | int | HTTPStatus, Any]:

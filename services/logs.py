@@ -24,8 +24,11 @@ QUIET = ("httpx", "httpcore", "httpx2", "httpcore2")
 
 
 SHOWN_PARAMETERS = frozenset(
-    {"after", "dry_run", "format", "kind", "last_event_id", "limit", "model", "revision", "search", "status"}
-)
+    {
+        "after", "dry_run", "format", "kind", "last_event_id", "limit", "model", "order", "revision", "search", "starting_after",
+        "status", "stream",
+    }
+)  # fmt: skip
 """Query parameters of the API, whose values are logged."""
 
 _PARAMETER = re.compile(r"""(?<=[?&])(?P<name>[^=&\s"']+)(?:=[^&\s"']*)?""")

@@ -117,7 +117,8 @@ class TokenizeRequest(JobRequest):
             try:
                 _ = self.conversation
             except ValidationError as error:
-                raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(reason) from error
             return self
         names = [
             name

@@ -96,6 +96,8 @@ class TokenStream:
         more: dict[str, Any] = {
             "token_ids": pending.token_ids, "logprobs": pending.logprobs, "reasoning": reasoning, "tool_calls": pending.calls,
         }  # fmt: skip
+        if index in self._prompt_tokens:
+            more["prompt_tokens"] = self._prompt_tokens.pop(index)
         if reasoning:
             more["reasoning_offset"] = self._reasoning_offsets.get(index, 0)
             self._reasoning_offsets[index] = self._reasoning_offsets.get(index, 0) + len(reasoning)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from os import kill
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -375,8 +376,6 @@ def test_a_server_whose_keeper_is_killed_is_lost_and_leaves_no_process(
 
 def test_a_killed_worker_leaves_no_process(fake: FakeVllm, tmp_path: Path) -> None:
     """Neither the server nor the process that a killed server leaves, nor the folder of its socket."""
-    scratch = tmp_path / "tmp"
-    scratch.mkdir()
     script = tmp_path / "worker.py"
     script.write_text(
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
@@ -389,12 +388,18 @@ def test_a_killed_worker_leaves_no_process(fake: FakeVllm, tmp_path: Path) -> No
         "time.sleep(600)\n",
         encoding="utf-8",
     )
-    environment = os.environ | {"TMPDIR": str(scratch)}
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment) as worker:
-        assert worker.stdout is not None
-        pids = [int(worker.stdout.readline()), *fake.pids]
-        assert all(map(is_alive, pids))
-        assert [*scratch.iterdir()]
-        worker.kill()
-    assert all_end(pids)
-    assert not [*scratch.iterdir()]
+    # the path of a socket has at most 107 characters, which pytest's folder alone may take
+    with TemporaryDirectory(prefix="gw-") as scratch:
+        environment = os.environ | {"TMPDIR": scratch}
+        with subprocess.Popen(
+            [sys.executable, str(script)], stdout=subprocess.PIPE, env=environment
+        ) as worker:
+            try:
+                assert worker.stdout is not None
+                pids = [int(worker.stdout.readline()), *fake.pids]
+                assert all(map(is_alive, pids))
+                assert [*Path(scratch).iterdir()]
+            finally:
+                worker.kill()
+        assert all_end(pids)
+        assert not [*Path(scratch).iterdir()]
