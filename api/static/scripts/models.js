@@ -19,7 +19,9 @@ async function refresh() {
   while (isWanted) {
     await new Promise((resolve) => setTimeout(resolve, REFRESH_DELAY_MS));
     isWanted = false; // what happens from now on is in the next list
-    await window.htmx.ajax("GET", location.pathname + location.search, { target: "#list", swap: "outerMorph" });
+    const { search } = location;
+    await window.htmx.ajax("GET", location.pathname + search, { target: "#list", swap: "outerMorph" });
+    if (location.search !== search) isWanted = true; // this list is of the filter before, and came after that of the new one
     for (const row of document.querySelectorAll(".model")) row.toggleAttribute("data-new", made.has(row.dataset.name));
   }
   isLoading = false;

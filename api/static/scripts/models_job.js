@@ -69,7 +69,7 @@ export async function showPlan(container, body) {
     const sizes = fill(texts.plan, {
       output: bytes(plan.output_bytes), memory: bytes(plan.peak_memory_bytes), disk: bytes(plan.disk_needed_bytes), free: bytes(plan.disk_free_bytes),
     });
-    container.replaceChildren(...element("p", {}, sizes), ...plan.warnings.map((text) => element("p", {}, sentence(text))));
+    container.replaceChildren(element("p", {}, sizes), ...plan.warnings.map((text) => element("p", {}, sentence(text))));
   } catch (error) {
     container.replaceChildren(errorNotice(error));
   }
