@@ -51,7 +51,8 @@ def read_json_vocabulary(path: Path) -> Vocabulary:
     Raises:
         UnreadableTokenizer: The file is damaged or too large, or its ids are not those that `tokenizers` would give.
     """
-    return _vocabulary(read_tokenizer_json(path), path.name)
+    vocabulary, _ = _read(read_tokenizer_json(path), path.name)
+    return vocabulary
 
 
 def read_added_entries(folder: Path) -> Sequence[Mapping[str, Any]]:
@@ -66,11 +67,9 @@ def read_added_entries(folder: Path) -> Sequence[Mapping[str, Any]]:
     model, table = folder / "tokenizer.model", folder / "tokenizer.json"
     if not model.is_file() or not table.is_file():
         return ()
-    data = read_tokenizer_json(table)
-    own, found = read_vocabulary(model), _vocabulary(data, table.name)
-    if found.model_pieces != len(own.pieces) or not found.continues(own):
-        return ()
-    return _added_entries(data, members(data))
+    own = read_vocabulary(model)
+    found, entries = _read(read_tokenizer_json(table), table.name)
+    return entries if found.model_pieces == len(own.pieces) and found.continues(own) else ()
 
 
 def read_tokenizer_json(path: Path) -> bytes:
@@ -87,36 +86,34 @@ def read_tokenizer_json(path: Path) -> bytes:
     return data
 
 
-def _vocabulary(data: bytes, name: str) -> Vocabulary:
+def _read(data: bytes, name: str) -> tuple[Vocabulary, Sequence[Mapping[str, Any]]]:
+    """Returns the pieces of a file and its added tokens as it has them."""
     try:
-        kind, pieces, model_pieces = _read(data)
+        kind, pieces, model_pieces, entries = _parts(data)
     except KeyError as error:
         raise UnreadableTokenizer(f"{name} has no {error}.", HINT) from error
     except (ValueError, TypeError, AttributeError, IndexError) as error:
         raise UnreadableTokenizer(f"{name} is not a tokenizer ({error}).", HINT) from error
     digest = hashlib.sha256(data).hexdigest()
-    return Vocabulary(kind, pieces, digest, file="tokenizer.json", model_pieces=model_pieces)
+    vocabulary = Vocabulary(kind, pieces, digest, file="tokenizer.json", model_pieces=model_pieces)
+    return vocabulary, entries
 
 
-def _read(data: bytes) -> tuple[VocabularyKind, tuple[bytes, ...], int]:
-    """Returns kind and pieces of a file, and the number of ids of its model."""
+def _parts(data: bytes) -> tuple[VocabularyKind, tuple[bytes, ...], int, Sequence[Mapping[str, Any]]]:
+    """Returns kind and pieces of a file, the number of ids of its model, and its added tokens as it has them."""
     found = members(data)
     model = members(data, found["model"][0])
     kind = _kind(data, found, model)
     ids = _model_ids(value_at(data, model["vocab"]))
-    by_id = _by_id({**ids, **_added_ids(ids, _added_entries(data, found))})
+    entries: Sequence[Mapping[str, Any]] = ()
+    if "added_tokens" in found:
+        entries = value_at(data, found["added_tokens"]) or ()
+    by_id = _by_id({**ids, **_added_ids(ids, entries)})
     if not by_id:
         raise ValueError("it holds no pieces")
     texts = [by_id.get(number, "") for number in range(max(by_id) + 1)]
     pieces = pieces_as_bytes(texts) if kind == "byte-level" else [text.encode() for text in texts]
-    return kind, tuple(pieces), max(ids.values(), default=-1) + 1
-
-
-def _added_entries(data: bytes, found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    entries: Sequence[Mapping[str, Any]] = ()
-    if "added_tokens" in found:
-        entries = value_at(data, found["added_tokens"]) or ()
-    return entries
+    return kind, tuple(pieces), max(ids.values(), default=-1) + 1, entries
 
 
 def _kind(data: bytes, found: Mapping[str, Any], model: Mapping[str, Any]) -> VocabularyKind:

@@ -181,9 +181,8 @@ class OutputParser:
         end = before_mark(self._held, calls.end) if calls.end else self._end_of_first()
         if end is not None or not is_last:
             return end
-        place = (
-            self._held.find(calls.end) if calls.end else -1
-        )  # left out, or within a string that has no end
+        # the mark is left out, or within a string that has no end
+        place = self._held.find(calls.end) if calls.end else -1
         return len(self._held) if place < 0 else place
 
     def _end_of_first(self) -> int | None:

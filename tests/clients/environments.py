@@ -42,9 +42,8 @@ def set_up_node() -> None:
     ready.parent.mkdir(parents=True, exist_ok=True)
     options = ["--prefix", ready.parent, "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
     subprocess.run(["npm", "install", *options, *NODE_PACKAGES], check=True)
-    opencode = (
-        ready.parent / "node_modules" / "opencode-ai"
-    )  # its script puts the program for this processor into place
+    # its script puts the program for this processor into place
+    opencode = ready.parent / "node_modules" / "opencode-ai"
     subprocess.run(["node", "postinstall.mjs"], cwd=opencode, check=True)
     ready.write_text(wanted)
 
