@@ -12,26 +12,21 @@ from dataclasses import replace
 from itertools import islice
 from uuid import uuid4
 
-from services.errors import InvalidRequest, NonFiniteLogits
+from services.errors import InvalidRequest
 from services.generate.adapter_stack import LoadedAdapter
 from services.generate.beams import BeamSearch
 from services.generate.guide import GuideMaker
 from services.generate.kv_cache import BatchRunner
 from services.generate.kv_memory import KVMemory
 from services.generate.loading import LoadedModel
-from services.generate.prompt_reader import CHUNK_TOKENS, PromptReader, Reading
+from services.generate.prompt_reader import CHUNK_TOKENS, Reading
+from services.generate.prompt_turns import PromptTurns, ReadPrompt
 from services.generate.request import Event, GenerationRequest
 from services.generate.request_checks import checked
 from services.generate.sequence import SequenceState
 from services.generate.sequence_memory import SequenceMemory
 from services.sampling import SEED_BITS
 from services.tokenizers import Tokenizer
-
-LEAST_SHARE = 4
-"""A prompt shorter than this fraction of a chunk takes as long as if it had as many tokens: weights are read from memory."""
-
-IDLE_CHUNKS = 4
-"""Chunks between two steps while no sequence runs, so that prompts that arrive together also run together."""
 
 
 class Engine:
@@ -68,7 +63,7 @@ class Engine:
         self._memory = SequenceMemory(memory, self._batch)
         self.guides = GuideMaker(loaded.tokenizer, loaded.rows)
         self._running: list[SequenceState] = []
-        self._reading: deque[PromptReader] = deque()
+        self._reading = PromptTurns(self._shared)
         self._waiting: deque[SequenceState] = deque()
         self._searches: list[BeamSearch] = []
         self._canceled: set[str] = set()
@@ -134,8 +129,8 @@ class Engine:
             self._batch.leave(len(self._batch) - 1)
         for search in self._searches:
             search.end()
-        lists = (self._running, self._searches, self._reading, self._waiting, self._canceled, self._completed)
-        for sequences in lists:
+        self._reading.clear()
+        for sequences in (self._running, self._searches, self._waiting, self._canceled, self._completed):
             sequences.clear()
         self._memory.sweep(())
 
@@ -170,9 +165,8 @@ class Engine:
 
     @property
     def _sequences(self) -> list[SequenceState]:
-        read = [sequence for reader in self._reading for sequence in reader.siblings]
         searched = [sequence for search in self._searches for sequence in search.sequences]
-        return [*self._running, *read, *searched, *self._waiting]
+        return [*self._running, *self._reading.sequences, *searched, *self._waiting]
 
     def _checked(self, request: GenerationRequest) -> GenerationRequest:
         return checked(
@@ -193,7 +187,7 @@ class Engine:
         ended = [sequence for sequence in self._sequences if sequence.request.id in canceled]
         searched = {sequence for search in self._searches for sequence in search.sequences}
         events: list[Event] = [sequence.finish("canceled") for sequence in ended if sequence not in searched]
-        self._reading = deque(reader for reader in self._reading if reader.request.id not in canceled)
+        self._reading.drop(canceled)
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.is_finished)
         self._drop_finished()
         return events
@@ -236,35 +230,20 @@ class Engine:
             loaded = replace(self._loaded, tokenizer=self._tokenizer(request))
             self._searches.append(BeamSearch(loaded, siblings))
         else:
-            self._reading.append(PromptReader(self._shared, request, siblings))
+            self._reading.add(request, siblings)
         return []
 
     def _read_prompts(self) -> list[Event]:
-        """Reads one chunk, or several short prompts that take as long together; prompts take turns.
-
-        While no sequence runs, more are read, one chunk of each prompt at most.
-        """
         events: list[Event] = []
-        turns = list(self._reading)
-        left = self._shared.chunk if self._running else self._shared.chunk * IDLE_CHUNKS
-        for number, reader in enumerate(turns):
-            cost = max(reader.next_tokens, self._shared.chunk // LEAST_SHARE)
-            if number and cost > left:
-                break
-            left -= cost
-            self._reading.popleft()
-            events += self._read_chunk(reader)
+        for read in self._reading.read(is_idle=not self._running):
+            events += self._begin_to_run(read)
         return events
 
-    def _read_chunk(self, reader: PromptReader) -> list[Event]:
-        """Reads a chunk of a prompt; after its last, generates the first token of each of its sequences."""
-        try:
-            reader.read_chunk()
-        except NonFiniteLogits as error:
-            return [sequence.fail(error) for sequence in reader.siblings]
-        if reader.next_tokens:
-            self._reading.append(reader)
-            return []
+    def _begin_to_run(self, read: ReadPrompt) -> list[Event]:
+        """Generates the first token of each sequence of a prompt that is read; those that go on run from the next step on."""
+        reader = read.reader
+        if read.error is not None:
+            return [sequence.fail(read.error) for sequence in reader.siblings]
         if reader.request.sampling.max_new_tokens == 0:
             return [sequence.finish("length") for sequence in reader.siblings]
         events: list[Event] = []

@@ -35,7 +35,9 @@ def bytes_in_rows(engine: Engine) -> int:
 
 def bytes_of_prompts(engine: Engine) -> int:
     return sum(
-        tensor.nbytes for reader in engine._reading for tensor in (*reader.cache.keys, *reader.cache.values)
+        tensor.nbytes
+        for reader in engine._reading._readers
+        for tensor in (*reader.cache.keys, *reader.cache.values)
     )
 
 
