@@ -15,8 +15,9 @@ from services.kinds.shared import ModelChoice
 from services.settings import Settings
 from tests.job_context import job_context
 from worker.inference import model_cache
+from worker.inference.cached_model import CachedModel
 from worker.inference.memory_wait import MemoryWait
-from worker.inference.model_cache import CachedModel, ModelCache
+from worker.inference.model_cache import ModelCache
 from worker.inference.model_key import key_of
 from worker.inference.model_memory import kv_limit_bytes, kv_limit_of, memory_limit_bytes
 from worker.lifecycle import JobContext

@@ -13,7 +13,8 @@ from services.kinds.shared import JobResult
 from services.progress import Progress
 from services.sampling import Sampling
 from tests.job_context import FakeExecution, job_context
-from worker.inference.model_cache import CachedModel, ModelCache
+from worker.inference.cached_model import CachedModel
+from worker.inference.model_cache import ModelCache
 from worker.inference.model_key import ModelKey
 from worker.inference.scheduler import Scheduler
 from worker.lifecycle import JobContext, JobFailure

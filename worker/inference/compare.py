@@ -18,9 +18,9 @@ from services.kinds.compare import (
 )
 from services.kinds.generate import GenerateRequest, Output
 from services.sampling import SEED_BITS
+from worker.inference.cached_model import CachedModel
 from worker.inference.engine_choice import generating_key
 from worker.inference.generate import GenerateSession
-from worker.inference.model_cache import CachedModel
 from worker.inference.model_key import ModelKey
 from worker.inference.output_collector import Slice
 from worker.inference.result_sink import MemorySink

@@ -9,7 +9,7 @@ from services.kinds.embed import EmbedRequest, EmbedResult
 from services.kinds.shared import Usage
 from services.preflight.embed import check_dimensions
 from services.progress import Progress
-from worker.inference.model_cache import CachedModel
+from worker.inference.cached_model import CachedModel
 from worker.inference.model_key import ModelKey, key_of
 from worker.lifecycle import JobContext
 

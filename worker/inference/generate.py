@@ -23,8 +23,8 @@ from services.kinds.generate import ComputedBy, GenerateRequest, GenerateResult,
 from services.kinds.shared import Usage
 from services.progress import Progress
 from services.sampling import SEED_BITS
+from worker.inference.cached_model import CachedModel
 from worker.inference.engine_choice import generating_key
-from worker.inference.model_cache import CachedModel
 from worker.inference.model_key import ModelKey
 from worker.inference.output_collector import ALL, OutputCollector, Slice, prompts_of
 from worker.inference.output_form import calls_of, grammar_for, pieces_of, shown_tokens, warnings_of

@@ -21,8 +21,8 @@ from services.models.store import ModelStore
 from services.models.summary import kind_of_folder
 from services.preflight.gguf_model import check_adapter_kind
 from services.settings import Settings
+from worker.inference.cached_model import CachedModel
 from worker.inference.llama_cpp_engine import LlamaCppEngine
-from worker.inference.model_cache import CachedModel
 from worker.inference.model_key import ModelKey
 from worker.lifecycle import JobContext
 from worker.processor import usable_cores

@@ -10,7 +10,7 @@ from services.models.store import ModelStore
 from services.models.text_file import read_text_file
 from services.progress import Progress
 from services.templates import check_text
-from worker.inference.model_cache import CachedModel
+from worker.inference.cached_model import CachedModel
 from worker.inference.model_key import ModelKey, key_of
 from worker.lifecycle import JobContext
 

@@ -14,7 +14,7 @@ from services.kinds.generate import GenerateRequest, GenerateResult, Logprob, Ou
 from services.kinds.shared import Usage
 from services.kinds.tools import ToolCall, ToolCallPiece
 from services.templates import OWN_TEMPLATE
-from worker.inference.model_cache import CachedModel
+from worker.inference.cached_model import CachedModel
 from worker.inference.output_collector import OutputCollector, prompts_of
 from worker.inference.remote_calls import CallEnded, Place, RemoteCalls
 from worker.lifecycle import JobContext

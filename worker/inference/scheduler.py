@@ -15,7 +15,8 @@ from services.errors import GraftwerkError, JobTimeout
 from services.generate import Event
 from services.kinds.shared import JobResult
 from services.progress import Progress
-from worker.inference.model_cache import CachedModel, ModelCache
+from worker.inference.cached_model import CachedModel
+from worker.inference.model_cache import ModelCache
 from worker.inference.session import Session
 from worker.lifecycle import JobContext, JobFailure, catching, failing
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from services.generate import Event
 from services.kinds import module_name
 from services.kinds.shared import JobRequest, JobResult
-from worker.inference.model_cache import CachedModel
+from worker.inference.cached_model import CachedModel
 from worker.inference.model_key import ModelKey
 from worker.lifecycle import JobContext
 

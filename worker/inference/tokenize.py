@@ -12,7 +12,7 @@ from services.preflight.plan import NO_ARCHIVES, NO_SERVERS, Inputs
 from services.preflight.tokenize import TokenizerSource, tokenizer_source
 from services.progress import Progress
 from services.templates import OWN_TEMPLATE
-from worker.inference.model_cache import CachedModel
+from worker.inference.cached_model import CachedModel
 from worker.inference.prompt_builder import PromptBuilder
 from worker.inference.tokenizer_cache import LoadedTokenizer, loading_tokenizer
 from worker.lifecycle import JobContext

@@ -20,7 +20,7 @@ from services.kinds.shared import AdapterChoice
 from services.models.store import ModelStore
 from services.preflight.vllm import check_vllm_loading
 from services.settings import Settings
-from worker.inference.model_cache import CachedModel
+from worker.inference.cached_model import CachedModel
 from worker.inference.model_folder import folder_of
 from worker.inference.model_key import ModelKey
 from worker.inference.vllm_engine import VllmEngine

@@ -25,7 +25,8 @@ from services.kinds.shared import JobResult, ModelRequest
 from services.models.store import ModelStore
 from services.progress import CheckCanceled, Report, ignore_progress, never_canceled
 from tests.job_context import job_context
-from worker.inference.model_cache import CachedModel, ModelCache
+from worker.inference.cached_model import CachedModel
+from worker.inference.model_cache import ModelCache
 from worker.inference.model_key import key_of
 from worker.inference.scheduler import Scheduler
 from worker.inference.session import open_session
