@@ -1,4 +1,4 @@
-"""Beam search: transformers' own, one token of all beams at a time.
+"""Beam search: transformers' own, one token of all beams at a time, after the prompt was read in chunks like any other.
 
 Its loop runs in a thread that waits for its turn after each token, so that other sequences run between: the thread and that of the engine never run
 at the same time.
@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedConfig,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
 from services.errors import NonFiniteLogits
+from services.generate.kv_cache import PromptCache
 from services.generate.loading import LoadedModel
 from services.generate.request import Event
 from services.generate.sampler import Choice, own_processors
@@ -31,11 +34,13 @@ class BeamSearch:
     Beams are cut at stop strings afterwards, since the best beam is known only then.
     """
 
-    def __init__(self, loaded: LoadedModel, sequences: Sequence[SequenceState]) -> None:
+    def __init__(self, loaded: LoadedModel, sequences: Sequence[SequenceState], prompt: PromptCache) -> None:
+        """Takes the keys and values of the prompt, whose cache is empty afterwards."""
         self.sequences = sequences
         self.is_canceled = False
         self.has_ended = False
         self._loaded = loaded
+        self._cache = _repeated(prompt, loaded.model.config, sequences[0].request.sampling.num_beams)
         self._events: list[Event] = []
         self._error: BaseException | None = None
         self._turn, self._rest = threading.Semaphore(0), threading.Semaphore(0)
@@ -78,7 +83,7 @@ class BeamSearch:
     def _run(self) -> None:
         self._turn.acquire()
         try:
-            self._events = _search(self._loaded, self.sequences, self)
+            self._events = _search(self._loaded, self.sequences, self, self._cache)
         except Exception as error:  # noqa: BLE001  (the thread of the engine raises it)
             self._error = error
         self.has_ended = True
@@ -110,11 +115,24 @@ class _FiniteCheck(LogitsProcessor):
         return scores
 
 
-def _search(loaded: LoadedModel, sequences: Sequence[SequenceState], search: BeamSearch) -> list[Event]:
+@torch.inference_mode()
+def _repeated(prompt: PromptCache, config: PreTrainedConfig, beams: int) -> DynamicCache:
+    """Returns the keys and values of a prompt for each beam, layer by layer out of its own cache.
+
+    Those of its last token are left out: the search begins with the logits after it.
+    """
+    cache = DynamicCache(config=config)
+    for layer, (keys, values) in enumerate(zip(*prompt.states(last=True), strict=True)):
+        key_states, value_states = (side[None, :, :-1].expand(beams, -1, -1, -1) for side in (keys, values))
+        cache.update(key_states, value_states, layer)
+    return cache
+
+
+def _search(
+    loaded: LoadedModel, sequences: Sequence[SequenceState], search: BeamSearch, cache: DynamicCache
+) -> list[Event]:
     """Searches to the end, and returns the events of all sequences."""
     request = sequences[0].request
-    if request.sampling.max_new_tokens == 0:
-        return [sequence.finish("length") for sequence in sequences]
     prompt = torch.tensor([list(request.prompt_token_ids)], device=loaded.model.device)
     end_ids = sorted(loaded.tokenizer.eos_ids | request.stop_token_ids)
     model: Any = loaded.model
@@ -124,6 +142,7 @@ def _search(loaded: LoadedModel, sequences: Sequence[SequenceState], search: Bea
             found = model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
+                past_key_values=cache,
                 generation_config=_config(request.sampling, len(sequences), end_ids, loaded.tokenizer.pad_id),
                 logits_processor=LogitsProcessorList(own),
                 stopping_criteria=StoppingCriteriaList([_Pause(search)]),

@@ -226,26 +226,26 @@ class Engine:
         request = siblings[0].request
         if request.sampling.max_new_tokens == 0 and request.prompt_logprobs is None:
             return [sequence.finish("length") for sequence in siblings]
-        if request.sampling.num_beams > 1:
-            loaded = replace(self._loaded, tokenizer=self._tokenizer(request))
-            self._searches.append(BeamSearch(loaded, siblings))
-        else:
-            self._reading.add(request, siblings)
+        self._reading.add(request, siblings)
         return []
 
     def _read_prompts(self) -> list[Event]:
         events: list[Event] = []
-        for read in self._reading.read(is_idle=not self._running):
+        for read in self._reading.read(is_idle=not self._running and not self._searches):
             events += self._begin_to_run(read)
         return events
 
     def _begin_to_run(self, read: ReadPrompt) -> list[Event]:
-        """Generates the first token of each sequence of a prompt that is read; those that go on run from the next step on."""
+        """Generates the first token of each sequence of a prompt that is read; those that go on, and searches, run from the next step on."""
         reader = read.reader
         if read.error is not None:
             return [sequence.fail(read.error) for sequence in reader.siblings]
         if reader.request.sampling.max_new_tokens == 0:
             return [sequence.finish("length") for sequence in reader.siblings]
+        if reader.request.sampling.num_beams > 1:
+            loaded = replace(self._loaded, tokenizer=self._tokenizer(reader.request))
+            self._searches.append(BeamSearch(loaded, reader.siblings, reader.cache))
+            return []
         events: list[Event] = []
         for sequence in reader.siblings:
             events += sequence.advance(reader.logits)

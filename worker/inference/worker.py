@@ -250,7 +250,7 @@ class GenerateWorker(TrackedWorker, SimpleWorker):
     def _heartbeat(self) -> Iterator[None]:
         """Runs a thread that sends the heartbeats of all jobs and finds out which ones have to stop.
 
-        It is a thread because loading a model or reading a long prompt for beams keeps the worker busy for a long time.
+        It is a thread because loading a model keeps the worker busy for a long time.
         """
         over = threading.Event()
         thread = threading.Thread(target=self._heartbeat_loop, args=(over,), name="heartbeat", daemon=True)

@@ -17,7 +17,7 @@ from services.generate import (
     TokenGenerated,
 )
 from services.sampling import Sampling
-from tests.contract.generate.engine_driver import alone, drained, outputs_of
+from tests.contract.generate.engine_driver import alone, drained, outputs_of, run
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -42,6 +42,63 @@ def test_a_beam_search_is_that_of_transformers(
     for output, beam in zip(found, beams, strict=True):
         assert beam[: len(output.token_ids)] == output.token_ids
         assert set(beam[len(output.token_ids) :]) <= {0}
+
+
+@pytest.mark.parametrize("length", [1, 8, 9, 70])
+def test_a_prompt_in_chunks_has_the_beams_of_transformers(
+    loaded: LoadedModel, reference: Any, prompts: list[list[int]], length: int
+) -> None:
+    prompt = (prompts[1] + prompts[3] * 3)[:length]
+    request = GenerationRequest(
+        prompt, Sampling(num_beams=3, n=3, do_sample=False, repetition_penalty=1, max_new_tokens=12)
+    )
+    expected = reference.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, length, dtype=torch.long),
+        num_beams=3,
+        num_return_sequences=3,
+        do_sample=False,
+        max_new_tokens=12,
+        pad_token_id=0,
+    )
+    found = run(loaded, [request], chunk=8)[request.id]
+    for output, beam in zip(found, expected[:, length:].tolist(), strict=True):
+        assert beam[: len(output.token_ids)] == output.token_ids
+        assert set(beam[len(output.token_ids) :]) <= {0}
+
+
+def test_a_long_prompt_of_beams_is_read_a_chunk_at_a_time_between_the_tokens_of_others(
+    loaded: LoadedModel, prompts: list[list[int]]
+) -> None:
+    stream = GenerationRequest(prompts[0], Sampling(seed=1, max_new_tokens=40, logit_bias={2: -100}))
+    search = GenerationRequest(
+        (prompts[3] * 5)[:100], Sampling(num_beams=3, do_sample=False, max_new_tokens=5, seed=2)
+    )
+    engine = Engine(loaded, slots=4, chunk=8)
+    engine.submit(stream)
+    while not engine.active:
+        engine.step()
+    engine.submit(search)
+    read = []
+    for _ in range(13):  # 100 tokens in chunks of 8
+        before = engine._shared.prefixes.read_tokens
+        tokens = [event for event in engine.step() if isinstance(event, TokenGenerated)]
+        read.append(engine._shared.prefixes.read_tokens - before)
+        assert [event.request_id for event in tokens] == [stream.id]
+    assert read == [8] * 12 + [4]
+    engine.cancel(stream.id)
+    assert outputs_of(drained(engine))[search.id] == alone(loaded, search)
+
+
+def test_a_search_is_canceled_while_its_prompt_is_read(loaded: LoadedModel, prompts: list[list[int]]) -> None:
+    engine = Engine(loaded, slots=4, chunk=8)
+    request = GenerationRequest((prompts[3] * 5)[:100], Sampling(num_beams=3, n=2, max_new_tokens=5, seed=1))
+    engine.submit(request)
+    assert engine.step() == []
+    engine.cancel(request.id)
+    [outputs] = outputs_of(engine.step()).values()
+    assert [(output.finish_reason, output.token_ids) for output in outputs] == [("canceled", [])] * 2
+    assert (engine.free_slots, engine.has_work) == (4, False)
 
 
 def test_a_sampled_beam_search_repeats_with_its_seed_and_keeps_the_global_generator(
@@ -116,6 +173,7 @@ def test_a_canceled_search_ends_with_the_next_step(loaded: LoadedModel, prompts:
 def test_a_search_without_a_job_ends_its_thread(loaded: LoadedModel, prompts: list[list[int]]) -> None:
     engine = Engine(loaded, slots=4)
     engine.submit(GenerationRequest(prompts[0], Sampling(num_beams=3, max_new_tokens=40, seed=1)))
+    engine.step()  # reads the prompt
     engine.step()
     before = {thread.name for thread in threading.enumerate()}
     engine.drop_all()

@@ -86,6 +86,36 @@ def test_greedy_text_in_a_batch_is_that_of_transformers(
     assert len({token for outputs in found.values() for token in outputs[0].token_ids}) > 15
 
 
+def test_beams_of_a_prompt_in_chunks_are_those_of_transformers(
+    tiny: tuple[str, Path], tmp_path: Path
+) -> None:
+    """Keys and values of the prompt are handed on, to sliding layers only those within the window of 16."""
+    reference: Any = save_tiny(tiny[0], tmp_path, tied=False, dtype=torch.float32, seed=3)
+    reference.set_attn_implementation("eager")
+    loaded = load_model(tmp_path)
+    new = 6 if loaded.context_length < 64 else 20
+    sampling = Sampling(num_beams=3, n=2, do_sample=False, repetition_penalty=1, max_new_tokens=new)
+    requests = [GenerationRequest(prompt(length), sampling) for length in LENGTHS]
+    found = run(loaded, requests, chunk=8)
+    ends = loaded.tokenizer.eos_ids
+    for request in requests:
+        ids = torch.tensor([list(request.prompt_token_ids)])
+        with torch.no_grad():
+            expected = reference.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                num_beams=3,
+                num_return_sequences=2,
+                do_sample=False,
+                max_new_tokens=new,
+                eos_token_id=sorted(ends),
+                pad_token_id=0,
+            )[:, ids.shape[1] :].tolist()
+        for output, beam in zip(found[request.id], expected, strict=True):
+            assert beam[: len(output.token_ids)] == output.token_ids
+            assert output.token_ids[-1] in ends or len(output.token_ids) == new
+
+
 def test_the_score_of_a_window_is_that_of_the_whole_models_logits(
     loaded: LoadedModel, reference: Any
 ) -> None:
