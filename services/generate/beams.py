@@ -26,13 +26,11 @@ from services.generate.request import Event
 from services.generate.sampler import Choice, own_processors
 from services.generate.sequence import SequenceState
 from services.sampling import Sampling
+from services.tokenizers import Tokenizer
 
 
 class BeamSearch:
-    """One search, whose sequences each get the next best beam at its end.
-
-    Beams are cut at stop strings afterwards, since the best beam is known only then.
-    """
+    """One search, whose sequences each get the next best beam at its end."""
 
     def __init__(self, loaded: LoadedModel, sequences: Sequence[SequenceState], prompt: PromptCache) -> None:
         """Takes the keys and values of the prompt, whose cache is empty afterwards."""
@@ -101,6 +99,28 @@ class _Pause(StoppingCriteria):
         return torch.full((len(input_ids),), self._search.pause(), device=input_ids.device)
 
 
+class _StopStrings(StoppingCriteria):
+    """Ends beams at the token that completes a stop string, as their sequence will."""
+
+    def __init__(self, sequence: SequenceState, tokenizer: Tokenizer) -> None:
+        self._sequence, self._tokenizer = sequence, tokenizer
+        self._prompt_length = len(sequence.request.prompt_token_ids)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Returns a flag for each beam of ids (beams, length)."""
+        new_ids = input_ids[:, self._prompt_length :].tolist()
+        return torch.tensor([self._is_complete(ids) for ids in new_ids], device=input_ids.device)
+
+    def _is_complete(self, token_ids: list[int]) -> bool:
+        text = self._tokenizer.decode(token_ids)
+        if not any(stop in text for stop in self._sequence.stop_strings):
+            return False
+        found = self._sequence.new_stop_filter()  # which may yet hold back the end of this text
+        for token_id in token_ids:
+            found.feed(token_id)
+        return found.stopped
+
+
 class _FiniteCheck(LogitsProcessor):
     """Refuses NaN in scores; minus infinity comes from other processors."""
 
@@ -137,6 +157,7 @@ def _search(
     end_ids = sorted(loaded.tokenizer.eos_ids | request.stop_token_ids)
     model: Any = loaded.model
     own = [_FiniteCheck(), *own_processors(request.sampling, prompt.shape[1])]
+    ends: list[StoppingCriteria] = [_StopStrings(sequences[0], loaded.tokenizer), _Pause(search)]
     with torch.inference_mode():
         try:
             found = model.generate(
@@ -145,7 +166,7 @@ def _search(
                 past_key_values=cache,
                 generation_config=_config(request.sampling, len(sequences), end_ids, loaded.tokenizer.pad_id),
                 logits_processor=LogitsProcessorList(own),
-                stopping_criteria=StoppingCriteriaList([_Pause(search)]),
+                stopping_criteria=StoppingCriteriaList(ends),
             )
         except NonFiniteLogits as error:
             return [sequence.fail(error) for sequence in sequences]

@@ -44,8 +44,8 @@ class SequenceState:
         self._sampler = Sampler(
             request.sampling, request.prompt_token_ids, end_ids=self.end_ids, seed=self.seed
         )
-        decoder = tokenizer.stream_decoder(shown=request.shown_ids)
-        self._text = StopStringFilter(decoder, (*request.sampling.stop, *request.stop))
+        self.stop_strings = (*request.sampling.stop, *request.stop)
+        self._text = self.new_stop_filter()
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: list[TokenLogprob] | None = None
 
@@ -53,6 +53,11 @@ class SequenceState:
     def is_full(self) -> bool:
         """True once the output has the maximum number of tokens."""
         return len(self.token_ids) >= self.request.sampling.max_new_tokens
+
+    def new_stop_filter(self) -> StopStringFilter:
+        """Returns a filter for the text of a new output."""
+        decoder = self._tokenizer.stream_decoder(shown=self.request.shown_ids)
+        return StopStringFilter(decoder, self.stop_strings)
 
     def take_prompt_scores(self, choices: Sequence[Choice]) -> None:
         """Takes the scores of the prompt's tokens, which the output carries."""

@@ -182,6 +182,36 @@ def test_stop_strings_end_an_output_before_them(driver: Driver, reference: Loade
     assert driver.run(request_of(reference, PROMPTS[0], stop=[stop]))[0][0].text == found.text
 
 
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_each_stop_string_ends_an_output_where_it_ends_the_reference_engines(
+    driver: Driver, reference: LoadedModel, logprobs: int | None
+) -> None:
+    """Within and across tokens, also where a character has several; with log-probabilities they come in another way."""
+    endings = set()
+    for prompt in PROMPTS:
+        [plain] = alone(reference, request_of(reference, prompt))
+        cuts = [plain.text[start : start + size] for start in (1, 4, 9) for size in (1, 2, 6)]
+        for stop in [cut for cut in cuts if cut]:
+            request = request_of(reference, prompt, sampled(stop=["never there", stop], logprobs=logprobs))
+            [expected] = alone(reference, request)
+            [[found]] = driver.run(request)
+            assert found.token_ids == expected.token_ids, (prompt, stop)
+            assert (found.text, found.stop_string) == (plain.text[: plain.text.index(stop)], stop)
+            assert found.finish_reason == "stop"
+            endings.add(reference.tokenizer.decode(found.token_ids).endswith(stop))
+    assert endings == {True, False}  # at the end of a token, and within one
+
+
+def test_each_stop_token_ends_an_output(driver: Driver, reference: LoadedModel) -> None:
+    for prompt in PROMPTS:
+        [plain] = alone(reference, request_of(reference, prompt))
+        for ending in set(plain.token_ids):
+            [[found]] = driver.run(request_of(reference, prompt, stop_token_ids=frozenset([ending])))
+            assert found.token_ids == plain.token_ids[: plain.token_ids.index(ending) + 1]
+            assert found.text == reference.tokenizer.decode(found.token_ids[:-1])
+            assert (found.finish_reason, found.stop_string) == ("stop", None)
+
+
 def test_tokens_that_end_a_turn_end_an_output(driver: Driver, reference: LoadedModel) -> None:
     [[plain]] = driver.run(request_of(reference, PROMPTS[0]))
     ending = plain.token_ids[2]

@@ -1,10 +1,14 @@
 """Beam search against that of transformers."""
 
+import shutil
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
+from transformers import AutoTokenizer
 
 from services.errors import (
     NonFiniteLogits,
@@ -17,6 +21,7 @@ from services.generate import (
     TokenGenerated,
 )
 from services.sampling import Sampling
+from services.tokenizers import complete_tokenizer
 from tests.contract.generate.engine_driver import alone, drained, outputs_of, run
 
 
@@ -99,6 +104,84 @@ def test_a_search_is_canceled_while_its_prompt_is_read(loaded: LoadedModel, prom
     [outputs] = outputs_of(engine.step()).values()
     assert [(output.finish_reason, output.token_ids) for output in outputs] == [("canceled", [])] * 2
     assert (engine.free_slots, engine.has_work) == (4, False)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tokenizer as transformers reads it."""
+    copy = tmp_path_factory.mktemp("tokenizer")
+    shutil.copy(folder / "tokenizer.model", copy)
+    shutil.copy(folder / "config.json", copy)
+    complete_tokenizer(copy)
+    return AutoTokenizer.from_pretrained(copy)
+
+
+def cuts_of(text: str) -> list[str]:
+    """Pieces of a text as stop strings: short and long, early and late ones."""
+    return [
+        text[start : start + size]
+        for start in range(2, len(text) - 6, 5)
+        for size in (2, 5)
+        if "\ufffd" not in text[start : start + size] and text[start : start + size].strip()
+    ]
+
+
+def test_a_stop_string_ends_beams_as_those_of_transformers(
+    loaded: LoadedModel, folder: Path, reference: Any, prompts: list[list[int]], theirs: Any
+) -> None:
+    """The search ends a beam there and goes on with others: cutting the beams that it finds without stop strings differs."""
+    processor: Any = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    differs = 0
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        options: dict[str, Any] = {"num_beams": 4, "do_sample": False, "max_new_tokens": 24}
+        plain, *_ = alone(loaded, GenerationRequest(prompt, Sampling(repetition_penalty=1, **options)))
+        stops = cuts_of(plain.text)
+        assert stops
+        for stop in stops:
+            sampling = Sampling(repetition_penalty=1, stop=(stop,), n=3, **options)
+            found = alone(loaded, GenerationRequest(prompt, sampling))
+            expected = reference.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                num_return_sequences=3,
+                stop_strings=[stop],
+                tokenizer=theirs,
+                pad_token_id=0,
+                **options,
+            )[:, len(prompt) :].tolist()
+            for output, beam in zip(found, expected, strict=True):
+                assert beam[: len(output.token_ids)] == output.token_ids, (prompt, stop)
+                assert set(beam[len(output.token_ids) :]) <= {0, 2}
+                text = processor.decode([token for token in output.token_ids if token != 2])
+                is_stopped = stop in text
+                assert output.text == (text[: text.index(stop)] if is_stopped else text)
+                assert output.stop_string == (stop if is_stopped else None)
+            differs += found[0].text != plain.text[: plain.text.index(stop)]
+    assert differs
+
+
+def test_stop_tokens_end_beams_as_ends_of_transformers(
+    loaded: LoadedModel, reference: Any, prompts: list[list[int]]
+) -> None:
+    options: dict[str, Any] = {"num_beams": 3, "do_sample": False, "max_new_tokens": 20}
+    [plain] = alone(loaded, GenerationRequest(prompts[1], Sampling(repetition_penalty=1, **options)))
+    ids = torch.tensor([prompts[1]])
+    for token in plain.token_ids[3:12]:
+        sampling = Sampling(repetition_penalty=1, n=3, **options)
+        found = alone(loaded, GenerationRequest(prompts[1], sampling, stop_token_ids=frozenset({token})))
+        expected = reference.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_return_sequences=3,
+            eos_token_id=[2, token],
+            pad_token_id=0,
+            **options,
+        )[:, ids.shape[1] :].tolist()
+        for output, beam in zip(found, expected, strict=True):
+            assert beam[: len(output.token_ids)] == output.token_ids
+            assert set(beam[len(output.token_ids) :]) <= {0, 2}
+            assert output.finish_reason == ("stop" if output.token_ids[-1] in {2, token} else "length")
 
 
 def test_a_sampled_beam_search_repeats_with_its_seed_and_keeps_the_global_generator(
