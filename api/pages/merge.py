@@ -1,13 +1,14 @@
 """The page New merge: a merge, composed and checked before it is submitted, and the progress of its jobs."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from flask import Response, request
 from flask_babel import gettext
 
 from api.jobs import JobPath, job_id_of
 from api.pages import job_rows
+from api.pages.choices import choices_of
 from api.pages.layout import page_blueprint, page_response
 from api.pages.sentences import sentence
 from api.responses import JobResponse, job_responses
@@ -30,18 +31,23 @@ BASES_BY_ADAPTER = {known.name: known.base for known in KNOWN_ADAPTERS.values()}
 """The base of each published adapter, by its name."""
 
 
-class Choice(NamedTuple):
-    """A model on the volume; `reason` says why it cannot be a base, empty if it can."""
-
-    model: ModelSummary
-    reason: str
-
-
 @page.get("/merge")
 def merge() -> Response:
     """Returns the page: of a new merge, or with `jobs` of the progress of one."""
     ids = [part for part in request.args.get("jobs", "").split(",") if part]
     return _progress(ids[:MOST_JOBS]) if ids else _composition()
+
+
+@page.get("/merge/bases")
+def merge_bases() -> Response:
+    """Returns the bases that a search finds as a fragment, and the chosen one."""
+    return page_response("merge/bases.html", **_bases(state().models.models(), request.args.get("base", "")))
+
+
+@page.get("/merge/adapters")
+def merge_adapters() -> Response:
+    """Returns the adapters that a search finds as a fragment."""
+    return page_response("merge/adapters.html", **_adapters(state().models.models()))
 
 
 @page.get("/merge/jobs/<job_id>/result")
@@ -53,32 +59,57 @@ def merge_result(job_id: str) -> Response:
 
 def _composition() -> Response:
     models = state().models.models()
-    choices = [Choice(model, _reason(model)) for model in models]
-    all_adapters = [model for model in models if model.kind == "adapter"]
-    adapters = [model for model in all_adapters if not model.problems]
+    adapters = [part.partition("@")[0] for part in request.args.get("adapters", "").split(",")]
+    base = _chosen_base(models, request.args.get("base", ""), adapters[0])
     return page_response(
         "merge/page.html",
-        bases=[choice.model for choice in choices if not choice.reason],
-        others=[choice for choice in choices if choice.reason],
-        adapters=adapters,
-        broken=[model for model in all_adapters if model.problems],
         long_list=LONG_LIST,
-        data={
-            "names": [*(model.name for model in models), *RESERVED_NAMES],
-            "bases": {
-                choice.model.name: _base_facts(choice.model) for choice in choices if not choice.reason
-            },
-            "adapters": {model.name: _adapter_facts(model) for model in adapters},
-        },
+        data={"names": [*(model.name for model in models), *RESERVED_NAMES]},
+        **_bases(models, base),
+        **_adapters(models, adapters),
     )
 
 
+def _bases(models: Sequence[ModelSummary], chosen: str) -> dict[str, Any]:
+    """Returns the values of the template with the bases that the query searches for; `chosen` is listed in any case."""
+    search = request.args.get("search", "")
+    usable = [model for model in models if _can_be_base(model)]
+    return {
+        "bases": choices_of(usable, search, [chosen]),
+        "others": choices_of([model for model in models if not _can_be_base(model)], search),
+        "chosen_base": chosen,
+        "reason_of": _reason,
+        "base_facts": _base_facts,
+    }
+
+
+def _adapters(models: Sequence[ModelSummary], chosen: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the values of the template with the adapters that the query searches for, and the chosen ones."""
+    search = request.args.get("search", "")
+    found = [model for model in models if model.kind == "adapter"]
+    return {
+        "adapters": choices_of([model for model in found if not model.problems], search, chosen),
+        "broken": choices_of([model for model in found if model.problems], search),
+        "adapter_facts": _adapter_facts,
+    }
+
+
+def _chosen_base(models: Sequence[ModelSummary], asked: str, adapter: str) -> str:
+    """Returns the base in the query; without one that which the first adapter records, or the only one there is."""
+    names = [model.name for model in models if _can_be_base(model)]
+    recorded = next((_adapter_facts(model)["base"] for model in models if model.name == adapter), None)
+    candidates = [asked] if asked else [recorded, *names[: len(names) == 1]]
+    return next((name for name in candidates if name in names), "")
+
+
+def _can_be_base(model: ModelSummary) -> bool:
+    return model.kind in BASE_KINDS and not model.problems
+
+
 def _reason(model: ModelSummary) -> str:
-    """Returns the reason why a model cannot be a base, empty if it can."""
+    """Returns the reason why a model cannot be a base."""
     if model.problems:
         return sentence(model.problems[0])
-    if model.kind in BASE_KINDS:
-        return ""
     reasons: dict[str, str] = {
         "adapter": gettext("An adapter: add it to a base below."),
         "gguf": gettext("A GGUF file: convert it to Hugging Face first."),

@@ -1,12 +1,13 @@
 """The page Playground: conversations, raw continuation, and models side by side."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from flask import Response, request
+from flask import Response, jsonify, request
 from flask_babel import gettext, lazy_gettext
 
+from api.pages.choices import Choices, choices_of
 from api.pages.layout import page_blueprint, page_response
 from api.state import state
 from services.kinds.model_summary import ModelSummary
@@ -53,23 +54,59 @@ page = page_blueprint("playground")
 def playground() -> Response:
     """Returns the page; `model` and `adapters` (`name` or `name@scale`, with commas) in the query preselect."""
     summaries = state().models.models()
-    choices = sorted(filter(_can_generate, summaries), key=_rank, reverse=True)
-    adapters = [summary.name for summary in summaries if summary.kind == "adapter" and not summary.problems]
+    models = _models(summaries)
+    selected = _selected(models)
+    listed = choices_of(models, chosen=[selected] if selected else ())
     return page_response(
         "playground/page.html",
-        models=choices,
-        selected=_selected(choices),
+        selected=selected,
         data={
-            "models": {summary.name: _facts(summary) for summary in choices},
-            "adapters": adapters,
-            "chosen": _chosen(request.args.get("adapters", ""), adapters),
+            "models": _offer(listed, summaries),
+            "adapters": _offer(choices_of(_adapters(summaries)), summaries),
+            "chosen": _chosen(
+                request.args.get("adapters", ""), [model.name for model in _adapters(summaries)]
+            ),
             "presets": {name: values for name, (_, values) in PRESETS.items()},
         },
-        groups=_groups(choices),
+        groups=_groups(listed.models),
         presets=PRESETS,
         own_template=OWN_TEMPLATE,
         templates={name: TEMPLATE_NOTES.get(name, "") for name in TEMPLATES},
     )
+
+
+@page.get("/playground/models")
+def playground_models() -> Response:
+    """Returns the models that `search` finds, and those with each `name`, as JSON."""
+    summaries = state().models.models()
+    return jsonify(_offer(_found(_models(summaries)), summaries))
+
+
+@page.get("/playground/adapters")
+def playground_adapters() -> Response:
+    """Returns the adapters that `search` finds, and those with each `name`, as JSON."""
+    summaries = state().models.models()
+    return jsonify(_offer(_found(_adapters(summaries)), summaries))
+
+
+def _found(models: Sequence[ModelSummary]) -> Choices:
+    return choices_of(models, request.args.get("search", ""), request.args.getlist("name"))
+
+
+def _offer(choices: Choices, summaries: Sequence[ModelSummary]) -> dict[str, Any]:
+    """Returns choices as the script reads them."""
+    usable = {model.name for model in summaries if _can_generate(model) or _is_adapter(model)}
+    facts = [_facts(model, usable) for model in choices.models]
+    return {"choices": facts, "matching": choices.matching, "total": choices.total}
+
+
+def _models(summaries: Sequence[ModelSummary]) -> list[ModelSummary]:
+    """Returns the models that generate: merged ones first, the newest first."""
+    return sorted(filter(_can_generate, summaries), key=_rank, reverse=True)
+
+
+def _adapters(summaries: Sequence[ModelSummary]) -> list[ModelSummary]:
+    return [summary for summary in summaries if _is_adapter(summary)]
 
 
 def _chosen(text: str, adapters: Sequence[str]) -> list[dict[str, str | float]]:
@@ -86,6 +123,10 @@ def _can_generate(summary: ModelSummary) -> bool:
     return not summary.problems and (summary.kind == "huggingface" or summary.engine is not None)
 
 
+def _is_adapter(summary: ModelSummary) -> bool:
+    return summary.kind == "adapter" and not summary.problems
+
+
 def _is_merged(summary: ModelSummary) -> bool:
     return (summary.lineage or {}).get("operation") == "merge"
 
@@ -95,7 +136,7 @@ def _rank(summary: ModelSummary) -> tuple[bool, float]:
     return _is_merged(summary), summary.created_at.timestamp() if summary.created_at else 0.0
 
 
-def _selected(choices: list[ModelSummary]) -> str | None:
+def _selected(choices: Sequence[ModelSummary]) -> str | None:
     """Returns the model of the query, otherwise the latest merged one; a base alone is never chosen for people."""
     asked = request.args.get("model")
     if any(summary.name == asked for summary in choices):
@@ -103,7 +144,7 @@ def _selected(choices: list[ModelSummary]) -> str | None:
     return next((summary.name for summary in choices if _is_merged(summary)), None)
 
 
-def _groups(choices: list[ModelSummary]) -> list[tuple[str, list[ModelSummary]]]:
+def _groups(choices: Sequence[ModelSummary]) -> list[tuple[str, list[ModelSummary]]]:
     merged = [summary for summary in choices if _is_merged(summary)]
     others = [summary for summary in choices if not _is_merged(summary)]
     return [
@@ -113,13 +154,18 @@ def _groups(choices: list[ModelSummary]) -> list[tuple[str, list[ModelSummary]]]
     ]
 
 
-def _facts(summary: ModelSummary) -> dict[str, Any]:
-    """Returns what the script needs: the version of the files, and of what a merged model was made."""
+def _facts(summary: ModelSummary, usable: Collection[str]) -> dict[str, Any]:
+    """Returns what the script needs: of a model the version of its files, and of what it was merged if that can be used."""
+    if _is_adapter(summary):
+        return {"name": summary.name}
     inputs = (summary.lineage or {}).get("inputs", []) if _is_merged(summary) else []
-    base = next((entry["name"] for entry in inputs if entry["role"] == "base"), None)
+    found = [entry for entry in inputs if entry["name"] in usable]
     adapters = [
         {"name": entry["name"], "scale": 1.0 if entry.get("scale") is None else entry["scale"]}
-        for entry in inputs
+        for entry in found
         if entry["role"] == "adapter"
     ]
-    return {"version": summary.digest or "", "base": base, "adapters": adapters}
+    return {
+        "name": summary.name, "merged": _is_merged(summary), "version": summary.digest or "",
+        "base": next((entry["name"] for entry in found if entry["role"] == "base"), None), "adapters": adapters,
+    }  # fmt: skip

@@ -9,7 +9,8 @@ from playwright.sync_api import Locator, Page, Route, expect
 from tests.browser.conftest import OpenPage
 from tests.browser.looks import LOOKS, LOOKS_WITH_CHINESE_PHONE, fits
 from tests.e2e.conftest import Incoming, Line
-from tests.e2e.product import Json, Product
+from tests.e2e.product import Json, LocalStack, Product
+from tests.reference.tensor_files import write_adapter, write_base
 
 WRONG = "/merge?base=llama&adapters=alpaca,zh"
 RIGHT = "/merge?base=llama&adapters=zh,alpaca"
@@ -281,15 +282,51 @@ def test_a_wrong_order_that_a_job_finds_is_mended_by_a_link(
     expect_fit(page)
 
 
-def test_a_long_list_can_be_searched(open_page: OpenPage, line: Line, product: Product) -> None:
-    for number in range(9):
-        product.run(kind="convert", source="llama", target=f"copy-{number}")
+@pytest.fixture
+def crowd(line: Line, stack: LocalStack) -> None:
+    """More bases and adapters than a page lists."""
+    for number in range(40):
+        write_base(stack.models_dir / f"base-{number:02}", pieces=101)
+        write_adapter(stack.models_dir / f"lora-{number:02}")
+
+
+@pytest.mark.usefixtures("crowd")
+def test_a_base_and_adapters_are_searched_by_keyboard_among_many(
+    open_page: OpenPage, axe: Callable[[Page], list[str]], screenshot: Callable[..., None]
+) -> None:
     page = open_page("/merge?base=llama")
-    page.get_by_label("Find a base").fill("HUGGING copy-7")
-    expect(page.locator(".merge-base:visible strong")).to_have_text(["copy-7", "llama"])
-    page.get_by_role("radio", name="copy-7").check()
-    page.get_by_label("Find a base").fill("")
-    expect(page.get_by_role("radio", name="copy-0")).to_be_visible()
+    expect(page.locator(".merge-base strong")).to_have_count(
+        31 + 30
+    )  # of the others, 30 that cannot be a base
+    expect(page.locator("#bases .merge-found")).to_have_text(
+        re.compile(r"31 of 4\d are listed\. Search for the others\.")
+    )
+    search = page.get_by_label("Find a base")
+    search.focus()
+    page.keyboard.type("HUGGING base-3")
+    expect(page.locator(".merge-base:visible strong")).to_have_text(
+        [*(f"base-{number}" for number in range(30, 40)), "llama"]
+    )
+    expect(page.get_by_role("radio", name="llama original")).to_be_checked()
+    expect(page.locator("#announce")).to_have_text("10 found")
+    page.keyboard.press("Enter")  # does not submit
+    expect(search).to_be_focused()
+    page.get_by_role("radio", name="base-37").check()
+    page.get_by_label("Find an adapter").fill("lora-39")
+    page.get_by_role("button", name="Add lora-39").press("Enter")
+    expect_order(page, "lora-39")
+    expect(page).to_have_url(re.compile("base=base-37&adapters=lora-39$"))
+    search.fill("base-0")
+    expect(page.get_by_role("radio", name="base-05")).to_be_visible()
+    expect(page.get_by_role("radio", name="base-37")).to_be_checked()
+    screenshot(page, "merge-search", full_page=True)
+    assert axe(page) == []
+    page.get_by_label("Find an adapter").fill("zh")
+    expect(page.get_by_role("button", name="Add zh", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Remove lora-39").click()
+    expect(page.get_by_label("Find an adapter")).to_be_focused()
+    page.reload()
+    expect(page.get_by_role("radio", name="base-37")).to_be_checked()
 
 
 def test_an_adapter_of_another_width_is_marked_before_it_is_chosen(

@@ -11,6 +11,8 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import OpenPage
 from tests.browser.looks import LOOKS, fits
 from tests.e2e.conftest import Line
+from tests.e2e.product import LocalStack
+from tests.reference.tensor_files import write_adapter, write_base
 
 Questions = list[dict[str, str]]
 
@@ -176,6 +178,52 @@ def test_base_adapters_and_merged_are_compared_and_the_first_difference_is_marke
     assert texts[0][:common] == texts[1][:common]
     assert texts[0][common : common + 1] != texts[1][common : common + 1]
     screenshot(playground, "playground-side-by-side")
+
+
+@pytest.fixture
+def crowd(line: Line, stack: LocalStack) -> None:
+    """More models and adapters than a selection lists."""
+    for number in range(40):
+        write_base(stack.models_dir / f"base-{number:02}", pieces=101)
+        write_adapter(stack.models_dir / f"lora-{number:02}")
+
+
+@pytest.mark.usefixtures("crowd")
+def test_models_and_adapters_are_searched_by_keyboard_among_many(
+    open_page: OpenPage, axe: Callable[[Page], list[str]], screenshot: Callable[..., None]
+) -> None:
+    page = open_page("/playground")
+    settings, model = page.locator("#settings"), page.locator("#model")
+    expect(model).to_have_value("merged")
+    assert 30 <= model.locator("option").count() < 40
+    search = settings.get_by_label("Find a model")
+    search.focus()
+    page.keyboard.type("base-39")
+    expect(settings.locator(".find .help").first).to_have_text("1 found")
+    expect(model.locator("option")).to_have_text(["merged", "base-39"])
+    page.keyboard.press("ArrowDown")
+    expect(model).to_be_focused()
+    model.select_option("base-39")
+    settings.get_by_label("Find an adapter").fill("lora-38")
+    adapters = page.locator("#adapters select")
+    expect(adapters.locator("option")).to_have_count(2)
+    adapters.select_option("lora-38")
+    expect(page.locator("#adapters .adapter .wrap")).to_have_text("lora-38")
+    screenshot(page, "playground-search", full_page=True)
+    page.reload()  # both are kept, and neither is among those that the page carries
+    expect(model).to_have_value("base-39")
+    expect(page.locator("#adapters .adapter .wrap")).to_have_text("lora-38")
+    page.get_by_role("tab", name="Side by side").click()
+    second = page.locator(".variant").nth(1)
+    second.get_by_label("Find a model").fill("base-3")
+    choice = second.locator("select").first
+    expect(choice.locator("option")).to_have_count(11)
+    choice.select_option("base-35")
+    second.get_by_label("Find a model").fill("llama")
+    expect(choice.locator("option")).to_have_text(["base-35", "", "llama-hf"])
+    expect(choice).to_have_value("base-35")
+    screenshot(page, "playground-search-compare", full_page=True)
+    assert axe(page) == []
 
 
 def test_a_conversation_is_exported(playground: Page, questions: Questions) -> None:

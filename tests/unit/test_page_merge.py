@@ -1,9 +1,11 @@
 """The page New merge: what it offers, the requests that it composes, the progress of a chain of jobs."""
 
 import hashlib
+import html
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +13,9 @@ import pytest
 from fakeredis import FakeRedis, FakeServer
 from flask.testing import FlaskClient
 
+from api.pages.choices import MOST_CHOICES
 from services.kinds import parse_request
+from services.kinds.model_summary import ModelSummary
 from services.kinds.shared import GgufDType
 from services.models.store import ModelStore
 from services.preflight import preflight
@@ -40,13 +44,32 @@ def data_of(text: str, name: str = "merge-data") -> Any:
     return json.loads(found[1])
 
 
+RADIO = re.compile(
+    r"""<input type="radio" name="base" value="([^"]+)"(?: data-facts='([^']*)')?( checked)?( disabled)?>"""
+)
+ADAPTER = re.compile(r"""<li data-name="([^"]+)" data-facts='([^']*)'>""")
+
+
+def bases_in(text: str) -> list[str]:
+    """Names of the models that can be chosen as a base."""
+    return [name for name, facts, _, _ in RADIO.findall(text) if facts]
+
+
+def adapters_in(text: str) -> list[str]:
+    return [name for name, _ in ADAPTER.findall(text)]
+
+
+def chosen_in(text: str) -> list[str]:
+    return [name for name, _, checked, _ in RADIO.findall(text) if checked]
+
+
 # ---- what is offered ----------------------------------------------------------------------------------
 
 
 def test_bases_are_offered_and_other_models_are_shown_with_the_reason(volume: Path) -> None:
     put_model(volume, "half", {"config.json": "{"})
     page = client_of(volume).get("/merge").text
-    radios = dict(re.findall(r'<input type="radio" name="base" value="([^"]+)"( disabled)?>', page))
+    radios = {name: disabled for name, _, _, disabled in RADIO.findall(page)}
     assert radios == {
         "llama": "",
         "chinese-llama-lora": " disabled",
@@ -58,15 +81,22 @@ def test_bases_are_offered_and_other_models_are_shown_with_the_reason(volume: Pa
 
 
 def test_the_facts_for_the_script_are_those_of_the_files(volume: Path) -> None:
-    data = data_of(client_of(volume).get("/merge").text)
-    base, adapters = data["bases"]["llama"], data["adapters"]
+    page = client_of(volume).get("/merge").text
+    base = {name: json.loads(facts) for name, facts, _, _ in RADIO.findall(page) if facts}["llama"]
+    adapters = {name: json.loads(facts) for name, facts in ADAPTER.findall(page)}
     assert (base["kind"], base["width"], base["vocabulary"], base["inputs"]) == ("original", 112, 608, [])
     assert {facts["width"] for facts in adapters.values()} == {112}
     assert {name: facts["vocabulary"] for name, facts in adapters.items()} == {
         "chinese-llama-lora": 1104,
         "chinese-alpaca-lora": 1105,
     }
-    assert set(data["names"]) == {"llama", "chinese-llama-lora", "chinese-alpaca-lora", "incoming", "results"}
+    assert set(data_of(page)["names"]) == {
+        "llama",
+        "chinese-llama-lora",
+        "chinese-alpaca-lora",
+        "incoming",
+        "results",
+    }
 
 
 def test_without_a_base_the_page_leads_to_the_models(tmp_path: Path) -> None:
@@ -80,7 +110,7 @@ def test_without_an_adapter_the_page_leads_to_the_models(tmp_path: Path) -> None
     shutil.copytree(MINIATURE / "llama", tmp_path / "llama")
     page = client_of(tmp_path).get("/merge").text
     assert "There is no adapter yet." in page
-    assert 'name="base" value="llama"' in page
+    assert bases_in(page) == ["llama"]
 
 
 def test_adapters_that_cannot_be_read_are_listed_with_the_problem(volume: Path) -> None:
@@ -98,7 +128,7 @@ def test_adapters_that_cannot_be_read_are_listed_with_the_problem(volume: Path) 
     problem = re.search(r'<strong class="wrap">empty</strong><span class="soft wrap">([^<]+)</span>', page)
     assert problem
     assert "adapter_model.bin" in problem[1]
-    assert "empty" not in data_of(page)["adapters"]
+    assert "empty" not in adapters_in(page)
 
 
 def test_text_from_files_never_becomes_markup(volume: Path) -> None:
@@ -107,7 +137,8 @@ def test_text_from_files_never_becomes_markup(volume: Path) -> None:
     page = client_of(volume).get("/merge").text
     assert "<script>alert" not in page
     assert "<img src=x" not in page
-    assert data_of(page)["adapters"]["hostile"]["path"] == hostile
+    facts = dict(ADAPTER.findall(page))["hostile"]
+    assert json.loads(html.unescape(facts))["path"] == hostile
 
 
 def test_all_encodings_are_offered_with_their_meaning(volume: Path) -> None:
@@ -123,6 +154,90 @@ def test_the_page_is_in_chinese(volume: Path) -> None:
     page = client_of(volume).get("/merge", headers={"Accept-Language": "zh-CN"}).text
     assert "新建合并" in page
     assert "适配器" in page
+
+
+# ---- many models --------------------------------------------------------------------------------------
+
+MANY = 1000
+LARGEST_PAGE_BYTES = 150_000
+
+
+def many_models() -> list[ModelSummary]:
+    """As many bases as adapters as broken adapters; the adapter `adapter-0900` records the base `base-0900`."""
+    bases = [
+        {"name": f"base-{number:04}", "kind": "huggingface", "parameters": 7_000_000_000}
+        for number in range(MANY)
+    ]
+    adapters = [
+        {"name": f"adapter-{number:04}", "kind": "adapter", "adapter": {"type": "LORA", "base": {"model": f"base-{number:04}"}}}
+        for number in range(MANY)
+    ]  # fmt: skip
+    broken = [
+        {"name": f"broken-{number:04}", "kind": "adapter", "problems": ["It has no weights."]}
+        for number in range(MANY)
+    ]
+    return [ModelSummary.model_validate({"size_bytes": 1, **model}) for model in (*adapters, *bases, *broken)]
+
+
+@pytest.fixture
+def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Returns the text at an address of a service with many models."""
+    client, models = client_of(tmp_path), many_models()
+    reader = client.application.extensions["graftwerk"].models
+    monkeypatch.setattr(type(reader), "models", lambda self: models)
+    return lambda address: client.get(address).text
+
+
+def test_a_page_of_many_models_is_small_and_says_how_many_there_are(crowded: Callable[[str], str]) -> None:
+    page = crowded("/merge")
+    assert len(page.encode()) < LARGEST_PAGE_BYTES
+    assert bases_in(page) == [f"base-{number:04}" for number in range(MOST_CHOICES)]
+    assert adapters_in(page) == [f"adapter-{number:04}" for number in range(MOST_CHOICES)]
+    assert page.count("30 of 1,000 are listed. Search for the others.") == 2
+    assert "2000 models that cannot be a base" in page
+    assert page.count("and 1970 more") == 1
+    assert page.count("and 970 more") == 1
+
+
+def test_a_search_finds_what_is_not_listed(crowded: Callable[[str], str]) -> None:
+    found = crowded("/merge/bases?search=HUGGING+-087")
+    assert bases_in(found) == [f"base-{number:04}" for number in range(870, 880)]
+    assert "10 found" in found
+    assert "cannot be a base" not in found
+    assert adapters_in(crowded("/merge/adapters?search=adapter-0999")) == ["adapter-0999"]
+    assert "0 found" in crowded("/merge/bases?search=none+of+them")
+    assert "0 found" in crowded("/merge/adapters?search=none+of+them")
+
+
+def test_the_chosen_base_stays_listed_and_chosen(crowded: Callable[[str], str]) -> None:
+    found = crowded("/merge/bases?search=base-0001&base=base-0900")
+    assert bases_in(found) == ["base-0001", "base-0900"]
+    assert chosen_in(found) == ["base-0900"]
+    assert "1 found" in found
+
+
+@pytest.mark.parametrize(
+    ("query", "chosen"),
+    [
+        ("base=base-0950", ["base-0950"]),
+        ("base=adapter-0001", []),
+        ("base=missing", []),
+        ("adapters=adapter-0900@0.5,adapter-0001", ["base-0900"]),
+        ("base=base-0950&adapters=adapter-0900", ["base-0950"]),
+        ("", []),
+    ],
+)
+def test_what_the_address_names_is_listed_and_the_base_is_chosen(
+    crowded: Callable[[str], str], query: str, chosen: list[str]
+) -> None:
+    page = crowded(f"/merge?{query}")
+    assert chosen_in(page) == chosen
+    for name in re.findall(r"adapter-\d+", query.partition("adapters=")[2]):
+        assert name in adapters_in(page)
+
+
+def test_the_only_base_is_chosen(volume: Path) -> None:
+    assert chosen_in(client_of(volume).get("/merge").text) == ["llama"]
 
 
 # ---- progress -----------------------------------------------------------------------------------------

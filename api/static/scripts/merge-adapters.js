@@ -6,7 +6,7 @@ const LARGEST_SCALE = 100;
 const SLIDER = { min: 0, max: 2, step: 0.05 };
 
 export class AdapterList {
-  /** `facts` are those of all adapters by name; `onChange` is called after each change. */
+  /** `facts` are those of the adapters by name; `onChange` is called after each change. */
   constructor(list, facts, texts, onChange) {
     this.list = list;
     this.facts = facts;
@@ -96,7 +96,8 @@ export class AdapterList {
   #remove(row) {
     const next = row.nextElementSibling ?? row.previousElementSibling;
     row.remove();
-    const focus = next?.querySelector(".merge-moves button:last-child") ?? document.querySelector(`[data-add="${CSS.escape(row.dataset.name)}"]`);
+    const focus = next?.querySelector(".merge-moves button:last-child")
+      ?? document.querySelector(`[data-add="${CSS.escape(row.dataset.name)}"]`) ?? byId("find-adapter");
     this.#changed(this.texts.removed, row.dataset.name);
     focus?.focus();
   }

@@ -10,25 +10,32 @@ import { chainSnippets } from "./snippets.js";
 
 const form = byId("composition");
 const texts = textsOf("merge-texts");
-const data = textsOf("merge-data");
+const data = { ...textsOf("merge-data"), bases: {}, adapters: {} }; // facts of all models that were listed, by name
 const ADDRESS_MS = 200; // browsers refuse an address that changes with each step of a slider
+const FOUND_BY = { "find-base": "bases", "find-adapter": "adapters" }; // the list of each field for searching
 const FORMATS = { huggingface: "Hugging Face", gguf: "GGUF", meta: texts.original };
 let isNameProposed = true;
 let complete = null; // the composition, if nothing is missing
 let isPossible = false;
+let chosenBase = "";
 let shownForm = "graftwerk";
 let addressTimer = null;
 
 function start() {
+  learn();
   const list = byId("chosen") && new AdapterList(byId("chosen"), data.adapters, texts, changed);
   const plan = new PlanView(texts, { onAnswer: answered, onOrder: reorder });
   Object.assign(form, { list, plan });
   restore();
   form.addEventListener("input", ({ target }) => {
     if (target.name === "target") isNameProposed = false;
-    if (target.dataset.filter) filter(target);
-    else if (!target.closest("#chosen")) changed(); // the list reports its changes itself
+    if (target.name === "base") chosenBase = target.value;
+    if (target.type !== "search" && !target.closest("#chosen")) changed(); // the list reports its changes itself
   });
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.type === "search") event.preventDefault(); // it does not submit the merge
+  });
+  form.addEventListener("htmx:after:swap", ({ target }) => found(byId(FOUND_BY[target.id])));
   field("target").addEventListener("change", () => {
     if (field("target").value) return;
     isNameProposed = true; // a field that is left empty is filled again
@@ -36,7 +43,10 @@ function start() {
   });
   followAll({ onStatus: noteArrival });
   form.addEventListener("submit", submit);
-  for (const button of form.querySelectorAll("[data-add]")) button.addEventListener("click", () => list.add(button.dataset.add));
+  byId("adapters").addEventListener("click", ({ target }) => {
+    const { add } = target.closest("[data-add]")?.dataset ?? {};
+    if (add) list.add(add);
+  });
   for (const button of form.querySelectorAll("[data-form]")) button.addEventListener("click", () => showForm(button.dataset.form));
   byId("copy-snippet").addEventListener("click", () => copy(byId("snippet").textContent));
   changed();
@@ -46,7 +56,23 @@ function start() {
 
 const field = (name) => form.elements.namedItem(name);
 
-/** Chooses what the address names; a base is chosen if it is the only one, or the one that an adapter records. */
+/** Takes the facts of the models that are listed; those of earlier lists stay known. */
+function learn() {
+  for (const { value, dataset } of byId("bases").querySelectorAll("[data-facts]")) data.bases[value] = JSON.parse(dataset.facts);
+  for (const { dataset } of byId("adapters").querySelectorAll("[data-facts]")) data.adapters[dataset.name] = JSON.parse(dataset.facts);
+}
+
+/** Follows a search: the list is a new one, in which the chosen base is still chosen. */
+function found(place) {
+  learn();
+  const radio = [...place.querySelectorAll('[name="base"]:enabled')].find(({ value }) => value === chosenBase);
+  if (radio) radio.checked = true;
+  else if (place.id === "bases" && chosenBase) byId("find-base").dispatchEvent(new Event("input")); // it was chosen during the search
+  showAdapters(compose());
+  byId("announce").textContent = place.querySelector(".merge-found")?.textContent ?? "";
+}
+
+/** Chooses what the address names; the page has chosen the base. */
 function restore() {
   const given = fromQuery(new URLSearchParams(location.search));
   const problems = [];
@@ -54,16 +80,13 @@ function restore() {
     if (data.adapters[name]) form.list.add(name, scale);
     else problems.push(fill(texts.unknownAdapter, { name }));
   }
-  const names = Object.keys(data.bases);
-  const recorded = data.adapters[given.adapters[0]?.name]?.base;
-  const base = given.base || (names.includes(recorded) ? recorded : names.length === 1 ? names[0] : "");
-  const radio = [...form.querySelectorAll('[name="base"]:enabled')].find(({ value }) => value === base);
+  const radio = form.querySelector('[name="base"]:checked');
   if (radio) {
-    radio.checked = true;
+    chosenBase = radio.value;
     const list = radio.closest(".merge-bases");
     list.scrollTop = radio.closest("label").offsetTop - list.offsetTop - list.clientHeight / 3;
   }
-  else if (base) problems.push(fill(texts.unknownBase, { name: base }));
+  if (given.base && given.base !== chosenBase) problems.push(fill(texts.unknownBase, { name: given.base }));
   const format = form.querySelector(`[name="output_format"][value="${CSS.escape(given.output_format)}"]`);
   if (format) format.checked = true;
   if ([...field("dtype").options].some(({ value }) => value === given.dtype)) field("dtype").value = given.dtype;
@@ -118,15 +141,6 @@ function missingIn({ base, adapters }, isNamed) {
   const unscaled = adapters.find(({ scale }) => !Number.isFinite(scale));
   if (unscaled) return fill(texts.badScale, unscaled);
   return isNamed ? null : texts.badName;
-}
-
-/** Shows the models of a list whose text has the words that are searched for, and those that are chosen. */
-function filter({ value, dataset }) {
-  const words = value.toLowerCase().split(/\s+/);
-  for (const item of form.querySelectorAll(dataset.filter)) {
-    const text = item.textContent.toLowerCase();
-    item.dataset.found = String(words.every((word) => text.includes(word)) || item.querySelector(":checked") !== null);
-  }
 }
 
 const triesAfter = ({ output_format: format, keptMerge }) => format === "huggingface" || keptMerge !== null;
@@ -185,7 +199,7 @@ function showAdapters({ base }) {
     mark.textContent = text ?? "";
     mark.hidden = !text;
   }
-  byId("available").parentElement.querySelector(".merge-available-title").hidden = [...byId("available").children].every(({ hidden }) => hidden);
+  byId("available-title").hidden = !byId("find-adapter") && [...byId("available").children].every(({ hidden }) => hidden);
 }
 
 /** Shows next to each type of numbers the size that it would give, from the base's parameters. */

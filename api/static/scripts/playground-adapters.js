@@ -1,19 +1,22 @@
 // A list of adapters in order, each with its scale: for the settings and for each model of a comparison.
 
+import { offer, optionOf, searchField } from "./playground-choices.js";
 import { element, fill, icon } from "./page.js";
 
 export const iconButton = (name, label, onclick, attributes = {}) =>
   element("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
 
-/** Returns `{node, value(), set(list)}`; `onChange` is called after each change by a person. */
-export function adapterList(names, texts, onChange = () => {}) {
+/** Returns `{node, value(), set(list)}` for adapters of `choices`; `onChange` is called after each change by a person. */
+export function adapterList(choices, texts, onChange = () => {}) {
   let chosen = [];
+  let listed = choices.first;
   const list = element("ol", { class: "plain stack tight" });
   const add = element("select", {
     "aria-label": texts.chooseAdapter,
     onchange: () => { chosen.push({ name: add.value, scale: 1 }); changed(); },
-  });
-  const node = element("div", { class: "stack tight" }, list, add);
+  }, element("option", { value: "", selected: true, disabled: true }, texts.chooseAdapter));
+  const find = searchField(choices, add, { label: texts.findAdapter, texts, show: (found) => { listed = found; show(); } });
+  const node = element("div", { class: "stack tight" }, list, find, add);
 
   function changed() {
     show();
@@ -49,10 +52,10 @@ export function adapterList(names, texts, onChange = () => {}) {
 
   function show() {
     list.replaceChildren(...chosen.map(item));
-    const left = names.filter((name) => !chosen.some((adapter) => adapter.name === name));
-    add.replaceChildren(element("option", { value: "", selected: true, disabled: true }, texts.chooseAdapter),
-      ...left.map((name) => element("option", { value: name }, name)));
-    add.hidden = left.length === 0;
+    const left = listed.filter(({ name }) => !chosen.some((adapter) => adapter.name === name));
+    add.value = "";
+    offer(add, left.map(optionOf));
+    add.hidden = left.length === 0 && !find;
   }
 
   show();
@@ -60,7 +63,7 @@ export function adapterList(names, texts, onChange = () => {}) {
     node,
     value: () => chosen.map(({ name, scale }) => ({ name, scale })),
     set(adapters) {
-      chosen = adapters.filter(({ name }) => names.includes(name)).map((adapter) => ({ ...adapter }));
+      chosen = adapters.map((adapter) => ({ ...adapter }));
       show();
     },
   };

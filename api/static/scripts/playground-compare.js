@@ -1,24 +1,24 @@
 // Models side by side: one compare job, its texts in columns, the first difference from the first model marked.
 
 import { adapterList, iconButton } from "./playground-adapters.js";
+import { offer, optionOf, pick, searchField } from "./playground-choices.js";
 import { Run } from "./playground-generate.js";
 import { markedText } from "./playground-output.js";
 import { byId, element, errorNotice, failureNotice, fill, layoutTexts } from "./page.js";
 
 const MOST_VARIANTS = 8;
 
-export function setUpComparison({ data, texts, settings, model }) {
-  const names = Object.keys(data.models);
-  const bases = new Set(names);
+export function setUpComparison({ models, adapters: adapterChoices, texts, settings, model }) {
   let variants = [];
   let run = null;
 
   // ---- the models ----
 
   function add(name, adapters = []) {
-    const choice = element("select", {}, element("option", { value: "" }, ""), names.map((option) => element("option", { value: option }, option)));
-    choice.value = name ?? "";
-    const chosen = adapterList(data.adapters, texts);
+    const choice = element("select", {}, element("option", { value: "" }, ""), models.first.map(optionOf));
+    pick(choice, name ?? "");
+    const find = searchField(models, choice, { label: texts.findModel, texts, show: (found) => offer(choice, found.map(optionOf)) });
+    const chosen = adapterList(adapterChoices, texts);
     chosen.set(adapters);
     const number = element("span", { class: "badge" });
     const node = element("li", { class: "variant" }, element("div", { class: "row" }, number, choice,
@@ -27,7 +27,7 @@ export function setUpComparison({ data, texts, settings, model }) {
         node.remove();
         renumber();
         byId("variant-add").focus();
-      })), element("details", { open: adapters.length > 0 }, element("summary", {}, texts.adapters), chosen.node));
+      })), find, element("details", { open: adapters.length > 0 }, element("summary", {}, texts.adapters), chosen.node));
     variants.push({ node, number, choice, chosen });
     byId("variants").append(node);
     renumber();
@@ -42,7 +42,7 @@ export function setUpComparison({ data, texts, settings, model }) {
   }
 
   function fromLineage() {
-    const { base, adapters } = data.models[model()];
+    const { base, adapters } = models.known.get(model());
     variants = [];
     byId("variants").replaceChildren();
     add(base);
@@ -51,8 +51,7 @@ export function setUpComparison({ data, texts, settings, model }) {
   }
 
   function offerLineage() {
-    const facts = data.models[model()];
-    byId("variant-lineage").hidden = !facts || !bases.has(facts.base);
+    byId("variant-lineage").hidden = !models.known.get(model())?.base;
     if (variants.length > 1) return;
     if (!byId("variant-lineage").hidden) fromLineage();
     else {

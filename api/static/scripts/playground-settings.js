@@ -11,11 +11,16 @@ const TOP_TOKENS = 5;
 
 const inputs = () => [...document.querySelectorAll("[data-sampling]")];
 
-/** Returns the settings; `onChange` is called after each change. */
-export function settingsOf(data, texts, onChange) {
-  const adapters = adapterList(data.adapters, texts, changed);
+const kept = () => JSON.parse(localStorage.getItem(KEY) ?? "{}");
+
+/** Returns the names of the adapters that this browser keeps. */
+export const keptAdapters = () => (kept().adapters ?? []).map(({ name }) => name);
+
+/** Returns the settings of `data`, with the adapters of `choices`; `onChange` is called after each change. */
+export function settingsOf(data, choices, texts, onChange) {
+  const adapters = adapterList(choices, texts, changed);
   const form = formSettings(texts, changed);
-  byId("adapters").append(data.adapters.length ? adapters.node : element("p", { class: "soft" }, texts.noAdapters));
+  byId("adapters").append(choices.total ? adapters.node : element("p", { class: "soft" }, texts.noAdapters));
 
   function changed() {
     keep();
@@ -24,17 +29,17 @@ export function settingsOf(data, texts, onChange) {
 
   function keep() {
     const values = Object.fromEntries([...inputs().map(({ id }) => id), ...OTHER].map((id) => [id, byId(id).value]));
-    const kept = { values, adapters: adapters.value(), probabilities: byId("probabilities").checked, form: form.values() };
-    localStorage.setItem(KEY, JSON.stringify(kept));
+    const stored = { values, adapters: adapters.value(), probabilities: byId("probabilities").checked, form: form.values() };
+    localStorage.setItem(KEY, JSON.stringify(stored));
   }
 
   function restore() {
-    const kept = JSON.parse(localStorage.getItem(KEY) ?? "{}");
-    for (const [id, value] of Object.entries(kept.values ?? {})) if (byId(id)) byId(id).value = value;
-    byId("probabilities").checked = kept.probabilities ?? false;
-    form.restore(kept.form ?? {});
+    const stored = kept();
+    for (const [id, value] of Object.entries(stored.values ?? {})) if (byId(id)) byId(id).value = value;
+    byId("probabilities").checked = stored.probabilities ?? false;
+    form.restore(stored.form ?? {});
     byId("answer-form").open = form.isUsed();
-    adapters.set(data.chosen.length ? data.chosen : kept.adapters ?? []);
+    adapters.set(data.chosen.length ? data.chosen : (stored.adapters ?? []).filter(({ name }) => choices.known.has(name)));
     namePreset();
   }
 

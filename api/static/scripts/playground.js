@@ -1,11 +1,12 @@
 // The playground: the conversation and the raw continuation. A reply is a generate job whose text is streamed.
 
+import { Choices, groupsOf, offer, pick, searchField } from "./playground-choices.js";
 import { setUpComparison } from "./playground-compare.js";
 import { Conversation } from "./playground-conversation.js";
 import { Run } from "./playground-generate.js";
 import { addPiece, apiMessages } from "./playground-messages.js";
 import { showText, tokenView } from "./playground-output.js";
-import { settingsOf } from "./playground-settings.js";
+import { keptAdapters, settingsOf } from "./playground-settings.js";
 import { setUpTabs } from "./playground-tabs.js";
 import { scrollToEnd, showTurns } from "./playground-turns.js";
 import { snippets } from "./snippets.js";
@@ -18,8 +19,13 @@ const texts = textsOf("playground-texts");
 let conversation = null;
 let run = null;
 
-const settings = settingsOf(data, texts, () => {});
+const models = new Choices(data.models, "/playground/models");
+const adapters = new Choices(data.adapters, "/playground/adapters");
 const model = () => byId("model").value;
+const last = localStorage.getItem(MODEL_KEY);
+// what this browser keeps may be among those that are not listed
+await Promise.all([models.ask(last ? [last] : []), adapters.ask(keptAdapters())]).catch(toast);
+const settings = settingsOf(data, adapters, texts, () => {});
 
 // ---- the model ----
 
@@ -29,7 +35,7 @@ function openModel() {
   if (!name) return;
   byId("model-link").href = `/models/${encodeURIComponent(name)}`;
   localStorage.setItem(MODEL_KEY, name);
-  conversation = new Conversation(name, data.models[name].version);
+  conversation = new Conversation(name, models.known.get(name).version);
   if (conversation.isOutdated) toast(texts.branchLost);
   redraw();
 }
@@ -268,10 +274,11 @@ function showContinuation(job, before) {
 
 if (byId("model")) {
   const asked = new URLSearchParams(location.search).get("model");
-  const last = localStorage.getItem(MODEL_KEY);
-  if (!asked && last in data.models) byId("model").value = last;
+  if (!asked && models.known.has(last)) pick(byId("model"), last);
+  const find = searchField(models, byId("model"), { label: texts.findModel, texts, show: (found) => offer(byId("model"), groupsOf(found, texts)) });
+  if (find) byId("model").before(find);
   openModel();
-  setUpComparison({ data, texts, settings, model });
+  setUpComparison({ models, adapters, texts, settings, model });
   // until here a form would leave the page
   setRunning(null);
   setUpTabs();
