@@ -6,6 +6,7 @@ from pathlib import Path
 from services.errors import GraftwerkError
 from services.jobs.disk_reservations import DiskNeed
 from services.jobs.execution import JobExecution
+from services.jobs.status import WaitingFor
 from services.kinds.generate import TokenPiece
 from services.models.store import ModelStore
 from services.progress import CheckCanceled, Progress, Report, ignore_progress, never_canceled
@@ -28,10 +29,12 @@ class FakeExecution(JobExecution):
         self.lines: list[str] = []
         self.pieces: list[TokenPiece] = []
         self.errors: list[GraftwerkError] = []
+        self.waits_for: WaitingFor | None = None
         self._on_report, self._on_check, self._on_ensure = report, check_canceled, ensure_current
 
-    def report(self, progress: Progress) -> None:
-        """Passes the progress to the test."""
+    def report(self, progress: Progress, waits_for: WaitingFor | None = None) -> None:
+        """Passes the progress to the test, and keeps what the job waits for."""
+        self.waits_for = waits_for
         self._on_report(progress)
 
     def check_canceled(self) -> None:

@@ -16,7 +16,8 @@ from services.errors import (
     JobTimeout,
     VolumeUnavailable,
 )
-from services.jobs.execution import JobExecution, as_error, assigned, traceback_of
+from services.jobs.execution import JobExecution, assigned
+from services.jobs.recorded_errors import as_error, traceback_of
 from services.kinds import parse_request
 from services.kinds.shared import JobRequest, JobResult
 from services.models.hub import WORKER_SECONDS, Hub

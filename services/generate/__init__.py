@@ -15,6 +15,7 @@ from services.generate.request import (
     TokenGenerated,
     TokenLogprob,
 )
+from services.generate.sequence_memory import MemoryShortage
 from services.generate.served_model import ServedModel, read_served_gguf, read_served_model
 from services.generate.truncation import build_fitting
 
@@ -26,6 +27,7 @@ __all__ = [
     "Event",
     "GenerationRequest",
     "LoadedModel",
+    "MemoryShortage",
     "OutputFailed",
     "OutputFinished",
     "Score",

@@ -7,7 +7,7 @@ The engine runs in the thread that calls `step`; only `cancel` may be called fro
 import secrets
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from uuid import uuid4
@@ -24,7 +24,7 @@ from services.generate.prompt_turns import PromptTurns, ReadPrompt
 from services.generate.request import Event, GenerationRequest
 from services.generate.request_checks import checked
 from services.generate.sequence import SequenceState
-from services.generate.sequence_memory import SequenceMemory
+from services.generate.sequence_memory import MemoryShortage, SequenceMemory
 from services.sampling import SEED_BITS
 from services.tokenizers import Tokenizer
 
@@ -88,6 +88,10 @@ class Engine:
     def has_work(self) -> bool:
         """True while sequences run or wait, prompts are read, or beams are searched."""
         return bool(self._running or self._reading or self._searches or self._waiting)
+
+    def memory_shortage(self, request_ids: Collection[str]) -> MemoryShortage | None:
+        """Returns the memory for which all sequences of these requests wait; None if one of them is being computed."""
+        return self._memory.shortage([one for one in self._sequences if one.request.id in request_ids])
 
     def submit(self, request: GenerationRequest) -> str:
         """Queues a request, which starts with one of the next steps, and returns its id.

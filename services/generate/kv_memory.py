@@ -74,6 +74,10 @@ class KVMemory:
         self._make_way()
         return True
 
+    def is_waiting(self, number: int) -> bool:
+        """Returns True if the request with this place in line waits for memory."""
+        return number in self._waiting
+
     def leave_line(self, number: int) -> None:
         """Takes a request out of the line."""
         self._waiting.discard(number)

@@ -1,12 +1,22 @@
 """Sequences of one engine in the memory of its worker: what each needs in the columns of the KV cache."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from services.errors import InsufficientMemory
 from services.generate.kv_cache import BatchRunner
 from services.generate.kv_memory import Holding, KVMemory
 from services.generate.request import GenerationRequest
 from services.generate.sequence import SequenceState
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShortage:
+    """Bytes of keys and values that a sequence needs at most, that all sequences hold now, and the limit."""
+
+    needed_bytes: int
+    held_bytes: int
+    limit_bytes: int
 
 
 class SequenceMemory:
@@ -17,6 +27,7 @@ class SequenceMemory:
         self._table = None if batch.is_grouped else self
         self._rows: dict[SequenceState, Holding] = {}  # in the order of their admission
         self._numbers: dict[str, int] = {}  # by the id of a request
+        self._stalled: set[SequenceState] = set()
 
     @property
     def most_tokens(self) -> int:
@@ -49,15 +60,33 @@ class SequenceMemory:
         self._rows |= zip(siblings, found, strict=False)
         return True
 
+    def shortage(self, sequences: Sequence[SequenceState]) -> MemoryShortage | None:
+        """Returns the memory for which these sequences wait, in line or between two tokens; None unless all do."""
+        if (
+            not (self._stalled or self._memory.waiting)
+            or not sequences
+            or not all(map(self._waits, sequences))
+        ):
+            return None
+        claim = self._holding(sequences[0].request).claim
+        return MemoryShortage(claim, self._memory.held_bytes, self._memory.limit_bytes)
+
+    def _waits(self, sequence: SequenceState) -> bool:
+        if sequence in self._rows:
+            return sequence in self._stalled
+        own = self._numbers[sequence.request.id]
+        return any(number <= own and self._memory.is_waiting(number) for number in self._numbers.values())
+
     def stalled(self, running: Sequence[SequenceState]) -> set[int]:
         """Lets the rows grow for the next step but one; returns the numbers of those that must wait for it."""
         numbers = {sequence: number for number, sequence in enumerate(running)}
-        return {
-            numbers[sequence]
+        self._stalled = {
+            sequence
             for sequence, row in self._rows.items()
             if sequence in numbers
             and not self._may_go_on(sequence, row, self._batch.lengths[numbers[sequence]])
         }
+        return {numbers[sequence] for sequence in self._stalled}
 
     def _may_go_on(self, sequence: SequenceState, row: Holding, length: int) -> bool:
         # One column is left then, in which the waiting row computes its last token again.
@@ -66,6 +95,7 @@ class SequenceMemory:
 
     def sweep(self, live: Collection[SequenceState]) -> None:
         """Frees the memory of all other sequences, and their places in line."""
+        self._stalled.intersection_update(live)
         for sequence in [sequence for sequence in self._rows if sequence not in live]:
             self._memory.release(self._rows.pop(sequence))
         for request_id in self._numbers.keys() - {sequence.request.id for sequence in live}:

@@ -6,37 +6,27 @@ The worker attaches an `Assignment` to the RQ job that it performs; the task rea
 import json
 import logging
 import math
-import os
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 
-from pydantic import ValidationError
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError, TimeoutError
 from rq import get_current_job
 from rq.job import Job as RQJob
-from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text
 
 from services.errors import (
-    DiskFull,
     ExecutionSuperseded,
     GraftwerkError,
     InternalError,
-    InvalidRequest,
     JobCanceled,
-    JobTimeout,
     MemoryUnavailable,
-    NotReady,
 )
-from services.files.disk_full import is_disk_full
 from services.jobs.disk_reservations import RESERVATIONS_KEY, DiskNeed, reserve, reserved_bytes
 from services.jobs.events import publish_progress, publish_tokens
 from services.jobs.identity import service_tag
@@ -48,7 +38,8 @@ from services.jobs.memory import (
     read_memory,
 )
 from services.jobs.records import Failure, log_key, record_key, transact
-from services.jobs.status import JobProgress
+from services.jobs.status import WAITS_FOR, JobProgress, WaitingFor
+from services.jobs.waiting import change_waits_for
 from services.kinds.generate import TokenPiece
 from services.logs import log_ids
 from services.progress import Progress
@@ -112,6 +103,8 @@ class JobExecution:
         self._key = record_key(job_id)
         self._pace = Pace(clock)
         self._held: Progress | None = None
+        self._waits_for: WaitingFor | None = None
+        self._written_waits_for: WaitingFor | None = None
         self._unsent: list[TokenPiece] = []
         self._stage = ""
         self._written_at = -math.inf
@@ -143,13 +136,14 @@ class JobExecution:
     def start(self, worker: str) -> None:
         """Makes this execution, of the worker of this name, the current one and removes the error of an earlier one."""
         self.redis.hset(self._key, mapping={"execution": self.execution_id, "worker": worker})
+        self.redis.hdel(self._key, WAITS_FOR)
         error = self.redis.hget(self._key, "error")
         if error is not None and json.loads(error)["code"] != JobCanceled.code:
             self.redis.hdel(self._key, "error")
 
-    def report(self, progress: Progress) -> None:
-        """Takes the progress of the job; most calls only keep it, and the last one is always written."""
-        self._held = progress
+    def report(self, progress: Progress, waits_for: WaitingFor | None = None) -> None:
+        """Takes the progress of the job, and what it waits for; most calls only keep them, and the last ones are always written."""
+        self._held, self._waits_for = progress, waits_for
         if progress.stage != self._stage or self.clock() - self._written_at >= INTERVAL_SECONDS:
             self.flush()
 
@@ -167,9 +161,15 @@ class JobExecution:
             self._ask()
             if self._current:
                 self.redis.hset(self._key, "progress", state.model_dump_json())
+                self._write_waits_for()
                 publish_progress(self.redis, self.job_id, state)
         except (ConnectionError, TimeoutError) as error:
             logger.warning("Job %s: progress not written: %s", self.job_id, error)
+
+    def _write_waits_for(self) -> None:
+        if self._written_waits_for != self._waits_for:
+            change_waits_for(self.redis, self.job_id, self._written_waits_for, self._waits_for)
+            self._written_waits_for = self._waits_for
 
     def check_canceled(self) -> None:
         """Raises JobCanceled if the job was canceled. Redis is read at most every 0.25 s."""
@@ -287,37 +287,3 @@ def assigned() -> Assignment:
     if not isinstance(job, AssignedJob) or job.assignment is None:
         raise InternalError("A task ran outside of a Graftwerk worker.")
     return job.assignment
-
-
-def as_error(error: Exception) -> GraftwerkError:
-    """Returns the error for a job's record: our own errors unchanged, known ones translated, others as `internal_error`."""
-    if isinstance(error, GraftwerkError):
-        return error
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return NotReady(
-            f"Redis did not answer while the job ran: {_sentence(error)}",
-            "Check that it runs. The job is run again, at most twice.",
-        )
-    if isinstance(error, BaseTimeoutException):
-        return JobTimeout(f"The job took too long: {_sentence(error)}", "Raise JOB_TIMEOUT_SECONDS.")
-    if is_disk_full(error):
-        return DiskFull(f"The volume is full: {_sentence(error)}", "Delete models, or enlarge the volume.")
-    if isinstance(error, ValidationError):
-        return InvalidRequest(
-            f"This worker cannot read the request: {_sentence(error)}",
-            "Run API and workers of the same version.",
-        )
-    return InternalError(f"{type(error).__name__}: {_sentence(error)}", "The traceback is in the job's log.")
-
-
-def _sentence(error: Exception) -> str:
-    """Returns the text of an error with one full stop at its end, without the folders of a file's path."""
-    text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.strerror}: {Path(os.fsdecode(error.filename)).name}"
-    return f"{text.rstrip().rstrip('.')}."
-
-
-def traceback_of(error: Exception) -> str:
-    """Returns the traceback for the job's log."""
-    return "".join(traceback.format_exception(error)).rstrip()

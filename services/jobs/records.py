@@ -4,15 +4,15 @@ The status is RQ's and is never stored twice, and neither is the result: RQ's un
 Our fields, in the hash `graftwerk:job:<id>`: `request`, its `kind` and `models` (for lists), `created_at` (microseconds since
 1970), `progress`, `error`, `cancel` (a flag), `execution` (the id of the execution that may publish) and its `worker`, `alone` (a flag:
 its worker runs no other job next to it), `memory` (peak of its plan), `charged` and `refunds` (tries, see `resumption.py`),
-`waiting_for`, `result`, and of the submission `owner`, `request_id` and `note` (a text of the API about the job). The other keys are indexes: all jobs by age, jobs that are not finalized, expiring records;
+`waiting_for` in the queue, `waits_for` of the execution, `result`, and of the submission `owner`, `request_id` and `note` (a text of the API about the job). The other keys are indexes: all jobs by age, jobs that are not finalized, expiring records;
 `services/jobs/indexes.py` has those of ended jobs.
 """
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar, cast
 
@@ -154,7 +154,7 @@ class Record:
     result: bytes | None = None
     """JSON of the result of a finalized job, compressed."""
     alone: bool = False
-    waiting_for: WaitingFor | None = None
+    waiting_for: Mapping[JobStatus, WaitingFor] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, fields: dict[bytes, bytes]) -> "Record | None":

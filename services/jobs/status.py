@@ -1,5 +1,6 @@
 """The job as the API returns it, and the one mapping from RQ's statuses to ours."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
@@ -82,7 +83,7 @@ class JobError(BaseModel):
 
 
 class WaitingFor(BaseModel):
-    """Reason why a queued job does not run yet, in addition to the jobs before it in its queue."""
+    """Reason why a queued job does not run yet, in addition to the jobs before it in its queue, or why a running one computes nothing."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -90,20 +91,26 @@ class WaitingFor(BaseModel):
     message: str
 
 
+WAITS_FOR = "waits_for"
+"""Field of a record with the reason why its current execution waits."""
+
 WAITS_FOR_JOBS = WaitingFor(what="jobs", message="The job runs after the jobs in `after` have succeeded.")
 
 
-def read_waiting_for(fields: dict[bytes, bytes]) -> WaitingFor | None:
-    """Returns the reason in the fields of a record, None without one."""
-    text = fields.get(b"waiting_for")
-    return None if text is None else WaitingFor.model_validate_json(text)
+def read_waiting_for(fields: dict[bytes, bytes]) -> dict[JobStatus, WaitingFor]:
+    """Returns the reasons in the fields of a record: that of the job in its queue, that of its execution."""
+    found: dict[JobStatus, bytes | None] = {
+        "queued": fields.get(b"waiting_for"),
+        "running": fields.get(WAITS_FOR.encode()),
+    }
+    return {status: WaitingFor.model_validate_json(text) for status, text in found.items() if text}
 
 
-def waiting_for(status: JobStatus, rq_status: str, recorded: WaitingFor | None) -> WaitingFor | None:
-    """Returns what a job with these statuses waits for; None unless it is queued."""
-    if status != "queued":
-        return None
-    return WAITS_FOR_JOBS if rq_status == "deferred" else recorded
+def waiting_for(
+    status: JobStatus, rq_status: str, recorded: Mapping[JobStatus, WaitingFor]
+) -> WaitingFor | None:
+    """Returns what a job with these statuses waits for; None if nothing, and once it has ended."""
+    return WAITS_FOR_JOBS if (status, rq_status) == ("queued", "deferred") else recorded.get(status)
 
 
 class UnknownRequest(JobRequest):

@@ -13,7 +13,7 @@ from rq.utils import as_text
 from services.jobs.events import publish_status
 from services.jobs.put_back import held_key, put_back, return_to_queue
 from services.jobs.records import JOBS_KEY, reaching_redis, read_job, record_key, transact
-from services.jobs.status import WaitingFor
+from services.jobs.status import WAITS_FOR, WaitingFor
 
 VOLUME_KEY = "graftwerk:volume-unavailable"
 """Reason why workers take no jobs; it exists while they report it."""
@@ -75,6 +75,16 @@ def return_held(redis: Redis, queue: Queue) -> None:
 def note_waiting_for(redis: Redis, job_id: str, reason: WaitingFor) -> None:
     """Notes what a job waits for that is about to be put back."""
     redis.hset(record_key(job_id), "waiting_for", reason.model_dump_json())
+
+
+def change_waits_for(redis: Redis, job_id: str, before: WaitingFor | None, reason: WaitingFor | None) -> None:
+    """Changes what a running job waits for; publishes the job when it begins or ends to wait."""
+    if reason is None:
+        redis.hdel(record_key(job_id), WAITS_FOR)
+    else:
+        redis.hset(record_key(job_id), WAITS_FOR, reason.model_dump_json())
+    if before is None or reason is None:
+        publish_status(redis, read_job(redis, job_id))
 
 
 def end_waiting_for(redis: Redis, job_id: str) -> None:

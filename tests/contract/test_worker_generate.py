@@ -6,6 +6,7 @@ with transformers and PEFT.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,8 @@ def start_worker(log_folder: Path) -> Iterator[StartWorker]:
         }
         if settings.resident_models_bytes is not None:
             environment["GRAFTWERK_RESIDENT_MODELS_BYTES"] = str(settings.resident_models_bytes)
+        if settings.kv_cache_bytes:
+            environment["GRAFTWERK_KV_CACHE_BYTES"] = str(settings.kv_cache_bytes)
         with (log_folder / f"worker-{len(processes)}.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "worker", "generate"],
@@ -548,6 +551,38 @@ def test_a_job_that_waits_for_memory_in_its_queue_can_be_canceled(
     behind = ask(queue, prompt="The capital of France is")
     assert ended(queue, behind).status == "succeeded"
     assert queue.get(first).status == "running"
+    worker.kill()
+
+
+def test_a_running_job_that_waits_for_keys_and_values_says_so(
+    redis_server: Server, volume: Path, start_worker: StartWorker
+) -> None:
+    config = json.loads((volume / "base" / "config.json").read_text())
+    heads = config["num_attention_heads"]
+    head_dim = config["hidden_size"] // heads
+    token = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head_dim * 4
+    settings = settings_of(redis_server.port, volume, 3).model_copy(update={"kv_cache_bytes": 3000 * token})
+    queue = JobQueue(connect(settings), settings)
+    queue.redis.flushdb()
+    worker = start_worker(queue)
+    first = ask(queue, prompt="The capital of France is", sampling=LONG)
+    until(lambda: queue.get(first).progress is not None)
+    waiting = ask(queue, prompt="The capital of Japan is", sampling=LONG)
+    until(lambda: queue.get(waiting).waiting_for is not None)
+    found = queue.get(waiting)
+    assert found.waiting_for is not None and found.progress is not None
+    assert (found.status, found.waiting_for.what) == ("running", "memory")
+    assert found.progress.stage == "waiting for memory"
+    assert re.fullmatch(
+        rf"An output needs {2048 * token} bytes for keys and values; running ones hold \d+ of {3000 * token}\.",
+        found.waiting_for.message,
+    )
+    queue.cancel(first)
+    until(lambda: queue.get(waiting).waiting_for is None)
+    found = queue.get(waiting)
+    assert found.status == "running" and found.progress is not None
+    assert found.progress.stage == "generating"
+    assert statuses_of(queue, waiting) == ["queued", "running", "running", "running", "succeeded"]
     worker.kill()
 
 

@@ -10,7 +10,8 @@ from redis.exceptions import ConnectionError, TimeoutError
 from rq.timeouts import JobTimeoutException
 
 from services.errors import ExecutionSuperseded, JobCanceled, ModelNotFound
-from services.jobs.execution import JobExecution, Pace, as_error
+from services.jobs.execution import JobExecution, Pace
+from services.jobs.recorded_errors import as_error
 from services.progress import Progress
 
 KEY = "graftwerk:job:j"

@@ -19,6 +19,7 @@ from services.generate import (
     TokenLogprob,
 )
 from services.isolation.process import Steps, advance
+from services.jobs.status import WaitingFor
 from services.kinds.generate import ComputedBy, GenerateRequest, GenerateResult, Logprob, Output
 from services.kinds.shared import Usage
 from services.progress import Progress
@@ -183,7 +184,7 @@ class GenerateSession:
         """Saves complete outputs, reports progress and publishes new text. Raises OSError."""
         stage = self.model.engine.stage
         if stage is None:
-            self.outputs.report()
+            self.outputs.report(self._waiting_for())
         else:
             self._context.execution.report(Progress(stage))
 
@@ -217,6 +218,16 @@ class GenerateSession:
             self._building[1].close()
         if self._key is not None:
             self.outputs.sink.close()
+
+    def _waiting_for(self) -> WaitingFor | None:
+        shortage = self.model.engine.memory_shortage(self._open.keys()) if self._open else None
+        if shortage is None:
+            return None
+        return WaitingFor(
+            what="memory",
+            message=f"An output needs {shortage.needed_bytes} bytes for keys and values; running ones hold "
+            f"{shortage.held_bytes} of {shortage.limit_bytes}.",
+        )
 
     def _go_on(self, number: int, building: Steps[tuple[BuiltPrompt, int | None]]) -> None:
         try:

@@ -1,8 +1,9 @@
 """The protocol of engines: the sequences of one model, in this process or in a server's."""
 
+from collections.abc import Collection
 from typing import Protocol
 
-from services.generate import Event, GenerationRequest
+from services.generate import Event, GenerationRequest, MemoryShortage
 
 
 class ModelEngine(Protocol):
@@ -27,6 +28,9 @@ class ModelEngine(Protocol):
     @property
     def most_tokens(self) -> int | None:
         """Tokens of the longest sequence that fits into its memory; None if only the context limits it."""
+
+    def memory_shortage(self, request_ids: Collection[str]) -> MemoryShortage | None:
+        """Returns the memory for which all sequences of these requests wait; None if one of them is being computed."""
 
     def submit(self, request: GenerationRequest) -> str:
         """Queues a request and returns its id; raises as `Engine.submit`."""

@@ -4,10 +4,11 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.errors import GraftwerkError
 from services.generate_engines import Engine
+from services.jobs.status import WaitingFor
 from services.kinds.generate import AdapterUse, ComputedBy, GenerateRequest, Logprob, Output
 from services.kinds.shared import MAX_STREAMED_OUTPUTS, NO_TOKEN_LIMIT, Failure
 from services.kinds.tools import ToolCallPiece
@@ -160,10 +161,13 @@ class OutputCollector:
 
     # ---- reports --------------------------------------------------------------------------------------
 
-    def report(self) -> None:
-        """Saves complete outputs, reports progress and publishes new text. Raises OSError."""
+    def report(self, waiting_for: WaitingFor | None = None) -> None:
+        """Saves complete outputs, reports progress, and the reason if all prompts wait, and publishes new text. Raises OSError."""
         self.sink.save()
-        self._execution.report(self._progress())
+        progress = self._progress()
+        if waiting_for is not None:
+            progress = replace(progress, stage=f"waiting for {waiting_for.what}")
+        self._execution.report(progress, waiting_for)
         if self._stream is not None:
             self._stream.flush_if_due()
 

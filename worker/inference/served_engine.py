@@ -5,7 +5,7 @@ Stop strings, text, ends and grammars are those of the reference engine's sequen
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from typing import ClassVar
 from services.engines.engine_server import EngineServer
 from services.engines.output import OutputRequest, ServedAdapter, ServedToken
 from services.errors import GraftwerkError, InvalidSettings, NotReady, UnsupportedSchema
-from services.generate import Event, GenerationRequest, ServedModel
+from services.generate import Event, GenerationRequest, MemoryShortage, ServedModel
 from services.generate.guide import GuideMaker
 from services.generate.request_checks import checked
 from services.generate.sampler import Choice
@@ -97,6 +97,10 @@ class ServedEngine(ABC):
     def free_slots(self) -> int:
         """Number of further sequences that the server takes now."""
         return max(0, self.slots - len(self._running)) if self.server.is_ready else 0
+
+    def memory_shortage(self, request_ids: Collection[str]) -> MemoryShortage | None:
+        """Returns None: the server has its own line, and does not say who is in it."""
+        return None
 
     def submit(self, request: GenerationRequest) -> str:
         """Sends a request to the server and returns its id.

@@ -9,15 +9,25 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.architectures.checkpoint_reader import read_checkpoint
 from services.errors import InsufficientMemory
-from services.generate import Engine, Event, GenerationRequest, LoadedModel, TokenGenerated, kv_cache
+from services.generate import (
+    Engine,
+    Event,
+    GenerationRequest,
+    LoadedModel,
+    MemoryShortage,
+    TokenGenerated,
+    kv_cache,
+)
 from services.generate.kv_cache import BatchRunner
 from services.generate.kv_memory import KVMemory
 from services.generate.row_groups import attention_name
+from services.jobs.status import WaitingFor
 from services.kinds.generate import GenerateRequest
 from services.models.store import ModelStore
 from services.preflight import preflight
 from services.sampling import Sampling
-from tests.contract.generate.engine_driver import alone, drained, outputs_of, run_job
+from tests.contract.generate.engine_driver import Driver, alone, drained, outputs_of, run_job
+from tests.job_context import FakeExecution, job_context
 
 TOKEN = 3 * 2 * 4 * 6 * 4  # layers, keys and values, heads, head_dim, float32
 BLOCK = 8
@@ -128,6 +138,80 @@ def test_a_request_that_never_fits_is_refused_with_both_sizes(
     request = GenerationRequest(prompts[0][:10], Sampling(seed=1, max_new_tokens=50))
     engine.submit(request)
     assert outputs_of(drained(engine))[request.id] == alone(loaded, request)
+
+
+def test_requests_that_wait_name_what_they_need_and_what_is_held(
+    loaded: LoadedModel, prompts: list[list[int]]
+) -> None:
+    engine = Engine(loaded, memory=KVMemory(130 * TOKEN))
+    requests = [
+        GenerationRequest(prompts[0][:10], Sampling(seed=seed, max_new_tokens=50, logit_bias={2: -100}))
+        for seed in range(4)
+    ]
+    first, second, third, fourth = [engine.submit(request) for request in requests]
+    assert engine.memory_shortage([third]) is None  # not tried yet
+    engine.step()
+    expected = MemoryShortage(needed_bytes=64 * TOKEN, held_bytes=128 * TOKEN, limit_bytes=130 * TOKEN)
+    assert engine.memory_shortage([third]) == engine.memory_shortage([fourth, third]) == expected
+    assert engine.memory_shortage([first]) is engine.memory_shortage([second, third]) is None
+    engine.cancel(first)
+    engine.step()
+    engine.step()
+    assert engine.memory_shortage([third]) is None
+    assert engine.memory_shortage([fourth]) == expected
+    drained(engine)
+    assert engine.memory_shortage([fourth]) is None
+
+
+def test_rows_that_wait_for_columns_count_as_waiting(
+    loaded: LoadedModel, prompts: list[list[int]], small_blocks: None
+) -> None:
+    engine = Engine(loaded, memory=KVMemory(104 * TOKEN))
+    first, second = [
+        engine.submit(
+            GenerationRequest(prompts[0][:5], Sampling(seed=seed, max_new_tokens=59, logit_bias={2: -100}))
+        )
+        for seed in (1, 2)
+    ]
+    waited = 0
+    while engine.has_work:
+        events = engine.step()
+        tokens = [event.request_id for event in events if isinstance(event, TokenGenerated)]
+        if len(tokens) == 1 and not outputs_of(events):
+            assert (engine.memory_shortage([second]) is not None) == (tokens == [first])
+            assert engine.memory_shortage([first]) is engine.memory_shortage(
+                [first, second]
+            ) is None or tokens == [second]
+            waited += tokens == [first]
+        elif len(tokens) == 2:
+            assert engine.memory_shortage([second]) is None
+    assert waited > 10
+
+
+def test_a_job_whose_outputs_all_wait_says_so(loaded: LoadedModel) -> None:
+    stages: list[str] = []
+    choice = GenerateRequest(
+        kind="generate",
+        model=loaded.folder.name,
+        prompt_token_ids=[5, 6, 7],
+        sampling=Sampling(seed=3, max_new_tokens=50, logit_bias={2: -100}),
+    )
+    driver = Driver(loaded, choice, memory=KVMemory(70 * TOKEN))
+    first = driver.add(choice)
+    context = job_context(driver.volume, run="9", report=lambda progress: stages.append(progress.stage))
+    second = driver.add(choice, context)
+    execution = context.execution
+    assert isinstance(execution, FakeExecution)
+    driver.run_until(lambda: bool(stages))
+    assert execution.waits_for == WaitingFor(
+        what="memory",
+        message=f"An output needs {64 * TOKEN} bytes for keys and values; running ones hold {64 * TOKEN} of {70 * TOKEN}.",
+    )
+    driver.run_until(lambda: first.result is not None)
+    assert set(stages[:-1]) == {"waiting for memory"}
+    driver.run_until(lambda: second.result is not None)
+    assert stages[-1] == "generating"
+    assert execution.waits_for is None
 
 
 def test_two_engines_share_the_memory_and_the_line(loaded: LoadedModel, prompts: list[list[int]]) -> None:
