@@ -1,4 +1,4 @@
-"""`python -m bench weights|quantization|generate|gguf|batching|decoding|adapters|structured|sharing|uploads|records`: each measures within one run and prints JSON."""
+"""`python -m bench weights|quantization|generate|gguf|batching|decoding|adapters|structured|sharing|uploads|records|vllm`: each measures within one run and prints JSON."""
 
 import argparse
 import json
@@ -19,6 +19,7 @@ from bench import (
     sharing,
     structured,
     uploads,
+    vllm_speed,
     weights,
 )
 
@@ -33,6 +34,7 @@ SUBJECTS: dict[str, ModuleType] = {
     "structured": structured,
     "sharing": sharing,
     "uploads": uploads,
+    "vllm": vllm_speed,
     "records": records,
 }
 

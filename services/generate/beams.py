@@ -143,7 +143,7 @@ def _repeated(prompt: PromptCache, config: PreTrainedConfig, beams: int) -> Dyna
     """
     cache = DynamicCache(config=config)
     for layer, (keys, values) in enumerate(zip(*prompt.states(last=True), strict=True)):
-        key_states, value_states = (side[None, :, :-1].expand(beams, -1, -1, -1) for side in (keys, values))
+        key_states, value_states = (side[:, :, :-1].expand(beams, -1, -1, -1) for side in (keys, values))
         cache.update(key_states, value_states, layer)
     return cache
 

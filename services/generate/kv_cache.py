@@ -56,15 +56,15 @@ class PromptCache(Cache):
         return self.length
 
     def states(self, *, last: bool) -> tuple[Iterator[torch.Tensor], Iterator[torch.Tensor]]:
-        """Returns the keys and values of each layer, (kv heads, length, head_dim); the last time, each is freed before the next."""
+        """Returns the keys and values of each layer, (1, kv heads, length, head_dim); the last time, each is freed before the next."""
         keys, values = (self._states(side, last) for side in (self.keys, self.values))
         return keys, values
 
     def _states(self, side: list[torch.Tensor], last: bool) -> Iterator[torch.Tensor]:
         while last and side:
-            yield side.pop(0)[0, :, : self.length]
+            yield side.pop(0)[:, :, : self.length]
         for tensor in side:
-            yield tensor[0, :, : self.length]
+            yield tensor[:, :, : self.length]
 
     @torch.inference_mode()
     def last(self, tokens: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -103,13 +103,13 @@ class KVCache(Cache):
     def join(self, prompt: PromptCache, *, last: bool = False) -> None:
         """Appends a row with a copy of a prompt's keys and values; the last one empties the prompt's cache layer by layer."""
         keys, values = prompt.states(last=last)
-        self._group_for(prompt.length + 1).add(len(self.lengths), keys, values)
+        self._group_for(prompt.length + 1).add([len(self.lengths)], keys, values)
         self.lengths.append(prompt.length)
 
     def leave(self, row: int) -> None:
         """Frees a row: the last one takes its number."""
         last = len(self.lengths) - 1
-        self._group_of(row).remove(row)
+        self._group_of(row).remove([row])
         if row != last:
             moved = self._group_of(last)
             moved.rows[moved.rows.index(last)] = row
@@ -121,15 +121,16 @@ class KVCache(Cache):
 
     def begin_step(self, device: torch.device) -> torch.Tensor:
         """Makes space for one more token in each row; returns its position ids (rows, 1)."""
-        for row, length in enumerate(self.lengths):
-            self._make_space(row, length)
+        for group in list(self._groups):
+            self._make_space(group)
         self.width = rounded_up(max(self.lengths) + 1, ALIGNMENT)
         columns = torch.tensor(self.lengths, device=device)
         self._steps = []
         for group in self._groups:
             rows = torch.tensor(group.rows, device=device)
             width = rounded_up(max(self.lengths[row] for row in group.rows) + 1, ALIGNMENT)
-            self._steps.append(GroupStep(group, rows, columns[rows], width))
+            slots = torch.arange(len(rows), device=device)
+            self._steps.append(GroupStep(group, slots, rows, columns[rows], width))
         return columns[:, None]
 
     def end_step(self, waiting: Collection[int] = ()) -> None:
@@ -153,15 +154,16 @@ class KVCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.lengths, default=0)
 
-    def _make_space(self, row: int, length: int) -> None:
-        group = self._group_of(row)
-        if length < group.columns:
+    def _make_space(self, group: RowGroup) -> None:
+        """Moves the full rows of a group to the next one, or gives all of them more columns if it is the only one."""
+        full = [row for row in group.rows if self.lengths[row] >= group.columns]
+        if not full:
             return
         if not self.is_grouped:
-            group.resize(columns_for(length + 1, self.most_columns))
+            group.resize(columns_for(max(self.lengths) + 1, self.most_columns))
             return
-        self._group_for(length + 1).add(row, *group.states(row, length))
-        group.remove(row)
+        self._group_for(group.columns + 1).add(full, *group.states(full, group.columns))
+        group.remove(full)
         self._groups = [group for group in self._groups if group.rows]
 
     def _group_of(self, row: int) -> RowGroup:

@@ -1,6 +1,6 @@
 """Rows of a KV cache by their lengths: a short row is not as wide as the longest one, in memory and in the attention."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,29 +29,35 @@ class RowGroup:
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
-    def add(self, row: int, keys: Iterable[torch.Tensor], values: Iterable[torch.Tensor]) -> None:
-        """Appends a row with copies of its keys and values, (kv heads, tokens, head_dim) for each layer, one by one."""
-        self.rows.append(row)
+    def add(self, rows: Sequence[int], keys: Iterable[torch.Tensor], values: Iterable[torch.Tensor]) -> None:
+        """Appends rows with copies of their keys and values, (rows, kv heads, tokens, head_dim) for each layer, one by one."""
+        first = len(self.rows)
+        self.rows.extend(rows)
         for mine, theirs in ((self.keys, keys), (self.values, values)):
             for layer, other in enumerate(theirs):
+                _, heads, tokens, size = other.shape
                 if layer == len(mine):
-                    mine.append(other.new_zeros((0, other.shape[0], self.columns, other.shape[2])))
+                    mine.append(other.new_zeros((0, heads, self.columns, size)))
                 mine[layer] = _resized(mine[layer], len(self.rows), self.columns)
-                mine[layer][-1, :, : other.shape[1]] = other
+                mine[layer][first:, :, :tokens] = other
 
-    def remove(self, row: int) -> None:
-        """Frees the slot of a row: the last one takes its place."""
-        slot, last = self.rows.index(row), len(self.rows) - 1
-        for tensor in (*self.keys, *self.values):
-            tensor[slot] = tensor[last]
-        self.rows[slot] = self.rows[last]
-        self.rows.pop()
-        self.resize(self.columns)
+    def remove(self, rows: Sequence[int]) -> None:
+        """Frees the slots of rows: the last ones take their places."""
+        kept = list(range(len(self.rows)))
+        for slot in sorted(map(self.rows.index, rows), reverse=True):
+            kept[slot] = kept[-1]
+            kept.pop()
+        self.rows = [self.rows[slot] for slot in kept]
+        for side in (self.keys, self.values):
+            for layer, tensor in enumerate(side):
+                side[layer] = tensor[kept]
 
-    def states(self, row: int, length: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Returns views of the keys and values of a row, (kv heads, length, head_dim) for each layer."""
-        slot = self.rows.index(row)
-        keys, values = ([one[slot, :, :length] for one in side] for side in (self.keys, self.values))
+    def states(
+        self, rows: Sequence[int], length: int
+    ) -> tuple[Iterator[torch.Tensor], Iterator[torch.Tensor]]:
+        """Returns copies of the keys and values of rows of one length, (rows, kv heads, length, head_dim) for each layer."""
+        slots = [self.rows.index(row) for row in rows]
+        keys, values = ((one[slots, :, :length] for one in side) for side in (self.keys, self.values))
         return keys, values
 
     def resize(self, columns: int) -> None:
@@ -75,9 +81,10 @@ def _resized(tensor: torch.Tensor, slots: int, columns: int) -> torch.Tensor:
 
 @dataclass(slots=True)
 class GroupStep:
-    """A group in one decoding step: rows of the batch, their new columns, and the width that they see."""
+    """A group in one decoding step: its slots, their rows of the batch, their new columns, and the width that they see."""
 
     group: RowGroup
+    slots: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
     width: int
@@ -86,8 +93,7 @@ class GroupStep:
         """Writes the new token of the rows of the group; takes (rows of the batch, kv heads, 1, head_dim)."""
         for side, states in ((self.group.keys, keys), (self.group.values, values)):
             # In a model over several GPUs, the keys of a layer are on its GPU.
-            rows, columns = self.rows.to(states.device), self.columns.to(states.device)
-            slots = torch.arange(len(rows), device=states.device)
+            slots, rows, columns = (part.to(states.device) for part in (self.slots, self.rows, self.columns))
             side[layer][slots, :, columns] = states[rows, :, 0]
 
     def seen(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

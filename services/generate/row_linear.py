@@ -1,7 +1,6 @@
 """Linear layers for a few rows on a CPU: the product is computed as weight times columns.
 
-For `x @ weight.T` with a few rows, oneMKL rearranges the whole weight each time. In the other order it reads the weight as it is; the
-columns are filled up to a multiple of a vector register.
+For `x @ weight.T` with a few rows, oneMKL rearranges the whole weight each time. In the other order it reads the weight as it is.
 """
 
 from typing import Any
@@ -9,11 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-COLUMNS = 16
-"""float32 numbers of a vector register of AVX-512, or two of AVX2."""
-
-LEAST_ROWS, MOST_ROWS = 6, 48
-"""Numbers of rows for which this order is used: fewer and 64 take as long or longer (measured, docs/benchmarks.md)."""
+LEAST_ROWS, MOST_ROWS = 4, 48
+"""Numbers of rows for which this order is used: with fewer or 64 it takes as long or longer (measured, docs/benchmarks.md)."""
 
 
 class RowLinear(nn.Linear):
@@ -25,9 +21,8 @@ class RowLinear(nn.Linear):
         rows = input.numel() // in_features
         if not LEAST_ROWS <= rows <= MOST_ROWS:
             return super().forward(input)
-        columns = input.new_zeros(in_features, -(-rows // COLUMNS) * COLUMNS)
-        columns[:, :rows] = input.reshape(rows, in_features).t()
-        output = torch.mm(self.weight, columns)[:, :rows].t().contiguous()
+        columns = input.reshape(rows, in_features).t()
+        output = torch.mm(self.weight, columns).t().contiguous()
         if self.bias is not None:
             output += self.bias
         return output.view(*input.shape[:-1], out_features)

@@ -61,12 +61,27 @@ def test_a_full_row_moves_with_its_content_and_keeps_its_number() -> None:
         found = step(cache, fill=9.0)
     assert cache.lengths == [66, 8, 103]
     by_row = {
-        row: group.states(row, cache.lengths[row])[0][0] for group in cache._groups for row in group.rows
+        row: next(group.states([row], cache.lengths[row])[0]) for group in cache._groups for row in group.rows
     }
     for row, (tokens, fill) in enumerate(((63, 1.0), (5, 2.0), (100, 3.0))):
-        assert by_row[row][0, :, 0].tolist() == [fill] * tokens + [9.0] * 3
+        assert by_row[row][0, 0, :, 0].tolist() == [fill] * tokens + [9.0] * 3
     assert [group.columns for group in cache._groups] == [64, 128]
     assert sorted(len(states) for states in found.states) == [1, 2]
+
+
+def test_rows_that_are_full_at_once_move_together() -> None:
+    cache = KVCache(grouped=True)
+    for number, tokens in enumerate((63, 64, 63, 80)):
+        cache.join(prompt_of(tokens, fill=number + 1.0))
+    for _ in range(3):
+        step(cache, fill=9.0)
+    assert [(group.columns, sorted(group.rows)) for group in cache._groups] == [(128, [0, 1, 2, 3])]
+    cache.leave(1)
+    assert cache.lengths == [66, 83, 66]
+    (group,) = cache._groups
+    for row, (tokens, fill) in enumerate(((63, 1.0), (80, 4.0), (63, 3.0))):
+        states = next(group.states([row], cache.lengths[row])[0])
+        assert states[0, 0, :, 0].tolist() == [fill] * tokens + [9.0] * 3
 
 
 def test_nan_of_a_row_that_has_left_does_not_stay() -> None:
