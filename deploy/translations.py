@@ -23,6 +23,7 @@ import sentences  # noqa: E402
 from api.errors import HTTP_CODES  # noqa: E402
 from api.pages.language import DOMAINS, LANGUAGES, TRANSLATIONS  # noqa: E402
 from api.pages.sentences import DOMAIN as SERVICE  # noqa: E402
+from api.pages.sentences import VALUES  # noqa: E402
 
 LAYOUT = "layout"
 KEYWORDS = {"_": None, "gettext": None, "ngettext": (1, 2), "lazy_gettext": None}
@@ -50,6 +51,8 @@ def template_of(domain: str) -> Catalog:
         for text, values in sentences.sentences(HTTP_CODES):
             comments = [f"{{{number}}}: {value}" for number, value in enumerate(values, 1)]
             catalog.add(text, None, auto_comments=comments)
+        for text in VALUES:
+            catalog.add(text, None, auto_comments=["words around names in a value"])
         return catalog
     for path in sources(domain):
         method = "python" if path.suffix == ".py" else "jinja2"

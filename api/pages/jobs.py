@@ -5,13 +5,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 from flask import Response, request
-from flask_babel import lazy_gettext
 
 from api.jobs import JobPath, job_id_of
 from api.pages import job_rows
 from api.pages.job_rows import JobRow, rows_of
 from api.pages.kind_names import kind_names
 from api.pages.layout import is_fragment_request, page_blueprint, page_response
+from api.pages.progress_names import STATUSES
 from api.state import state
 from services.errors import InvalidRequest
 from services.jobs.listing import JobFilter, newer_cursor
@@ -24,31 +24,13 @@ LARGEST_BATCH = 2 * PAGE_SIZE
 """Most rows of one request for rows: those of a page, and new ones."""
 
 LOG_LINES_SHOWN = 500
-STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
-
-STATUS_NAMES = {
-    "queued": lazy_gettext("Queued"),
-    "running": lazy_gettext("Running"),
-    "succeeded": lazy_gettext("Succeeded"),
-    "failed": lazy_gettext("Failed"),
-    "canceled": lazy_gettext("Canceled"),
-}
-
 page = page_blueprint("jobs")
 
 
 @page.context_processor
 def names() -> dict[str, Any]:
-    """Returns the names of kinds and statuses in the language of the request, and functions for results."""
-    return {
-        "kind_names": kind_names(),
-        "status_names": _translated(STATUS_NAMES),
-        "figures": job_rows,
-    }
-
-
-def _translated(texts: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(text) for name, text in texts.items()}
+    """Returns the names of kinds in the language of the request, and functions for results."""
+    return {"kind_names": kind_names(), "figures": job_rows}
 
 
 @page.get("/jobs")
@@ -60,7 +42,7 @@ def jobs() -> Response:
     found, older = state().queue.list(selected, limit=PAGE_SIZE, after=after)
     values: dict[str, Any] = {
         "total": state().queue.count(selected), "rows": job_rows.job_rows(found), "chosen": chosen, "after": after, "older": _address(chosen, older),
-        "newer": _newer(chosen, selected, after), "kinds": kind_names(), "statuses": STATUSES,
+        "newer": _newer(chosen, selected, after), "kinds": kind_names(), "statuses": tuple(STATUSES),
     }  # fmt: skip
     if is_fragment_request():
         response = page_response("jobs/board.html", **values)
@@ -120,7 +102,7 @@ def _filters(args: Mapping[str, str]) -> dict[str, str]:
         InvalidRequest: a kind or a status does not exist.
     """
     chosen = {name: args[name].strip() for name in ("kind", "status", "model") if args.get(name, "").strip()}
-    for name, allowed in (("kind", tuple(KINDS)), ("status", STATUSES)):
+    for name, allowed in (("kind", tuple(KINDS)), ("status", tuple(STATUSES))):
         if name in chosen and chosen[name] not in allowed:
             raise InvalidRequest(
                 f"{chosen[name][:80]!r} is not a {name} of jobs.", f"It is one of {', '.join(allowed)}."

@@ -59,6 +59,12 @@ ENGINES: Mapping[str, Any] = {
 }  # fmt: skip
 """Names of the engines within workers."""
 
+ROLES: Mapping[str, Any] = {
+    "source": lazy_gettext("source"), "base": lazy_gettext("base"), "adapter": lazy_gettext("adapter"),
+    "addition": lazy_gettext("addition"), "model": lazy_gettext("model"),
+}  # fmt: skip
+"""Names of what an input was for a model."""
+
 page = page_blueprint("models")
 
 
@@ -95,7 +101,7 @@ def model(name: str) -> Response:
     described = records[name].described(state().engines.engines())
     summary = BaseOffer(lambda: hub_ids(summaries.values())).complete(described)
     return page_response(
-        "models/model.html", model=summary, kinds=KINDS, engines=ENGINES, graph=graph_of(name, summaries), outputs=OUTPUTS.get(summary.kind, ()),
+        "models/model.html", model=summary, kinds=KINDS, engines=ENGINES, graph=graph_of(name, summaries), roles=ROLES, outputs=OUTPUTS.get(summary.kind, ()),
         format_titles=FORMAT_TITLES, hub_enabled=state().settings.hub_enabled, gguf_dtypes=get_args(GgufDType), files_limit=FILES,
         jobs=_jobs(name, "running") + _jobs(name, "queued"), verify_request={"kind": "verify", "model": name},
         verified=_last_verification(summary), against_inputs=verification_inputs(summary, summaries), kind_names=kind_names(),

@@ -1,9 +1,18 @@
-"""Names of the stages of jobs and of what is counted in them."""
+"""Names of the statuses of jobs, of their stages, and of what is counted in them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from flask_babel import lazy_gettext
+
+STATUSES = {
+    "queued": lazy_gettext("Queued"),
+    "running": lazy_gettext("Running"),
+    "succeeded": lazy_gettext("Succeeded"),
+    "failed": lazy_gettext("Failed"),
+    "canceled": lazy_gettext("Canceled"),
+}
+"""Statuses of jobs, in the order of a job's life."""
 
 STAGES = {
     "loading": lazy_gettext("loading"),
@@ -59,8 +68,8 @@ def unit_name(unit: str) -> str:
 
 
 def names() -> dict[str, Any]:
-    """Returns the names for templates: `stages` and `units`, by the worker's names."""
-    return {"stages": _translated(STAGES), "units": _translated(UNITS)}
+    """Returns the names for templates: `status_names`, and `stages` and `units` by the worker's names."""
+    return {"status_names": _translated(STATUSES), "stages": _translated(STAGES), "units": _translated(UNITS)}
 
 
 def _translated(texts: Mapping[str, Any]) -> dict[str, str]:

@@ -44,6 +44,15 @@ END_OF_SENTENCE = re.compile(r"(?<=[.?]) (?=[A-Z`'\"])")
 FIELD = re.compile(r"(?P<name>[a-z_]+(\.\w+)*): (?P<message>.+)")
 """A message about a field of a request."""
 
+NAME = r"[\w./*+@-]+|'[^' ]*'"
+VALUES = {
+    **{word: re.compile(word) for word in ("none", "none of them", "nothing", "no files")},
+    "{1} and {2} more": re.compile(r"(.+) and (\d+) more"),
+    "{1} and {2}": re.compile(rf"((?:{NAME})(?: and (?:{NAME}))*) and ({NAME})"),
+    "{1} or {2}": re.compile(rf"((?:{NAME})(?: or (?:{NAME}))*) or ({NAME})"),
+}
+"""Words around names in a value: each is a text of the catalogue, and is recognized in a whole value alone."""
+
 FULL_STOP, COLON = "。", "："
 TITLES = {error.code: (error.__doc__ or "").splitlines()[0] for error in STATUS_OF}
 """English titles of the errors, by code."""
@@ -103,10 +112,16 @@ def _between(text: str, words: Sequence[str]) -> list[str] | None:
 
 
 @cache
+def _catalog(language: str) -> dict[str, str]:
+    with (TRANSLATIONS / language / "LC_MESSAGES" / f"{DOMAIN}.mo").open("rb") as file:
+        return {str(message.id): str(message.string) for message in read_mo(file) if message.id}
+
+
+@cache
 def _patterns(language: str) -> tuple[Pattern, ...]:
     """Returns the patterns of a language, those with the most words first."""
-    with (TRANSLATIONS / language / "LC_MESSAGES" / f"{DOMAIN}.mo").open("rb") as file:
-        found = [Pattern.of(str(message.id), str(message.string)) for message in read_mo(file) if message.id]
+    texts = _catalog(language).items()
+    found = [Pattern.of(text, translation) for text, translation in texts if text not in VALUES]
     return tuple(sorted(found, key=lambda pattern: -sum(map(len, pattern.words))))
 
 
@@ -132,11 +147,21 @@ def translated(text: str, language: str, levels: int = DEEPEST) -> str | None:
 
 def _whole(text: str, language: str, levels: int) -> str | None:
     for pattern in _patterns(language):
-        values = pattern.values(text)
-        said = None if values is None else [_value(value, language, levels - 1) for value in values]
-        if said is not None and None not in said:
-            return pattern.fill([value or "" for value in said])
+        values, end = pattern.values(text), ""
+        if values is None:
+            continue
+        if _has_full_stop(values, pattern, language, levels - 1):
+            values[-1], end = values[-1][:-1], FULL_STOP
+        said = [_value(value, language, levels - 1) for value in values]
+        if None not in said:
+            return pattern.fill([value or "" for value in said]) + end
     return None
+
+
+def _has_full_stop(values: Sequence[str], pattern: Pattern, language: str, levels: int) -> bool:
+    """Returns True if the last value has taken the full stop of a phrase; a message within the phrase has one of its own."""
+    is_last = bool(values) and not pattern.words[-1] and values[-1].endswith(".")
+    return is_last and not (" " in values[-1] and translated(values[-1], language, levels))
 
 
 def _phrase(text: str, language: str, levels: int) -> str | None:
@@ -157,8 +182,18 @@ def _value(text: str, language: str, levels: int) -> str | None:
 
     None if the text holds sentences without a translation: it is more than a value.
     """
-    found = translated(text, language, levels) if " " in text else None
+    found = _listed(text, language) or (translated(text, language, levels) if " " in text else None)
     return found or (None if END_OF_SENTENCE.search(text) else text)
+
+
+def _listed(text: str, language: str) -> str | None:
+    """Returns a list of names with its words translated; None for another value."""
+    for words, pattern in VALUES.items():
+        found = pattern.fullmatch(text)
+        if found:
+            names = [_listed(name, language) or name for name in found.groups()]
+            return Pattern.of(words, _catalog(language)[words]).fill(names)
+    return None
 
 
 def say(text: str) -> Said:

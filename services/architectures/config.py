@@ -308,11 +308,10 @@ def known_class(raw: Json) -> ModelClass:
     model_type = raw.get("model_type")
     found = class_of(model_type) if isinstance(model_type, str) else None
     if found is None:
-        dense = (
-            f", and for merges within Hugging Face's layout {', '.join(sorted({*DENSE_TYPES, *MIXTURES}))}"
-        )
+        dense = ", ".join(sorted({*DENSE_TYPES, *MIXTURES}))
         raise UnsupportedFormat(
-            f"config.json says model_type = {model_type!r}; supported are {', '.join(FAMILIES)}{dense}.",
+            f"config.json says model_type = {model_type!r}; supported are {', '.join(FAMILIES)}, and for merges within Hugging Face's "
+            f"layout {dense}.",
             "Use a model of one of these types.",
         )
     return found

@@ -220,7 +220,7 @@ def test_the_page_of_a_running_job_follows_it_to_its_drawn_result(
     screenshot(page, "job-running", full_page=True)
     expect(page.locator("#job-head")).to_have_attribute("data-status", "succeeded")
     expect(page.get_by_role("heading", name="Verification")).to_be_visible()
-    expect(page.locator(".verdict")).to_have_text(re.compile("passed"))
+    expect(page.locator(".verdict")).to_have_text(re.compile("Passed"))
     expect(page.locator("#log")).to_contain_text("followed is published")
 
 

@@ -142,15 +142,15 @@ def test_a_merge_runs_to_the_end_and_its_verification_is_shown(
     expect(page.get_by_role("link", name="Open the playground")).to_have_attribute(
         "href", "/playground?model=by-mouse"
     )
-    expect(page.locator("#steps .badge")).to_have_text(["succeeded"] * 3)
+    expect(page.locator("#steps .badge")).to_have_text(["Succeeded"] * 3)
     expect(page).to_have_title("✓ by-mouse · Graftwerk")
     expect(page.get_by_role("heading", name="Verification")).to_be_visible()
-    expect(page.locator("#result")).to_contain_text("passed")
+    expect(page.locator("#result")).to_contain_text("Passed")
     expect(page.locator("#result")).to_contain_text("lm_head")
     screenshot(page, "merge-done", full_page=True)
     assert axe(page) == []
     page.reload()
-    expect(page.locator("#steps .badge")).to_have_text(["succeeded"] * 3)
+    expect(page.locator("#steps .badge")).to_have_text(["Succeeded"] * 3)
     expect(page.get_by_role("heading", name="Verification")).to_be_visible()
     page.get_by_role("link", name="Change and run again").click()
     expect_order(page, "zh", "alpaca")
@@ -263,7 +263,7 @@ def test_a_failed_job_and_what_waited_for_it_are_shown_with_the_reason(
     expect(page.get_by_role("alert").first).to_contain_text("tokenizer.model")
     expect(page.locator("#steps > li").first).to_have_attribute("data-status", "failed")
     expect(page.locator("#steps > li").nth(1).get_by_role("alert")).to_be_visible()
-    expect(page.locator("#steps > li").nth(2)).to_contain_text("not run")
+    expect(page.locator("#steps > li").nth(2)).to_contain_text("Not run")
     expect(page.get_by_role("link", name="Open the playground")).to_have_count(0)
 
 
@@ -416,7 +416,7 @@ def test_a_running_merge_is_followed_and_canceled(
     screenshot(page, "merge-running")
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel the jobs").click()
-    expect(page.locator("#steps .badge").first).to_have_text("canceled")
+    expect(page.locator("#steps .badge").first).to_have_text("Canceled")
     expect(page.get_by_role("button", name="Cancel", exact=True)).to_be_hidden()
 
 

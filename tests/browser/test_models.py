@@ -254,7 +254,7 @@ def test_a_model_is_published_to_the_hub(open_page: OpenPage, line: Line, hub: H
     page = open_page("/models/merged")
     page.get_by_label("Repository", exact=True).fill("pages/merged")
     page.get_by_role("button", name="Publish").click()
-    expect(page.locator("#publish-job")).to_contain_text("succeeded")
+    expect(page.locator("#publish-job")).to_contain_text("Succeeded")
     expect(page.locator("#publish-job a").last).to_have_attribute("href", re.compile("/pages/merged"))
     assert hub.repos["pages/merged"].private
 

@@ -69,11 +69,11 @@ RESULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
             ],
             "verification": {**CHECKS, "passed": True, "digests_equal": 291},
         },
-        ["passed", 'width="100.00"', 'width="25.00"', "75 %", "4,000 rows of 291 tensors", "13.5 GB", "6.74 B"],
+        ["Passed", 'width="100.00"', 'width="25.00"', "75 %", "4,000 rows of 291 tensors", "13.5 GB", "6.74 B"],
     ),
     "verify": (
         {**CHECKS, "largest_share_of_tolerance": 1813.0, "passed": False, "model": "merged", "against": ["manifest"], "differences": [{"tensor": "x", "message": HOSTILE}]},
-        ["failed", 'data-look="bad"', "Differences (1)", "1813"],
+        ["Not passed", 'data-look="bad"', "Differences (1)", "1813"],
     ),
     "generate": (
         {"outputs": [{"prompt": HOSTILE, "text": HOSTILE, "usage": {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}}, {"prompt": "x", "error": {"code": "c", "message": "It failed.", "hint": HOSTILE}}, {"prompt": "y", "text": "", "reasoning": "I look.", "tool_calls": [{"id": "1", "name": "weather", "arguments": HOSTILE}], "finish_reason": "tool_calls"}], "seconds": 1, "tokens_per_second": 9.25, "device": "cpu", "dtype": "float32"},
@@ -116,7 +116,7 @@ RESULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "publish-to-hub": (
         {"commit": "cd" * 20, "repository": "org/merged", "url": "javascript:alert(1)", "private": True, "files": 9, "size_bytes": 5000},
-        ["org/merged", "private", "5.00 kB"],
+        ["org/merged", "Private", "5.00 kB"],
     ),
 }  # fmt: skip
 
@@ -131,10 +131,16 @@ def job_of(kind: str, **changes: Any) -> JobResponse:
     return JobResponse.model_validate({**fields, **changes})
 
 
-def rendered(tmp_path: Path, template: str, job: JobResponse, path: str = "/jobs") -> str:
+def rendered(
+    tmp_path: Path,
+    template: str,
+    job: JobResponse,
+    path: str = "/jobs",
+    headers: dict[str, str] | None = None,
+) -> str:
     settings = Settings(models_dir=tmp_path)
     app = create_app(settings, queue=JobQueue(FakeRedis(server=FakeServer()), settings))
-    with app.test_request_context(path):
+    with app.test_request_context(path, headers=headers):
         app.preprocess_request()
         values = {
             "row": job_rows.JobRow(job),
@@ -172,7 +178,7 @@ def test_a_result_of_an_unknown_kind_is_a_list_of_facts(tmp_path: Path) -> None:
 
 def test_a_result_of_another_version_is_a_list_of_facts(tmp_path: Path) -> None:
     text = rendered(tmp_path, "jobs/detail.html", job_of("merge", result={"merged_layers": 32}))
-    assert "merged layers" in text
+    assert "<code>merged_layers</code>" in text
     assert "Verification" not in text
 
 

@@ -143,7 +143,7 @@ def test_a_job_that_makes_a_model_is_shown_until_it_has_ended(tmp_path: Path) ->
     job = client.post("/api/jobs", json=import_request(tmp_path, "arriving")).get_json()
     page = client.get("/").text
     assert f'data-job="{job["id"]}"' in page
-    assert "In progress arriving queued" in text_of(page)
+    assert "In progress arriving Queued" in text_of(page)
     client.post(f"/api/jobs/{job['id']}/cancel")
     assert "In progress" not in client.get("/").text
 
@@ -205,6 +205,9 @@ def test_the_lineage_is_drawn_over_all_generations(client: FlaskClient) -> None:
     assert re.search(r">2\.\s*× 0\.5<", page)
     assert 'href="/models/chinese-alpaca-lora"' in page
     assert "base base , adapter chinese-llama-lora × 1, adapter chinese-alpaca-lora × 0.5" in text_of(page)
+    chinese = text_of(client.get("/models/small", headers={"Accept-Language": "zh"}).text)
+    assert "基座模型 base , 适配器 chinese-llama-lora × 1, 适配器 chinese-alpaca-lora × 0.5" in chinese
+    assert "small : 来源 merged" in chinese
 
 
 def test_an_adapter_leads_to_the_merge_with_its_base_in_the_right_order(client: FlaskClient) -> None:
@@ -368,3 +371,5 @@ def test_the_dialog_names_unfinished_jobs(tmp_path: Path) -> None:
     page = client.get("/models/zh/delete").text
     assert f'href="/jobs/{job["id"]}"' in page
     assert "1 unfinished job needs it" in page
+    assert "verify (queued)</a>" in page
+    assert "校验 (排队中)</a>" in client.get("/models/zh/delete", headers={"Accept-Language": "zh"}).text

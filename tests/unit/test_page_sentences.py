@@ -123,6 +123,24 @@ EXAMPLES = ("This is a sample text.",)
             "target：目标 'a' 是输入之一：模型从不覆盖其输入。",
         ),
         ("Halfway has a merged in already.", "Halfway 已合并了 a。"),
+        (
+            "A is merged into b, after c.",
+            "A 应在 c 之后合并到 b。",
+        ),  # the phrase ends with a value, the sentence with a full stop
+        (
+            "No model is named 'x'; there are: a, b and 3 more.",
+            "没有名为 'x' 的模型；现有：a, b 以及另外 3 项。",
+        ),
+        ("No model is named 'x'; there are: none.", "没有名为 'x' 的模型；现有：无。"),
+        ("No model is named 'x and y'; there are: rock.", "没有名为 'x and y' 的模型；现有：rock。"),
+        (
+            "Adapter a has an adapter_config.json and no weights (adapter_model.safetensors or adapter_model.bin).",
+            "适配器 a 有 adapter_config.json，但没有权重（adapter_model.safetensors 或 adapter_model.bin）。",
+        ),
+        (
+            "config.json says model_type = 'x'; supported are llama, qwen2, and for merges within Hugging Face's layout olmo.",
+            "config.json 写明 model_type = 'x'；支持的有 llama, qwen2；仅在 Hugging Face 布局内合并时还支持 olmo。",
+        ),
     ],
 )
 def test_a_sentence_is_translated_with_its_values(english: str, chinese: str) -> None:
@@ -169,7 +187,7 @@ def test_an_error_page_is_chinese(client: FlaskClient) -> None:
     page = client.get("/models/nothing")
     assert page.status_code == 404
     assert "<h1>模型卷上没有此名称的模型</h1>" in page.text
-    assert "没有名为 &#39;nothing&#39; 的模型；现有：none。" in page.text
+    assert "没有名为 &#39;nothing&#39; 的模型；现有：无。" in page.text
     assert "No model is named" not in page.text
 
 
