@@ -82,6 +82,7 @@ def compare(
     connection: Connection,
     submission: Submission,
     prompts: Prompts,
+    tools: ToolOptions,
     sampling: SamplingOptions,
 ) -> None:
     """Give several models the same prompts and seed, and show where their outputs differ."""
@@ -92,6 +93,7 @@ def compare(
     if "prompts_file" in fields:
         raise UsageError("A comparison reads no prompts file on the volume.", "Give a local file of prompts.")
     fields |= form_fields(prompts.response_format, prompts.guided_regex)
+    fields |= tool_fields(tools.tools, tools.tool_choice, tools.chat_template_kwargs)
     names = given(kind="compare", variants=[parse_variant(text) | loading for text in variants])
     run_job(connection, submission, names | prompts.as_request() | options | fields)
 

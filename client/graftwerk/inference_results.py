@@ -108,7 +108,10 @@ class VariantAdapter(Result):
 
 
 class VariantSummary(Result):
-    """One variant of a comparison, and engine, device and speed of its generation if it has any output."""
+    """One variant of a comparison, and engine, device and speed of its generation if it has any output.
+
+    `ignored` are fields of the request that were left out for it, `tools` for example.
+    """
 
     label: str
     model: str
@@ -122,6 +125,7 @@ class VariantSummary(Result):
     dtype: str | None = None
     backend: str | None = None
     engine: str | None = None
+    ignored: list[str] | None = None
 
 
 class FirstDifference(Result):

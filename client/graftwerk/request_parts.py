@@ -209,6 +209,22 @@ class PromptOptions(TypedDict, total=False):
     guided_regex: str
 
 
+class ToolPromptOptions(PromptOptions, total=False):
+    """Prompts, sampling, tools, and variables for the model's own chat template.
+
+    Attributes:
+        tools: functions that the model may call, in OpenAI's form; tools of other types are left out.
+        tool_choice: `auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`.
+        parallel_tool_calls: False: an output ends after its first call.
+        chat_template_kwargs: variables for the model's own chat template, such as `enable_thinking`.
+    """
+
+    tools: list[JsonObject]
+    tool_choice: str | JsonObject
+    parallel_tool_calls: bool
+    chat_template_kwargs: JsonObject
+
+
 class PathSource(TypedDict):
     """A file or folder on the volume.
 

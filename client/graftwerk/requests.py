@@ -11,7 +11,7 @@ from graftwerk.request_parts import (
     ModelChoice,
     OutputOptions,
     PathSource,
-    PromptOptions,
+    ToolPromptOptions,
     UploadSource,
     Variant,
     ZipSource,
@@ -152,7 +152,7 @@ class CombineRequest(JobOptions, total=False):
     rank: int | None
 
 
-class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
+class GenerateRequest(JobOptions, ModelChoice, ToolPromptOptions, total=False):
     """Fields of a `generate` request.
 
     Attributes:
@@ -162,10 +162,6 @@ class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
         exact: merge adapters into a copy of the model, whose values are those of a merge job.
         return_token_ids: return the ids of the tokens too.
         forward: False: a worker of the service generates, even if a backend server has the model.
-        tools: functions that the model may call, in OpenAI's form; tools of other types are left out.
-        tool_choice: `auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`.
-        parallel_tool_calls: False: an output ends after its first call.
-        chat_template_kwargs: variables for the model's own chat template, such as `enable_thinking`.
     """
 
     prompts_file: str
@@ -174,13 +170,9 @@ class GenerateRequest(JobOptions, ModelChoice, PromptOptions, total=False):
     exact: bool
     return_token_ids: bool
     forward: bool
-    tools: list[JsonObject]
-    tool_choice: str | JsonObject
-    parallel_tool_calls: bool
-    chat_template_kwargs: JsonObject
 
 
-class CompareRequest(JobOptions, PromptOptions, total=False):
+class CompareRequest(JobOptions, ToolPromptOptions, total=False):
     """Fields of a `compare` request.
 
     Attributes:

@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from services.generate_engines import Engine
 from services.kinds.generate import GenerateRequest, Output
-from services.kinds.guidance import GuidedPromptOptions
 from services.kinds.shared import (
     JobRequest,
     JobResult,
@@ -15,6 +14,7 @@ from services.kinds.shared import (
     Result,
     unique_names,
 )
+from services.kinds.tools import ToolOptions
 
 MAX_COMPARED_PROMPTS = 256
 """Maximum number of prompts of a compare job: its result contains the outputs of every variant for each prompt."""
@@ -36,7 +36,7 @@ class Variant(ModelChoice):
         return self.label or "+".join([self.model, *(adapter.name for adapter in self.adapters)])
 
 
-class CompareRequest(JobRequest, GuidedPromptOptions):
+class CompareRequest(JobRequest, ToolOptions):
     """Run several models on the same prompts with the same seed, and report where their outputs differ."""
 
     example: ClassVar[dict[str, Any]] = {
@@ -80,7 +80,7 @@ class CompareRequest(JobRequest, GuidedPromptOptions):
 
     def request_for(self, variant: Variant, seed: int | None) -> GenerateRequest:
         """Returns the generate request of one variant, with merged adapters: a comparison shows no other differences."""
-        prompt = {name: getattr(self, name) for name in GuidedPromptOptions.model_fields}
+        prompt = {name: getattr(self, name) for name in ToolOptions.model_fields}
         choice = {name: getattr(variant, name) for name in ModelChoice.model_fields}
         prompt["sampling"] = self.sampling.model_copy(update={"seed": seed})
         return GenerateRequest(kind="generate", return_token_ids=True, exact=True, **prompt, **choice)
@@ -94,7 +94,10 @@ class VariantAdapter(Result):
 
 
 class VariantSummary(Result):
-    """One variant, and engine, device and speed of its generation if it has any output."""
+    """One variant, and engine, device and speed of its generation if it has any output.
+
+    `ignored`: fields of the request that were left out for it, `tools` for example.
+    """
 
     label: str
     model: str
@@ -108,6 +111,7 @@ class VariantSummary(Result):
     dtype: str | None = None
     backend: str | None = None
     engine: Engine | None = None
+    ignored: list[str] | None = None
 
 
 class FirstDifference(Result):

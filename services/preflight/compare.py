@@ -1,7 +1,7 @@
 """Preflight of `compare`."""
 
 from services.kinds.compare import CompareRequest
-from services.preflight.generate import check_prompts
+from services.preflight.generate import check_prompts, check_tools
 from services.preflight.loaded_model import plan_loaded_model
 from services.preflight.plan import Inputs, Plan, deferred_plan
 
@@ -16,6 +16,8 @@ def plan(request: CompareRequest, inputs: Inputs) -> Plan:
     check_prompts(requests[0], inputs.store)
     if inputs.waiting:
         return deferred_plan(request, inputs)
+    for variant in requests if request.is_call_required else ():
+        check_tools(variant, inputs.folders[variant.model])
     plans = [plan_loaded_model(variant, inputs) for variant in requests]
     reads = {(read.name, read.role): read for plan in plans for read in plan.reads}
     return Plan(

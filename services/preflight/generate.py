@@ -32,7 +32,7 @@ def plan(request: GenerateRequest, inputs: Inputs) -> Plan:
     check_prompts(request, inputs.store)
     if inputs.served is None:
         if request.is_call_required and not inputs.waiting:
-            _check_tools(request, inputs.folders[request.model])
+            check_tools(request, inputs.folders[request.model])
         return plan_loaded_model(request, inputs)
     check_forwardable(request, inputs.served)
     model = PlannedRead(name=inputs.served.id, role="model", backend=inputs.served.server)
@@ -55,7 +55,7 @@ def check_prompts(request: GenerateRequest, store: ModelStore) -> None:
             check_grammar(Grammar(tool.function.schema_text))
 
 
-def _check_tools(request: GenerateRequest, folder: Path) -> None:
+def check_tools(request: GenerateRequest, folder: Path) -> None:
     """Refuses a required call that the template cannot describe; a GGUF file's own template is left to the worker.
 
     Raises:

@@ -158,6 +158,35 @@ def test_compare_sends_its_variants_and_shows_the_first_difference(service: Serv
     ]
 
 
+def test_compare_sends_tools_and_shows_calls(service: Service, run: Run, tmp_path: Any) -> None:
+    call = {"id": "1", "name": "weather", "arguments": '{"city": "Bern"}'}
+    service.result = {
+        "seed": 3,
+        "variants": [{"label": "a", "model": "a"}, {"label": "b", "model": "b", "ignored": ["tools"]}],
+        "comparisons": [
+            {
+                "prompt": "p",
+                "outputs": [
+                    {"prompt": "p", "text": "", "tool_calls": [call]},
+                    {"prompt": "p", "text": "Rain."},
+                ],
+                "differences": [{"variants": ["a", "b"], "token": 0, "character": 0}],
+            }
+        ],
+        "pairs": [{"variants": ["a", "b"], "equal": 0, "compared": 1}],
+    }
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    (tmp_path / "tools.json").write_text(json.dumps(tools))
+    options = ["--tools", str(tmp_path / "tools.json"), "--tool-choice", "weather"]
+    result = run(
+        "compare", "a", "b", "-p", "p", *options, "--chat-template-kwargs", '{"enable_thinking": false}'
+    )
+    assert service.body["tools"] == tools
+    assert service.body["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert service.body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert result.stdout.splitlines()[1:5] == ["a:", 'weather({"city": "Bern"})', "b:", "Rain."]
+
+
 def test_perplexity_sends_a_local_text_and_its_options(service: Service, run: Run, tmp_path: Any) -> None:
     file = tmp_path / "text.txt"
     file.write_text("one\n二\n", encoding="utf-8")

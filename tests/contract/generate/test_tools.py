@@ -1,6 +1,7 @@
 """Tools and thinking: prompts against transformers' `apply_chat_template`, required calls against jsonschema."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,10 @@ from services.chat_output import OutputForm
 from services.errors import PromptTooLong, UnsupportedOption
 from services.generate import ChatTemplate, LoadedModel, TemplateOptions, build_prompt, load_model
 from services.generate.sampler import Choice, Sampler
+from services.kinds.compare import CompareRequest, CompareResult
 from services.kinds.generate import GenerateRequest, GenerateResult, Output, TokenPiece
+from services.models.store import ModelStore
+from services.preflight import preflight
 from services.templates import Message, PromptParts
 from services.tokenizers import complete_tokenizer
 from tests.contract.generate.engine_driver import VOCABULARY, Driver, run_job
@@ -121,10 +125,15 @@ def with_template(loaded: LoadedModel, template: str) -> LoadedModel:
     return replace(loaded, chat_template=ChatTemplate(template))
 
 
+SAMPLING: dict[str, Any] = {
+    "temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1, "max_new_tokens": 200, "seed": 1,
+}  # fmt: skip
+
+
 def generated(loaded: LoadedModel, **fields: Any) -> GenerateResult:
     body: dict[str, Any] = {
         "kind": "generate", "model": loaded.folder.name, "messages": CONVERSATION[:1],
-        "sampling": {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1, "max_new_tokens": 200, "seed": 1},
+        "sampling": SAMPLING,
     }  # fmt: skip
     result = run_job(loaded, GenerateRequest.model_validate(body | fields))
     assert isinstance(result, GenerateResult)
@@ -349,6 +358,60 @@ def test_tools_that_a_template_cannot_describe_are_left_out_and_named(loaded: Lo
         ).ignored
         is None
     )
+
+
+def compared(loaded: LoadedModel, *models: LoadedModel, **fields: Any) -> CompareResult:
+    """Compares models, the first of which is loaded; all are folders of one volume."""
+    variants = [{"model": model.folder.name, "label": str(at)} for at, model in enumerate((loaded, *models))]
+    body = {"kind": "compare", "variants": variants, "messages": CONVERSATION[:1], "sampling": SAMPLING}
+    choice = {"kind": "generate", "model": loaded.folder.name, "prompt": "x"}
+    driver = Driver(loaded, GenerateRequest.model_validate(choice))
+    job = driver.add(CompareRequest.model_validate(body | fields))
+    driver.run_until(lambda: job.result is not None or job.error is not None)
+    assert isinstance(job.result, CompareResult), job.error
+    return job.result
+
+
+def test_variants_of_a_comparison_call_tools_as_in_jobs_of_their_own(
+    marked: LoadedModel, loaded: LoadedModel
+) -> None:
+    """The second model has no chat template of its own: the tools are left out for it alone."""
+    first = with_template(marked, HERMES)
+    fields: dict[str, Any] = {"tools": [WEATHER, TIME], "sampling": SAMPLING | {"max_new_tokens": 20}}
+    result = compared(first, loaded, **fields)
+    assert [variant.ignored for variant in result.variants] == [None, ["tools"]]
+    (comparison,) = result.comparisons
+    for model, output in zip((first, loaded), comparison.outputs, strict=True):
+        alone = generated(model, return_token_ids=True, exact=True, **fields)
+        assert output.model_dump() == alone.outputs[0].model_dump()
+    fields = {
+        "tools": [WEATHER],
+        "tool_choice": "required",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    result = compared(first, first, **fields)
+    (alone,) = generated(first, return_token_ids=True, exact=True, **fields).outputs
+    assert alone.tool_calls
+    assert [output.tool_calls for output in result.comparisons[0].outputs] == [alone.tool_calls] * 2
+    assert (result.pairs[0].equal, result.comparisons[0].differences[0].token) == (1, None)
+
+
+def test_a_comparison_whose_call_no_template_can_describe_is_refused_by_name(
+    marked: LoadedModel, tmp_path: Path
+) -> None:
+    for name in ("with", "without"):
+        shutil.copytree(marked.folder, tmp_path / name)
+    (tmp_path / "with" / "chat_template.jinja").write_text(HERMES)
+    body: dict[str, Any] = {"kind": "compare", "prompt": "x", "tools": [WEATHER], "tool_choice": "required"}
+    variants = [{"model": "with"}, {"model": "without"}]
+    with pytest.raises(UnsupportedOption, match="the chat template of without has no form for tools"):
+        preflight(CompareRequest.model_validate(body | {"variants": variants}), ModelStore(tmp_path), ())
+    same = [{"model": "with"}, {"model": "with", "label": "again"}]
+    plan = preflight(CompareRequest.model_validate(body | {"variants": same}), ModelStore(tmp_path), ())
+    assert plan.kind == "compare"
+    strict = {"variants": same, "sampling": {"stop": ["x"]}}
+    with pytest.raises(ValueError, match="stop is not available with a required call"):
+        CompareRequest.model_validate(body | strict)
 
 
 def test_tools_of_other_types_are_left_out_and_named(marked: LoadedModel) -> None:
