@@ -18,6 +18,7 @@ from api.openai.streaming import event_stream
 from api.openai.views import WORK_REFUSALS
 from api.openapi import SECURITY, body_of, object_of
 from api.state import state
+from services.errors import InvalidName, ModelNotFound
 from services.generate_engines import Engine
 from services.kinds.generate import GenerateRequest
 from services.kinds.tokenize import CONVERSATION_FIELDS, TokenizeRequest, TokenizeResult
@@ -66,24 +67,34 @@ def create_message() -> Response:
 def count_tokens() -> Response:
     """Count the tokens of a conversation as the model reads it, with its template and tools.
 
-    A `tokenize` job counts them, for which no weights are loaded. Of a model on another server, a `generate` job that writes
-    nothing does.
+    A `tokenize` job counts them, for which no weights are loaded, with the tokenizer of the model's folder. Of a model that only
+    another server has, that server counts them in a `generate` job of one token.
     """
     value = read_body_with_model()
     body = parse(CountTokensBody, value, NAMES)
     request = _job_request(body)
     engine: Engine | None = "graftwerk"
-    if state().served(request) is None:
+    if _has_tokenizer(request.model) or state().served(request) is None:
         job = submit(state(), _tokenize_request(request)).ended()
         tokenized = result_of(job, TokenizeResult)
         (token_ids,) = tokenized.token_ids or [[]]
         count, more = len(token_ids), tokenized.ignored
     else:
-        job = submit(state(), request).ended()
+        sampling = request.sampling.model_copy(update={"max_new_tokens": 1})
+        job = submit(state(), request.model_copy(update={"sampling": sampling})).ended()
         result = generated(job)
         count, more, engine = usage_of(result.outputs[0])["input_tokens"], result.ignored, result.engine
     ignored = list(dict.fromkeys([*body.left_out(value), *(more or [])]))
     return json_object({"input_tokens": count, "graftwerk": extension(job, ignored, engine)})
+
+
+def _has_tokenizer(name: str) -> bool:
+    """Returns True if a folder of the volume with this name has a tokenizer."""
+    try:
+        summary = state().models.describe(name)
+    except (ModelNotFound, InvalidName):
+        return False
+    return summary.kind == "gguf" or summary.tokenizer is not None
 
 
 def _tokenize_request(request: GenerateRequest) -> TokenizeRequest:

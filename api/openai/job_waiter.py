@@ -53,7 +53,7 @@ class JobWaiter:
         the job is canceled unless it runs in the background.
 
         Raises:
-            NotReady: Redis does not answer, or no worker serves the job's queue.
+            NotReady: Redis does not answer, or no worker serves the job's queue and the job does not run in the background.
             JobNotFound: the job's record is gone.
             JobCanceled: the client has disconnected.
         """
@@ -82,6 +82,8 @@ class JobWaiter:
         raise JobNotFound(f"Job {self.job.id} was deleted before it ended.")
 
     def _refuse_without_worker(self) -> None:
+        if self._is_background:
+            return
         queue = KINDS[self.job.kind].queue
         if self._status == "queued" and queue not in {worker.queue for worker in self._queue.workers()}:
             raise NotReady(f"No {queue} worker is alive.", "Start one, or try again when it is up.")

@@ -106,6 +106,16 @@ def follow(
     return _follow_job(redis, read_job(redis, job_id), last_id or FIRST, keepalive_seconds)
 
 
+@reaching_redis()
+def has_first_event(redis: Redis, job_id: str) -> bool:
+    """Returns True while a job's first event is kept: that it was queued. Raises NotReady."""
+    first: Any = redis.xrange(events_key(job_id), count=1)
+    return any(
+        fields.get(b"name") == b"status" and json.loads(fields[b"data"])["status"] == "queued"
+        for _, fields in first
+    )
+
+
 def _is_id(text: str) -> bool:
     parts = _ID.fullmatch(text)
     return parts is not None and all(int(part) < _ID_PARTS_END for part in parts.groups())

@@ -8,10 +8,19 @@ import pytest
 from redis import Redis
 
 from services.errors import InvalidRequest, JobNotFound
-from services.jobs.events import Event, follow, publish_progress, publish_status
+from services.jobs.events import (
+    EVENTS_KEPT,
+    Event,
+    follow,
+    has_first_event,
+    publish_progress,
+    publish_status,
+    publish_tokens,
+)
 from services.jobs.queue import JobQueue
 from services.jobs.status import JobProgress
 from services.kinds.convert import ConvertRequest
+from services.kinds.generate import TokenPiece
 from services.kinds.shared import JobResult
 from services.settings import Settings
 
@@ -53,6 +62,15 @@ def test_a_stream_has_the_present_status_the_events_and_the_end(queue: JobQueue)
     queue.cancel(job.id)
     assert next_event(events).name == "progress"
     assert statuses(events) == ["canceled"]
+
+
+def test_the_first_event_is_gone_once_more_than_are_kept_have_come(queue: JobQueue) -> None:
+    job, _ = queue.submit(convert("a"))
+    pieces = [TokenPiece(index=0, offset=number, text="x") for number in range(EVENTS_KEPT + 200)]
+    publish_tokens(queue.redis, job.id, pieces[:100])
+    assert has_first_event(queue.redis, job.id)
+    publish_tokens(queue.redis, job.id, pieces[100:])
+    assert not has_first_event(queue.redis, job.id)
 
 
 def test_a_reader_resumes_after_its_last_event(queue: JobQueue) -> None:

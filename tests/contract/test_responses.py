@@ -1,24 +1,35 @@
 """`/v1/responses` and `/v1/messages` without a worker: refusals, conversations, keys."""
 
 import hashlib
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anthropic
 import httpx2
 import pytest
+from fakeredis import FakeRedis, FakeServer
 from flask.testing import FlaskClient
+from redis import Redis
 
 from api.anthropic.body import MessagesBody
 from api.openai.body import parse
 from api.openai.errors import InvalidParameter
+from api.openai.job_waiter import JobWaiter
 from api.openai.responses_api.body import ResponsesBody
 from api.openai.responses_api.items import chat_messages
-from api.openai.responses_api.kept import CONVERSATION_CHARACTERS, with_conversation
+from api.openai.responses_api.kept import CONVERSATION_CHARACTERS, Note, with_conversation
 from api.openai.schemas import ChatBody, generate_request
+from api.state import AppState
+from services.errors import NotReady
+from services.jobs.queue import JobQueue
+from services.jobs.submission import Origin
 from services.kinds.generate import GenerateRequest
+from services.settings import Settings
 from services.templates import Message
 from tests.api_client import client_of, put_model
+from tests.contract.openai_server import MODELS, openai_server
 
 IMAGE = {"type": "input_image", "image_url": "data:"}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
@@ -160,6 +171,61 @@ def test_a_conversation_that_becomes_too_long_is_refused() -> None:
     assert found.value.param == "previous_response_id"
     with pytest.raises(InvalidParameter, match="1001 turns"):
         with_conversation(request, [Message(role="user", content="y")] * 1000, "")
+
+
+def test_a_kept_response_says_that_no_worker_runs_it(tmp_path: Path) -> None:
+    redis = FakeRedis(server=FakeServer())
+    client = client_of(tmp_path, redis=redis)
+    queue = JobQueue(redis, Settings(models_dir=tmp_path))
+    body = ResponsesBody.model_validate({"model": "m", "input": "x", "background": True})
+    note = Note(echo=body.echo(), ignored=[])
+    request = GenerateRequest(kind="generate", model="m", prompt="x")
+    job, _ = queue.submit(request, origin=Origin(note=note.model_dump_json()))
+    found = client.get(f"/v1/responses/resp_{job.id}").get_json()
+    assert (found["status"], found["error"]) == ("queued", None)
+    assert found["graftwerk"]["waiting_for"] == {
+        "what": "worker",
+        "message": "No generate worker is alive. The job waits until one starts.",
+    }
+
+
+def test_a_response_in_the_background_waits_for_a_worker_and_others_do_not(
+    tmp_path: Path, redis: Redis, settings: Settings
+) -> None:
+    queue = JobQueue(redis, settings)
+    state = cast(AppState, SimpleNamespace(queue=queue))
+    job, _ = queue.submit(GenerateRequest(kind="generate", model="m", prompt="x"))
+    waiting = JobWaiter(state, job, lambda: False, is_background=True).events()
+    assert [event.name if event else None for event in islice(waiting, 3)] == ["status", None, None]
+    waiting.close()
+    assert queue.get(job.id).status == "queued"
+    with pytest.raises(NotReady, match="No generate worker is alive"):
+        list(JobWaiter(state, job, lambda: False).events())
+    assert queue.get(job.id).status == "canceled"
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "tokens"), [("base", "tokenize", None), ("org/m:8b", "generate", 1)]
+)
+def test_tokens_are_counted_with_the_folders_tokenizer_where_there_is_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch, model: str, kind: str, tokens: int | None
+) -> None:
+    """Both models are on another server, which always generates."""
+    submitted: list[Any] = []
+
+    def submit(state: AppState, request: Any) -> None:
+        submitted.append(request)
+        raise NotReady("Enough is known.", "")
+
+    monkeypatch.setattr("api.anthropic.views.submit", submit)
+    with openai_server() as script:
+        script.models["data"] = [MODELS[0], MODELS[0] | {"id": "base"}]
+        client = client_of(root, generate_backend_url=script.url)
+        body = {"model": model, "messages": [{"role": "user", "content": "x"}]}
+        assert client.post("/v1/messages/count_tokens", json=body).status_code == 503
+    (request,) = submitted
+    assert request.kind == kind
+    assert getattr(request, "sampling", None) is None or request.sampling.max_new_tokens == tokens
 
 
 def test_a_key_of_anthropics_clients_is_one_of_ours(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from api.anthropic.message import MessageBuilder
 from api.openai.responses_api.body import ResponsesBody
 from api.openai.responses_api.events import ResponseEvents
 from api.openai.responses_api.kept import Note
+from api.openai.responses_api.replay import ReplayedEvents
 from api.openai.responses_api.response import ResponseObject
 from services.errors import DiskFull, InvalidRequest
 from services.jobs.status import Job
@@ -54,6 +55,31 @@ def message_events(*stop: str) -> MessageEvents:
 
 def piece(offset: int, text: str) -> TokenPiece:
     return TokenPiece(index=0, offset=offset, text=text)
+
+
+def replayed(after: int, *, is_whole: bool, first: int = 0) -> list[tuple[str, int]]:
+    """Returns types and numbers of the events of a response of six characters, replayed from the piece at `first` on."""
+    body = ResponsesBody.model_validate({"model": "m", "input": "x"})
+    response = ResponseObject(JOB, Note(echo=body.echo(), ignored=[]))
+    events = ReplayedEvents(response, after, is_whole=is_whole)
+    whole = result("abcdef")
+    frames = [*events.opening()]
+    for offset in range(first, 6):
+        frames += events.piece(piece(offset, "abcdef"[offset]))
+    frames += [*events.closing(0, whole), *events.ending(JOB, whole)]
+    found = [json.loads(data) for data in datas(frames)]
+    assert found[-1]["response"]["output"][0]["content"][0]["text"].endswith("f")
+    return [(event["type"], event["sequence_number"]) for event in found]
+
+
+def test_a_replay_keeps_the_numbers_or_is_the_last_event_alone() -> None:
+    everything = replayed(-1, is_whole=True)
+    assert [number for _, number in everything] == list(range(len(everything)))
+    assert replayed(6, is_whole=True) == everything[7:]
+    assert replayed(500, is_whole=True) == everything[-1:]
+    assert replayed(500, is_whole=False, first=4) == [("response.completed", 501)]
+    again = replayed(-1, is_whole=False, first=4)
+    assert [number for _, number in again] == list(range(len(again)))
 
 
 def test_a_response_without_text_has_an_empty_message() -> None:

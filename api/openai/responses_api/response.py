@@ -9,6 +9,7 @@ from api.openai.job_waiter import generated
 from api.openai.responses import ResponseBuilder, extension, facts_of
 from api.openai.responses_api.items import Json
 from api.openai.responses_api.kept import Kept, Note, response_id
+from api.responses import job_responses
 from services.errors import GraftwerkError
 from services.jobs.status import Job, JobStatus
 from services.kinds.generate import GenerateResult, Logprob, Output
@@ -37,6 +38,10 @@ class ResponseObject:
     def of(cls, kept: Kept) -> Json:
         """Returns the present response of a kept one's job."""
         own = cls(kept.job, kept.note)
+        if kept.job.status == "queued":
+            (shown,) = job_responses([kept.job])
+            waiting_for = None if shown.waiting_for is None else shown.waiting_for.model_dump()
+            return own.open("queued", waiting_for=waiting_for)
         if kept.job.status != "succeeded":
             error = None if kept.job.error is None else error_of(kept.job.error)
             is_failed = kept.job.status == "failed"
@@ -46,10 +51,15 @@ class ResponseObject:
         except GraftwerkError as error:
             return own.open("failed", error)
 
-    def open(self, status: str, error: GraftwerkError | None = None) -> Json:
-        """Returns a response without output: one that is not completed, or has failed."""
+    def open(
+        self, status: str, error: GraftwerkError | None = None, *, waiting_for: Json | None = None
+    ) -> Json:
+        """Returns a response without output: one that is not completed, or has failed; `waiting_for` is what its job waits for."""
         own: Json = {"error": None if error is None else _error(error), "output": [], "usage": None}
-        return self._header(status) | own | {"graftwerk": extension(self.job, self.note.ignored, None)}
+        facts = extension(self.job, self.note.ignored, None)
+        if waiting_for is not None:
+            facts["waiting_for"] = waiting_for
+        return self._header(status) | own | {"graftwerk": facts}
 
     def whole(self, result: GenerateResult, items: Sequence[Json] | None = None) -> Json:
         """Returns the completed response; `items` are those that were streamed, by default those of the result."""

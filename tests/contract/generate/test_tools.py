@@ -361,7 +361,7 @@ def test_tools_that_a_template_cannot_describe_are_left_out_and_named(loaded: Lo
 
 
 def compared(loaded: LoadedModel, *models: LoadedModel, **fields: Any) -> CompareResult:
-    """Compares models, the first of which is loaded; all are folders of one volume."""
+    """Compares models of one volume; the first one is loaded already."""
     variants = [{"model": model.folder.name, "label": str(at)} for at, model in enumerate((loaded, *models))]
     body = {"kind": "compare", "variants": variants, "messages": CONVERSATION[:1], "sampling": SAMPLING}
     choice = {"kind": "generate", "model": loaded.folder.name, "prompt": "x"}
