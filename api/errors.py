@@ -15,6 +15,7 @@ from api.state import state
 from services import errors as e
 from services.bounded_text import LISTED, bounded, cut
 from services.kinds.tools import TOOL_TAGS
+from services.validation import is_none, reason_of
 
 CHECKSUM_MISMATCH = 460
 """Status of the tus protocol, which Python's table does not have."""
@@ -148,7 +149,7 @@ class Problem(BaseModel):
     errors: list[FieldError] = Field(default=[], description="The invalid fields of the request, if any.")
     order: list[str] | None = Field(
         default=None,
-        exclude_if=lambda order: order is None,
+        exclude_if=is_none,
         description="Of `wrong_adapter_order`: the adapters in the order that fits; empty if no order of these does.",
     )
 
@@ -184,7 +185,7 @@ def _field_error(found: ErrorDetails, kinds: tuple[str, ...]) -> FieldError:
         loc = ["kind"]
     return FieldError(
         loc=[cut(part, NAME_LIMIT) if isinstance(part, str) else part for part in loc],
-        msg=bounded(found["msg"].removeprefix("Value error, "), FIELD_LIMIT),
+        msg=bounded(reason_of(found["msg"]), FIELD_LIMIT),
     )
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from services.validation import is_none
+
 TokenBias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
 STOP_TOKENS_LIMIT = 256
@@ -109,7 +111,7 @@ class Sampling(BaseModel):
     stop_token_ids: tuple[TokenId, ...] | None = Field(
         default=None,
         max_length=STOP_TOKENS_LIMIT,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Tokens that end the output in addition to the model's own; they have no text.",
     )
     seed: int | None = Field(

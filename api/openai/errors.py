@@ -29,6 +29,7 @@ from services import errors as e
 from services.bounded_text import bounded, cut
 from services.jobs.status import JobError
 from services.kinds.shared import Failure
+from services.validation import reason_of
 
 CODES = {
     e.PromptTooLong.code: "context_length_exceeded",
@@ -72,7 +73,7 @@ def _path(loc: tuple[str | int, ...], names: Mapping[str, str]) -> str:
 def _sentence(param: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return REFUSALS.get(param, f"{param} is not supported here. Leave it out.")
-    message = bounded(message.removeprefix("Value error, "), FIELD_LIMIT)
+    message = bounded(reason_of(message), FIELD_LIMIT)
     return f"{param}: {message}" if param else message
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationEr
 from services.errors import InsufficientMemory, JobAbandoned, JobCanceled, UpstreamFailed
 from services.kinds import KINDS, AnyRequest, parse_request, parse_result
 from services.kinds.shared import JobRequest, JobResult
+from services.validation import is_none
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled"]
 
@@ -77,7 +78,7 @@ class JobError(BaseModel):
     hint: str
     order: list[str] | None = Field(
         default=None,
-        exclude_if=lambda order: order is None,
+        exclude_if=is_none,
         description="Of `wrong_adapter_order`: the adapters in the order that fits; empty if no order of these does.",
     )
 

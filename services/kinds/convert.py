@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from services.kinds.made_model import WrittenCheckpoint
 from services.kinds.shared import MakeRequest, ModelName, OutputOptions, Result, Shape, unique_names
+from services.validation import is_none
 
 
 class TextFile(Shape):
@@ -36,13 +37,13 @@ class ConvertRequest(MakeRequest, OutputOptions):
 
     base: ModelName | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Of an adapter that is written as `gguf`: the base model that it belongs to.",
     )
 
     measure: TextFile | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Of a `gguf` output: a text on which it is compared with its source.",
     )
 

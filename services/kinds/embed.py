@@ -6,6 +6,7 @@ from pydantic import Field
 
 from services.generate_engines import Engine
 from services.kinds.shared import JobResult, ModelRequest, TokenIds, Usage
+from services.validation import is_none
 
 INPUTS_LIMIT = 256
 """Most texts of a request."""
@@ -26,7 +27,7 @@ class EmbedRequest(ModelRequest):
     dimensions: int | None = Field(
         default=None,
         ge=1,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Length of the vectors: their first numbers, scaled to length 1 again; at most the width of the model.",
     )
 

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, model_validator, with_config
 from typing_extensions import TypedDict
 
 from services.kinds.shared import PromptOptions, Shape
+from services.validation import is_none
 
 SCHEMA_CHARACTERS = 65_536
 """Most characters of a schema, as compact JSON."""
@@ -29,7 +30,7 @@ class ResponseFormat(Shape):
     """Form of the outputs: text, any JSON object, or JSON that a schema admits."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = Field(default=None, exclude_if=lambda value: value is None)
+    json_schema: JsonSchema | None = Field(default=None, exclude_if=is_none)
 
     @property
     def schema_text(self) -> str | None:
@@ -57,7 +58,7 @@ class GuidedPromptOptions(PromptOptions):
 
     response_format: ResponseFormat | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description='`{"type": "json_schema", "json_schema": {"name", "schema"}}`: JSON that the schema admits; '
         '`{"type": "json_object"}`: any JSON object; `{"type": "text"}`: free text.',
     )
@@ -65,7 +66,7 @@ class GuidedPromptOptions(PromptOptions):
         default=None,
         min_length=1,
         max_length=10_000,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="A regular expression that each output matches as a whole.",
     )
 

@@ -18,6 +18,7 @@ from services.kinds.webhook import WebhookTarget
 from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
 from services.sampling import Sampling
 from services.templates import Message
+from services.validation import is_none
 
 NO_TOKEN_LIMIT = 1_000_000
 """Limit of new tokens of a request without one: `fit_context` lowers it to the rest of the model's context."""
@@ -219,13 +220,13 @@ class ImatrixSource(Shape):
     text_file: str | None = Field(
         default=None,
         max_length=1024,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="A UTF-8 text on the volume, under `incoming/`: at most 32 chunks of 512 tokens are used.",
     )
     file: str | None = Field(
         default=None,
         max_length=1024,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="An importance matrix in GGUF on the volume, under `incoming/`.",
     )
 
@@ -252,7 +253,7 @@ class OutputOptions(Shape):
     )
     imatrix: ImatrixSource | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Of a `gguf` output in blocks: the importance of each matrix's columns, by which errors are weighed.",
     )
     force: bool = Field(

@@ -17,6 +17,7 @@ from services.kinds.shared import (
 )
 from services.kinds.tools import TOOLS_LIMIT, AnyTool, NamedTool
 from services.templates import Message
+from services.validation import is_none, reason_of
 
 TEXTS_LIMIT = 1000
 """Most texts, or lists of token ids, of a request."""
@@ -58,20 +59,20 @@ class TokenizeRequest(JobRequest):
         default=None,
         min_length=1,
         max_length=MESSAGES_LIMIT,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="A conversation: its token ids are the prompt that a `generate` job has of it.",
     )
-    template: str | None = Field(default=None, max_length=64, exclude_if=lambda value: value is None)
+    template: str | None = Field(default=None, max_length=64, exclude_if=is_none)
     tools: Annotated[list[AnyTool], Field(max_length=TOOLS_LIMIT)] | None = Field(
-        default=None, exclude_if=lambda value: value is None
+        default=None, exclude_if=is_none
     )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
-        default=None, exclude_if=lambda value: value is None
+        default=None, exclude_if=is_none
     )
-    chat_template_kwargs: dict[str, Any] | None = Field(default=None, exclude_if=lambda value: value is None)
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, exclude_if=is_none)
     add_generation_prompt: bool | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="false: the conversation ends with its last message, without the beginning of an answer.",
     )
     add_special_tokens: bool = Field(
@@ -117,8 +118,7 @@ class TokenizeRequest(JobRequest):
             try:
                 _ = self.conversation
             except ValidationError as error:
-                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(reason) from error
+                raise ValueError(reason_of(error.errors()[0]["msg"])) from error
             return self
         names = [
             name

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from services.bounded_text import listed
 from services.kinds.guidance import SCHEMA_CHARACTERS, SCHEMA_DEPTH, GuidedPromptOptions, depth
 from services.kinds.shared import Result, Shape
+from services.validation import is_none
 
 TOOLS_LIMIT = 128
 """Most tools of a request, as in OpenAI's API."""
@@ -25,11 +26,9 @@ class ToolFunction(Shape):
     """A function: its name, its purpose, and its parameters as a JSON schema."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")
-    description: str | None = Field(
-        default=None, max_length=SCHEMA_CHARACTERS, exclude_if=lambda value: value is None
-    )
-    parameters: dict[str, Any] | None = Field(default=None, exclude_if=lambda value: value is None)
-    strict: bool | None = Field(default=None, exclude_if=lambda value: value is None)
+    description: str | None = Field(default=None, max_length=SCHEMA_CHARACTERS, exclude_if=is_none)
+    parameters: dict[str, Any] | None = Field(default=None, exclude_if=is_none)
+    strict: bool | None = Field(default=None, exclude_if=is_none)
 
     @property
     def schema_text(self) -> str:
@@ -121,23 +120,23 @@ class ToolOptions(GuidedPromptOptions):
 
     tools: Annotated[list[AnyTool], Field(max_length=TOOLS_LIMIT)] | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Functions that the model may call, described by its own chat template. Tools of other types are left out.",
     )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description='"auto" (default): the model decides; "none": no tool is offered; "required", or a named function: the '
         "output is a call whose arguments the function's schema admits.",
     )
     parallel_tool_calls: bool | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="false: an output ends after its first call.",
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description='Variables for the model\'s own chat template, `{"enable_thinking": false}` for example.',
     )
 

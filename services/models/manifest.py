@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from services.errors import UnreadableFile
 from services.files.json_file import JSON_LIMIT_BYTES, check_budget
 from services.files.regular_file import read_regular
+from services.validation import is_none
 
 MANIFEST_NAME = "manifest.json"
 HINT = "Make the model again, or delete its manifest if you trust the files."
@@ -52,7 +53,7 @@ class InputEntry(BaseModel):
     name: str
     digest: str | None = None
     scale: float | None = None
-    commit: str | None = Field(default=None, exclude_if=lambda commit: commit is None)
+    commit: str | None = Field(default=None, exclude_if=is_none)
 
     @field_validator("name")
     @classmethod

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from services.errors import InvalidText, UnreadableFile
 from services.kinds.shared import PromptOptions
 from services.templates import Message, PromptParts, check_text
+from services.validation import reason_of
 
 HINT = "Write one prompt per line; in a .jsonl file one JSON string or object per line; in a .json file a list of them."
 
@@ -124,7 +125,7 @@ def _entry(value: Any, place: str) -> PromptEntry:
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         field = ".".join(map(str, found["loc"]))
-        reason = found["msg"].removeprefix("Value error, ")
+        reason = reason_of(found["msg"])
         raise UnreadableFile(
             f"{place} is not a prompt: {field + ': ' if field else ''}{reason}.",
             "A prompt is a string, or an object with prompt or messages, and optionally system and input.",

@@ -23,6 +23,7 @@ from services.models.hub import NO_HUB, Hub
 from services.models.store import ModelStore
 from services.models.summary import kind_of_folder
 from services.names import is_model_name
+from services.validation import is_none
 
 PROCESS_BYTES = 350 * 2**20
 """Memory of a worker process with torch before its first tensor."""
@@ -34,10 +35,6 @@ DIGEST_LIMIT_BYTES = 64 * 2**20
 """Weight files up to this size are digested at submission; larger ones when the job starts."""
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 class PlannedRead(BaseModel):
     """A model (`name`, `role`) or a file (`path`) that a job reads; `backend` is the address of the server that has it.
 
@@ -46,12 +43,12 @@ class PlannedRead(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str | None = Field(default=None, exclude_if=_is_none)
-    role: str | None = Field(default=None, exclude_if=_is_none)
-    path: str | None = Field(default=None, exclude_if=_is_none)
-    commit: str | None = Field(default=None, exclude_if=_is_none)
-    size_bytes: int | None = Field(default=None, exclude_if=_is_none)
-    backend: str | None = Field(default=None, exclude_if=_is_none)
+    name: str | None = Field(default=None, exclude_if=is_none)
+    role: str | None = Field(default=None, exclude_if=is_none)
+    path: str | None = Field(default=None, exclude_if=is_none)
+    commit: str | None = Field(default=None, exclude_if=is_none)
+    size_bytes: int | None = Field(default=None, exclude_if=is_none)
+    backend: str | None = Field(default=None, exclude_if=is_none)
     linked: bool = Field(default=False, exclude=True)
 
     @classmethod
@@ -66,13 +63,13 @@ class PlannedWrite(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str | None
-    output_format: str | None = Field(default=None, exclude_if=_is_none)
-    tensors: int | None = Field(default=None, exclude_if=_is_none)
-    ranks: int | None = Field(default=None, exclude_if=_is_none)
-    files: int | None = Field(default=None, exclude_if=_is_none)
-    vocabulary_size: int | None = Field(default=None, exclude_if=_is_none)
-    added: int | None = Field(default=None, exclude_if=_is_none)
-    tokenizer_of: str | None = Field(default=None, exclude_if=_is_none)
+    output_format: str | None = Field(default=None, exclude_if=is_none)
+    tensors: int | None = Field(default=None, exclude_if=is_none)
+    ranks: int | None = Field(default=None, exclude_if=is_none)
+    files: int | None = Field(default=None, exclude_if=is_none)
+    vocabulary_size: int | None = Field(default=None, exclude_if=is_none)
+    added: int | None = Field(default=None, exclude_if=is_none)
+    tokenizer_of: str | None = Field(default=None, exclude_if=is_none)
 
 
 class Plan(BaseModel):
@@ -96,11 +93,11 @@ class Plan(BaseModel):
         description="Of a dry run: the time that it would take, from ended jobs of its kind with outputs of a similar size.",
     )
     engine: Engine | None = Field(
-        default=None, exclude_if=_is_none, description="The engine of a job that runs a model."
+        default=None, exclude_if=is_none, description="The engine of a job that runs a model."
     )
     kv_cache_bytes: int | None = Field(
         default=None,
-        exclude_if=_is_none,
+        exclude_if=is_none,
         description="Part of the peak memory of a generate job: keys and values of one output with all its new tokens, in float32; "
         "of the prompt only tokens that are given as ids.",
     )

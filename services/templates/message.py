@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from services.errors import InvalidText
+from services.validation import is_none
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -31,7 +32,7 @@ class MessageToolCall(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str | None = Field(default=None, max_length=256, exclude_if=lambda value: value is None)
+    id: str | None = Field(default=None, max_length=256, exclude_if=is_none)
     type: Literal["function"] = "function"
     function: CalledFunction
 
@@ -54,24 +55,24 @@ class Message(BaseModel):
     tool_calls: list[MessageToolCall] | None = Field(
         default=None,
         max_length=CALLS_LIMIT,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Calls of an assistant's message.",
     )
     tool_call_id: str | None = Field(
         default=None,
         max_length=256,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Call that a message of role `tool` has the result of.",
     )
     name: str | None = Field(
         default=None,
         max_length=256,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Tool of a message of role `tool`.",
     )
     reasoning_content: str | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=is_none,
         description="Thinking of an assistant's message; most templates leave that of earlier turns out.",
         json_schema_extra={"maxLength": MESSAGE_LIMIT},
     )
