@@ -12,8 +12,9 @@ import torch
 from bench.service import MODEL
 from bench.small_model import make_small_model, parameters
 from services.generate import Engine, GenerationRequest, LoadedModel, TokenGenerated, load_model
-from services.generate.kv_cache import BatchRunner, PromptCache
+from services.generate.kv_cache import BatchRunner
 from services.generate.kv_memory import KVMemory
+from services.generate.prompt_cache import PromptCache
 from services.generate.prompt_reader import CHUNK_TOKENS
 from services.sampling import Sampling
 

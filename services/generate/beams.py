@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from services.errors import NonFiniteLogits
-from services.generate.kv_cache import PromptCache
 from services.generate.loading import LoadedModel
+from services.generate.prompt_cache import PromptCache
 from services.generate.request import Event
 from services.generate.sampler import Choice, own_processors
 from services.generate.sequence import SequenceState

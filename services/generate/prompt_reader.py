@@ -1,7 +1,8 @@
 """Reading of one prompt in chunks between the steps of running sequences.
 
 A chunk begins at each multiple of its size, counted from the beginning of the prompt: a prompt is computed in the same pieces
-alone and in any crowd, and with other prompts that begin like it.
+alone and in any crowd, and with other prompts that begin like it. The rest after the last whole chunk may be read in one forward
+pass with those of other prompts.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from services.generate.kv_cache import BatchRunner, PromptCache
+from services.generate.kv_cache import BatchRunner
 from services.generate.prefix_cache import Block, PrefixCache, chain_key
+from services.generate.prompt_cache import PromptCache
 from services.generate.prompt_scores import scores_of_chunk
 from services.generate.request import GenerationRequest
 from services.generate.sampler import Choice
@@ -56,26 +58,35 @@ class PromptReader:
         """Number of tokens of the next chunk, 0 once the prompt is read."""
         return min(self._reading.chunk, len(self.request.prompt_token_ids) - self.cache.length)
 
-    def read_chunk(self) -> None:
-        """Takes cached chunks and reads the next one.
+    @property
+    def may_share_a_pass(self) -> bool:
+        """True if the next chunk is neither kept for prompts that begin like this one nor scored."""
+        return self.next_tokens < self._reading.chunk and self.request.prompt_logprobs is None
+
+    def begin_chunk(self) -> Sequence[int]:
+        """Takes cached chunks; returns the tokens of the next one, whose keys and values are to be appended to `cache`."""
+        ids = self.request.prompt_token_ids
+        if self.request.prompt_logprobs is None:
+            self._take_cached()
+        return ids[self.cache.length : self.cache.length + self.next_tokens]
+
+    def end_chunk(self, token_ids: Sequence[int], logits: torch.Tensor) -> None:
+        """Counts the tokens of the chunk that `cache` has now.
 
         After the last one, `logits` (vocabulary,), float32 on the CPU, are those after the prompt.
+
+        Args:
+            logits: (tokens, vocabulary), float32 on the CPU, those after all tokens of a chunk that is scored, else those after the last.
 
         Raises:
             NonFiniteLogits: the model computed NaN or infinity within a prompt whose tokens are scored.
         """
         ids, top = self.request.prompt_token_ids, self.request.prompt_logprobs
-        if top is None:
-            self._take_cached()
-        start = self.cache.length
-        end = start + self.next_tokens
-        kept = 1 if top is None else end - start
-        logits = self._reading.batch.read_chunk(
-            ids[start:end], self.cache, kept=kept, stack=self.request.adapters
-        )
         self.logits = logits[-1]
-        self._keep(ids[start:end])
+        self._keep(token_ids)
         if top is not None:
+            end = self.cache.length
+            start = end - len(token_ids)
             self._scores += scores_of_chunk(logits, ids[start + 1 : end + 1], start=start, top=top)
         if not self.next_tokens:
             self._finish()

@@ -113,6 +113,14 @@ class GroupedStates:
     states: Sequence[torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class PackedStates:
+    """Keys or values of one layer for each of several prompts, (1, kv heads, columns, head_dim), and the numbers of their new tokens."""
+
+    counts: Sequence[int]
+    states: Sequence[torch.Tensor]
+
+
 def attention_name(model_type: str) -> str:
     """Returns the attention of a model type for transformers, which knows it from then on."""
     AttentionInterface.register(GROUPED, attend)
@@ -123,14 +131,19 @@ def attention_name(model_type: str) -> str:
 def attend(
     module: Any,
     query: torch.Tensor,
-    key: torch.Tensor | GroupedStates,
-    value: torch.Tensor | GroupedStates,
+    key: torch.Tensor | GroupedStates | PackedStates,
+    value: torch.Tensor | GroupedStates | PackedStates,
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Returns transformers' scaled dot product attention, (rows, tokens, heads, head_dim), group by group if there are several."""
+    """Returns transformers' scaled dot product attention, (rows, tokens, heads, head_dim).
+
+    Several groups of rows are computed one by one, and so are several prompts in one row.
+    """
     if isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if isinstance(key, PackedStates) and isinstance(value, PackedStates):
+        return _attend_packed(module, query, key, value, attention_mask, **kwargs), None
     assert isinstance(key, GroupedStates) and isinstance(value, GroupedStates) and attention_mask is not None
     rows, heads, tokens, size = query.shape
     output = query.new_empty(rows, tokens, heads, size)
@@ -139,3 +152,27 @@ def attend(
         mask = attention_mask[chosen, :, :, : step.width]
         output[chosen] = sdpa_attention_forward(module, query[chosen], keys, values, mask, **kwargs)[0]
     return output, None
+
+
+def _attend_packed(
+    module: Any,
+    query: torch.Tensor,
+    key: PackedStates,
+    value: PackedStates,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    assert attention_mask is not None
+    counts = list(key.counts)
+    parts = zip(
+        torch.split(query, counts, dim=2),
+        key.states,
+        value.states,
+        torch.split(attention_mask, counts, dim=2),
+        strict=True,
+    )
+    outputs = [
+        sdpa_attention_forward(module, own, keys, values, mask[..., : keys.shape[2]], **kwargs)[0]
+        for own, keys, values, mask in parts
+    ]
+    return torch.cat(outputs, dim=1)

@@ -1,5 +1,6 @@
 """Prompts that are read in chunks while other sequences run."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -128,3 +129,60 @@ def test_nan_in_a_later_chunk_of_a_scored_prompt_fails_that_request_alone(
     assert f"at tokens {2 * CHUNK + 1} to {3 * CHUNK} of the prompt" in failed.error.message
     finished = outputs_of([event for event in events if not isinstance(event, OutputFailed)])
     assert finished[good.id][0].token_ids == alone(loaded, good)[0].token_ids
+
+
+@pytest.fixture
+def tokens_read(loaded: LoadedModel) -> Iterator[list[int]]:
+    """Number of tokens in each row of the model's forward passes, after the first, which finds the size of keys and values."""
+    read: list[int] = []
+    model: Any = loaded.model
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    yield read
+    handle.remove()
+
+
+def test_short_prompts_are_read_in_one_pass_each_as_by_transformers(
+    loaded: LoadedModel, reference: Any, tokens_read: list[int]
+) -> None:
+    prompts = [long_prompt(length) for length in (9, 5, 1, 12)]
+    engine = Engine(loaded, slots=8)
+    greedy = Sampling(do_sample=False, repetition_penalty=1, max_new_tokens=10, logprobs=5)
+    requests = [GenerationRequest(prompt, greedy) for prompt in prompts]
+    for request in requests:
+        engine.submit(request)
+    outputs = outputs_of(drained(engine))
+    assert tokens_read[1:3] == [27, 1]
+    for prompt, request in zip(prompts, requests, strict=True):
+        ids = torch.tensor([prompt])
+        found = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, pad_token_id=0
+        )
+        (output,) = outputs[request.id]
+        assert output.token_ids == found[0, len(prompt) :].tolist()
+        with torch.no_grad():
+            scores = reference(ids).logits[0, -1].log_softmax(-1)
+        first = output.token_ids[0]
+        assert output.logprobs[0].logprob == pytest.approx(float(scores[first]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "passes"), [((40, 8), [48]), ((40, 9), [40, 9]), ((30, 30, 10), [30, 40]), ((60, 4), [60, 4])]
+)
+def test_prompts_are_read_together_up_to_a_limit(
+    loaded: LoadedModel, tokens_read: list[int], lengths: tuple[int, ...], passes: list[int]
+) -> None:
+    engine = Engine(loaded, slots=8)
+    for length in lengths:
+        engine.submit(GenerationRequest(long_prompt(length), Sampling(max_new_tokens=2)))
+    engine.step()
+    assert tokens_read[1 : len(passes) + 1] == passes
+
+
+def test_a_scored_prompt_is_read_alone(loaded: LoadedModel, tokens_read: list[int]) -> None:
+    engine = Engine(loaded, slots=8)
+    for top in (None, 0, None, None):
+        engine.submit(GenerationRequest(long_prompt(6), Sampling(max_new_tokens=2), prompt_logprobs=top))
+    engine.step()
+    assert tokens_read[1:4] == [6, 6, 12]

@@ -51,9 +51,14 @@ def engine_of(loaded: LoadedModel, memory: KVMemory) -> Engine:
 def read_whole(loaded: LoadedModel, prefixes: PrefixCache, token_ids: list[int]) -> torch.Tensor:
     reading = Reading(batch=BatchRunner(loaded.model), chunk=CHUNK, prefixes=prefixes, owner="model")
     reader = PromptReader(reading, GenerationRequest(token_ids, GREEDY), [])
-    while reader.next_tokens:
-        reader.read_chunk()
+    read_to_end(reading, reader)
     return reader.logits
+
+
+def read_to_end(reading: Reading, reader: PromptReader) -> None:
+    while reader.next_tokens:
+        token_ids = reader.begin_chunk()
+        reader.end_chunk(token_ids, reading.batch.read_chunk(token_ids, reader.cache, kept=1))
 
 
 @pytest.mark.parametrize("end", [1, CHUNK - 3, CHUNK - 2, CHUNK, 3 * CHUNK])
@@ -117,8 +122,7 @@ def test_another_model_and_other_adapters_have_blocks_of_their_own(
         for stack in (None, *stacks):
             reader = PromptReader(reads, GenerationRequest(SYSTEM, GREEDY, adapters=stack), [])
             reader.request = dataclasses.replace(reader.request, adapters=None)  # read by the base alone
-            while reader.next_tokens:
-                reader.read_chunk()
+            read_to_end(reads, reader)
     assert (prefixes.reused_tokens, prefixes.read_tokens) == (0, 6 * len(SYSTEM))
     size = prefixes.size_bytes
     prefixes.forget("one")

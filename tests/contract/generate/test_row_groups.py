@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from services.generate import Engine, GenerationRequest, LoadedModel, kv_cache
-from services.generate.kv_cache import KVCache, PromptCache, columns_for
+from services.generate.kv_cache import KVCache, columns_for
+from services.generate.prompt_cache import PromptCache
 from services.sampling import Sampling
 from tests.contract.generate.engine_driver import alone, drained, outputs_of
 
