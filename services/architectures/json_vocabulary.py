@@ -6,6 +6,7 @@ ids, or lists pieces and scores in the order of their ids (Unigram); `added_toke
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def read_tokenizer_json(path: Path) -> bytes:
     return data
 
 
+@lru_cache(maxsize=2)
 def _read(data: bytes, name: str) -> tuple[Vocabulary, Sequence[Mapping[str, Any]]]:
-    """Returns the pieces of a file and its added tokens as it has them."""
+    """Returns the pieces of a file and its added tokens as it has them. Plans for one model follow each other."""
     try:
         kind, pieces, model_pieces, entries = _parts(data)
     except KeyError as error:

@@ -17,6 +17,7 @@ from services.generate import (
     MemoryShortage,
     TokenGenerated,
     kv_cache,
+    prompt_cache,
 )
 from services.generate.kv_cache import BatchRunner
 from services.generate.kv_memory import KVMemory
@@ -36,6 +37,7 @@ BLOCK = 8
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_cache, "BLOCK", BLOCK)
+    monkeypatch.setattr(prompt_cache, "BLOCK", BLOCK)
 
 
 def bytes_in_rows(engine: Engine) -> int:
