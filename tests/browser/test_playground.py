@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.looks import LOOKS, fits
+from tests.browser.looks import LOOKS, LOOKS_WITH_CHINESE_PHONE, fits
 from tests.e2e.conftest import Line
 from tests.e2e.product import LocalStack
 from tests.reference.tensor_files import write_adapter, write_base
@@ -245,6 +245,17 @@ def test_a_reply_can_be_stopped(playground: Page) -> None:
     playground.locator("#raw-send").click()
     playground.locator("#raw-stop").click()
     expect(playground.locator("#raw-send")).to_be_enabled()
+
+
+@pytest.mark.parametrize("look", ["phone", "chinese-phone"])
+def test_the_tabs_are_one_row_on_a_phone(open_page: OpenPage, line: Line, look: str) -> None:
+    page = open_page("/playground", **LOOKS_WITH_CHINESE_PHONE[look])
+    boxes = [tab.bounding_box() for tab in page.get_by_role("tab").all()]
+    rows = {(box["y"], box["height"]) for box in boxes if box}
+    assert len(boxes) == 3
+    assert len(rows) == 1
+    assert rows.pop()[1] < 40  # a single line of text
+    assert fits(page)
 
 
 @pytest.mark.parametrize("look", LOOKS)
