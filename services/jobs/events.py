@@ -107,13 +107,9 @@ def follow(
 
 
 @reaching_redis()
-def has_first_event(redis: Redis, job_id: str) -> bool:
-    """Returns True while a job's first event is kept: that it was queued. Raises NotReady."""
-    first: Any = redis.xrange(events_key(job_id), count=1)
-    return any(
-        fields.get(b"name") == b"status" and json.loads(fields[b"data"])["status"] == "queued"
-        for _, fields in first
-    )
+def keeps_all_events(redis: Redis, job_id: str) -> bool:
+    """Returns True if none of a job's events was trimmed, which leaves at least `EVENTS_KEPT`. Raises NotReady."""
+    return int(redis.xlen(events_key(job_id))) < EVENTS_KEPT
 
 
 def _is_id(text: str) -> bool:

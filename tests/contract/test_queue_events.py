@@ -12,7 +12,7 @@ from services.jobs.events import (
     EVENTS_KEPT,
     Event,
     follow,
-    has_first_event,
+    keeps_all_events,
     publish_progress,
     publish_status,
     publish_tokens,
@@ -64,13 +64,13 @@ def test_a_stream_has_the_present_status_the_events_and_the_end(queue: JobQueue)
     assert statuses(events) == ["canceled"]
 
 
-def test_the_first_event_is_gone_once_more_than_are_kept_have_come(queue: JobQueue) -> None:
+def test_events_are_not_all_kept_once_too_many_have_come(queue: JobQueue) -> None:
     job, _ = queue.submit(convert("a"))
     pieces = [TokenPiece(index=0, offset=number, text="x") for number in range(EVENTS_KEPT + 200)]
     publish_tokens(queue.redis, job.id, pieces[:100])
-    assert has_first_event(queue.redis, job.id)
+    assert keeps_all_events(queue.redis, job.id)
     publish_tokens(queue.redis, job.id, pieces[100:])
-    assert not has_first_event(queue.redis, job.id)
+    assert not keeps_all_events(queue.redis, job.id)
 
 
 def test_a_reader_resumes_after_its_last_event(queue: JobQueue) -> None:

@@ -22,7 +22,7 @@ from api.openai.streaming import event_stream, replayed_stream
 from api.openai.views import REFUSALS, TAG, WORK_REFUSALS
 from api.openapi import SECURITY, body_of, object_of
 from api.state import state
-from services.jobs.events import has_first_event
+from services.jobs.events import keeps_all_events
 from services.kinds.generate import GenerateRequest
 
 METADATA = {"origin": "openai", "endpoint": "responses"}
@@ -85,7 +85,7 @@ def retrieve(path: ResponsePath, query: RetrieveQuery) -> Response:
     if query.stream:
         after = -1 if query.starting_after is None else query.starting_after
         waiter = JobWaiter(state(), kept.job, connection_check(), is_background=True)
-        is_whole = has_first_event(state().queue.redis, kept.job.id)
+        is_whole = keeps_all_events(state().queue.redis, kept.job.id)
         response = ResponseObject(kept.job, kept.note)
         return replayed_stream(waiter, ReplayedEvents(response, after, is_whole=is_whole))
     if query.starting_after is not None:
