@@ -16,8 +16,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 
 from tests.browser.keys import KEYS, KEYS_FILE
 from tests.browser.looks import DESKTOP
-from tests.e2e.conftest import hub, incoming, line, product, questions, slow, stack
+from tests.e2e.conftest import Line, hub, incoming, line, product, questions, slow, stack
 from tests.e2e.product import LocalStack, Product, local_stack
+from tests.reference.tensor_files import write_adapter, write_base
 
 __all__ = ["hub", "incoming", "line", "product", "questions", "slow", "stack"]
 
@@ -174,3 +175,11 @@ def axe() -> Callable[[Page], list[str]]:
         ]
 
     return findings
+
+
+@pytest.fixture
+def crowd(line: Line, stack: LocalStack) -> None:
+    """More models and adapters than a selection lists."""
+    for number in range(40):
+        write_base(stack.models_dir / f"base-{number:02}", pieces=101)
+        write_adapter(stack.models_dir / f"lora-{number:02}")

@@ -9,8 +9,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 from tests.browser.conftest import OpenPage
 from tests.browser.looks import LOOKS, LOOKS_WITH_CHINESE_PHONE, fits
 from tests.e2e.conftest import Incoming, Line
-from tests.e2e.product import Json, LocalStack, Product
-from tests.reference.tensor_files import write_adapter, write_base
+from tests.e2e.product import Json, Product
 
 WRONG = "/merge?base=llama&adapters=alpaca,zh"
 RIGHT = "/merge?base=llama&adapters=zh,alpaca"
@@ -280,14 +279,6 @@ def test_a_wrong_order_that_a_job_finds_is_mended_by_a_link(
     expect(page.locator("#target")).to_have_value("ordered")
     expect(page.get_by_role("radio", name="llama original")).to_be_checked()
     expect_fit(page)
-
-
-@pytest.fixture
-def crowd(line: Line, stack: LocalStack) -> None:
-    """More bases and adapters than a page lists."""
-    for number in range(40):
-        write_base(stack.models_dir / f"base-{number:02}", pieces=101)
-        write_adapter(stack.models_dir / f"lora-{number:02}")
 
 
 @pytest.mark.usefixtures("crowd")

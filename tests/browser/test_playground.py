@@ -11,8 +11,6 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import OpenPage
 from tests.browser.looks import LOOKS, LOOKS_WITH_CHINESE_PHONE, fits
 from tests.e2e.conftest import Line
-from tests.e2e.product import LocalStack
-from tests.reference.tensor_files import write_adapter, write_base
 
 Questions = list[dict[str, str]]
 
@@ -178,14 +176,6 @@ def test_base_adapters_and_merged_are_compared_and_the_first_difference_is_marke
     assert texts[0][:common] == texts[1][:common]
     assert texts[0][common : common + 1] != texts[1][common : common + 1]
     screenshot(playground, "playground-side-by-side")
-
-
-@pytest.fixture
-def crowd(line: Line, stack: LocalStack) -> None:
-    """More models and adapters than a selection lists."""
-    for number in range(40):
-        write_base(stack.models_dir / f"base-{number:02}", pieces=101)
-        write_adapter(stack.models_dir / f"lora-{number:02}")
 
 
 @pytest.mark.usefixtures("crowd")

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,15 @@ def spoiled(loaded: LoadedModel, folder: Path) -> LoadedModel:
     with torch.no_grad():
         embeddings.weight[400] = math.nan
     return other
+
+
+@pytest.fixture
+def tokens_read(loaded: LoadedModel) -> Iterator[list[int]]:
+    """Number of new tokens in each row of the model's forward passes; an engine's first finds the size of keys and values."""
+    read: list[int] = []
+    model: Any = loaded.model
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    yield read
+    handle.remove()

@@ -1,6 +1,5 @@
 """Prompts that are read in chunks while other sequences run."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -129,18 +128,6 @@ def test_nan_in_a_later_chunk_of_a_scored_prompt_fails_that_request_alone(
     assert f"at tokens {2 * CHUNK + 1} to {3 * CHUNK} of the prompt" in failed.error.message
     finished = outputs_of([event for event in events if not isinstance(event, OutputFailed)])
     assert finished[good.id][0].token_ids == alone(loaded, good)[0].token_ids
-
-
-@pytest.fixture
-def tokens_read(loaded: LoadedModel) -> Iterator[list[int]]:
-    """Number of tokens in each row of the model's forward passes, after the first, which finds the size of keys and values."""
-    read: list[int] = []
-    model: Any = loaded.model
-    handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
-    yield read
-    handle.remove()
 
 
 def test_short_prompts_are_read_in_one_pass_each_as_by_transformers(

@@ -1,8 +1,6 @@
 """Beginnings of prompts that are read once: the same bits as without, bounded, least recently used."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -30,18 +28,6 @@ def memory() -> KVMemory:
 @pytest.fixture
 def prefixes(memory: KVMemory) -> PrefixCache:
     return memory.prefixes
-
-
-@pytest.fixture
-def rows_read(loaded: LoadedModel) -> Iterator[list[int]]:
-    """Number of new tokens of each forward pass of the model."""
-    read: list[int] = []
-    model: Any = loaded.model
-    handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
-    yield read
-    handle.remove()
 
 
 def engine_of(loaded: LoadedModel, memory: KVMemory) -> Engine:
@@ -83,27 +69,27 @@ def test_a_prompt_of_whole_chunks_reads_its_last_one_again(
 
 
 def test_later_requests_read_only_the_rest_and_have_the_same_tokens(
-    loaded: LoadedModel, memory: KVMemory, rows_read: list[int]
+    loaded: LoadedModel, memory: KVMemory, tokens_read: list[int]
 ) -> None:
     requests = [GenerationRequest([*SYSTEM, 20 + number], GREEDY, id=f"{number}") for number in range(3)]
     expected = {request.id: alone(loaded, request) for request in requests}
     engine = engine_of(loaded, memory)
-    del rows_read[:]
+    del tokens_read[:]
     for request in requests:
         engine.submit(request)
         assert outputs_of(drained(engine)) == {request.id: expected[request.id]}
-    assert [rows for rows in rows_read if rows > 1] == [*[CHUNK] * 5, 4, 4, 4]
+    assert [rows for rows in tokens_read if rows > 1] == [*[CHUNK] * 5, 4, 4, 4]
 
 
 def test_prompts_that_arrive_together_share_what_one_of_them_has_read(
-    loaded: LoadedModel, memory: KVMemory, rows_read: list[int]
+    loaded: LoadedModel, memory: KVMemory, tokens_read: list[int]
 ) -> None:
     engine = engine_of(loaded, memory)
     requests = [GenerationRequest([*SYSTEM, 20 + number], GREEDY) for number in range(4)]
     for request in requests:
         engine.submit(request)
     outputs = outputs_of(drained(engine))
-    assert sum(rows == CHUNK for rows in rows_read) == 5
+    assert sum(rows == CHUNK for rows in tokens_read) == 5
     for request in requests:
         assert outputs[request.id][0].token_ids == alone(loaded, request)[0].token_ids
 
