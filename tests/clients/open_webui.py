@@ -1,5 +1,6 @@
 """Open WebUI as a process of its own environment, with nothing but the service to ask."""
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from tests.e2e.product import free_port
 START_SECONDS = 600
 """It imports torch and prepares a database first."""
 STOP_SECONDS = 30
+TEMPERATURE = 0.0
+"""Of every chat, as an administrator's setting: by itself Open WebUI sends none, and an answer is then a random one."""
 
 
 @contextmanager
@@ -28,6 +31,7 @@ def open_webui(folder: Path, service: str) -> Iterator[str]:
         "WEBUI_SECRET_KEY": "for this test alone",
         "OPENAI_API_BASE_URL": f"{service}/v1",
         "OPENAI_API_KEY": "none",
+        "DEFAULT_MODEL_PARAMS": json.dumps({"temperature": TEMPERATURE}),
         "ENABLE_OLLAMA_API": "False",
         "OFFLINE_MODE": "True",
         "HF_HUB_OFFLINE": "1",

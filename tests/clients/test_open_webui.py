@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import DESKTOP, browser
 from tests.clients.environments import FOLDER
-from tests.clients.open_webui import open_webui
+from tests.clients.open_webui import TEMPERATURE, open_webui
 from tests.e2e.conftest import Line, hub, incoming, line, product, questions, stack
 from tests.e2e.product import ENDED, Json, Product
 
@@ -53,6 +53,7 @@ def test_two_turns_in_chinese_are_answered(
     chats = [job for job in jobs if job["request"].get("tools")]
     assert [texts_of(job) for job in chats] == [[*TURNS[:1]], [TURNS[0], answers[TURNS[0]], TURNS[1]]]
     assert [job["result"]["outputs"][0]["text"] for job in chats] == [answers[turn] for turn in TURNS]
+    assert [job["request"]["sampling"]["temperature"] for job in chats] == [TEMPERATURE] * 2
     assert [job["result"]["ignored"] for job in chats] == [["tools"]] * 2
     own = [job for job in jobs if not job["request"].get("tools")]
     for words in OWN_REQUESTS:
