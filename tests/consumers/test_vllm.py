@@ -37,7 +37,7 @@ def save_base(folder: Path) -> PreTrainedModel:
     torch.manual_seed(5)
     config = LlamaConfig(
         vocab_size=608, hidden_size=128, intermediate_size=224, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=256,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     randomize(model)

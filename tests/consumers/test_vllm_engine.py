@@ -3,9 +3,11 @@
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from services.tokenizers import complete_tokenizer, load_tokenizer
+from tests.chaos.references import TOOL_TEMPLATE
 from tests.consumers.environments import python_of
 from tests.consumers.test_vllm import PROMPTS, greedy, save_base
 from tests.contract.engines.processes import all_end, descendants, is_alive
@@ -33,6 +36,13 @@ SETTINGS = {
 }
 GREEDY = {"temperature": 0, "repetition_penalty": 1, "max_new_tokens": 16, "logit_bias": {"2": -100}}
 SECONDS = 300.0
+RECORD = {
+    "type": "object",
+    "properties": {"name": {"enum": ["x", "y"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+WILD = {"temperature": 1.5, "seed": 3, "max_new_tokens": 80}
 
 
 class Real:
@@ -42,6 +52,7 @@ class Real:
         self.volume = volume
         self.base = save_base(volume / "base")
         complete_tokenizer(volume / "base")
+        (volume / "base" / "chat_template.jinja").write_text(TOOL_TEMPLATE, encoding="utf-8")
         save_tiny_adapter(volume / "adapter", self.base, lora_alpha=4)
         self.adapted: PreTrainedModel = PeftModel.from_pretrained(
             copy.deepcopy(self.base), volume / "adapter"
@@ -50,11 +61,16 @@ class Real:
         self.worker = VllmWorker(volume, **SETTINGS)
 
     def result(self, **request: Any) -> Any:
+        job = self.ended(**request)
+        assert job.result is not None, job.error
+        return job.result
+
+    def ended(self, **request: Any) -> Any:
+        """Returns a job that has ended."""
         body = {"kind": "generate", "model": "base", "return_token_ids": True, "sampling": GREEDY, **request}
         job = self.worker.add(**body)
         self.worker.run(job, seconds=SECONDS)
-        assert job.result is not None, job.error
-        return job.result
+        return job
 
     def expected(self, model: PreTrainedModel, tokens: int = 16) -> list[list[int]]:
         """Returns transformers' greedy tokens, without the end of text."""
@@ -62,17 +78,20 @@ class Real:
         return [greedy(model, self.tokenizer.encode(prompt), tokens) for prompt in PROMPTS]
 
     @property
-    def processes(self) -> list[int]:
-        """Ids of the server's processes, its keeper first."""
-        engine: Any = self.worker.models.models[0].engine
-        return [engine.server.pid, *descendants(engine.server.pid)]
+    def servers(self) -> list[list[int]]:
+        """Ids of the processes of each server, its keeper first; the server that was started first comes first."""
+        engines: list[Any] = [model.engine for model in self.worker.models.models]
+        keepers = sorted({engine.server.pid for engine in engines})
+        return [[pid, *descendants(pid)] for pid in keepers]
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    found = Real(tmp_path_factory.mktemp("volume"))
-    yield found
-    found.worker.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("tmp")))
+        found = Real(tmp_path_factory.mktemp("volume"))
+        yield found
+        found.worker.close()
 
 
 def tokens_of(result: Any) -> list[list[int]]:
@@ -132,39 +151,67 @@ def test_the_same_seed_gives_the_same_tokens(real: Real) -> None:
     assert first[0] != first[1]
 
 
+def test_a_stop_string_ends_the_output(real: Real) -> None:
+    (whole,) = real.result(prompt=PROMPTS[0]).outputs
+    assert whole.token_ids == real.expected(real.base)[0]
+    middle = len(whole.text) // 2
+    stop = whole.text[middle : middle + 2]
+    (output,) = real.result(prompt=PROMPTS[0], sampling={**GREEDY, "stop": [stop]}).outputs
+    assert output.text == whole.text[: whole.text.index(stop)]
+    assert (output.finish_reason, output.stop_string) == ("stop", stop)
+
+
 def test_outputs_follow_a_schema(real: Real) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"name": {"enum": ["x", "y"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
-        "required": ["name", "age"],
-        "additionalProperties": False,
-    }
-    result = real.result(
-        prompts=PROMPTS,
-        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
-        sampling={"temperature": 1.5, "seed": 3, "max_new_tokens": 80},
-    )
-    for output in result.outputs:
-        found = json.loads(output.text)
-        assert found["name"] in ("x", "y")
-        assert 0 <= found["age"] <= 99
-        assert found.keys() == {"name", "age"}
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": RECORD}}
+    for output in real.result(prompts=PROMPTS, response_format=form, sampling=WILD).outputs:
+        check_record(json.loads(output.text))
+
+
+def test_outputs_follow_a_regular_expression(real: Real) -> None:
+    for output in real.result(
+        prompts=PROMPTS, guided_regex="[0-9]{3}-(ab|cd)+e", sampling={**WILD, "max_new_tokens": 200}
+    ).outputs:
+        assert output.finish_reason == "stop"
+        assert re.fullmatch("[0-9]{3}-(ab|cd)+e", output.text)
+
+
+def test_a_required_call_has_arguments_of_its_schema(real: Real) -> None:
+    tool = {"type": "function", "function": {"name": "remember", "parameters": RECORD}}
+    messages = [{"role": "user", "content": "Remember x."}]
+    (output,) = real.result(messages=messages, tools=[tool], tool_choice="required", sampling=WILD).outputs
+    assert (output.finish_reason, len(output.tool_calls)) == ("tool_calls", 1)
+    assert output.tool_calls[0].name == "remember"
+    check_record(json.loads(output.tool_calls[0].arguments))
+
+
+def check_record(found: Any) -> None:
+    """Checks a value against `RECORD`."""
+    assert found.keys() == {"name", "age"}
+    assert found["name"] in ("x", "y")
+    assert 0 <= found["age"] <= 99
+
+
+@pytest.mark.parametrize(
+    "request_part",
+    [{"sampling": {"num_beams": 2}}, {"sampling": {"typical_p": 0.5}}, {"quantization": "8bit"}, {"rope_alpha": 2}],
+    ids=json.dumps,
+)  # fmt: skip
+def test_what_vllm_does_not_have_is_refused_by_name(real: Real, request_part: dict[str, Any]) -> None:
+    error = real.ended(prompt="x", **request_part).error
+    name = next(iter(request_part.get("sampling", request_part)))
+    assert error.code == "unsupported_option"
+    assert name in error.message
 
 
 @pytest.mark.timeout(600)
 def test_a_killed_server_leaves_no_process_and_is_replaced(real: Real) -> None:
     """vLLM's children hold the model, and survive a server that is killed."""
     real.result(prompt="x")
-    keeper, server, *others = real.processes
+    ((keeper, server, *others),) = real.servers
     assert len(others) >= 2
-    job = real.worker.add(
-        kind="generate",
-        model="base",
-        prompt="x",
-        sampling={**GREEDY, "max_new_tokens": 240},
-        return_token_ids=True,
-    )
-    real.worker.run_until(lambda: any(model.engine.free_slots < 4 for model in real.worker.models.models))
+    long = {**GREEDY, "max_new_tokens": 460}
+    job = real.worker.add(kind="generate", model="base", prompts=PROMPTS, sampling=long)
+    real.worker.run_until(lambda: any(model.engine.free_slots == 0 for model in real.worker.models.models))
     os.kill(server, signal.SIGKILL)
     real.worker.run(job)
     assert job.error is not None
@@ -172,6 +219,27 @@ def test_a_killed_server_leaves_no_process_and_is_replaced(real: Real) -> None:
     assert "was ended by signal 9" in job.error.message
     assert all_end([keeper, server, *others])
     assert tokens_of(real.result(prompts=PROMPTS)) == real.expected(real.base)
+
+
+@pytest.mark.timeout(600)
+def test_a_merged_copy_has_a_server_of_its_own(real: Real) -> None:
+    """Its folder is removed once the server has it."""
+    result = real.result(prompts=PROMPTS, adapters=["adapter"], exact=True)
+    assert result.adapters == "merged"
+    assert tokens_of(result) == real.expected(real.adapted)
+    assert len(real.servers) == 2
+    assert [*(real.volume / ".staging").iterdir()] == []
+
+
+def test_servers_without_jobs_are_stopped_and_leave_nothing(real: Real) -> None:
+    pids = [pid for server in real.servers for pid in server]
+    sockets = [*Path(tempfile.gettempdir()).rglob("*.sock")]
+    assert len(sockets) == len(real.servers) > 0
+    time.sleep(0.02)
+    real.worker.models.evict_idle(0.01)
+    assert real.worker.models.models == []
+    assert all_end(pids)
+    assert [*Path(tempfile.gettempdir()).iterdir()] == []
 
 
 @pytest.mark.timeout(600)
