@@ -125,6 +125,16 @@ def is_news(piece: TokenPiece) -> bool:
     return bool(piece.text or piece.logprobs or piece.reasoning or piece.tool_calls)
 
 
+def in_order(piece: TokenPiece) -> Iterator[TokenPiece]:
+    """Yields the rest of a call that an earlier piece has begun, and then the other parts, which come after it."""
+    rest = [call for call in piece.tool_calls if call.offset]
+    if rest:
+        yield TokenPiece(index=piece.index, offset=piece.offset, text="", tool_calls=rest)
+        piece = piece.model_copy(update={"tool_calls": piece.tool_calls[len(rest) :]})
+    if is_news(piece) or not rest:
+        yield piece
+
+
 class Frames(Protocol):
     """Events of one endpoint's streams, as they are sent."""
 
@@ -198,7 +208,7 @@ class Stream:
                 return
 
     def _piece(self, piece: TokenPiece | None) -> Iterable[str]:
-        return () if piece is None else self._frames.piece(piece)
+        return chain.from_iterable(map(self._frames.piece, () if piece is None else in_order(piece)))
 
     def _end(self, job: Job, result: GenerateResult) -> Iterator[str]:
         for index, output in enumerate(result.outputs):

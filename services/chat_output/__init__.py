@@ -1,5 +1,6 @@
 """Outputs of chat models: thinking, the answer, and calls of tools, told apart in the text that a model writes."""
 
+from services.chat_output.call_stream import ParsedCall
 from services.chat_output.formats import (
     CALL_FORMATS,
     END_THINK,
@@ -9,7 +10,7 @@ from services.chat_output.formats import (
     call_format_of,
     thinks,
 )
-from services.chat_output.parser import OutputParser, OutputParts, ParsedCall
+from services.chat_output.parser import OutputParser, OutputParts
 
 __all__ = [
     "CALL_FORMATS",

@@ -16,8 +16,10 @@ Calls = list[tuple[str, str]]
 _BLOCK = re.compile(r"\{[{%](.*?)[%}]\}", re.DOTALL)
 _STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 _SEPARATORS = re.compile(r"[\s;,]*")
-_KEY = re.compile(r'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*', re.DOTALL)
-_NAME_ARGS = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\[CALL_ID\][A-Za-z0-9]*)?(?:\[ARGS\])?\s*(?=\{)")
+JSON_STRING = r'"(?:[^"\\]|\\.)*"'
+NAME_BEFORE_OBJECT = r"(?P<name>[A-Za-z0-9_.:-]+)\s*(?:\[CALL_ID\][A-Za-z0-9]*)?(?:\[ARGS\])?\s*(?=\{)"
+_KEY = re.compile(rf"[\s,]*({JSON_STRING})\s*:\s*", re.DOTALL)
+_NAME_ARGS = re.compile(rf"\s*{NAME_BEFORE_OBJECT}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class CallFormat:
     """One way to write calls.
 
     `begin` opens a call, `end` closes it ("" where the end of the output does). With `may_be_bare` an output that begins
-    with a JSON object is calls too. `sign` is the text of a chat template that has this form. A required call is written as
+    with a JSON object is calls too; with `may_be_named` a call may be a name before its arguments. `sign` is the text of a chat template that has this form. A required call is written as
     `before` NAME `between` ARGUMENTS `after`, where the name is a part of a JSON string or plain text.
     """
 
@@ -38,6 +40,7 @@ class CallFormat:
     between: str
     after: str
     may_be_bare: bool = False
+    may_be_named: bool = False
     id_length: int = 24
 
 
@@ -70,7 +73,7 @@ def _mistral_calls(text: str) -> Calls | None:
             _, at = _DECODER.raw_decode(text, named.end())
         except (ValueError, RecursionError):
             return None
-        calls.append((named[1], text[named.end() : at]))
+        calls.append((named["name"], text[named.end() : at]))
     if not calls:
         return _object_calls(text)
     return None if text[at:].strip() else calls
@@ -124,6 +127,7 @@ CALL_FORMATS: Sequence[CallFormat] = (
         before='[{"name": "',
         between='", "arguments": ',
         after="}]",
+        may_be_named=True,
         id_length=9,  # its templates refuse ids of another length
     ),
     CallFormat(
@@ -160,7 +164,7 @@ class OutputForm:
 
     `names` are the functions that may be called, in the form `calls`. With `begins_thinking` the prompt has opened the
     thinking already. With `one_call` the output ends after its first call. With `is_required` a grammar holds the output to one
-    call, after thinking.
+    call, after thinking, which can only be cut off.
     """
 
     calls: CallFormat | None = None
@@ -192,7 +196,7 @@ def before_mark(text: str, mark: str) -> int | None:
     """Returns the place of the first mark that is not within a JSON string, None if there is none."""
     if mark not in text:
         return None
-    pattern = re.compile(rf'"(?:[^"\\]|\\.)*"|{re.escape(mark)}|"', re.DOTALL)
+    pattern = re.compile(rf'{JSON_STRING}|{re.escape(mark)}|"', re.DOTALL)
     for found in pattern.finditer(text):
         if found[0] == mark:
             return found.start()

@@ -1,24 +1,10 @@
 """Incremental parser of an output: the parts of a stream together are those of the whole text."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from services.chat_output.call_stream import ObjectEnd, begun_call
+from services.chat_output.call_stream import CallStream, ParsedCall, add_piece
 from services.chat_output.formats import END_THINK, THINK, CallFormat, OutputForm, before_mark
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedCall:
-    """A call of a function that was offered, with its arguments as JSON text.
-
-    In a stream a call may be in pieces: each has the name and new text of the arguments, and `offset` counts their characters
-    before it.
-    """
-
-    name: str
-    arguments: str
-    offset: int = 0
 
 
 @dataclass(slots=True)
@@ -34,11 +20,11 @@ class OutputParts:
         self.reasoning += other.reasoning
         self.text += other.text
         for call in other.calls:
-            if call.offset:
-                whole = self.calls[-1].arguments + call.arguments
-                self.calls[-1] = replace(self.calls[-1], arguments=whole)
-            else:
-                self.calls.append(call)
+            add_piece(self.calls, call)
+
+
+BRACKETS = " \t\r\n;,]}"
+"""Characters that may be missing or too many after the arguments of a call."""
 
 
 class State(Enum):
@@ -48,17 +34,16 @@ class State(Enum):
     THINKING = auto()
     ANSWER = auto()
     CALL = auto()
-    ARGUMENTS = auto()
     DONE = auto()
 
 
 class OutputParser:
     """Parts of one output while it grows.
 
-    Thinking is at the beginning of an output. White space around thinking and calls belongs to no part. A call is returned
-    once it is complete: one that is cut off, is not JSON, or names a function that was not offered, stays text, and is in
-    `unread`. A required call cannot be anything else once its arguments have begun: they are returned as they are written, and
-    may be cut off.
+    Thinking is at the beginning of an output. White space around thinking and calls belongs to no part. A call is returned as it
+    is written, from the beginning of its arguments on; one whose name or arguments are not certain before its end is returned
+    then. A text that opens a call and is not one stays text, and is in `unread`. A call that has begun stays one if it is cut off
+    or malformed: its arguments are the beginning of a JSON object, what follows them stays text, and it is in `broken`.
     """
 
     def __init__(self, form: OutputForm) -> None:
@@ -66,13 +51,12 @@ class OutputParser:
         self.reasoning_tokens = 0
         self.has_read = False
         self.unread: list[str] = []
+        self.broken: list[str] = []
         self._form = form
         self._state = State.THINKING if form.begins_thinking else State.START
         self._held = ""
         self._has_thought = False
-        self._opening = ""  # the mark before the call that is being read, and white space before it
-        self._name = ""  # of the call whose arguments are being read
-        self._scan, self._scanned = ObjectEnd(), 0
+        self._calls: CallStream | None = None  # of the text that may be calls
 
     @property
     def is_done(self) -> bool:
@@ -103,7 +87,7 @@ class OutputParser:
         new = OutputParts()
         steps = {
             State.START: self._start, State.THINKING: self._think, State.ANSWER: self._answer, State.CALL: self._call,
-            State.ARGUMENTS: self._read_arguments, State.DONE: self._drop,
+            State.DONE: self._drop,
         }  # fmt: skip
         before = None
         while before != (self._state, self._held):
@@ -119,8 +103,10 @@ class OutputParser:
             self._state, self._held = State.THINKING, held.removeprefix(THINK)
         elif is_last or (held and not (may_think and THINK.startswith(held))):
             is_bare = calls is not None and calls.may_be_bare and held.startswith("{")
-            self._state, self._opening = State.CALL if is_bare else State.ANSWER, ""
             self._held = held if self._has_thought or is_bare else self._held
+            self._state = State.ANSWER
+            if calls is not None and is_bare:
+                self._open_call(calls, "")
 
     def _think(self, new: OutputParts, is_last: bool) -> None:
         thought, mark, rest = self._held.partition(END_THINK)
@@ -141,7 +127,7 @@ class OutputParser:
         text, mark, rest = self._held.partition(calls.begin)
         if mark:
             certain, self._held = text.rstrip(), rest
-            self._state, self._opening = State.CALL, text[len(certain) :] + mark
+            self._open_call(calls, text[len(certain) :] + mark)
         elif is_last:
             certain, self._held = text, ""
         else:
@@ -151,79 +137,57 @@ class OutputParser:
         if certain.strip() or not has_calls:
             new.text += certain
 
-    def _call(self, new: OutputParts, is_last: bool) -> None:
-        calls = self._form.calls
-        assert calls is not None  # else no call has begun
-        begun = begun_call(calls, self._held) if self._form.is_required else None
-        if begun is not None:
-            self._name, at = begun
-            self._state, self._held = State.ARGUMENTS, self._held[at:]
-            return
-        end = self._end_of_call(calls, is_last=is_last)
-        if end is None:
-            return
-        body, mark = self._held[:end], calls.end if self._held.startswith(calls.end, end) else ""
-        found = self._read(body)
-        self._state, self._held = State.ANSWER, self._held[end + len(mark) :]
-        self._scan, self._scanned = ObjectEnd(), 0
-        if found is None:
-            new.text += self._opening + body + mark
-            if self._opening:
-                self.unread.append(self._opening.lstrip() + body)
-        elif self._form.one_call:
-            self._state = State.DONE
-            new.calls += found[:1]
-        else:
-            new.calls += found
+    def _open_call(self, calls: CallFormat, opening: str) -> None:
+        self._state = State.CALL
+        self._calls = CallStream(calls, self._form.names, self._form.one_call, opening)
 
-    def _end_of_call(self, calls: CallFormat, *, is_last: bool) -> int | None:
-        """Returns the place after a call's text, None if it has not ended."""
-        end = before_mark(self._held, calls.end) if calls.end else self._end_of_first()
+    def _call(self, new: OutputParts, is_last: bool) -> None:
+        calls = self._calls
+        assert calls is not None  # else no call has been opened
+        end_mark = calls.format.end
+        end = self._end_of_call(calls, is_last=is_last)
+        certain = len(self._held) - _possible_beginning(end_mark, self._held) if end is None else end
+        new.calls += calls.feed(self._held[:certain])
+        if end is not None:
+            mark = end_mark if self._held.startswith(end_mark, end) else ""
+            body, self._held = self._held[:end], self._held[end + len(mark) :]
+            self._end_calls(calls, new, body, mark)
+
+    def _end_calls(self, calls: CallStream, new: OutputParts, body: str, mark: str) -> None:
+        """Reads the whole text of calls, which a mark follows or the end of the output."""
+        found, begun = calls.read(body), calls.begun
+        if found is not None and found[: len(begun)] == begun:
+            new.calls += found[len(begun) : 1 if calls.one_call else None]
+        elif begun:
+            self._end_broken(calls, new, body, mark)
+        else:
+            new.text += calls.opening + body + mark
+            if calls.opening:
+                self.unread.append(calls.opening.lstrip() + body)
+        self._state = State.DONE if calls.one_call and (begun or found) else State.ANSWER
+
+    def _end_broken(self, calls: CallStream, new: OutputParts, body: str, mark: str) -> None:
+        """Ends calls that have begun in a text that is not calls: what follows them stays text, except brackets."""
+        rest = body[calls.end :]
+        cut_mark = 0 if mark else _possible_beginning(calls.format.end, rest)
+        has_rest = bool(rest[: len(rest) - cut_mark].strip(BRACKETS))
+        if has_rest and not calls.one_call:
+            new.text += rest + mark
+        if (has_rest or calls.is_open or calls.is_broken) and not self._form.is_required:
+            self.broken.append(calls.opening.lstrip() + body)
+
+    def _end_of_call(self, calls: CallStream, *, is_last: bool) -> int | None:
+        """Returns the place after the text of calls, None if it has not ended."""
+        mark = calls.format.end
+        end = before_mark(self._held, mark) if mark else calls.end_of_first(self._held)
         if end is not None or not is_last:
             return end
         # the mark is left out, or within a string that has no end
-        place = self._held.find(calls.end) if calls.end else -1
+        place = -1 if calls.is_open or not mark else self._held.find(mark, calls.end)
         return len(self._held) if place < 0 else place
-
-    def _end_of_first(self) -> int | None:
-        """Returns the place after the first of several calls, if it is the only one that is wanted."""
-        if not self._form.one_call or self._scan.is_closed:
-            return None
-        self._scanned += self._scan.feed(self._held[self._scanned :])
-        is_call = self._scan.is_closed and self._read(self._held[: self._scanned]) is not None
-        return self._scanned if is_call else None
-
-    def _read_arguments(self, new: OutputParts, is_last: bool) -> None:
-        length = self._scan.feed(self._held)
-        if length:
-            new.calls.append(ParsedCall(self._name, self._held[:length], self._scanned))
-        self._scanned, self._held = self._scanned + length, self._held[length:]
-        if self._scan.is_closed:
-            self._state = State.DONE
 
     def _drop(self, new: OutputParts, is_last: bool) -> None:
         self._held = ""
-
-    def _read(self, body: str) -> list[ParsedCall] | None:
-        calls = self._form.calls
-        assert calls is not None
-        found: list[ParsedCall] = []
-        for part in _split(body, calls.begin):
-            read = calls.read(part)
-            if read is None and self._scan.is_closed:
-                read = calls.read(part + "]")  # the first of a list
-            if read is None or any(name not in self._form.names for name, _ in read):
-                return None
-            found += [ParsedCall(*call) for call in read]
-        return found
-
-
-def _split(text: str, mark: str) -> Iterator[str]:
-    """Yields the parts of a text between marks that are not within JSON strings."""
-    while (end := before_mark(text, mark)) is not None:
-        yield text[:end]
-        text = text[end + len(mark) :]
-    yield text
 
 
 def _possible_beginning(mark: str, text: str) -> int:

@@ -34,9 +34,28 @@ TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters":
 QUESTION: Any = [{"role": "user", "content": "Rain?"}]
 
 
+OFFERED: Any = {
+    "type": "object",
+    "properties": {"name": {"const": "weather"}, "parameters": PARAMETERS},
+    "required": ["name", "parameters"],
+    "additionalProperties": False,
+}
+"""Llama 3's form of a call, to which an output is held as an answer: the miniature itself writes none."""
+
+
 @pytest.fixture(scope="module")
 def model(product: Product, line: Line, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tools") / "tool-model"
+    return with_template(product, tmp_path_factory.mktemp("tools") / "tool-model", TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def llama_3(product: Product, line: Line, tmp_path_factory: pytest.TempPathFactory) -> str:
+    template = TEMPLATE.replace("<tool_call>", "<|start_header_id|>").replace("</tool_call>", "")
+    return with_template(product, tmp_path_factory.mktemp("tools") / "llama-3-model", template)
+
+
+def with_template(product: Product, folder: Path, template: str) -> str:
+    """Imports the merged miniature with a chat template, under the name of the folder."""
     folder.mkdir()
     archive = httpx.get(f"{product.url}/api/models/merged/archive", timeout=60).raise_for_status()
     with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
@@ -49,10 +68,10 @@ def model(product: Product, line: Line, tmp_path_factory: pytest.TempPathFactory
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop("chat_template", None)
     config.write_text(json.dumps(settings), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    path = product.volume.put_incoming(folder, "tool-model")
-    product.run(kind="import", source={"path": path}, target="tool-model")
-    return "tool-model"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    path = product.volume.put_incoming(folder, folder.name)
+    product.run(kind="import", source={"path": path}, target=folder.name)
+    return folder.name
 
 
 def check(arguments: str) -> None:
@@ -132,6 +151,51 @@ def test_a_streamed_call_is_the_same_in_the_other_apis(
     assert "".join(deltas) == item.arguments
     assert json.loads(item.arguments) == block.input
     check(item.arguments)
+
+
+def test_an_offered_call_is_streamed_as_it_is_written(
+    product: Product, client: openai.OpenAI, llama_3: str
+) -> None:
+    """Under `auto`, which none of the requests names; a job of the same seed and the official client of each API."""
+    form: Any = {"type": "json_schema", "json_schema": {"name": "call", "schema": OFFERED}}
+    job = product.submit(
+        kind="generate", model=llama_3, messages=QUESTION, tools=TOOLS, response_format=form,
+        sampling={"max_new_tokens": 300, "seed": 6, "temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1},
+    )  # fmt: skip
+    pieces = [
+        call["arguments"]
+        for event in product.events(job["id"])
+        if event.name == "token"
+        for call in event.data.get("tool_calls", [])
+    ]
+    (output,) = product.succeeded(job["id"])["result"]["outputs"]
+    (call,) = output["tool_calls"]
+    assert (output["text"], output["finish_reason"]) == ("", "tool_calls")
+    check(call["arguments"])
+    assert "".join(pieces) == call["arguments"]
+    chat: Any = {"model": llama_3, "messages": QUESTION, "tools": TOOLS, "response_format": form, "seed": 6}
+    chunks = [chunk.choices[0].delta for chunk in client.chat.completions.create(**chat, stream=True)]
+    parts = [part.function for delta in chunks for part in delta.tool_calls or []]
+    flat: Any = {"type": "function", "name": "weather", "parameters": PARAMETERS}
+    own: Any = {"format": {"type": "json_schema", "name": "call", "schema": OFFERED}}
+    with client.responses.stream(
+        model=llama_3, input="Rain?", tools=[flat], text=own, extra_body={"seed": 6}
+    ) as events:
+        deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    tool: Any = {"name": "weather", "input_schema": PARAMETERS}
+    config: Any = {"format": {"type": "json_schema", "schema": OFFERED}}
+    with (
+        anthropic.Anthropic(base_url=product.url, api_key="none", max_retries=0, timeout=120) as other,
+        other.messages.stream(
+            model=llama_3, max_tokens=300, messages=QUESTION, tools=[tool], output_config=config,
+            extra_body={"seed": 6},
+        ) as stream,
+    ):  # fmt: skip
+        inputs = [event.partial_json for event in stream if event.type == "input_json"]
+    assert not any(delta.content for delta in chunks)
+    streams = [pieces, [part.arguments or "" for part in parts if part], deltas, inputs]
+    assert {"".join(stream) for stream in streams} == {call["arguments"]}
+    assert [len([text for text in stream if text]) > 2 for stream in streams] == [True] * 4
 
 
 def test_a_required_call_that_is_cut_off_is_incomplete(

@@ -8,7 +8,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from api.disconnect import disconnect_check
 from api.openai.responses import ResponseBuilder, token_bytes, token_text
-from api.openai.streaming import StreamState
+from api.openai.streaming import StreamState, in_order
 from services.errors import InternalError
 from services.jobs.status import Job
 from services.kinds.generate import GenerateResult, Logprob, Output, TokenPiece
@@ -101,6 +101,16 @@ def test_a_call_has_its_name_once_and_then_its_arguments() -> None:
     assert [(call.index, call.id, call.function and call.function.arguments) for call in calls] == [
         (0, "c0", ""), (0, None, '{"a'), (0, None, '": 1}'), (1, "c1", ""), (1, None, "{}"),
     ]  # fmt: skip
+
+
+def test_the_rest_of_a_call_comes_before_the_parts_after_it() -> None:
+    rest = call_piece(0, 3, '": 1}').tool_calls
+    whole = TokenPiece(index=0, offset=7, text=" So.", tool_calls=[*rest, *call_piece(1, 0, "{}").tool_calls])
+    first, second = in_order(whole)
+    assert (first.text, first.tool_calls) == ("", rest)
+    assert (second.text, second.offset, [call.index for call in second.tool_calls]) == (" So.", 7, [1])
+    assert [*in_order(second)] == [second]
+    assert [*in_order(first)] == [first]
 
 
 def test_pieces_of_a_vocabulary_become_text_and_bytes() -> None:

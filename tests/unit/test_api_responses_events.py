@@ -18,7 +18,7 @@ from api.openai.responses_api.replay import ReplayedEvents
 from api.openai.responses_api.response import ResponseObject
 from services.errors import DiskFull, InvalidRequest
 from services.jobs.status import Job
-from services.kinds.generate import GenerateResult, Output, TokenPiece
+from services.kinds.generate import GenerateResult, Logprob, Output, TokenPiece
 from services.kinds.shared import Usage
 from services.kinds.tools import ToolCall, ToolCallPiece
 
@@ -247,6 +247,42 @@ def test_arguments_in_pieces_are_one_item_and_one_block() -> None:
             ("function_call", status, arguments)
         ]
         assert whole["output"] == ResponseObject(JOB, Note(echo={}, ignored=[])).whole(found)["output"]
+
+
+def test_log_probabilities_of_a_call_do_not_divide_its_item() -> None:
+    whole = '{"a": 1}'
+    logprobs = [Logprob(token=token, logprob=-1.0) for token in "abc"]
+    pieces = [piece(0, "So").model_copy(update={"logprobs": logprobs[:1]})]
+    pieces += [
+        TokenPiece(index=0, offset=2, text="", logprobs=logprobs[1:2]),
+        *(found.model_copy(update={"logprobs": logprobs[2:]}) for found in call_in_pieces(whole, [3, 5])),
+    ]
+    call = ToolCall(id="c1", name="f", arguments=whole)
+    found = result("So", finish_reason="tool_calls", tool_calls=[call], logprobs=logprobs)
+    events = response_events()
+    frames = [*events.opening(), *(frame for piece in pieces for frame in events.piece(piece))]
+    frames += [*events.closing(0, found), *events.ending(JOB, found)]
+    parsed = [RESPONSES.validate_json(data, strict=True) for data in datas(frames)]
+    assert [event.type for event in parsed].count("response.output_item.added") == 2
+    items = json.loads(datas(frames)[-1])["response"]["output"]
+    assert [(item["type"], item.get("arguments")) for item in items] == [
+        ("message", None),
+        ("function_call", whole),
+    ]
+
+
+def test_log_probabilities_without_text_come_at_the_end_of_the_message() -> None:
+    logprobs = [Logprob(token=token, logprob=-1.0) for token in ("a", "b")]
+    for text in ("a", ""):
+        events, found = response_events(), result(text, logprobs=logprobs)
+        first = piece(0, text).model_copy(update={"logprobs": logprobs[:1]})
+        pieces = [first, TokenPiece(index=0, offset=len(text), text="", logprobs=logprobs[1:])]
+        frames = [*events.opening(), *(frame for piece in pieces for frame in events.piece(piece))]
+        frames += [*events.closing(0, found), *events.ending(JOB, found)]
+        (item,) = json.loads(datas(frames)[-1])["response"]["output"]
+        assert [token["token"] for token in item["content"][0]["logprobs"]] == ["a", "b"]
+        whole = ResponseObject(JOB, Note(echo={}, ignored=[])).whole(found)["output"]
+        assert whole == [item]
 
 
 def test_a_message_has_the_same_call_in_pieces_and_whole() -> None:

@@ -1,6 +1,7 @@
 """Parts of outputs: calls in the forms of published models, thinking, and streams cut at any place."""
 
 import random
+from collections.abc import Iterable
 
 import pytest
 
@@ -112,10 +113,65 @@ OUTPUTS = {
         '<tool_call>{"name": "time", "arguments": "{\\"a\\": 1}"}</tool_call>',
         OutputParts("", "", [ParsedCall("time", '{"a": 1}')]),
     ),
+    "arguments that are cut off": (
+        HERMES,
+        'So: <tool_call>\n{"name": "weather", "arguments": {"city": "Zür',
+        OutputParts("", "So:", [ParsedCall("weather", '{"city": "Zür')]),
+    ),
     "a number that JSON does not have": (
         HERMES,
-        '<tool_call>{"name": "time", "arguments": {"a": NaN}}</tool_call>',
-        OutputParts("", '<tool_call>{"name": "time", "arguments": {"a": NaN}}</tool_call>'),
+        '<tool_call>{"name": "time", "arguments": {"a": NaN}}</tool_call> So.',
+        OutputParts("", "NaN}}</tool_call> So.", [ParsedCall("time", '{"a": ')]),
+    ),
+    "a number that JSON does not have, as JSON text": (
+        HERMES,
+        '<tool_call>{"name": "time", "arguments": "{\\"a\\": NaN}"}</tool_call>',
+        OutputParts("", '<tool_call>{"name": "time", "arguments": "{\\"a\\": NaN}"}</tool_call>'),
+    ),
+    "arguments that a mark ends": (
+        HERMES,
+        '<tool_call>{"name": "time", "arguments": {"a": 1</tool_call>So.',
+        OutputParts("", "So.", [ParsedCall("time", '{"a": 1')]),
+    ),
+    "a string that has no end": (
+        HERMES,
+        '<tool_call>{"name": "time", "arguments": {"a": "1}}</tool_call>So.',
+        OutputParts("", "", [ParsedCall("time", '{"a": "1}}</tool_call>So.')]),
+    ),
+    "a brace that was left out": (
+        HERMES,
+        '<tool_call>\n{"name": "time", "arguments": {}\n</tool_call>\n<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}}\n</tool_call>',
+        OutputParts("", "", [TIME, WEATHER]),
+    ),
+    "text after a call": (
+        LLAMA,
+        '{"name": "time", "parameters": {}} is the call.',
+        OutputParts("", "} is the call.", [TIME]),
+    ),
+    "a function that was not offered after one that was": (
+        MISTRAL,
+        '[TOOL_CALLS][{"name": "time", "arguments": {}}, {"name": "rm", "arguments": {}}]',
+        OutputParts("", '}, {"name": "rm", "arguments": {}}]', [TIME]),
+    ),
+    "members before the arguments": (
+        LLAMA,
+        '{"type": "function", "name": "weather", "parameters": {"city": "Zürich"}}',
+        OutputParts("", "", [WEATHER]),
+    ),
+    "arguments and parameters": (
+        HERMES,
+        '<tool_call>{"name": "time", "parameters": {"a": 1}, "arguments": {}}</tool_call>',
+        OutputParts("", ', "arguments": {}}</tool_call>', [ParsedCall("time", '{"a": 1}')]),
+    ),
+    "Mistral's form with ids": (
+        MISTRAL,
+        '[TOOL_CALLS]weather[CALL_ID]a1B2c3D4e[ARGS]{"city": "Zürich"}',
+        OutputParts("", "", [WEATHER]),
+    ),
+    "a name before arguments in another form": (
+        HERMES,
+        "<tool_call>time{}</tool_call>",
+        OutputParts("", "<tool_call>time{}</tool_call>"),
     ),
     "two names": (
         HERMES,
@@ -141,45 +197,25 @@ OUTPUTS = {
 }
 
 
+def parts_of(form: OutputForm, pieces: Iterable[str]) -> tuple[OutputParts, list[str], list[str]]:
+    """Returns the parts of a stream, which are those of the parser, and the texts that it names."""
+    parser, streamed = OutputParser(form), OutputParts()
+    for piece in pieces:
+        streamed.add(parser.feed(piece))
+    streamed.add(parser.finish())
+    assert streamed == parser.parts
+    return streamed, parser.unread, parser.broken
+
+
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_an_output_has_its_parts_wherever_its_stream_is_cut(name: str) -> None:
     form, text, expected = OUTPUTS[name]
     for seed in range(50):
-        chance, parser, streamed, at = random.Random(seed), OutputParser(form), OutputParts(), 0
+        chance, pieces, at = random.Random(seed), list[str](), 0
         while at < len(text):
-            length = chance.randint(1, 8) if seed else len(text)
-            streamed.add(parser.feed(text[at : at + length]))
-            at += length
-        streamed.add(parser.finish())
-        assert streamed == parser.parts == expected
-
-
-ARGUMENTS = ['{"city": "a } \\\\\\" {", "n": [1, {"x": []}]}', "{}", '{"a": "\\\\"}']
-"""Objects whose end is not at their first brace."""
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("arguments", ARGUMENTS)
-@pytest.mark.parametrize("thought", ["", "<think>{</think>\n"])
-def test_a_required_call_is_streamed_as_it_is_written(name: str, arguments: str, thought: str) -> None:
-    calls = FORMATS[name]
-    begin = "" if calls.may_be_bare else calls.begin
-    form = OutputForm(calls=calls, names=NAMES, thinks=True, is_required=True)
-    beginning = f"{thought}{begin}{calls.before}weather{calls.between}"
-    text = f"{beginning}{arguments}{calls.after}{calls.end}"
-    for cut in range(len(text) + 1):
-        parser, streamed = OutputParser(form), OutputParts()
-        for character in text[:cut]:
-            streamed.add(parser.feed(character))
-        before_the_end = [call.arguments for call in streamed.calls]
-        streamed.add(parser.finish())
-        written = arguments[: max(0, cut - len(beginning))]
-        assert before_the_end == ([written] if written else []), "all that is written has been streamed"
-        assert streamed == parser.parts
-        assert [(call.name, call.arguments) for call in parser.parts.calls] == [
-            ("weather", text) for text in [written] if text
-        ]
-        assert bool(parser.unread) == (not written and bool(begin) and begin in text[:cut])
+            pieces.append(text[at : at + (chance.randint(1, 8) if seed else len(text))])
+            at += len(pieces[-1])
+        assert parts_of(form, pieces)[0] == expected
 
 
 def test_a_required_call_without_an_object_is_read_at_its_end() -> None:
@@ -208,16 +244,6 @@ def test_tokens_of_thinking_are_counted_with_those_that_open_and_close_it() -> N
         parser.feed(token)
     parser.finish()
     assert parser.reasoning_tokens == 6
-
-
-def test_thousands_of_calls_and_deep_arguments_are_read_or_stay_text() -> None:
-    parser = OutputParser(MISTRAL)
-    parser.feed("[TOOL_CALLS]" + "time{}" * 20_000)
-    assert len(parser.finish().calls) == 20_000
-    parser = OutputParser(HERMES)
-    deep = '<tool_call>{"name": "time", "arguments": ' + '{"a":' * 100_000
-    parser.feed(deep)
-    assert parser.finish().text == deep
 
 
 TOOLS_BLOCK = "{%- if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"

@@ -283,8 +283,9 @@ class GenerateSession:
         if parts.calls:
             fields["tool_calls"] = calls_of(form, parts.calls, seed=opened.call_seed(completion.index))
             reason = "tool_calls" if reason == "stop" else reason
-        if parser.unread:
-            fields["warnings"] = warnings_of(parser)
+        warnings = warnings_of(parser)
+        if warnings:
+            fields["warnings"] = warnings
         if completion.prompt_logprobs is not None:
             fields["prompt_logprobs"] = [self._logprob(item) for item in completion.prompt_logprobs]
         if self._request.return_token_ids:

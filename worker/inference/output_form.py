@@ -70,12 +70,18 @@ def pieces_of(form: OutputForm, calls: Sequence[ParsedCall], *, first: int, seed
 
 
 def warnings_of(parser: OutputParser) -> list[str]:
-    """Returns a sentence for each text of an output that opens a call and is not one."""
-    return [
+    """Returns a sentence for each text of an output that opens a call and is not one, or does not end as one."""
+    unread = [
         f"The text {cut(text, 200)!r} opens a call of a tool and is not one: it is not complete, its arguments are not a JSON "
         "object, or it names a function that was not offered."
         for text in parser.unread
     ]
+    broken = [
+        f"The text {cut(text, 200)!r} begins a call of a tool and does not end as one: the call has the arguments as they were "
+        "written. Check that they are complete before they are used."
+        for text in parser.broken
+    ]
+    return unread + broken
 
 
 def _call_id(form: OutputForm, number: int, call: ParsedCall, seed: str) -> str:

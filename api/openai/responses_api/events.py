@@ -10,7 +10,7 @@ from api.openai.responses_api.output_items import CallItem, NamedEvent, OpenItem
 from api.openai.responses_api.response import ResponseObject, status_of_item
 from services.errors import GraftwerkError
 from services.jobs.status import Job
-from services.kinds.generate import GenerateResult, TokenPiece
+from services.kinds.generate import GenerateResult, Logprob, TokenPiece
 
 ItemKind = type[TextItem] | type[ThinkingItem] | type[CallItem]
 
@@ -23,6 +23,7 @@ class ResponseEvents:
         self._number = 0
         self._items: list[Json] = []
         self._open: OpenItem | None = None
+        self._logprobs: list[Logprob] = []  # of tokens without text since the last text
 
     @property
     def last_number(self) -> int:
@@ -38,8 +39,11 @@ class ResponseEvents:
         """Returns the events of new thinking, new text and new calls."""
         if piece.reasoning:
             yield from self._add(piece, ThinkingItem)
-        if piece.text or piece.logprobs:
-            yield from self._add(piece, TextItem)
+        logprobs = [*self._logprobs, *(piece.logprobs or [])]
+        if piece.text:
+            yield from self._add(piece.model_copy(update={"logprobs": logprobs}), TextItem)
+            logprobs = []
+        self._logprobs = logprobs
         for call in piece.tool_calls:
             if not call.offset:
                 yield from self._close("completed")
@@ -52,6 +56,10 @@ class ResponseEvents:
             yield from self._close("completed")
         if self._open is None and not any(item["type"] != "reasoning" for item in self._items):
             yield from self._begin(TextItem)
+        if isinstance(self._open, TextItem) and self._logprobs:
+            yield from self._frames(
+                self._open.add(TokenPiece(index=index, offset=0, text="", logprobs=self._logprobs))
+            )
         yield from self._close(status_of_item(output))
 
     def ending(self, job: Job, result: GenerateResult) -> Iterable[str]:

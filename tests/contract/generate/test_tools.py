@@ -242,6 +242,45 @@ SCRIPTS = {
 }
 
 
+CALL_TEXT = ' {"city": "Zürich }", "days": [1, 2]}'
+OFFERED_CALLS = {
+    "hermes": (HERMES, f'So.\n<tool_call>\n{{"name": "weather", "arguments": {CALL_TEXT}}}\n</tool_call>', "So."),
+    "llama 3": (LLAMA_3, f'{{"name": "weather", "parameters": {CALL_TEXT}}}', ""),
+    "mistral": (MISTRAL, f'[TOOL_CALLS][{{"name": "weather", "arguments": {CALL_TEXT}}}]', ""),
+    "mistral's newer form": (MISTRAL, f"[TOOL_CALLS]weather[ARGS]{CALL_TEXT}", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OFFERED_CALLS)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_an_offered_call_is_streamed_while_it_is_written(
+    marked: LoadedModel, monkeypatch: pytest.MonkeyPatch, name: str, is_whole: bool
+) -> None:
+    """The tokens that the model chooses are a list here, which may end within the arguments."""
+    template, text, answer = OFFERED_CALLS[name]
+    written = CALL_TEXT.strip() if is_whole else CALL_TEXT.strip().partition("2")[0]
+    text = text if is_whole else text[: text.index(written) + len(written)]
+    token_ids = marked.tokenizer.encode(text, add_bos=False, parse_special=True)
+    script = iter([*token_ids, 2])
+    monkeypatch.setattr(Sampler, "choose", lambda *_: Choice(next(script)))
+    result, pieces = run_streamed(
+        with_template(marked, template), tools=[TIME, WEATHER], sampling={"max_new_tokens": 300}
+    )
+    (output,) = result.outputs
+    (call,) = output.tool_calls or []
+    found = [part for piece in pieces for part in piece.tool_calls]
+    assert len(found) >= 6
+    assert {(part.index, part.id, part.name) for part in found} == {(0, call.id, "weather")}
+    assert "".join(part.arguments for part in found) == call.arguments == written
+    assert "".join(piece.text for piece in pieces) == output.text == answer
+    assert output.finish_reason == "tool_calls"
+    if is_whole:
+        assert not output.warnings
+    else:
+        (warning,) = output.warnings or []
+        assert "begins a call of a tool and does not end as one" in warning
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("is_parallel", [True, False])
 def test_an_output_ends_after_its_only_call(
