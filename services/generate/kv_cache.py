@@ -69,8 +69,8 @@ class KVCache(Cache):
         for group in self._groups:
             rows = torch.tensor(group.rows, device=device)
             width = rounded_up(max(self.lengths[row] for row in group.rows) + 1, ALIGNMENT)
-            slots = torch.arange(len(rows), device=device)
-            self._steps.append(GroupStep(group, slots, rows, columns[rows], width))
+            is_whole = group.rows == list(range(len(self.lengths)))
+            self._steps.append(GroupStep(group, rows, columns[rows], width, is_whole))
         return columns[:, None]
 
     def end_step(self, waiting: Collection[int] = ()) -> None:
@@ -87,7 +87,7 @@ class KVCache(Cache):
         for step in self._steps:
             step.write(layer_idx, key_states, value_states)
         seen = [step.seen(layer_idx) for step in self._steps]
-        if self._steps[0].group.rows == list(range(len(self.lengths))):
+        if self._steps[0].is_whole:
             return seen[0]
         return tuple(GroupedStates(self._steps, side) for side in zip(*seen, strict=True))
 

@@ -1,7 +1,7 @@
 """Rows of a KV cache by their lengths: a short row is not as wide as the longest one, in memory and in the attention."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -81,20 +81,36 @@ def _resized(tensor: torch.Tensor, slots: int, columns: int) -> torch.Tensor:
 
 @dataclass(slots=True)
 class GroupStep:
-    """A group in one decoding step: its slots, their rows of the batch, their new columns, and the width that they see."""
+    """A group in one decoding step: its rows of the batch in the order of its slots, their new columns, and the width that they see.
+
+    `is_whole` is True if the group has all rows of the batch in their order.
+    """
 
     group: RowGroup
-    slots: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
     width: int
+    is_whole: bool
+    _places: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Writes the new token of the rows of the group; takes (rows of the batch, kv heads, 1, head_dim)."""
         for side, states in ((self.group.keys, keys), (self.group.values, values)):
             # In a model over several GPUs, the keys of a layer are on its GPU.
-            slots, rows, columns = (part.to(states.device) for part in (self.slots, self.rows, self.columns))
-            side[layer][slots, :, columns] = states[rows, :, 0]
+            own = states if self.is_whole else states[self.rows.to(states.device)]
+            heads, size = own.shape[1], own.shape[3]
+            side[layer].view(-1, size).index_copy_(
+                0, self._places_of(heads).to(states.device), own.reshape(-1, size)
+            )
+
+    def _places_of(self, heads: int) -> torch.Tensor:
+        """Returns where the vectors of the new token of each row and head are among (slots x kv heads x columns)."""
+        if heads not in self._places:
+            device = self.rows.device
+            slots = torch.arange(len(self.rows), device=device)[:, None] * heads
+            first = (slots + torch.arange(heads, device=device)) * self.group.columns
+            self._places[heads] = (first + self.columns[:, None]).flatten()
+        return self._places[heads]
 
     def seen(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns keys and values of the group's rows, (slots, kv heads, width, head_dim)."""
