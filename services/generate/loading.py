@@ -27,6 +27,7 @@ from services.generate.chat_template import ChatTemplate
 from services.generate.masks import window_of
 from services.generate.quantization import held_bytes, keep_arithmetic, quantization_config
 from services.generate.row_groups import attention_name
+from services.generate.row_layers import use_row_layers
 from services.generate.row_linear import use_row_linear
 from services.kinds.shared import Quantization
 from services.progress import Progress, Report, ignore_progress
@@ -111,6 +112,7 @@ def load_model(
     model = _read_weights(folder, config, chosen, placement)
     keep_arithmetic(model)
     use_row_linear(model)
+    use_row_layers(model)
     report(Progress("loading", size_bytes, size_bytes, "bytes"))
     loaded = prepare(model, tokenizer, folder=folder, context_length=context_length)
     check_rows(tokenizer, loaded.rows, folder.name)

@@ -13,19 +13,26 @@ LEAST_ROWS, MOST_ROWS = 4, 48
 
 
 class RowLinear(nn.Linear):
-    """A linear layer in float32 on a CPU."""
+    """A linear layer in float32 on a CPU.
+
+    `returns_view` is True if the output may be a transposed view: who adds it or multiplies it needs no copy.
+    """
+
+    returns_view = False
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Returns (…, out) for (…, in)."""
-        out_features, in_features = self.weight.shape  # another weight may be in its place for a forward pass
-        rows = input.numel() // in_features
+        shape = input.shape
+        rows = shape[:-1].numel()
         if not LEAST_ROWS <= rows <= MOST_ROWS:
             return super().forward(input)
-        columns = input.reshape(rows, in_features).t()
-        output = torch.mm(self.weight, columns).t().contiguous()
-        if self.bias is not None:
-            output += self.bias
-        return output.view(*input.shape[:-1], out_features)
+        weight, bias = self.weight, self.bias  # another weight may be in its place for a forward pass
+        output = torch.mm(weight, input.reshape(rows, shape[-1]).t()).t()
+        if not self.returns_view:
+            output = output.contiguous()
+        if bias is not None:
+            output += bias
+        return output.view(*shape[:-1], weight.shape[0])
 
 
 def use_row_linear(model: nn.Module) -> None:

@@ -27,6 +27,17 @@ def test_the_product_is_that_of_float64(shape: tuple[int, ...], bias: bool) -> N
 
 
 @torch.inference_mode()
+def test_a_view_has_the_same_bits_as_its_copy() -> None:
+    layer: Any = nn.Linear(40, 24)
+    use_row_linear(layer)
+    rows = torch.randn(16, 1, 40)
+    expected = layer(rows)
+    layer.returns_view = True
+    found = layer(rows)
+    assert (found.is_contiguous(), torch.equal(found, expected)) == (False, True)
+
+
+@torch.inference_mode()
 def test_a_row_is_the_same_bits_with_any_other_rows() -> None:
     torch.manual_seed(0)
     layer: Any = nn.Linear(576, 192)
