@@ -21,7 +21,7 @@ from services.kinds.shared import (
     PROMPTS_LIMIT,
     TokenIds,
 )
-from services.kinds.tools import TOOLS_LIMIT, AnyTool, NamedTool, OtherTool, Tool
+from services.kinds.tools import TOOLS_LIMIT, AnyTool, NamedTool, Tool, other_types
 from services.names import MODEL_NAME_PATTERN, SERVED_NAME_PATTERN, is_reserved
 from services.sampling import SEED_BITS, STOP_LIMIT, STOP_TOKENS_LIMIT, Sampling
 
@@ -171,8 +171,8 @@ class ChatBody(SamplingBody):
 
     @property
     def left_out(self) -> list[str]:
-        """`tools` if some are of a type that is not offered here."""
-        return ["tools"] if any(isinstance(tool, OtherTool) for tool in self.tools) else []
+        """Names of the tools that are not functions, `tools.web_search` for example."""
+        return other_types(self.tools)
 
     @property
     def field_names(self) -> Mapping[str, str]:

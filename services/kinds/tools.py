@@ -1,6 +1,7 @@
 """Tools that a model may call, and the variables of its own chat template."""
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -81,6 +82,11 @@ AnyTool = Annotated[
 ]
 
 
+def other_types(tools: Iterable[object]) -> list[str]:
+    """Returns the names under which tools of other types are reported as left out, `tools.web_search` for example."""
+    return list(dict.fromkeys(f"tools.{tool.type}" for tool in tools if isinstance(tool, OtherTool)))
+
+
 class NamedFunction(Shape):
     """Name of a function."""
 
@@ -159,8 +165,7 @@ class ToolOptions(GuidedPromptOptions):
     @property
     def other_tools(self) -> list[str]:
         """Names of the tools that are left out, `tools.web_search` for example."""
-        others = [tool.type for tool in self.tools or [] if isinstance(tool, OtherTool)]
-        return list(dict.fromkeys(f"tools.{kind}" for kind in others))
+        return other_types(self.tools or [])
 
     @property
     def is_call_required(self) -> bool:

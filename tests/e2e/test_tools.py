@@ -260,12 +260,13 @@ def test_the_same_is_offered_to_jobs(product: Product, model: str) -> None:
     assert output["finish_reason"] == "tool_calls"
     check(output["tool_calls"][0]["arguments"])
     other = {"type": "web_search"}
-    answer = httpx.post(
-        f"{product.url}/v1/chat/completions",
-        json={"model": model, "messages": QUESTION, "tools": [*TOOLS, other], "max_tokens": 2},
-        timeout=60,
-    ).json()
-    assert answer["graftwerk"]["ignored"] == ["tools"]
+    for name, expected in ((model, ["tools.web_search"]), ("merged", ["tools.web_search", "tools"])):
+        answer = httpx.post(
+            f"{product.url}/v1/chat/completions",
+            json={"model": name, "messages": QUESTION, "tools": [*TOOLS, other], "max_tokens": 2},
+            timeout=60,
+        ).json()
+        assert answer["graftwerk"]["ignored"] == expected
     left_out = product.run(
         kind="generate", model=model, messages=QUESTION, tools=[*TOOLS, other], sampling={"max_new_tokens": 2}
     )

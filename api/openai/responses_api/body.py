@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 
 from api.openai.body import Body, TextOr
 from api.openai.responses_api.items import Items, Json, chat_messages
-from api.openai.responses_api.tools import Tool, ToolChoice, chat_tools, functions, other_types
+from api.openai.responses_api.tools import Tool, ToolChoice, chat_tools, functions
 from api.openai.schemas import ModelBody
+from services.kinds.tools import other_types
 
 LOGPROBS = "message.output_text.logprobs"
 """Value of `include` that requests log-probabilities."""

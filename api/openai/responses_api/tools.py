@@ -70,11 +70,6 @@ def functions(tools: Sequence[Tool]) -> list[FunctionTool]:
     return [tool for tool in tools if isinstance(tool, FunctionTool)]
 
 
-def other_types(tools: Sequence[Tool]) -> list[str]:
-    """Returns the names of what is left out, `tools.web_search` for example."""
-    return list(dict.fromkeys(f"tools.{tool.type}" for tool in tools if isinstance(tool, OtherTool)))
-
-
 def chat_tools(tools: Sequence[Tool], choice: ToolChoice) -> Json:
     """Returns the parameters `tools` and `tool_choice` of a chat."""
     offered = functions(tools)
