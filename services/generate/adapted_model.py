@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from services.errors import InternalError
 from services.generate.adapter_group import AdapterGroup, RowWeights
 from services.generate.adapter_stack import AdapterStack, LoadedAdapter
+from services.generate.row_linear import product
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,7 +46,7 @@ class OneStack:
         for adapter, scale in self.stack.adapters:
             factors = adapter.factors.get(path)
             if factors is not None:
-                out.addmm_(rows @ factors.a.t(), factors.b, alpha=scale)
+                out.addmm_(product(rows, factors.a), factors.b, alpha=scale)
 
     def embed(self, module: nn.Module, base: Forward, ids: torch.Tensor) -> torch.Tensor:
         return _with_weight(module, self.stack.embeddings, base, ids)
@@ -100,7 +101,7 @@ class StackPerRow:
         if tokens > 1:
             weights = weights.repeat_interleave(tokens, dim=0)
         # In place: the product with a float32 scale is rounded once, to the dtype of the base.
-        out.addmm_((flat @ joined.a.t()).mul_(weights), joined.b)
+        out.addmm_(product(flat, joined.a).mul_(weights), joined.b)
 
     def _by_weight(
         self,

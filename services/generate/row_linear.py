@@ -12,6 +12,13 @@ LEAST_ROWS, MOST_ROWS = 4, 48
 """Numbers of rows for which this order is used: with fewer or 64 it takes as long or longer (measured, docs/benchmarks.md)."""
 
 
+def product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Returns `rows @ weight.T`, (rows, out) for (rows, in) and (out, in), in the faster order; it may be a transposed view."""
+    if LEAST_ROWS <= len(rows) <= MOST_ROWS and rows.is_cpu and rows.dtype == torch.float32:
+        return torch.mm(weight, rows.t()).t()
+    return rows @ weight.t()
+
+
 class RowLinear(nn.Linear):
     """A linear layer in float32 on a CPU.
 

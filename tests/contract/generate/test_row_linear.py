@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from services.generate import LoadedModel
-from services.generate.row_linear import LEAST_ROWS, MOST_ROWS, RowLinear, use_row_linear
+from services.generate.row_linear import LEAST_ROWS, MOST_ROWS, RowLinear, product, use_row_linear
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -24,6 +24,22 @@ def test_the_product_is_that_of_float64(shape: tuple[int, ...], bias: bool) -> N
     found = layer(rows)
     assert (found.shape, found.is_contiguous()) == (expected.shape, True)
     assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, LEAST_ROWS, MOST_ROWS, MOST_ROWS + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_product_alone_is_that_of_float64(rows: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(rows, 40, dtype=dtype), torch.randn(8, 40, dtype=dtype)
+    found = product(x, weight)
+    assert found.dtype == dtype
+    assert torch.allclose(
+        found.double(),
+        x.double() @ weight.double().T,
+        rtol=1e-2 if dtype == torch.bfloat16 else 1e-5,
+        atol=1e-5,
+    )
 
 
 @torch.inference_mode()
