@@ -1,56 +1,34 @@
 """Session of a generate job, or of one variant of a compare job: prompts to an engine, outputs to the result."""
 
-import math
 import secrets
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
 
 from services.chat_output import OutputParser, OutputParts
 from services.errors import GraftwerkError, InvalidRequest, TemplateLimitExceeded
 from services.generate import (
     BuiltPrompt,
-    Completion,
     Event,
     GenerationRequest,
     OutputFailed,
     OutputFinished,
     TokenGenerated,
-    TokenLogprob,
 )
 from services.isolation.process import Steps, advance
 from services.jobs.status import WaitingFor
-from services.kinds.generate import ComputedBy, GenerateRequest, GenerateResult, Logprob, Output
-from services.kinds.shared import Usage
+from services.kinds.generate import ComputedBy, GenerateRequest, GenerateResult
 from services.progress import Progress
 from services.sampling import SEED_BITS
 from worker.inference.cached_model import CachedModel
 from worker.inference.engine_choice import generating_key
+from worker.inference.finished_output import OpenPrompt, OutputWriter
 from worker.inference.model_key import ModelKey
 from worker.inference.output_collector import ALL, OutputCollector, Slice, prompts_of
-from worker.inference.output_form import calls_of, grammar_for, pieces_of, shown_tokens, warnings_of
+from worker.inference.output_form import grammar_for, pieces_of, shown_tokens
 from worker.inference.prompt_builder import PromptBuilder
 from worker.lifecycle import JobContext
 
 MAX_SCORED_TOKENS = 100_000
 """Most tokens of all prompts whose log-probabilities one job returns: its result is one record in Redis."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenPrompt:
-    """A prompt that the engine works on: its number, and the number of dropped turns (None if none may be dropped).
-
-    `seed` is the request's, or a random one: the ids of calls follow from it.
-    """
-
-    number: int
-    prompt: BuiltPrompt
-    dropped_turns: int | None
-    seed: int
-
-    def call_seed(self, index: int) -> str:
-        """Returns the seed of the ids of an output's calls."""
-        return f"{self.seed} {self.number} {index}"
 
 
 class GenerateSession:
@@ -59,7 +37,7 @@ class GenerateSession:
     outputs: OutputCollector  # this and the following are set by `attach`
     model: CachedModel
     _builder: PromptBuilder
-    _special_ids: frozenset[int]
+    _writer: OutputWriter
 
     def __init__(self, request: GenerateRequest, context: JobContext, part: Slice = ALL) -> None:
         """Reads the prompts.
@@ -104,7 +82,7 @@ class GenerateSession:
         self._builder = PromptBuilder(
             self._request, model.loaded, self._context.store, most_tokens=model.engine.most_tokens
         )
-        self._special_ids = frozenset(model.loaded.tokenizer.special_tokens.values())
+        self._writer = OutputWriter(self._request, model.loaded.tokenizer)
         self._waiting.extend(self.outputs.unfinished)
         self._key = model.key
 
@@ -133,7 +111,7 @@ class GenerateSession:
                 return
             case OutputFinished():
                 written = len(event.output.token_ids)
-                output = self._output(opened, event.output, self._ended(opened, event))
+                output = self._writer.output(opened, event.output, self._ended(opened, event))
                 self.outputs.finish(opened.number, output, written=written, counted=written)
             case OutputFailed():
                 self.outputs.fail(opened.number, event.error)
@@ -149,7 +127,7 @@ class GenerateSession:
             event.index,
             parts.text,
             token_id=event.token_id,
-            logprobs=[] if event.logprob is None else [self._logprob(event.logprob)],
+            logprobs=[] if event.logprob is None else [self._writer.logprob(event.logprob)],
         )
         self._publish_parts(opened, event.index, parts, before)
         if parser.is_done and not opened.prompt.form.is_required:  # else the grammar ends it
@@ -257,10 +235,16 @@ class GenerateSession:
         )
         request_id = self.model.submit(request, owner=self._context.execution.name)
         seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed
-        self._open[request_id] = OpenPrompt(number, prompt, dropped, seed)
+        self._open[request_id] = OpenPrompt(number, prompt, self._text_of(number), dropped, seed)
         self.outputs.begin(
             number, prompt_tokens=len(prompt.token_ids), max_new_tokens=sampling.max_new_tokens
         )
+
+    def _text_of(self, number: int) -> str:
+        entry = self._prompts.entries[number]
+        if entry.prompt_token_ids is None:
+            return entry.text
+        return self.model.loaded.tokenizer.decode(entry.prompt_token_ids)
 
     def _prompt_logprobs(self, prompt: BuiltPrompt) -> int | None:
         """Returns the number of most likely tokens next to each scored one, None if nothing is scored."""
@@ -274,58 +258,6 @@ class GenerateSession:
             )
         return self._request.sampling.logprobs or 0
 
-    def _output(self, opened: OpenPrompt, completion: Completion, parser: OutputParser) -> Output:
-        form, parts = opened.prompt.form, parser.parts
-        fields: dict[str, Any] = {}
-        reason: str = completion.finish_reason
-        if parts.reasoning:
-            fields["reasoning"] = parts.reasoning
-        if parts.calls:
-            fields["tool_calls"] = calls_of(form, parts.calls, seed=opened.call_seed(completion.index))
-            reason = "tool_calls" if reason == "stop" else reason
-        warnings = warnings_of(parser)
-        if warnings:
-            fields["warnings"] = warnings
-        if completion.prompt_logprobs is not None:
-            fields["prompt_logprobs"] = [self._logprob(item) for item in completion.prompt_logprobs]
-        if self._request.return_token_ids:
-            fields["prompt_token_ids"] = list(opened.prompt.token_ids)
-            fields["token_ids"] = completion.token_ids
-        if opened.dropped_turns is not None:
-            fields["dropped_turns"] = opened.dropped_turns
-        if completion.stop_string is not None:
-            fields["stop_string"] = completion.stop_string
-        if completion.logprobs is not None:
-            fields["logprobs"] = [self._logprob(item) for item in completion.logprobs]
-        # Not validated: the values are the engine's own, and there may be a thousand of them.
-        return Output.model_construct(
-            prompt=self._text_of(opened),
-            index=completion.index,
-            text=parts.text,
-            finish_reason=reason,
-            usage=_usage(
-                completion,
-                parser.reasoning_tokens if form.thinks and self._request.sampling.num_beams == 1 else None,
-            ),
-            seed=completion.seed,
-            **fields,
-        )
-
-    def _text_of(self, opened: OpenPrompt) -> str:
-        entry = self._prompts.entries[opened.number]
-        if entry.prompt_token_ids is None:
-            return entry.text
-        return self.model.loaded.tokenizer.decode(entry.prompt_token_ids)
-
-    def _logprob(self, item: TokenLogprob) -> Logprob:
-        fields: dict[str, Any] = {}
-        if item.token_id in self._special_ids:
-            fields["special"] = True
-        if item.top:
-            fields["top"] = [self._logprob(other) for other in item.top]
-        value = item.logprob if item.logprob is not None and math.isfinite(item.logprob) else None
-        return Logprob.model_construct(token=item.piece, token_id=item.token_id, logprob=value, **fields)
-
 
 def open_session(request: GenerateRequest, context: JobContext) -> GenerateSession:
     """Returns the session of a generate job on a model of the volume. Raises as `GenerateSession` does."""
@@ -337,14 +269,3 @@ def _identity(model: CachedModel) -> str:
     key = model.key
     engine = "" if key.engine == "graftwerk" else f" {key.engine}"
     return f"{key}{engine}{' unmerged' if model.stack is not None else ''}"
-
-
-def _usage(completion: Completion, reasoning_tokens: int | None) -> Usage:
-    written = len(completion.token_ids)
-    fields = {} if reasoning_tokens is None else {"reasoning_tokens": min(reasoning_tokens, written)}
-    return Usage(
-        **fields,
-        prompt_tokens=completion.prompt_tokens,
-        completion_tokens=written,
-        total_tokens=completion.prompt_tokens + written,
-    )
