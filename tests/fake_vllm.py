@@ -26,6 +26,7 @@ class Behaviour:
         fails: It prints a reason and ends with status 3 instead.
         token_seconds: Time for each token.
         crash_on: A prompt with this token kills it.
+        break_on: A prompt with this token, and each one after it, is answered with an error; it is not healthy from then on.
         stray: A token that it writes first, against any grammar.
         heard: File that gets a JSON line for each request, and one with the ids of its processes.
     """
@@ -34,6 +35,7 @@ class Behaviour:
     fails: bool = False
     token_seconds: float = 0.0
     crash_on: int | None = None
+    break_on: int | None = None
     stray: int | None = None
     heard: str = os.devnull
 
@@ -62,6 +64,7 @@ class Server(ThreadingMixIn, UnixStreamServer):
         self.rows = int(json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"])
         self.healthy_at = time.monotonic() + behaviour.start_seconds
         self.adapters: dict[str, Path] = {}
+        self.is_broken = False
 
     def hear(self, path: str, value: Any) -> None:
         """Notes a request."""
@@ -76,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        healthy = time.monotonic() >= self.server.healthy_at
+        healthy = time.monotonic() >= self.server.healthy_at and not self.server.is_broken
         self._answer(200 if healthy else 503, {})
 
     def do_POST(self) -> None:
@@ -104,6 +107,10 @@ class Handler(BaseHTTPRequestHandler):
         if behaviour.crash_on in body["prompt"]:
             write("fatal: out of memory on the device")
             os.kill(os.getpid(), signal.SIGKILL)
+        self.server.is_broken |= behaviour.break_on in body["prompt"]
+        if self.server.is_broken:
+            self._answer(500, {"error": {"message": "EngineCore encountered an issue."}})
+            return
         shift = shift_of(self.server.adapters.get(body["model"]))
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")

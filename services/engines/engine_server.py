@@ -28,7 +28,7 @@ SILENCE_SECONDS = 600.0
 """Time without data after which a request counts as lost: a long prompt takes minutes on a CPU."""
 
 DEATH_SECONDS = 3.0
-"""Time after a broken connection in which the end of the server is noticed."""
+"""Time after an output was broken off in which the end of the server is noticed."""
 
 SOCKET_NAME = "server.sock"
 """llama.cpp takes a path with this ending for a socket."""
@@ -75,6 +75,7 @@ class EngineServer(ABC):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-calls", daemon=True)
         self._thread.start()
+        self._failure: NotReady | None = None
         self._ready = self._run(self._start())
 
     @property
@@ -89,13 +90,17 @@ class EngineServer(ABC):
 
     @property
     def is_lost(self) -> bool:
-        """True once the server has ended or could not be started."""
-        return self._child.has_ended or (self._ready.done() and not self.is_ready)
+        """True once the server has ended, does not work any more, or could not be started."""
+        return (
+            self._child.has_ended or self._failure is not None or (self._ready.done() and not self.is_ready)
+        )
 
     def check(self) -> None:
-        """Raises NotReady if the server does not run any more, or has not started in time."""
+        """Raises NotReady if the server does not work any more, or has not started in time."""
         if self._child.has_ended:
             raise self._ended()
+        if self._failure is not None:
+            raise self._failure
         if self._ready.done():
             self._ready.result()
 
@@ -138,9 +143,8 @@ class EngineServer(ABC):
         while time.monotonic() < deadline:
             if self._child.has_ended:
                 raise self._ended()
-            with suppress(httpx.TransportError):
-                if (await self._client.get("/health", timeout=5)).is_success:
-                    return
+            if await self._is_healthy():
+                return
             await asyncio.sleep(POLL_SECONDS)
         raise NotReady(
             f"{program.engine} was not ready with {self.name} after {program.start_seconds:g} s.",
@@ -150,18 +154,31 @@ class EngineServer(ABC):
     async def _answer(self, request: OutputRequest, take: TakeTokens) -> None:
         try:
             await self._complete(request, take)
-        except httpx.TransportError as error:
-            raise await self._broken(error) from error
+        except (httpx.TransportError, NotReady) as error:
+            raise await self._reason(error) from error
 
-    async def _broken(self, error: httpx.TransportError) -> GraftwerkError:
-        """Returns the error of a broken connection: the end of the server, if it has ended."""
+    async def _reason(self, error: httpx.TransportError | NotReady) -> GraftwerkError:
+        """Returns the error of an output that was broken off: the end of the server, if it has ended.
+
+        A server whose own child has died is not healthy, and says so to each request until it ends: it counts as lost.
+        """
         deadline = time.monotonic() + DEATH_SECONDS
         while not self._child.has_ended and time.monotonic() < deadline:
+            if isinstance(error, NotReady) and await self._is_healthy():
+                return error
             await asyncio.sleep(POLL_SECONDS)
         if self._child.has_ended:
             return self._ended()
+        if isinstance(error, NotReady):
+            self._failure = error
+            return error
         reason = f"{type(error).__name__}: {error}"
         return NotReady(f"{self._program.engine} does not answer: {reason}.", "Try again.")
+
+    async def _is_healthy(self) -> bool:
+        with suppress(httpx.TransportError):
+            return (await self._client.get("/health", timeout=5)).is_success
+        return False
 
     def _ended(self) -> NotReady:
         program = self._program

@@ -165,6 +165,20 @@ def test_a_server_that_dies_fails_its_jobs_and_the_next_job_gets_a_new_one(
     assert len(fake.heard("start")) == 2
 
 
+def test_a_server_that_only_answers_errors_is_replaced(worker: VllmWorker, fake: FakeVllm) -> None:
+    """vLLM's server outlives the process that has the model for a while: tries on it would all be lost."""
+    fake.behave(break_on=60)
+    job = worker.add(prompt_token_ids=[1, 60])
+    worker.run(job)
+    assert job.error is not None
+    assert job.error.transient
+    assert job.error.message == "vLLM answered 500: EngineCore encountered an issue."
+    assert worker.models.models == []
+    assert all_end(fake.pids, 1)
+    assert worker.result().outputs[0].token_ids == tokens_after(PROMPT, 6)
+    assert len(fake.heard("start")) == 2
+
+
 def test_a_server_that_died_while_no_job_ran_is_replaced(worker: VllmWorker, fake: FakeVllm) -> None:
     worker.result()
     worker.result(adapters=["a"])
