@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tests.chaos.containers import ContainerSystem
 from tests.chaos.driver import Outcome, Run
+from tests.chaos.faults import FAULT_OF_NAME
 from tests.chaos.plan import make_plan
-from tests.chaos.processes import ProcessSystem
+from tests.chaos.processes import ENGINE_SETTINGS, ProcessSystem
 from tests.chaos.report import markdown, write_section
 from tests.chaos.system import System
 from tests.chaos.volume import Volume
@@ -29,7 +30,7 @@ def main() -> int:
     def say(line: str) -> None:
         print(f"chaos {time.monotonic() - started:6.1f} s: {line}", flush=True)  # noqa: T201
 
-    plan = make_plan(options.seed, options.minutes, options.jobs, options.engine)
+    plan = make_plan(options.seed, options.minutes, options.jobs, options.engine, options.fault)
     target = "chaos-compose" if options.compose else "chaos"
     command = f"make {target} SEED={options.seed} MINUTES={options.minutes:g} JOBS={options.jobs} ENGINE={options.engine}"
     say(f"{len(plan.all_jobs)} jobs and {len(plan.faults)} faults; to repeat it: {command}")
@@ -51,9 +52,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=300, help="number of jobs")
     parser.add_argument("--page", type=Path, help="page whose tables are replaced")
     parser.add_argument("--plain-volume", action="store_true", help="mount nothing: no faults of the disk")
-    parser.add_argument("--engine", choices=("auto", "vllm"), default="auto", help="vllm: a stand-in for it")
+    parser.add_argument("--engine", choices=ENGINE_SETTINGS, default="auto", help="vllm: a stand-in for it")
+    parser.add_argument(
+        "--fault", type=_fault, action="append", default=[], help="NAME/ROLE: only these, in this order"
+    )
     parser.add_argument("--compose", action="store_true", help="containers instead of processes")
     return parser.parse_args()
+
+
+def _fault(text: str) -> tuple[str, str]:
+    name, _, role = text.rpartition("/")
+    if role not in FAULT_OF_NAME[name].roles:
+        raise ValueError(text)
+    return name, role
 
 
 @contextmanager

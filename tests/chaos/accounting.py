@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.api import Api, UnexpectedAnswerError
+from tests.chaos.decisive_parts import decisive
 from tests.chaos.load import Submitted
-from tests.chaos.recipes import RECIPES, Json, decisive
+from tests.chaos.recipes import RECIPES, Json
 from tests.chaos.recorder import ENDED, Recorder
 from tests.chaos.recovery import Done
 from tests.chaos.references import Reference, digests

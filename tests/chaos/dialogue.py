@@ -8,7 +8,7 @@ import httpx
 from tests.chaos.api import Api
 from tests.chaos.recipes import QUESTION, Json
 
-BODY: Json = {"model": "merged", "input": QUESTION, "temperature": 0, "max_output_tokens": 48}
+BODY: Json = {"input": QUESTION, "temperature": 0, "max_output_tokens": 48}
 PAUSE_SECONDS = 1.0
 ANSWER_SECONDS = 120.0
 
@@ -21,6 +21,7 @@ class Dialogue:
     """Asks in a thread until `finish`.
 
     Attributes:
+        model: model that answers.
         answers: text of each response by its id.
         failures: number of questions without a response.
         problems: responses that no fault explains.
@@ -28,6 +29,7 @@ class Dialogue:
 
     api: Api
     url: str
+    model: str = "merged"
     answers: dict[str, str] = field(default_factory=dict)
     failures: int = 0
     problems: list[str] = field(default_factory=list)
@@ -63,7 +65,10 @@ class Dialogue:
     def _ask(self) -> None:
         try:
             response = httpx.post(
-                f"{self.url}/v1/responses", json=BODY, timeout=ANSWER_SECONDS, trust_env=False
+                f"{self.url}/v1/responses",
+                json={**BODY, "model": self.model},
+                timeout=ANSWER_SECONDS,
+                trust_env=False,
             )
         except httpx.TransportError:
             self.failures += 1

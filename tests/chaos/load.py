@@ -51,11 +51,12 @@ def request_of(job: PlannedJob, upload_ids: list[str]) -> Json:
 
 
 class Load:
-    """Runs the jobs of a plan; `finish` returns what has become of them."""
+    """Runs the jobs of a plan; `finish` returns what has become of them. `writing` are the jobs with some text."""
 
     def __init__(self, api: Api, plan: Plan) -> None:
         self.api = api
         self.plan = plan
+        self.writing: set[str] = set()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="load")
         self._followers = ThreadPoolExecutor(2 * THREADS, thread_name_prefix="follower")
         self._jobs: dict[int, Future[Submitted]] = {}
@@ -128,6 +129,7 @@ class Load:
                 if name == "token":
                     text = texts.get(data["index"], "")
                     texts[data["index"]] = text[: data["offset"]] + data["text"]
+                    self.writing.add(submitted.planned.id)
                 elif name == "status" and data["status"] in ENDED:
                     submitted.streamed = texts
                     return

@@ -40,11 +40,15 @@ class PlannedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedFault:
-    """One fault, `pause` seconds after the end of the one before it; `baits` are submitted first and run when it hits."""
+    """One fault, `pause` seconds after the end of the one before it; `baits` are submitted first and run when it hits.
+
+    With `is_apart` they are submitted after all jobs of the faults before it have ended.
+    """
 
     name: str
     role: str
     pause: float
+    is_apart: bool = False
     baits: tuple[PlannedJob, ...] = ()
 
 
@@ -69,12 +73,21 @@ class Plan:
         return [name for name in RECIPES if name in used]
 
 
-def make_plan(seed: int, minutes: float, jobs: int, engine: str = "auto") -> Plan:
-    """Returns the plan of a run; the jobs of the faults are among the number of jobs."""
+def make_plan(
+    seed: int, minutes: float, jobs: int, engine: str = "auto", named: Sequence[tuple[str, str]] = ()
+) -> Plan:
+    """Returns the plan of a run; the jobs of the faults are among the number of jobs.
+
+    Args:
+        named: Faults and their roles in place of those by the seed.
+    """
     random = Random(seed)
     faults = []
     left = jobs
-    for fault in _faults(random, minutes):
+    chosen = [
+        PlannedFault(name=name, role=role, pause=PAUSE_SECONDS[0], is_apart=True) for name, role in named
+    ]
+    for fault in chosen or _faults(random, minutes):
         recipes = _baits(fault, engine)[:left]
         baits = tuple(
             PlannedJob(number=number, id=_id(seed, number), recipe=recipe, at=0)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from configparser import RawConfigParser
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +18,7 @@ from tests.chaos.clock import Clock
 from tests.chaos.proxy import Link, Proxy
 from tests.chaos.system import ROLES, System
 from tests.chaos.volume import Volume
+from tests.consumers.environments import python_of
 
 STOP_SECONDS = 30.0
 MARK = "CHAOS_RUN_OF_GRAFTWERK"
@@ -29,14 +30,21 @@ SETTINGS = {
 }  # fmt: skip
 
 STAND_IN = Path(__file__).parents[1] / "fake_vllm.py"
-ENGINE_SETTINGS = {
+ENGINE_SETTINGS: Mapping[str, Mapping[str, str]] = {
     "auto": {},
+    "llama.cpp": {"GRAFTWERK_GENERATE_ENGINE": "llama.cpp"},
     "vllm": {
         "GRAFTWERK_GENERATE_ENGINE": "vllm",
         "GRAFTWERK_VLLM_COMMAND": f"{sys.executable} {STAND_IN} serve",
     },
+    "vllm-cpu": {
+        "GRAFTWERK_GENERATE_ENGINE": "vllm",
+        "GRAFTWERK_VLLM_COMMAND": f"{python_of('vllm')} -m vllm.entrypoints.openai.api_server --enforce-eager",
+        "GRAFTWERK_VLLM_CACHE_BYTES": str(2**28),
+        "GRAFTWERK_VLLM_CONTEXT": "1024",
+    },
 }
-"""Settings by the engine. Nothing of vLLM but its command is its own: a stand-in takes its place."""
+"""Settings by the engine: `vllm` is a stand-in for it, `vllm-cpu` the real one of `make e2e-consumers`."""
 
 BEHAVIOUR = {"token_seconds": 0.05}
 """Behaviour of the stand-in on the slow model: a job takes seconds."""

@@ -1,7 +1,7 @@
 """Requests of the load: one table. Jobs of the same recipe must have the same result, with or without faults."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Recipe:
         engine: engine that answers it, with the default setting of the engine.
         is_formed: the output follows a form, which the stand-in for vLLM does not write.
         is_repeatable: the output is the same in any crowd.
+        setting: setting of the engine with which alone it is asked, None for all.
     """
 
     request: Json
@@ -39,10 +40,22 @@ class Recipe:
     engine: str = "graftwerk"
     is_formed: bool = False
     is_repeatable: bool = True
+    setting: str | None = None
     queue: str = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "queue", QUEUE_OF_KIND[self.request["kind"]])
+
+    @property
+    def writes_text(self) -> bool:
+        """True if the engine of the setting writes its outputs."""
+        return self.request["kind"] in ("generate", "compare")
+
+    @property
+    def model(self) -> str:
+        """Model that it reads, that of the first variant of a comparison."""
+        first: Json = self.request.get("variants", [self.request])[0]
+        return str(first.get("model", ""))
 
 
 QUEUE_OF_KIND = {
@@ -57,7 +70,7 @@ def _generate(model: str, prompt: str, **more: object) -> Json:
 
 
 _LONG = {"temperature": 0, "max_new_tokens": 120, "min_new_tokens": 120}
-_NO_END = {"temperature": 0, "repetition_penalty": 1, "max_new_tokens": 400, "logit_bias": {"2": -100}}
+_NO_END = {"temperature": 0, "repetition_penalty": 1, "max_new_tokens": 300, "logit_bias": {"2": -100}}
 _SEEDED = {"temperature": 0.9, "seed": 7, "max_new_tokens": 32}
 _MERGE = {"kind": "merge", "base": "llama-hf", "adapters": ADAPTERS, "force": True}
 _SLOW = {"kind": "merge", "base": "slow", "adapters": ["slow-adapter"], "force": True}
@@ -172,6 +185,24 @@ RECIPES: Mapping[str, Recipe] = {
         request={"kind": "tokenize", "model": "llama-hf", "adapters": ADAPTERS, "texts": [QUESTION, ANSWER]},
         share=3,
     ),
+    "generate a long text by a merged copy": Recipe(
+        request=_generate(
+            "slow", QUESTION, sampling=_LONG, adapters=[{"name": "slow-adapter", "scale": 0.5}]
+        ),
+        share=4,
+        is_slow=True,
+        setting="vllm-cpu",
+    ),
+    "compare larger models": Recipe(
+        request={
+            "kind": "compare",
+            "variants": [{"model": "slow"}, {"model": "slow", "adapters": ["slow-adapter"]}],
+            "prompt": QUESTION,
+            "sampling": {"temperature": 0, "max_new_tokens": 24, "seed": 1},
+        },
+        share=4,
+        setting="vllm-cpu",
+    ),
     "verify a merge": Recipe(
         request={"kind": "verify", "model": "", "base": "llama-hf", "adapters": ADAPTERS},
         share=0,
@@ -196,6 +227,10 @@ SLOW_RECIPES = {
 }
 """By queue, the recipe of the job that runs when a fault hits."""
 
+_WITH_AND_WITHOUT_ADAPTER = (
+    *["generate a long text"] * 4,
+    *["generate a long text with an adapter"] * 3,
+)
 CROWDS = {
     ("auto", "generate"): (
         *["generate a long text"] * 2,
@@ -203,20 +238,42 @@ CROWDS = {
         *["generate a long text by a GGUF model"] * 3,
     ),
     ("auto", "engine"): ("generate a long text by a GGUF model",) * 7,
-    ("vllm", "generate"): (*["generate a long text"] * 4, *["generate a long text with an adapter"] * 3),
-    ("vllm", "engine"): ("generate a long text",) * 7,
+    ("llama.cpp", "generate"): ("generate a long text by a GGUF model",) * 7,
+    ("llama.cpp", "engine"): ("generate a long text by a GGUF model",) * 7,
+    **{(vllm, "generate"): _WITH_AND_WITHOUT_ADAPTER for vllm in ("vllm", "vllm-cpu")},
+    **{(vllm, "engine"): ("generate a long text",) * 7 for vllm in ("vllm", "vllm-cpu")},
 }
 """By the engine's setting and the role that is killed, the recipes of the seven jobs that run then."""
 
-PROCESS_ENGINES = {"auto": "llama.cpp", "vllm": "graftwerk"}
+PROCESS_ENGINES = {
+    "auto": "llama.cpp",
+    "llama.cpp": "llama.cpp",
+    "vllm": "graftwerk",
+    "vllm-cpu": "graftwerk",
+}
 """By the engine's setting, the `engine` of the recipes that a process below the generate worker answers."""
+
+
+ANSWERED = {
+    "auto": lambda _: True,
+    "llama.cpp": lambda _: True,
+    "vllm": lambda recipe: recipe.engine == "graftwerk" and not recipe.is_formed,
+    "vllm-cpu": lambda recipe: not recipe.writes_text or recipe.model == "slow",
+}
+"""By the engine's setting, the recipes that a service answers. vLLM's attention on CPUs has no heads of the miniature's size."""
+
+
+DIALOGUE_MODELS = {"vllm-cpu": "slow"}
+"""By the engine's setting, the model that is asked through `/v1/responses`, if it is not the merged miniature."""
 
 
 def offered(engine: str) -> list[str]:
     """Returns the recipes that a service with this setting of the engine answers."""
-    if engine == "auto":
-        return [*RECIPES]
-    return [name for name, recipe in RECIPES.items() if recipe.engine == "graftwerk" and not recipe.is_formed]
+    return [
+        name
+        for name, recipe in RECIPES.items()
+        if recipe.setting in (None, engine) and ANSWERED[engine](recipe)
+    ]
 
 
 def roles_of(name: str, engine: str) -> set[str]:
@@ -224,44 +281,3 @@ def roles_of(name: str, engine: str) -> set[str]:
     recipe = RECIPES[name]
     is_served = recipe.request["kind"] == "generate" and recipe.engine == PROCESS_ENGINES[engine]
     return {recipe.queue, "engine"} if is_served else {recipe.queue}
-
-
-# ---- results ------------------------------------------------------------------------------------------
-
-
-def _texts(result: Json) -> object:
-    return [
-        [output["text"], output.get("token_ids"), _calls(output), result["engine"]]
-        for output in result["outputs"]
-    ]
-
-
-def _calls(output: Json) -> object:
-    return [[call["name"], call["arguments"]] for call in output.get("tool_calls") or []]
-
-
-def _comparison(result: Json) -> object:
-    return [[output["text"] for output in row["outputs"]] for row in result["comparisons"]]
-
-
-def _verdict(result: Json) -> object:
-    return [result["passed"], result["differences"]]
-
-
-RESULT_OF_KIND: Mapping[str, Callable[[Json], object]] = {
-    "generate": _texts,
-    "compare": _comparison,
-    "verify": _verdict,
-    "embed": lambda result: [[round(number, 4) for number in vector] for vector in result["embeddings"]],
-    "perplexity": lambda result: round(result["perplexity"], 4),
-    "tokenize": lambda result: result["token_ids"],
-}
-"""Parts of a result that must be equal. A batch changes the last bits of floating-point numbers, hence four digits."""
-
-
-def decisive(name: str, result: Json) -> object:
-    """Returns the part of a result that jobs of a recipe have in common: of outputs that a crowd may change, their lengths."""
-    recipe = RECIPES[name]
-    if recipe.is_repeatable:
-        return RESULT_OF_KIND[recipe.request["kind"]](result)
-    return [[len(output["token_ids"]), output["finish_reason"]] for output in result["outputs"]]

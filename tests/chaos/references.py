@@ -10,7 +10,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from tests.chaos.api import Api
-from tests.chaos.recipes import MINIATURE, RECIPES, Json, decisive
+from tests.chaos.decisive_parts import decisive
+from tests.chaos.recipes import MINIATURE, RECIPES, Json
 from tests.chaos.recorder import ENDED
 from tests.e2e.slow_model import write_slow_adapter, write_slow_model
 

@@ -1,23 +1,18 @@
-"""A short run of the chaos driver; only where the processes run on this machine."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""Short runs of the chaos driver; only where the processes run on this machine."""
 
 import pytest
 
-SHORT = ("--seed", "117", "--minutes", "0.3", "--jobs", "22", "--plain-volume")
-"""22 jobs, two of them canceled; the generate worker with seven streams, a job process and Redis are killed."""
+from tests.chaos.short_runs import kill_under_seven_streams, run
 
-ROOT = Path(__file__).parents[2]
+SHORT = ("--seed", "117", "--minutes", "0.3", "--jobs", "22")
+"""22 jobs, two of them canceled; the generate worker with seven streams, a job process and Redis are killed."""
 
 
 @pytest.mark.timeout(700)  # a minute on two quiet cores
 def test_a_short_run_of_faults_accounts_for_everything() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos", *SHORT], cwd=ROOT, capture_output=True, text=True, check=False,
-        timeout=660,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    assert "| all, each with one end | 22 |" in done.stdout
-    assert "Problems: 0." in done.stdout
+    assert "| all, each with one end | 22 |" in run(*SHORT)
+
+
+@pytest.mark.timeout(700)  # a minute on two quiet cores
+def test_seven_streams_of_llama_cpp_survive_its_death_and_that_of_the_worker() -> None:
+    kill_under_seven_streams("llama.cpp")
