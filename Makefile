@@ -48,7 +48,7 @@ up: ## build and start the compose services
 	@docker compose up --build --wait
 
 up-vllm: ## build and start the compose services with vLLM in place of the engine of the worker's image
-	@COMPOSE_PROFILES=vllm GRAFTWERK_GENERATE_ENGINE=vllm GRAFTWERK_GENERATE_WORKERS=0 docker compose up --build --wait
+	@GRAFTWERK_GENERATE_ENGINE=vllm docker compose --profile vllm up --build --wait
 
 down: ## stop the compose services; models and jobs stay in their volumes
 	@docker compose down

@@ -109,14 +109,29 @@ def clean_up(redis: Redis, settings: Settings) -> int:
     return 0
 
 
+def rest(engine: str) -> int:
+    """Waits for SIGTERM or SIGINT: the workers of another image have the service's engine."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    logger.info("GENERATE_ENGINE is %s: worker-%s generates, and this worker does nothing.", engine, engine)
+    signal.sigwait(signals)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs until a signal; returns 1 if the worker ended by itself, so that its supervisor restarts it."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     parser.add_argument("role", choices=("convert", "merge", "generate", "janitor"))
-    role: QueueName | Literal["janitor"] = parser.parse_args(arguments).role
+    parser.add_argument(
+        "--unless", metavar="ENGINE", help="do nothing where GENERATE_ENGINE is this: other workers have it"
+    )
+    options = parser.parse_args(arguments)
+    role: QueueName | Literal["janitor"] = options.role
     set_wait_policy()
     settings = Settings()
     configure_logging(settings.log_format)
+    if settings.generate_engine == options.unless:
+        return rest(settings.generate_engine)
     name = worker_name(role)
     redis = connect(settings, client_name=name)
     wait_for_redis(redis)
