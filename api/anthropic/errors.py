@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from flask import Response
+from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from api.errors import (
     Problem,
@@ -19,7 +19,7 @@ from api.errors import (
     sentences,
 )
 from api.headers import request_id
-from api.openai.errors import KEPT_HEADERS
+from api.openai.errors import KEPT_HEADERS, METHODS, check_method
 from services.errors import GraftwerkError
 
 TYPES: Mapping[int, str] = {
@@ -65,7 +65,14 @@ def on_http_error(error: HTTPException) -> Response:
     return _respond(problem_of_http_error(error), kept)
 
 
+def unknown_url(rest: str) -> Response:
+    """Raises NotFound for a path below messages that does not exist, MethodNotAllowed if it does with another method."""
+    check_method()
+    raise NotFound(f"There is no {request.method} /v1/messages/{rest} here.")
+
+
 def handle(api: APIBlueprint) -> None:
-    """Gives every error of the blueprint's views Anthropic's shape."""
+    """Gives every error of the blueprint's views Anthropic's shape, also for paths below messages that do not exist."""
     api.register_error_handler(GraftwerkError, on_graftwerk_error)
     api.register_error_handler(HTTPException, on_http_error)
+    api.add_url_rule("/messages/<path:rest>", view_func=unknown_url, methods=METHODS)

@@ -61,6 +61,8 @@ def parse(body_type: type[B], value: Any, names: Mapping[str, str] = NAMES) -> B
     Raises:
         InvalidParameter: a parameter is wrong, unknown or not supported.
     """
+    if not isinstance(value, dict):
+        raise InvalidParameter("", "The body must be a JSON object.")
     try:
         return body_type.model_validate(value)
     except ValidationError as error:

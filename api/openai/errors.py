@@ -122,11 +122,16 @@ def on_http_error(error: HTTPException) -> Response:
     return _respond(_status(problem), _object(problem), kept)
 
 
-def unknown_url(rest: str) -> Response:
-    """Returns the response to a path under /v1 that does not exist, or not with this method."""
+def check_method() -> None:
+    """Raises MethodNotAllowed if the current path, which has no view, has one with another method."""
     offered = [method for method in METHODS if _is_offered(method)]
     if offered:
         raise MethodNotAllowed([*offered, "OPTIONS"])
+
+
+def unknown_url(rest: str) -> Response:
+    """Returns the response to a path under /v1 that does not exist. Raises MethodNotAllowed."""
+    check_method()
     message = bounded(f"There is no {request.method} /v1/{rest} here.")
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": UNKNOWN_URL}
     return _respond(HTTPStatus.NOT_FOUND, {"error": error}, {})

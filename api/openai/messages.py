@@ -1,10 +1,11 @@
 """Messages of a conversation as OpenAI's clients send them."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from api.openai.body import Body
+from api.openai.body import Body, TextOr
 from services.templates import CalledFunction, Message, MessageToolCall, Role
 
 ROLES: dict[str, Role] = {
@@ -28,6 +29,17 @@ class TextPart(Body):
 
     type: Literal["text"]
     text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_read(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise PydanticCustomError(
+                "unread_part",
+                "The models here read text: images, audio and files are not read. Send parts of type text",
+            )
+        return value
 
 
 class FunctionCall(BaseModel):
@@ -60,7 +72,7 @@ class ChatMessage(Body):
     ignored: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "refusal"})
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[TextPart], Field(max_length=PARTS_LIMIT)] | None = None
+    content: TextOr[Annotated[list[TextPart], Field(max_length=PARTS_LIMIT)]] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] = Field(default=[], max_length=PARTS_LIMIT)
     tool_call_id: str | None = None

@@ -5,13 +5,13 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from api.openai.body import NAMES, Body
 from api.openai.errors import InvalidParameter
 from api.openai.messages import ChatMessage
 from services.errors import ModelNotFound
-from services.kinds.embed import INPUTS_LIMIT, EmbedRequest
+from services.kinds.embed import EmbedRequest
 from services.kinds.generate import GenerateRequest
 from services.kinds.guidance import ResponseFormat
 from services.kinds.shared import (
@@ -177,9 +177,12 @@ class ChatBody(SamplingBody):
     @property
     def field_names(self) -> Mapping[str, str]:
         """Fields of a job whose parameter has another name here; the limit has the name that was used."""
-        if self.max_completion_tokens is None:
-            return NAMES
-        return {**NAMES, "max_new_tokens": "max_completion_tokens"}
+        names = {**NAMES, "logprobs": "top_logprobs"}
+        return (
+            names
+            if self.max_completion_tokens is None
+            else names | {"max_new_tokens": "max_completion_tokens"}
+        )
 
     def request(self, metadata: dict[str, str]) -> GenerateRequest:
         """Returns the job's request. Without a limit the output may fill the model's context."""
@@ -210,13 +213,32 @@ class ChatBody(SamplingBody):
         )
 
 
-Texts = Annotated[list[str], Field(min_length=1, max_length=PROMPTS_LIMIT)]
+def _tag_of_texts(value: Any) -> str:
+    """Returns the tag of a text, of texts, of token ids or of lists of them, by the first item."""
+    if not isinstance(value, list):
+        return "[text]"
+    first = value[0] if value else ""
+    return "[of lists]" if isinstance(first, list) else "[of ids]" if isinstance(first, int) else "[list]"
+
+
+Text = TypeVar("Text", bound=str)
+
+Texts = Annotated[
+    Annotated[Text, Tag("[text]")]
+    | Annotated[list[Text], Field(min_length=1, max_length=PROMPTS_LIMIT), Tag("[list]")]
+    | Annotated[TokenIds, Tag("[of ids]")]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=PROMPTS_LIMIT), Tag("[of lists]")],
+    Discriminator(_tag_of_texts),
+]
+"""A text or several, as text or as token ids: what is wrong is reported for the form that was sent."""
+
+NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 class CompletionBody(SamplingBody):
     """Body of `POST /v1/completions`."""
 
-    prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=PROMPTS_LIMIT)]
+    prompt: Texts[str]
     echo: bool = Field(
         default=False,
         description="The text begins with the prompt; with `logprobs` those of the prompt's tokens come first.",
@@ -260,7 +282,7 @@ class CompletionBody(SamplingBody):
 class EmbeddingBody(ModelBody):
     """Body of `POST /v1/embeddings`."""
 
-    input: str | Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=INPUTS_LIMIT)]
+    input: Texts[NonEmpty]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(
         default=None, description="Length of the vectors: their first numbers, scaled to length 1 again."

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx2
 import openai
 import pytest
@@ -120,6 +121,21 @@ def test_a_folder_that_cannot_generate_is_refused_with_the_reason(client: openai
         ({"max_tokens": 3, "max_completion_tokens": 4}, None, "two values"),
         ({"stream_options": {"include_usage": True}}, None, "allowed with stream only"),
         ({"stop": [""]}, "stop.0", "at least 1"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs: Input should be less than"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages.0.content",
+            "messages.0.content: Input should be",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]}
+                ]
+            },
+            "messages.0.content.0",
+            "messages.0.content.0: The models here read text: images, audio and files are not read. Send parts of type text.",
+        ),
     ],
 )
 def test_a_wrong_parameter_is_named(
@@ -149,6 +165,39 @@ def test_odd_token_ids_are_refused(volume: Path, prompt: Any) -> None:
     response = client_of(volume).post("/v1/completions", json={"model": "base", "prompt": prompt})
     assert response.status_code == 400
     assert response.get_json()["error"]["param"].startswith("prompt")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "message"),
+    [
+        ("completions", {"prompt": ["a", 1]}, "prompt.1: Input should be a valid string."),
+        ("completions", {"prompt": [1, "a"]}, "prompt.1: Input should be a valid integer, unable to parse string as an integer."),
+        ("completions", {"prompt": []}, "prompt: List should have at least 1 item after validation, not 0."),
+        ("completions", {"prompt": {}}, "prompt: Input should be a valid string."),
+        ("embeddings", {"input": ""}, "input: String should have at least 1 character."),
+        ("embeddings", {"input": ["a", ""]}, "input.1: String should have at least 1 character."),
+        ("embeddings", [1], "The body must be a JSON object."),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_about_the_form_that_was_sent(
+    volume: Path, endpoint: str, body: Any, message: str
+) -> None:
+    sent = {"model": "base"} | body if isinstance(body, dict) else body
+    response = client_of(volume).post(f"/v1/{endpoint}", json=sent)
+    assert response.status_code == 400
+    assert response.get_json()["error"]["message"] == message
+
+
+def test_unknown_paths_below_messages_have_anthropics_shape(volume: Path) -> None:
+    client = client_of(volume)
+    for path, status, kind in (
+        ("/v1/messages/batches", 404, "not_found_error"),
+        ("/v1/messages/count_tokens", 405, "invalid_request_error"),
+    ):
+        response = client.get(path)
+        assert response.status_code == status
+        found = anthropic.types.ErrorResponse.model_validate(response.get_json(), strict=True)
+        assert found.error.type == kind
 
 
 @pytest.mark.parametrize(("logprobs", "scored"), [(None, False), (0, True), (1, True)])
