@@ -142,20 +142,22 @@ class Sampler:
         cut-off, the choice changes only if one of them was chosen; drawing by cumulative sums would shift all.
         """
         key = int(torch.randint(2**62, (), generator=self._generator))
-        candidates = self._candidates(scores[0])
-        if allowed is not None:  # of fewer than top_k tokens all others are as likely as the last one
-            candidates = candidates[allowed[candidates]]
+        candidates = self._candidates(scores[0], allowed)
         scores = scores[:, candidates]
         for warper in self._warpers:
             scores = warper(self._ids, scores)
         gumbel = -(-uniform_noise(candidates, key).log()).log()
         return int(candidates[(scores[0].double() + gumbel).argmax()])
 
-    def _candidates(self, scores: torch.Tensor) -> torch.Tensor:
+    def _candidates(self, scores: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
         """Returns the ids, in ascending order, of the tokens that top-k leaves; without top-k, of those that top-p leaves."""
+        if allowed is not None and int(allowed.sum()) <= self._sampling.top_k:
+            return allowed.nonzero()[:, 0]
         if not self._sampling.top_k and self._sampling.top_p < 1:
-            return nucleus(scores / self._sampling.temperature, self._sampling.top_p)
-        return _likeliest(scores, self._sampling.top_k)
+            found = nucleus(scores / self._sampling.temperature, self._sampling.top_p)
+        else:
+            found = _likeliest(scores, self._sampling.top_k)
+        return found if allowed is None else found[allowed[found]]
 
     def _with_logprobs(self, token_id: int, logits: torch.Tensor) -> Choice:
         if self._sampling.logprobs is None:

@@ -75,6 +75,23 @@ def test_tokens_as_likely_as_the_last_of_top_k_stay(ties: int) -> None:
     assert drawn == set(expected.nonzero()[:, 0].tolist())
 
 
+@pytest.mark.parametrize("count", [1, 7, 39, 40])
+def test_top_k_cuts_nothing_from_as_few_tokens_as_a_form_allows(count: int) -> None:
+    """Against the same draws without top-k, where each token has the same noise."""
+    torch.manual_seed(4)
+    allowed = torch.zeros(500, dtype=torch.bool)
+    allowed[torch.randperm(500)[:count]] = True
+    samplers = [
+        Sampler(Sampling(top_k=top_k, top_p=1, temperature=1, max_new_tokens=50), [1], end_ids=[], seed=6)
+        for top_k in (40, 0)
+    ]
+    for _ in range(50):
+        logits = torch.randn(500)
+        first, second = (sampler.choose(logits, allowed).token_id for sampler in samplers)
+        assert first == second
+        assert allowed[first]
+
+
 def test_the_noise_of_a_draw_is_splitmix64_as_published() -> None:
     # The first three outputs of the authors' C code for the seed 0.
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
