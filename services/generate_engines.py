@@ -47,13 +47,15 @@ DEFAULT_LIMITS = GgufLimits()
 class Engines:
     """Engines of a service: its setting, those that its workers have, and limits of what they run.
 
-    `adapter_rank` is the largest rank of an adapter that vLLM applies unmerged.
+    `adapter_rank` is the largest rank of an adapter that vLLM applies unmerged; `vllm_cache_bytes` are the bytes of keys and
+    values of each of its servers, 0 if it takes what the model leaves.
     """
 
     setting: GenerateEngine = "auto"
     available: frozenset[str] = frozenset({*PACKAGES, *PROGRAMS})
     gguf: GgufLimits = DEFAULT_LIMITS
     adapter_rank: int = ADAPTER_RANK
+    vllm_cache_bytes: int = 0
 
     @classmethod
     def installed(
@@ -61,11 +63,12 @@ class Engines:
         setting: GenerateEngine,
         programs: Mapping[Engine, str] = PROGRAMS,
         adapter_rank: int = ADAPTER_RANK,
+        vllm_cache_bytes: int = 0,
     ) -> "Engines":
         """Returns the engines whose packages or programs this process has."""
         inside = {name for name, package in PACKAGES.items() if find_spec(package)}
         found = frozenset(inside | {name for name, program in programs.items() if which(program)})
-        return cls(setting, found, adapter_rank=adapter_rank)
+        return cls(setting, found, adapter_rank=adapter_rank, vllm_cache_bytes=vllm_cache_bytes)
 
     @property
     def is_complete(self) -> bool:
@@ -76,14 +79,15 @@ class Engines:
         """Returns the fields as JSON, for `from_json`."""
         return {
             "setting": self.setting, "available": sorted(self.available), "gguf": [self.gguf.slots, self.gguf.context],
-            "adapter_rank": self.adapter_rank,
+            "adapter_rank": self.adapter_rank, "vllm_cache_bytes": self.vllm_cache_bytes,
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Engines":
         """Returns the engines of what `as_json` has returned."""
         limits = GgufLimits(*value["gguf"])
-        return cls(value["setting"], frozenset(value["available"]), limits, value["adapter_rank"])
+        numbers = (value["adapter_rank"], value["vllm_cache_bytes"])
+        return cls(value["setting"], frozenset(value["available"]), limits, *numbers)
 
     def of(self, model_kind: str) -> Engine | None:
         """Returns the engine that answers models of a kind, None if none does."""

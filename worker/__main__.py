@@ -67,11 +67,14 @@ def build(queue: QueueName, name: str, redis: Redis, settings: Settings) -> Trac
     threads = settings.torch_threads or thread_count(queue, usable_cores())
     lower_priority(queue)
     if queue == "generate":
+        from worker.inference.vllm_models import cache_bytes_of  # noqa: PLC0415
         from worker.inference.worker import GenerateWorker  # noqa: PLC0415  (imports torch)
 
         set_threads(threads)
         programs: dict[Engine, str] = {"vllm": settings.vllm_program}
-        engines = Engines.installed(settings.generate_engine, programs, settings.vllm_adapter_rank)
+        engines = Engines.installed(
+            settings.generate_engine, programs, settings.vllm_adapter_rank, cache_bytes_of(settings)
+        )
         EngineRecord(redis, settings.generate_engine).register(engines)
         return GenerateWorker(name=name, redis=redis, settings=settings)
     preload(queue)

@@ -14,7 +14,8 @@ from services.generate_engines import DEFAULT_LIMITS, Engines, GenerateEngine, G
 from services.jobs.records import reaching_redis
 
 ENGINE_KEY = "graftwerk:engine"
-"""Hash of `setting`, that of the API; of the generate worker that started last, its engines and its largest rank of adapters;
+"""Hash of `setting`, that of the API; of the generate worker that started last, its engines, its largest rank of adapters and
+the bytes of a KV cache of vLLM;
 `refused`, the reason for which one has not started since then."""
 
 PATIENCE_SECONDS = 30
@@ -45,11 +46,14 @@ class EngineRecord:
         with suppress(RedisError, NotReady, QueueFull):
             if not self._is_announced:
                 self.announce()
-            available, rank = self._redis.hmget(ENGINE_KEY, "available", "adapter_rank")
+            names = ("available", "adapter_rank", "vllm_cache_bytes")
+            available, rank, cache_bytes = self._redis.hmget(ENGINE_KEY, *names)
             if available is not None:
                 self._last = replace(self._last, available=frozenset(as_text(available).split()))
             if rank is not None:
                 self._last = replace(self._last, adapter_rank=int(rank))
+            if cache_bytes is not None:
+                self._last = replace(self._last, vllm_cache_bytes=int(cache_bytes))
         return self._last
 
     @reaching_redis()
@@ -68,7 +72,14 @@ class EngineRecord:
             self._redis.hset(ENGINE_KEY, "refused", error.message)
             raise
         available = " ".join(sorted(own.available))
-        self._redis.hset(ENGINE_KEY, mapping={"available": available, "adapter_rank": own.adapter_rank})
+        self._redis.hset(
+            ENGINE_KEY,
+            mapping={
+                "available": available,
+                "adapter_rank": own.adapter_rank,
+                "vllm_cache_bytes": own.vllm_cache_bytes,
+            },
+        )
         self._redis.hdel(ENGINE_KEY, "refused")
 
     @reaching_redis()

@@ -62,6 +62,7 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
     if engine == "vllm" and isinstance(request, GenerateRequest):
         warnings = check_vllm(request, stack, inputs.engines.adapter_rank)
     kv_bytes = _kv_bytes(request, checkpoint.config) if engine == "graftwerk" else None
+    cache_bytes = inputs.engines.vllm_cache_bytes if engine == "vllm" else kv_bytes or 0
     return Plan(
         kind=request.kind,
         reads=[
@@ -69,7 +70,7 @@ def plan_loaded_model(request: ModelRequest, inputs: Inputs) -> Plan:
             *map(PlannedRead.of_adapter, adapters),
         ],
         engine=engine,
-        peak_memory_bytes=PROCESS_BYTES + (checkpoint.parameters + elements) * 4 + (kv_bytes or 0),
+        peak_memory_bytes=PROCESS_BYTES + (checkpoint.parameters + elements) * 4 + cache_bytes,
         kv_cache_bytes=kv_bytes,
         warnings=[*stack.warnings, *warnings],
     )

@@ -53,12 +53,13 @@ def test_the_api_learns_the_engines_of_workers(redis: Redis) -> None:
     assert record.engines() == ALL_ENGINES
     record.register(Engines("auto", frozenset({"graftwerk"})))
     assert record.engines() == Engines("auto", frozenset({"graftwerk"}))
-    record.register(Engines("auto", frozenset({"graftwerk", "vllm"}), adapter_rank=8))
-    assert record.engines() == Engines("auto", frozenset({"graftwerk", "vllm"}), adapter_rank=8)
+    own = Engines("auto", frozenset({"graftwerk", "vllm"}), adapter_rank=8, vllm_cache_bytes=2**30)
+    record.register(own)
+    assert record.engines() == own
 
 
 def test_engines_reach_another_process_as_json() -> None:
-    engines = Engines("vllm", frozenset({"vllm"}), GgufLimits(3, 64), adapter_rank=8)
+    engines = Engines("vllm", frozenset({"vllm"}), GgufLimits(3, 64), adapter_rank=8, vllm_cache_bytes=2**30)
     assert Engines.from_json(json.loads(json.dumps(engines.as_json()))) == engines
 
 

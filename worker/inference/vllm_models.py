@@ -32,6 +32,12 @@ CPU_CACHE_BYTES = 4 * 2**30
 logger = logging.getLogger("graftwerk.vllm")
 
 
+def cache_bytes_of(settings: Settings) -> int:
+    """Returns the bytes of the KV cache of a server, 0 if vLLM takes what the model leaves."""
+    is_cpu = resolve_device(settings.device).type == "cpu"
+    return settings.vllm_cache_bytes or (CPU_CACHE_BYTES if is_cpu else 0)
+
+
 @dataclass(slots=True, eq=False)
 class SharedServer:
     """A server with its model, and the number of engines that use it."""
@@ -121,7 +127,7 @@ class VllmModels:
                 slots=settings.generate_slots,
                 dtype=model.dtype_name,
                 context=model.context_length,
-                cache_bytes=self._cache_bytes,
+                cache_bytes=cache_bytes_of(settings),
                 tensor_parallel=settings.vllm_tensor_parallel,
                 adapter_rank=settings.vllm_adapter_rank,
                 start_seconds=settings.vllm_start_seconds,
@@ -131,18 +137,14 @@ class VllmModels:
             server.when_started(scratch.pop_all().close)
         return SharedServer(server, model)
 
-    @property
-    def _cache_bytes(self) -> int:
-        is_cpu = resolve_device(self.settings.device).type == "cpu"
-        return self.settings.vllm_cache_bytes or (CPU_CACHE_BYTES if is_cpu else 0)
-
     def _server_bytes(self, key: ModelKey, store: ModelStore) -> int:
         """Returns the bytes of a server: weights and KV cache, or all of the limit if vLLM takes what the model leaves."""
         summary = store.describe(key.model)
         device = resolve_device(self.settings.device)
         dtype = choose_dtype(None if self.settings.vllm_dtype == "auto" else self.settings.vllm_dtype, device)
         weights = (summary.parameters or summary.size_bytes) * dtype.itemsize
-        return weights + self._cache_bytes if self._cache_bytes else max(weights, self.limit_bytes)
+        cache_bytes = cache_bytes_of(self.settings)
+        return weights + cache_bytes if cache_bytes else max(weights, self.limit_bytes)
 
     def _server_key(self, key: ModelKey, store: ModelStore) -> ModelKey:
         """Returns the key of the server: that of the base if vLLM applies the adapter to it, else of a merged copy."""

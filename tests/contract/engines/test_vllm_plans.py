@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from services.errors import NotReady, UnsupportedOption
 from services.generate_engines import Engines
 from services.kinds import parse_request
 from services.models.store import ModelStore
 from services.preflight import preflight
-from services.preflight.plan import Plan, Servers
+from services.preflight.plan import PROCESS_BYTES, Plan, Servers
 from tests.reference.peft_merge import make_adapter
 
 VLLM = Engines("vllm", frozenset({"graftwerk", "vllm"}))
@@ -72,6 +73,15 @@ def test_the_largest_rank_is_that_of_the_workers(root: Path) -> None:
     workers = Engines("vllm", frozenset({"vllm"}), adapter_rank=8)
     (warning,) = plan_of(root, workers, adapters=["wide"]).warnings
     assert warning.endswith(": wide has rank 16, and VLLM_ADAPTER_RANK is 8.")
+
+
+def test_the_memory_has_the_keys_and_values_of_the_server(root: Path) -> None:
+    """Its weights have 32 bits each, as on a CPU; the keys and values of all sequences are the setting of the workers."""
+    parameters = sum(tensor.numel() for tensor in load_file(root / "base" / "model.safetensors").values())
+    workers = Engines("vllm", frozenset({"vllm"}), vllm_cache_bytes=3 * 2**30)
+    plan = plan_of(root, workers)
+    assert plan.peak_memory_bytes == PROCESS_BYTES + 4 * parameters + 3 * 2**30
+    assert plan.kv_cache_bytes is None, "GRAFTWERK_KV_CACHE_BYTES does not limit it"
 
 
 def test_a_service_without_a_worker_with_vllm_says_so(root: Path) -> None:
