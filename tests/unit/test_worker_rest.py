@@ -1,6 +1,7 @@
 """A generate worker whose place the worker of another engine takes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,3 +39,11 @@ def test_the_worker_of_vllm_has_no_other_engine() -> None:
     assert worker["environment"]["GRAFTWERK_GENERATE_ENGINE"] == "vllm"
     assert worker["command"] == ["generate"]
     assert worker["profiles"] == ["vllm"]
+
+
+def test_the_command_of_vllm_is_that_of_its_image() -> None:
+    """Compose takes a variable of the image away if the file names it without a value."""
+    image = (ROOT / "worker" / "Dockerfile.vllm").read_text(encoding="utf-8")
+    (command,) = re.findall(r'GRAFTWERK_VLLM_COMMAND="(.+)"', image)
+    settings = SERVICES["worker-vllm"]["environment"]
+    assert settings["GRAFTWERK_VLLM_COMMAND"] == f"${{GRAFTWERK_VLLM_COMMAND:-{command}}}"
