@@ -4,10 +4,10 @@ A step of sixteen rows of a small model is two thousand operations on a few thou
 third of the products. Here queries and keys are rotated together, a norm is one operation, and products are not copied.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import rms_norm
 from transformers import Cache
 
@@ -21,42 +21,43 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine of each position, (rows, tokens, head_dim)."""
 
 
-def use_row_layers(model: Any) -> None:
+class RowLayer(nn.Module):
+    """A layer of one of these classes, whose modules it has."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        position_embeddings: Rotation | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Returns the hidden states (rows, tokens, hidden) after the layer. The parameters are those of transformers' layers."""
+        assert position_embeddings is not None
+        own: Any = self
+        normed = _normed(own.input_layernorm, hidden_states)
+        attended = _attended(own.self_attn, normed, attention_mask, past_key_values, position_embeddings)
+        hidden_states = hidden_states + attended
+        mlp, normed = own.mlp, _normed(own.post_attention_layernorm, hidden_states)
+        changed: torch.Tensor = mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed)))
+        return hidden_states + changed
+
+
+def use_row_layers(model: nn.Module) -> None:
     """Computes the layers of a model this way, if they are among these and its linear layers are `RowLinear`."""
-    if model.config._attn_implementation != GROUPED:
+    whole: Any = model
+    if whole.config._attn_implementation != GROUPED:
         return
     for layer in model.modules():
         if type(layer).__name__ not in LAYERS:
             continue
-        linear = [module for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+        linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
         changed = [module for module in linear if isinstance(module, RowLinear)]
         if len(changed) == len(linear):
-            layer.forward = partial(layer_forward, layer)
+            anything: Any = layer
+            anything.__class__ = RowLayer
             for module in changed:
                 module.returns_view = True
-
-
-def layer_forward(
-    layer: Any,
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    past_key_values: Cache | None = None,
-    position_embeddings: Rotation | None = None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """Returns the hidden states (rows, tokens, hidden) after a layer. The parameters are those of transformers' layers."""
-    assert position_embeddings is not None
-    attended = _attended(
-        layer.self_attn,
-        _normed(layer.input_layernorm, hidden_states),
-        attention_mask,
-        past_key_values,
-        position_embeddings,
-    )
-    hidden_states = hidden_states + attended
-    mlp, normed = layer.mlp, _normed(layer.post_attention_layernorm, hidden_states)
-    changed: torch.Tensor = mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed)))
-    return hidden_states + changed
 
 
 def _attended(

@@ -1,5 +1,7 @@
 """Layers of LLaMA-like models in fewer operations, against the layers of transformers."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from transformers import (
 from services.generate.masks import masks_of
 from services.generate.prompt_cache import PromptCache
 from services.generate.row_groups import attention_name
-from services.generate.row_layers import LAYERS, use_row_layers
+from services.generate.row_layers import LAYERS, RowLayer, use_row_layers
 from services.generate.row_linear import MOST_ROWS, use_row_linear
 
 CONFIGS = (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
@@ -68,7 +70,7 @@ def test_a_model_with_these_layers_has_the_bits_of_transformers(
     changed = model_of(config)
     use_row_linear(changed)  # these numbers of rows are computed as by the plain class
     use_row_layers(changed)
-    assert sum("forward" in vars(module) for module in changed.modules()) == SHAPE["num_hidden_layers"]
+    assert [type(layer) for layer in changed.model.layers] == [RowLayer] * SHAPE["num_hidden_layers"]
     assert torch.equal(logits(changed, ids, split=split), expected)
 
 
@@ -87,5 +89,18 @@ def test_few_rows_have_the_logits_of_float64(config: type[PreTrainedConfig]) -> 
 def test_other_layers_and_other_weights_are_computed_by_transformers(config: type[PreTrainedConfig]) -> None:
     model = model_of(config)  # without RowLinear, as with weights in bfloat16, on a GPU, or quantized
     use_row_layers(model)
-    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(isinstance(module, RowLayer) for module in model.modules())
     assert (type(model.model.layers[0]).__name__ in LAYERS) == (config is LlamaConfig)
+
+
+def test_a_model_is_freed_without_the_collector_of_cycles() -> None:
+    model = model_of(LlamaConfig)
+    use_row_linear(model)
+    use_row_layers(model)
+    layer = weakref.ref(model.model.layers[0])
+    gc.disable()
+    try:
+        del model
+        assert layer() is None
+    finally:
+        gc.enable()
